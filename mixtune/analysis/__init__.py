@@ -1,0 +1,1 @@
+"""Scores → estimates, from the store alone."""

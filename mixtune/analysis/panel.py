@@ -1,0 +1,160 @@
+"""Scores into panels: the same items for every system, as counts per cluster.
+
+Knows: label codes, clusters (Score.group), what a task must say of itself. Does not know:
+cocktails, seeds, intervals.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from mixtune.errors import DataError, did_you_mean
+from mixtune.metrics import METRICS, FloatArray, IntArray, Metric, tallies
+from mixtune.records import Score
+
+SPLITS = ("train", "validation", "test")
+FORMS = ("strict", "lenient", "constrained")
+
+
+class Scored(Protocol):
+    """What the analysis needs to know of a task (tasks.base.Task has it)."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels in their declared order; empty for open answers."""
+        ...
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names in metrics.METRICS, the main one first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Panel:
+    """All scores of one task × split × form.
+
+    `codes`: system → (gold, parsed) [items]; `counts`: system → [clusters, 3, labels], clusters in
+    sorted order of their names; `unread`: system → share of answers without a readable value.
+    """
+
+    task: str
+    split: str
+    form: str
+    labels: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    n: int
+    clusters: int
+    codes: Mapping[str, tuple[IntArray, IntArray]]
+    counts: Mapping[str, FloatArray]
+    unread: Mapping[str, float]
+
+    @property
+    def n_labels(self) -> int:
+        """Labels to count; an open answer has one, "right"."""
+        return max(1, len(self.labels))
+
+
+def panels(scores: Sequence[Score] | pa.Table, tasks: Mapping[str, Scored]) -> list[Panel]:
+    """Panels in order of tasks, splits and forms.
+
+    Raises:
+        DataError: an unknown task, metric or label, systems that answered different items, one
+            item in two clusters.
+    """
+    rows = scores if isinstance(scores, Sequence) else [Score(**r) for r in scores.to_pylist()]
+    grouped: defaultdict[tuple[str, str, str], list[Score]] = defaultdict(list)
+    for row in rows:
+        grouped[row.task, row.split, row.form].append(row)
+    order = {name: place for place, name in enumerate(tasks)}
+    for task, _, _ in grouped:
+        if task not in order:
+            raise DataError("scores of an unknown task", found=task, wanted=", ".join(tasks))
+
+    def place(key: tuple[str, str, str]) -> tuple[int, int, int]:
+        return order[key[0]], SPLITS.index(key[1]), FORMS.index(key[2])
+
+    return [_panel(key, grouped[key], tasks[key[0]]) for key in sorted(grouped, key=place)]
+
+
+def _panel(key: tuple[str, str, str], rows: Sequence[Score], task: Scored) -> Panel:
+    metrics = _metrics(key[0], task)
+    by_system: defaultdict[str, dict[str, Score]] = defaultdict(dict)
+    for row in rows:
+        if row.example in by_system[row.system]:
+            raise DataError("scored twice", where=f"{row.system}, {'/'.join(key)}/{row.example}")
+        by_system[row.system][row.example] = row
+    first = next(iter(by_system.values()))
+    ids = sorted(first)
+    names = sorted({row.group for row in first.values()})
+    place = {name: index for index, name in enumerate(names)}
+    cluster = np.array([place[first[i].group] for i in ids])
+    codes, counts, unread = {}, {}, {}
+    for system, found in by_system.items():
+        _check_same_items(system, key, first, found)
+        ordered = [found[i] for i in ids]
+        codes[system] = _codes(ordered, task.labels)
+        counts[system] = _by_cluster(*codes[system], cluster, max(1, len(task.labels)))
+        unread[system] = float(np.mean([row.status != "ok" for row in ordered]))
+    return Panel(*key, task.labels, metrics, len(ids), len(names), codes, counts, unread)
+
+
+def _metrics(name: str, task: Scored) -> tuple[Metric, ...]:
+    for metric in task.metrics:
+        if metric not in METRICS:
+            raise DataError(
+                f"unknown metric {metric!r}; {did_you_mean(metric, METRICS)}", where=name
+            )
+        if METRICS[metric].needs_labels and not task.labels:
+            raise DataError(f"{metric} needs labels", where=name, remedy="use accuracy")
+    return tuple(METRICS[metric] for metric in task.metrics)
+
+
+def _check_same_items(
+    system: str, key: tuple[str, ...], first: Mapping[str, Score], found: Mapping[str, Score]
+) -> None:
+    """Paired comparisons need the same items, with the same gold and cluster, for every system."""
+    where = f"{system}, {'/'.join(key)}"
+    if found.keys() != first.keys():
+        raise DataError(
+            "systems answered different items",
+            where=where,
+            found=sorted(found.keys() ^ first.keys())[0],
+            remedy="score all systems on the same items (same limit, same data)",
+        )
+    for example, row in found.items():
+        if (row.gold, row.group) != (first[example].gold, first[example].group):
+            raise DataError("an item has two golds or groups", where=where, found=example)
+
+
+def _codes(rows: Sequence[Score], labels: tuple[str, ...]) -> tuple[IntArray, IntArray]:
+    if not labels:
+        parsed = np.array([int(row.value != 1.0) for row in rows], dtype=np.int64)
+        return np.zeros(len(rows), dtype=np.int64), parsed
+    code = {label: index for index, label in enumerate(labels)}
+    for row in rows:
+        for label in (row.gold, row.parsed):
+            if label is not None and label not in code:
+                raise DataError(
+                    "a label that the task does not declare",
+                    where=f"{row.system}, {row.task}/{row.example}",
+                    found=label,
+                    wanted=", ".join(labels),
+                )
+    gold = np.array([code[row.gold] for row in rows], dtype=np.int64)
+    unread = len(labels)
+    parsed = np.array(
+        [unread if r.parsed is None else code[r.parsed] for r in rows], dtype=np.int64
+    )
+    return gold, parsed
+
+
+def _by_cluster(gold: IntArray, parsed: IntArray, cluster: IntArray, n_labels: int) -> FloatArray:
+    per_item = tallies(gold, parsed, n_labels)
+    summed = np.zeros((int(cluster.max()) + 1, *per_item.shape[1:]))
+    np.add.at(summed, cluster, per_item)
+    return summed

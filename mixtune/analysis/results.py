@@ -1,0 +1,240 @@
+"""Scores into results: a system's metric with its interval and floors; means over seeds.
+
+Knows: systems and their cocktails, seeds, floors. Does not know: prompts, tokens, how a row is
+shown.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from mixtune.analysis.panel import Panel, Scored, panels
+from mixtune.analysis.resample import (
+    DRAWS,
+    Arm,
+    Interval,
+    Spread,
+    cluster_weights,
+    interval,
+    pooled,
+    resampled,
+)
+from mixtune.errors import DataError
+from mixtune.identity import generator
+from mixtune.metrics import GOLD, FloatArray, Metric
+from mixtune.records import Estimate, Result, Score
+
+MAJORITY = "majority"
+BASE = "base"
+"""Cocktail names of the two baselines, which have no seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SystemInfo:
+    """What is behind a system's id: its cocktail's name and members, and its seed.
+
+    `seed` is None for a system that was not trained here (majority, base); its `ingredients` are
+    empty.
+    """
+
+    system: str
+    cocktail: str
+    seed: int | None
+    ingredients: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric on one panel: system → value, and system → value on each draw [draws].
+
+    `seed`: of the resampling.
+    """
+
+    panel: Panel
+    metric: Metric
+    infos: Mapping[str, SystemInfo]
+    values: Mapping[str, float]
+    draws: Mapping[str, FloatArray]
+    seed: int
+
+    def cells(self) -> dict[str, dict[int, str]]:
+        """Cocktail → seed → system; trained systems only, cocktails in the order of the systems."""
+        found: defaultdict[str, dict[int, str]] = defaultdict(dict)
+        for system in self.values:
+            info = self.infos[system]
+            if info.seed is None:
+                continue
+            if info.seed in found[info.cocktail]:
+                raise DataError("two systems of one cocktail and seed", found=info)
+            found[info.cocktail][info.seed] = system
+        return {name: dict(sorted(by_seed.items())) for name, by_seed in found.items()}
+
+    def arm(self, systems: Sequence[str]) -> Arm:
+        """The arm of systems of one cocktail, or of one fixed system."""
+        info = self.infos[systems[0]]
+        return Arm(
+            np.array([self.values[s] for s in systems]),
+            np.stack([self.draws[s] for s in systems]),
+            None if info.seed is None else self.spread(self.panel.task in info.ingredients),
+        )
+
+    def spread(self, member: bool) -> Spread | None:
+        """Between-run variance over the cells that train on this task, or those that do not.
+
+        The two are kept apart because runs that never saw a task scatter far more on it.
+        """
+        cells: defaultdict[str, list[float]] = defaultdict(list)
+        for system, value in self.values.items():
+            info = self.infos[system]
+            if info.seed is not None and (self.panel.task in info.ingredients) is member:
+                cells[info.cocktail].append(value)
+        return pooled([np.array(values) for values in cells.values()])
+
+    def interval(self, arm: Arm, against: Arm | None, name: str) -> Interval:
+        """95 % interval of an arm or of a difference; `name` names its resampling of seeds."""
+        panel = self.panel
+        independent = self.metric.name == "accuracy" and panel.n == panel.clusters
+        rng = generator(
+            self.seed, "resample-seeds", f"{panel.task}/{panel.split}/{panel.form}/{name}"
+        )
+        return interval(arm, against, panel.clusters, panel.n if independent else None, rng)
+
+
+def measure(
+    scores: Sequence[Score] | pa.Table,
+    systems: Sequence[SystemInfo],
+    tasks: Mapping[str, Scored],
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> list[Measured]:
+    """Every metric on every panel, with draws shared by all systems of a task and split.
+
+    Raises:
+        DataError: scores of a system that is not listed, a system listed twice, or a fault of
+            `panels`.
+    """
+    infos = {info.system: info for info in systems}
+    if len(infos) != len(systems):
+        raise DataError("a system is listed twice", found=[info.system for info in systems])
+    measured = []
+    for panel in panels(scores, tasks):
+        unknown = sorted(panel.codes.keys() - infos.keys())
+        if unknown:
+            raise DataError("scores of a system that is not listed", found=unknown[0])
+        ordered = [system for system in infos if system in panel.codes]
+        rng = generator(seed, "resample-clusters", f"{panel.task}/{panel.split}")
+        weights = cluster_weights(panel.clusters, draws, rng)
+        counts = {s: resampled(panel.counts[s], weights) for s in ordered}
+        for metric in panel.metrics:
+            values = {s: metric.compute(*panel.codes[s], panel.n_labels) for s in ordered}
+            drawn = {s: metric.from_tallies(counts[s]) for s in ordered}
+            measured.append(Measured(panel, metric, infos, values, drawn, seed))
+    return measured
+
+
+def results(
+    scores: Sequence[Score] | pa.Table,
+    systems: Sequence[SystemInfo],
+    tasks: Mapping[str, Scored],
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> list[Result]:
+    """One row per task × split × form × metric × system, systems in the order given.
+
+    `unparsed` is the share of answers without a readable value (unparsed, cut off or refused);
+    `majority` the value of the system whose cocktail is "majority" (None without one); `floor` the
+    larger of it and chance. `seed` seeds the resampling.
+
+    Raises:
+        DataError: as `measure`.
+    """
+    rows = []
+    for measured in measure(scores, systems, tasks, seed, draws):
+        chance, majority = _floors(measured)
+        known = [floor for floor in (chance, majority) if floor is not None]
+        panel = measured.panel
+        for system, value in measured.values.items():
+            info = measured.infos[system]
+            found = measured.interval(measured.arm([system]), None, system)
+            rows.append(
+                Result(
+                    system=system,
+                    cocktail=info.cocktail,
+                    seed=info.seed,
+                    task=panel.task,
+                    split=panel.split,
+                    form=panel.form,
+                    metric=measured.metric.name,
+                    value=value,
+                    low=found.low,
+                    high=found.high,
+                    n=panel.n,
+                    clusters=panel.clusters,
+                    unparsed=panel.unread[system],
+                    chance=chance,
+                    majority=majority,
+                    floor=max(known) if known else None,
+                    method=found.method,
+                )
+            )
+    return rows
+
+
+def _floors(measured: Measured) -> tuple[float | None, float | None]:
+    """Chance (None for open answers) and the majority system's value (None without one)."""
+    panel = measured.panel
+    chance = None
+    if panel.labels:
+        counts = next(iter(panel.counts.values()))
+        chance = measured.metric.chance(counts[:, GOLD, :].sum(0))
+    fixed = [s for s in measured.values if measured.infos[s].cocktail == MAJORITY]
+    return chance, measured.values[fixed[0]] if fixed else None
+
+
+def cocktail_means(
+    scores: Sequence[Score] | pa.Table,
+    systems: Sequence[SystemInfo],
+    tasks: Mapping[str, Scored],
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> list[Estimate]:
+    """Each cocktail's mean over its seeds, quantity "mean", per task × split × form × metric.
+
+    Raises:
+        DataError: as `measure`; two systems of one cocktail and seed.
+    """
+    rows = []
+    for measured in measure(scores, systems, tasks, seed, draws):
+        for cocktail, by_seed in measured.cells().items():
+            arm = measured.arm(list(by_seed.values()))
+            found = measured.interval(arm, None, cocktail)
+            rows.append(estimate(measured, ("mean", cocktail, ""), arm, arm.value, found))
+    return rows
+
+
+def estimate(
+    measured: Measured, what: tuple[str, str, str], arm: Arm, value: float, found: Interval
+) -> Estimate:
+    """A row for `what` = (quantity, subject, reference) on a measured panel."""
+    panel = measured.panel
+    quantity, subject, reference = what
+    return Estimate(
+        quantity=quantity,
+        subject=subject,
+        reference=reference,
+        target=panel.task,
+        split=panel.split,
+        form=panel.form,
+        metric=measured.metric.name,
+        value=value,
+        low=found.low,
+        high=found.high,
+        n=panel.n,
+        clusters=panel.clusters,
+        seeds=len(arm.values),
+        method=found.method,
+        seed=measured.seed,
+    )

@@ -1,0 +1,268 @@
+"""Facts → derived: predictions to scores, scores to results, results to the report's input.
+
+Everything here can be deleted on disk and made again without torch.
+
+Knows: where facts and derived files stand, which score belongs to which answer. Does not know:
+models, tokens, how a number is computed or shown.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import yaml
+
+from mixtune import __version__
+from mixtune.analysis.effects import differences, select
+from mixtune.analysis.results import SystemInfo, cocktail_means, results
+from mixtune.errors import DataError, StoreError
+from mixtune.evaluation.score import score, score_version
+from mixtune.identity import make_id
+from mixtune.records import Example, MixRow, Prediction, Result, Score, Split, TrainStep, schema_of
+from mixtune.report.page import ReportInput, RunRow, render
+from mixtune.spec import Study, parse_study
+from mixtune.store import PlanRow, Store, Unit
+from mixtune.tasks.base import Task
+from mixtune.tasks.registry import Registry
+
+
+def score_id(answer_id: str, task: Task) -> str:
+    """Id of the scores of a set of answers: changes with the parser and the metrics only."""
+    return make_id("score", {"answer": answer_id, "version": score_version(task)})
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What `score_study` did, in sets of answers."""
+
+    scored: int
+    kept: int
+    unanswered: int
+
+
+class Derived:
+    """Reads a study's facts and keeps what follows from them."""
+
+    def __init__(self, store: Store, registry: Registry) -> None:
+        store.require()
+        self.store = store
+        self.registry = registry
+        text = (store.folder / "study.yaml").read_text(encoding="utf-8")
+        self.study: Study = parse_study(yaml.safe_load(text), str(store.folder / "study.yaml"))
+        self.plan = store.plan()
+        self.units = store.units()
+
+    # ---- scores -------------------------------------------------------------------------------
+
+    def answered(self) -> list[PlanRow]:
+        """Sets of answers that are done."""
+        return [r for r in self.plan if r.kind == "answer" and self._state(r.id) == "done"]
+
+    def _state(self, unit: str) -> str:
+        return self.units[unit].state if unit in self.units else "planned"
+
+    def score_file(self, row: PlanRow) -> str:
+        """Where the scores of a set of answers are kept."""
+        return f"{row.folder}/scores/{score_id(row.id, self.registry.get(row.task))}.parquet"
+
+    def unscored(self) -> list[PlanRow]:
+        """Sets of answers that are done and not scored by the current parser and metrics."""
+        return [
+            row
+            for row in self.answered()
+            if not (self.store.folder / self.score_file(row)).exists()
+        ]
+
+    def score(self) -> Scoring:
+        """Score what is not scored yet; needs the datasets, no model.
+
+        Raises:
+            DataError: the dataset no longer holds the items that were answered.
+        """
+        todo = self.unscored()
+        for row in todo:
+            self._score_one(row)
+        done = len(self.answered())
+        total = sum(1 for row in self.plan if row.kind == "answer")
+        return Scoring(len(todo), done - len(todo), total - done)
+
+    def _score_one(self, row: PlanRow) -> None:
+        predictions = [
+            _prediction(raw)
+            for raw in self.store.read_rows(f"{row.folder}/answers/{row.id}/predictions.parquet")
+        ]
+        task = self.registry.get(row.task)
+        split: Split = "test" if row.split == "test" else "validation"
+        asked = {prediction.example for prediction in predictions}
+        examples = [e for e in self._examples(row.task, split) if e.id in asked]
+        if len(examples) != row.items or len(asked) != row.items:
+            raise DataError(
+                "the dataset no longer holds the items that were answered",
+                where=f"{row.task}/{row.split}",
+                found=f"{len(examples)} of {row.items}",
+                remedy="give the --data-dir that the study ran with",
+            )
+        self.store.write_rows(self.score_file(row), Score, score(predictions, examples, task))
+
+    def _examples(self, task: str, split: Split) -> list[Example]:
+        return self.registry.examples(task, split, self.study.evaluate.carve)
+
+    def scores(self, split: str | None = None) -> pa.Table:
+        """Scores of everything answered, of one split or all.
+
+        Raises:
+            StoreError: some answers are not scored by the current parser and metrics.
+        """
+        missing = self.unscored()
+        if missing:
+            raise StoreError(
+                f"{len(missing)} sets of answers are not scored by this version's parsers",
+                where=str(self.store.folder),
+                remedy="mixtune score STUDY.yaml",
+            )
+        rows = [r for r in self.answered() if split in (None, r.split)]
+        tables = [self.store.read_table(self.score_file(row)) for row in rows]
+        return pa.concat_tables(tables) if tables else schema_of(Score).empty_table()
+
+    # ---- results ------------------------------------------------------------------------------
+
+    def systems(self) -> list[SystemInfo]:
+        """All systems that have answered something, in the order of the plan."""
+        found: dict[str, SystemInfo] = {}
+        for row in self.answered():
+            members = tuple(row.cocktail.split("+")) if row.seed is not None else ()
+            found[row.system] = SystemInfo(row.system, row.cocktail, row.seed, members)
+        return list(found.values())
+
+    def tasks(self) -> dict[str, Task]:
+        """The study's tasks that have answers, in the study's order."""
+        names = {row.task for row in self.plan if row.kind == "answer"}
+        ordered = [*self.study.tasks, *sorted(names - set(self.study.tasks))]
+        return {name: self.registry.get(name) for name in ordered if name in names}
+
+    def results(self, split: str) -> list[Result]:
+        """One row per system × task × form × metric of a split."""
+        table = self.scores(split)
+        return results(table, self.systems(), self.tasks()) if table.num_rows else []
+
+    # ---- report -------------------------------------------------------------------------------
+
+    def report(self, split: str) -> Path:
+        """Write the report's page for a split; returns its path."""
+        page = render(self.report_input(split))
+        return self.store.write_text(f"report/{_page(split)}", page)
+
+    def report_path(self, split: str) -> Path:
+        """Where the report of a split is written."""
+        return self.store.folder / "report" / _page(split)
+
+    def report_input(self, split: str) -> ReportInput:
+        """Everything the page shows, computed."""
+        table, systems, tasks = self.scores(split), self.systems(), self.tasks()
+        some = table.num_rows > 0
+        facts = self._run_facts()
+        return ReportInput(
+            study=self.study,
+            resolved_yaml=(self.store.folder / "study.yaml").read_text(encoding="utf-8"),
+            model_note=_model_note(self.study, facts),
+            synthetic=any(task.synthetic for task in tasks.values()),
+            split=split,
+            results=results(table, systems, tasks) if some else [],
+            means=cocktail_means(table, systems, tasks) if some else [],
+            differences=differences(table, systems, tasks) if some else [],
+            mixes=_mixes(facts),
+            runs=self.run_rows(),
+            curves=self._curves(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            tasks={name: task.title for name, task in tasks.items()},
+            version=__version__,
+            test_reads=self.store.test_reads(),
+            chosen=self.chosen() if split == "test" else {},
+        )
+
+    def chosen(self) -> dict[str, str]:
+        """Task → the cocktail with the best mean on validation, by the task's main metric."""
+        rows = self.results("validation")
+        forms = {(row.task, row.form) for row in rows if row.seed is not None}
+        found = {}
+        for name, task in self.tasks().items():
+            form = "constrained" if task.labels else "strict"
+            if (name, form) in forms:
+                found[name] = select(rows, name, task.metrics[0], form)
+        return found
+
+    def _run_facts(self) -> dict[str, dict[str, object]]:
+        found = {}
+        for row in self.plan:
+            path = self.store.folder / row.folder / "run.json"
+            if row.kind == "train" and path.is_file() and self._state(row.id) == "done":
+                found[row.system] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return found
+
+    def _curves(self) -> dict[str, list[TrainStep]]:
+        found = {}
+        for row in self.plan:
+            if row.kind == "train" and self._state(row.id) == "done":
+                steps = self.store.read_rows(f"{row.folder}/train.parquet")
+                found[row.system] = [TrainStep(**step) for step in steps]
+        return found
+
+    def run_rows(self) -> list[RunRow]:
+        """Every system with its state, in the order of the plan."""
+        by_system: dict[str, list[PlanRow]] = {}
+        for row in self.plan:
+            by_system.setdefault(row.system, []).append(row)
+        return [self._run_row(rows) for rows in by_system.values()]
+
+    def _run_row(self, rows: Sequence[PlanRow]) -> RunRow:
+        units = [self.units[row.id] for row in rows if row.id in self.units]
+        first = rows[0]
+        return RunRow(
+            id=first.system,
+            system=first.system,
+            cocktail=first.cocktail,
+            seed=first.seed,
+            state=run_state(units),
+            error="; ".join(unit.error for unit in units if unit.error),
+            attempts=max((unit.attempts for unit in units), default=0),
+            seconds=sum(unit.seconds for unit in units),
+            folder=first.folder,
+        )
+
+
+def run_state(units: Sequence[Unit]) -> str:
+    """State of a run from those of its units: failed if one is, done if all are."""
+    states = {unit.state for unit in units}
+    if "failed" in states:
+        return "failed"
+    if states == {"done"}:
+        return "done"
+    return "planned" if states <= {"planned"} else "running" if "running" in states else "partial"
+
+
+def _page(split: str) -> str:
+    return "index.html" if split == "validation" else f"{split}.html"
+
+
+def _prediction(raw: dict[str, object]) -> Prediction:
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    return Prediction(**fields)  # type: ignore[arg-type]
+
+
+def _mixes(facts: Mapping[str, dict[str, object]]) -> list[tuple[str, MixRow]]:
+    found = []
+    for name, fact in facts.items():
+        rows = fact["mix"]
+        assert isinstance(rows, list)
+        found += [(name, MixRow(**row)) for row in rows]
+    return found
+
+
+def _model_note(study: Study, facts: Mapping[str, dict[str, object]]) -> str:
+    for fact in facts.values():
+        model = fact["model"]
+        assert isinstance(model, dict)
+        return f"{model['name']}: {model['note'] or model['source']}"
+    return study.model

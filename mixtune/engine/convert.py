@@ -1,0 +1,247 @@
+"""GGUF weights → a folder of bf16 safetensors in the user's cache, made once, whole or not at all.
+
+Knows: transformers' GGUF reader, what a prepared folder holds. Does not know: where names lead
+(models/catalog.py), training, evaluation.
+"""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging
+
+from mixtune.errors import ModelError
+from mixtune.models.catalog import GgufSource, locate
+from mixtune.models.files import (
+    MANIFEST,
+    BaseModelFiles,
+    describe_prepared,
+    locked,
+    read_object,
+    sha256_of,
+    weight_files,
+    write_manifest,
+    write_object,
+)
+from mixtune.tokens import Tokens
+
+_DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r")
+_PLAIN = ("gpt-2",)
+"""Values of GGUF's `tokenizer.ggml.pre`. The first group splits numbers into digits before anything
+else, which transformers' reader leaves out (two spaces or line breaks before a number then become
+other tokens than in pre-training); for other values its reader has not been checked here."""
+
+_READ_ERRORS = (ValueError, LookupError, TypeError, RuntimeError, OSError)
+_MACHINE_KEYS = ("_name_or_path", "_model_name_or_path", "is_local", "local_files_only")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+def prepare(name: str, *, verify: bool = False) -> BaseModelFiles:
+    """A base model that is ready to load: located, fetched and converted where that is needed.
+
+    Raises:
+        ModelError: see `models.catalog.locate` and `convert`.
+    """
+    found = locate(name, verify=verify)
+    return convert(found) if isinstance(found, GgufSource) else found
+
+
+def convert(source: GgufSource) -> BaseModelFiles:
+    """Convert a GGUF file into `source.target`; done by another process meanwhile: its result.
+
+    Written into a temporary folder beside the target and renamed at the end, manifest last.
+
+    Raises:
+        ModelError: the file is cut off, of a foreign kind, or gives values that are not finite;
+            the cache cannot be written.
+    """
+    target = source.target
+    try:
+        with locked(target):
+            if not (target / MANIFEST).is_file():
+                _convert_into(source, target)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"the cache cannot be written: {error}",
+            where=str(target.parent),
+            remedy="make room, or set MIXTUNE_CACHE to a folder that can be written",
+        ) from error
+    return describe_prepared(target)
+
+
+def _convert_into(source: GgufSource, target: Path) -> None:
+    """Write the folder under another name and rename it; called with the target's lock held."""
+    prefix = f".{target.name}.part-"
+    # Under the lock nobody else writes here: what is left is of processes that were killed.
+    for stale in target.parent.glob(f"{prefix}*"):
+        shutil.rmtree(stale)
+    if target.exists():
+        shutil.rmtree(target)
+    part = target.with_name(f"{prefix}{os.getpid()}")
+    part.mkdir()
+    try:
+        _write(source, part)
+        _check(part, source.gguf)
+        write_manifest(part, _facts(source))
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _facts(source: GgufSource) -> dict[str, Any]:
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {
+        "name": source.name,
+        "note": source.note,
+        "source": source.source,
+        "source_file": source.gguf.name,
+        "source_sha256": sha256_of(source.gguf),
+        "versions": versions,
+    }
+
+
+def _write(source: GgufSource, folder: Path) -> None:
+    """Weights, configuration and tokenizer as transformers writes them, mended where needed."""
+    pre = _check_header(source)
+    place, file = str(source.gguf.parent), source.gguf.name
+    with _quiet(), _gguf_errors(source.gguf):
+        model = AutoModelForCausalLM.from_pretrained(
+            place,
+            gguf_file=file,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
+        tokenizer = None
+        if source.tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file)
+    with _quiet():
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    if source.tokenizer is not None:
+        _copy_tokenizer(source.tokenizer, folder)
+    elif pre in _DIGITS_FIRST:
+        _split_digits(folder / "tokenizer.json")
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        _strip(folder / name)
+
+
+def _check_header(source: GgufSource) -> str:
+    """The kind of pre-tokenizer that the GGUF file names, if its tokenizer can be trusted here.
+
+    Raises:
+        ModelError: no GGUF file, or a tokenizer kind that has not been checked.
+    """
+    import gguf
+
+    with _gguf_errors(source.gguf):
+        fields = gguf.GGUFReader(source.gguf).fields
+        kind, pre = (
+            str(fields[key].contents()) if key in fields else ""
+            for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
+        )
+    if source.tokenizer is None and (kind != "gpt2" or pre not in (*_DIGITS_FIRST, *_PLAIN)):
+        raise ModelError(
+            "it has not been checked that this GGUF file's tokenizer is read correctly",
+            where=str(source.gguf),
+            found=f"tokenizer kind {kind!r}, pre-tokenizer {pre!r}",
+            wanted=f"kind 'gpt2' with one of {', '.join((*_DIGITS_FIRST, *_PLAIN))}",
+            remedy="put the file into a folder of its own with the model's tokenizer.json and "
+            "tokenizer_config.json, and give the folder",
+        )
+    return pre
+
+
+@contextmanager
+def _gguf_errors(path: Path) -> Iterator[None]:
+    """Turns what the GGUF readers raise for broken or foreign files into a ModelError."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except _READ_ERRORS as error:
+        raise ModelError(
+            f"the GGUF file cannot be read: {error}",
+            where=str(path),
+            wanted="a whole GGUF file of an architecture that transformers can read",
+            remedy="download the file again, or use the model's safetensors",
+        ) from error
+
+
+def _check(folder: Path, gguf: Path) -> None:
+    """Refuse what does not load, is not finite, or ends its turn with another token than told."""
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as stream:
+                broken = [k for k in stream.keys() if not stream.get_tensor(k).isfinite().all()]  # noqa: SIM118
+        except SafetensorError as error:
+            raise ModelError(f"written weights do not load: {error}", where=str(gguf)) from error
+        if broken:
+            raise ModelError(
+                "weights that are not finite numbers",
+                where=str(gguf),
+                found=", ".join(broken),
+                remedy="download the file again",
+            )
+    tokens = Tokens.load(folder)
+    config = read_object(folder / "config.json")
+    told = config.get("eos_token_id")
+    if told != tokens.end_of_turn[-1]:
+        raise ModelError(
+            "the GGUF file's end token is not what its chat template ends a turn with",
+            where=str(gguf),
+            found=f"eos_token_id {told}, end of turn {tokens.end_of_turn[-1]}",
+            remedy="use an instruction-tuned model, or its safetensors",
+        )
+    if not 0 <= tokens.pad_id < config["vocab_size"]:
+        raise ModelError(
+            "the padding token is outside the vocabulary", where=str(gguf), found=tokens.pad_id
+        )
+
+
+def _split_digits(path: Path) -> None:
+    """Put the digit splitter in front of tokenizer.json's pre-tokenizer."""
+    tokenizer = read_object(path)
+    steps = [{"type": "Digits", "individual_digits": True}, tokenizer["pre_tokenizer"]]
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+
+
+def _copy_tokenizer(origin: Path, folder: Path) -> None:
+    for name in _TOKENIZER_FILES:
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, folder / name)
+
+
+def _strip(path: Path) -> None:
+    """Remove what says where a file was made from."""
+    if path.is_file():
+        held = read_object(path)
+        write_object(path, {k: v for k, v in held.items() if k not in _MACHINE_KEYS})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The progress bars and warnings of transformers off, and back as they were."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        # The bar of the GGUF reader knows no switch.
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(level)

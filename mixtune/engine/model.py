@@ -1,0 +1,145 @@
+"""A base model on this machine with one adapter: trained, saved, and asked.
+
+Knows: how the engine's parts fit together; the canonical order of batches. Does not know: tasks,
+runs, where predictions go. Keeps the protocol of models/base.py.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from mixtune.engine import generate, score
+from mixtune.engine.forward import Decoder
+from mixtune.engine.lora import Adapter
+from mixtune.errors import ModelError
+from mixtune.records import Answer, Query
+from mixtune.spec import EvalSpec, TrainSpec
+from mixtune.tokens import Tokens
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_Asked = Sequence[tuple[Query, list[int]]]
+
+
+class LocalModel:
+    """A frozen base with a LoRA adapter on every linear layer but the head."""
+
+    def __init__(
+        self, decoder: Decoder, adapter: Adapter, tokens: Tokens, evaluate: EvalSpec
+    ) -> None:
+        """Put the parts together; `system` is for the caller to set."""
+        self.system = ""
+        self.decoder = decoder
+        self.adapter = adapter
+        self.tokens = tokens
+        self.evaluate = evaluate
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        tokens: Tokens,
+        train: TrainSpec,
+        evaluate: EvalSpec,
+        device: str = "cpu",
+    ) -> "LocalModel":
+        """Read a base model and install an adapter that is zero until `reset` or `load_adapter`.
+
+        Args:
+            folder: config.json and safetensors, as transformers saves them.
+            tokens: the same folder's tokenizer.
+            train: `rank`, `alpha` and `compute` (dtype of the base) are used.
+            evaluate: `batch_size` and `max_prompt_length` are used.
+            device: where it computes, in torch's words.
+
+        Raises:
+            ModelError: the weights cannot be read, or the architecture cannot be run exactly.
+        """
+        decoder = Decoder.load(folder, _DTYPES[train.compute], device)
+        adapter = Adapter.install(decoder.network, decoder.head, train.rank, train.alpha)
+        return cls(decoder, adapter, tokens, evaluate)
+
+    def reset(self, seed: int) -> None:
+        """A fresh adapter, switched on: A drawn from `seed`, B zero, so that the base answers."""
+        self.adapter.reset(seed)
+        self.adapter.enable(True)
+
+    def use_base(self) -> None:
+        """Switch the adapter off: the base alone answers."""
+        self.adapter.enable(False)
+
+    def save_adapter(self, folder: Path, base_name: str) -> None:
+        """Write the adapter in PEFT's format; `base_name` is the base it names there."""
+        self.adapter.save(folder, base_name)
+
+    def load_adapter(self, folder: Path) -> None:
+        """Read an adapter in PEFT's format and switch it on.
+
+        Raises:
+            ModelError: a file is missing, broken or foreign; rank, alpha or targets differ.
+        """
+        self.adapter.load(folder)
+        self.adapter.enable(True)
+
+    def rank(self, queries: Sequence[Query]) -> list[Answer]:
+        """Log-probability of each choice with its end of turn; `output` is the likeliest choice.
+
+        Raises:
+            ModelError: a prompt is longer than `evaluate.max_prompt_length`.
+            ValueError: a query has no choices.
+        """
+        for query in queries:
+            if not query.choices:
+                raise ValueError(f"query {query.id} has no choices to rank")
+        encoded = {text: self.tokens.answer_ids(text) for q in queries for text in q.choices}
+
+        def answer(asked: _Asked) -> list[Answer]:
+            choices = [[encoded[text] for text in query.choices] for query, _ in asked]
+            prompts = [prompt for _, prompt in asked]
+            return score.rank(self.decoder, [query for query, _ in asked], prompts, choices)
+
+        return self._in_chunks(queries, answer)
+
+    def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+        """Greedy text up to the end of turn, at most `max_new_tokens` tokens.
+
+        Raises:
+            ModelError: a prompt is longer than `evaluate.max_prompt_length`.
+            ValueError: `max_new_tokens` is not positive.
+        """
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}, wanted at least 1")
+
+        def answer(asked: _Asked) -> list[Answer]:
+            prompts = [prompt for _, prompt in asked]
+            return generate.generate(self.decoder, prompts, self.tokens, max_new_tokens)
+
+        return self._in_chunks(queries, answer)
+
+    def _in_chunks(
+        self, queries: Sequence[Query], answer: Callable[[_Asked], list[Answer]]
+    ) -> list[Answer]:
+        """Answers in the order of the queries, computed in chunks of (length, id) order.
+
+        The order of computing is a function of the queries alone: rounding depends on what shares
+        a pass, and a result must not depend on the order in which questions arrive.
+        """
+        asked = [(query, self._prompt(query)) for query in queries]
+        order = sorted(range(len(asked)), key=lambda i: (len(asked[i][1]), asked[i][0].id))
+        answers: dict[int, Answer] = {}
+        for start in range(0, len(order), self.evaluate.batch_size):
+            chunk = order[start : start + self.evaluate.batch_size]
+            answers.update(zip(chunk, answer([asked[i] for i in chunk]), strict=True))
+        return [answers[i] for i in range(len(asked))]
+
+    def _prompt(self, query: Query) -> list[int]:
+        ids = self.tokens.prompt_ids(query.messages)
+        if len(ids) > self.evaluate.max_prompt_length:
+            raise ModelError(
+                "a prompt is too long",
+                where=f"query {query.id}",
+                found=f"{len(ids)} tokens",
+                wanted=f"at most {self.evaluate.max_prompt_length}",
+                remedy=f"set evaluate.max_prompt_length={len(ids)} or more, or shorten the prompt",
+            )
+        return ids

@@ -1,0 +1,1 @@
+"""Predict and score: task × model → predictions → scores."""

@@ -1,0 +1,132 @@
+"""Metrics: which there are, which way is better, and how each follows from gold and parsed labels.
+
+Two ways to the same number: `compute` goes through scikit-learn and gives the value that is shown;
+`from_tallies` works on sums of per-item counts, for thousands of resamples at once. A test holds
+the two equal.
+
+Knows: label codes and counts. Does not know: tasks, systems, how an answer was read.
+
+Label codes are 0 … n_labels - 1; an answer that could not be read has the code n_labels and counts
+as wrong. Macro and weighted F1 run over the labels that occur in gold or in the parsed answers
+(scikit-learn's own choice of labels, less the code for unread answers); a label that nobody used
+is left out instead of counting as 0 or 1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, f1_score
+
+from mixtune.errors import DataError
+
+VERSION = 1
+"""Raised whenever a metric's value could change; part of every score id."""
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+RIGHT, GOLD, PARSED = 0, 1, 2
+"""Rows of a tally: how often a label was answered rightly, was gold, was answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric with its direction; `needs_labels` where it means nothing for open answers."""
+
+    name: str
+    higher_is_better: bool
+    needs_labels: bool
+    compute: Callable[[IntArray, IntArray, int], float]
+    from_tallies: Callable[[FloatArray], FloatArray]
+
+    def chance(self, gold: FloatArray) -> float:
+        """Value expected of uniform guessing, from the gold counts per label `gold` [labels].
+
+        The metric of the expected counts: exactly 1/labels for accuracy; for F1 the value at the
+        expected counts, which is what uniform guessing tends to as items grow.
+        """
+        share = 1.0 / len(gold)
+        expected = np.stack([gold * share, gold, np.full(len(gold), gold.sum() * share)])
+        return float(self.from_tallies(expected))
+
+
+def tallies(gold: IntArray, parsed: IntArray, n_labels: int) -> FloatArray:
+    """Counts per item, [items, 3, labels], that add up to those of any set of items.
+
+    Raises:
+        DataError: a code out of range, or gold and parsed of different lengths.
+    """
+    _check(gold, parsed, n_labels)
+    items = np.arange(len(gold))
+    counts = np.zeros((len(gold), 3, n_labels + 1))
+    counts[items, GOLD, gold] = 1.0
+    counts[items, PARSED, parsed] = 1.0
+    counts[items, RIGHT, gold] = gold == parsed
+    return counts[:, :, :n_labels]
+
+
+def _check(gold: IntArray, parsed: IntArray, n_labels: int) -> None:
+    if len(gold) != len(parsed) or len(gold) == 0:
+        raise DataError(
+            "a metric needs as many parsed answers as gold ones, and at least one",
+            found=f"{len(gold)} gold, {len(parsed)} parsed",
+        )
+    if min(gold.min(), parsed.min()) < 0 or gold.max() >= n_labels or parsed.max() > n_labels:
+        raise DataError(
+            "a label code is out of range",
+            found=f"gold up to {gold.max()}, parsed up to {parsed.max()}",
+            wanted=f"gold below {n_labels}, parsed at most {n_labels} (unread)",
+        )
+
+
+def _accuracy(gold: IntArray, parsed: IntArray, n_labels: int) -> float:
+    _check(gold, parsed, n_labels)
+    return float(accuracy_score(gold, parsed))
+
+
+def _f1(average: str) -> Callable[[IntArray, IntArray, int], float]:
+    def compute(gold: IntArray, parsed: IntArray, n_labels: int) -> float:
+        _check(gold, parsed, n_labels)
+        used = np.union1d(gold, parsed)
+        labels = used[used < n_labels]
+        return float(f1_score(gold, parsed, labels=labels, average=average, zero_division=0))
+
+    return compute
+
+
+def _accuracy_from(counts: FloatArray) -> FloatArray:
+    right: FloatArray = counts[..., RIGHT, :].sum(-1) / counts[..., GOLD, :].sum(-1)
+    return right
+
+
+def _f1_per_label(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """F1 [..., labels] (0 where a label does not occur) and whether it occurs, as 0 or 1."""
+    both = counts[..., GOLD, :] + counts[..., PARSED, :]
+    used = (both > 0).astype(np.float64)
+    return 2 * counts[..., RIGHT, :] / np.where(both > 0, both, 1.0), used
+
+
+def _macro_from(counts: FloatArray) -> FloatArray:
+    f1, used = _f1_per_label(counts)
+    mean: FloatArray = f1.sum(-1) / used.sum(-1)
+    return mean
+
+
+def _weighted_from(counts: FloatArray) -> FloatArray:
+    f1, _ = _f1_per_label(counts)
+    gold = counts[..., GOLD, :]
+    mean: FloatArray = (f1 * gold).sum(-1) / gold.sum(-1)
+    return mean
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", True, False, _accuracy, _accuracy_from),
+        Metric("macro-f1", True, True, _f1("macro"), _macro_from),
+        Metric("weighted-f1", True, True, _f1("weighted"), _weighted_from),
+    )
+}
+"""Every metric by name."""

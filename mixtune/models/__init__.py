@@ -1,0 +1,1 @@
+"""Systems that answer: the protocol, and where base models come from."""

@@ -1,0 +1,78 @@
+"""The majority class as a system: the floor every trained system is read against.
+
+Knows: how often each answer occurs in a train split, per stratum. Does not know: the text of a
+query, evaluation targets, metrics.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+from mixtune.errors import DataError
+from mixtune.records import Answer, Example, Query
+
+
+class MajorityModel:
+    """Says the commonest train answer of the query's stratum, in both forms.
+
+    A stratum that train does not have is answered from the counts of all of train: that is the
+    rule of this baseline. Of equally common answers the first in order of choices wins (for open
+    answers: the first by name), so that generating and ranking agree.
+    """
+
+    def __init__(self, counts: Mapping[str, Mapping[str, int]], system: str = "majority") -> None:
+        """`counts`: stratum → answer → train rows."""
+        self._counts = {stratum: Counter(answers) for stratum, answers in counts.items()}
+        self._all: Counter[str] = Counter()
+        for answers in self._counts.values():
+            self._all.update(answers)
+        if not self._all:
+            raise DataError("a majority class needs train rows", found=0)
+        self._system = system
+
+    @classmethod
+    def from_examples(cls, train: Sequence[Example], system: str = "majority") -> "MajorityModel":
+        """Counts the train rows of one task.
+
+        Raises:
+            DataError: no rows, rows of another split, rows of several tasks.
+        """
+        names = sorted({example.task for example in train})
+        if len(names) > 1:
+            raise DataError("one majority model per task", found=names)
+        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for example in train:
+            if example.split != "train":
+                raise DataError(
+                    "the majority class is taken from train",
+                    where=f"{example.task}/{example.id}",
+                    found=example.split,
+                )
+            counts[example.stratum][example.target] += 1
+        return cls(counts, system)
+
+    @property
+    def system(self) -> str:
+        """The id under which its predictions are kept."""
+        return self._system
+
+    def rank(self, queries: Sequence[Query]) -> list[Answer]:
+        """Log of the train frequency of each choice in the stratum, one added to every count."""
+        return [self._ranked(query) for query in queries]
+
+    def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+        """The commonest answer; never cut off."""
+        return [Answer(output=self._commonest(query)) for query in queries]
+
+    def _of(self, stratum: str) -> Counter[str]:
+        return self._counts.get(stratum, self._all)
+
+    def _commonest(self, query: Query) -> str:
+        counts = self._of(query.stratum)
+        return max(query.choices or sorted(counts), key=lambda answer: counts[answer])
+
+    def _ranked(self, query: Query) -> Answer:
+        counts = self._of(query.stratum)
+        total = sum(counts[choice] + 1 for choice in query.choices)
+        logprobs = tuple(math.log((counts[choice] + 1) / total) for choice in query.choices)
+        return Answer(output=self._commonest(query), logprobs=logprobs)

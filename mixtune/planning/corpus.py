@@ -1,0 +1,103 @@
+"""The examples of a study: pools to train on and items to be scored on, after the leakage gate.
+
+Knows: splits, the gate, which items are evaluated, what was dropped. Does not know: tokens,
+models, cells.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mixtune.errors import DataError
+from mixtune.leakage import find_leaked
+from mixtune.mixing import select_evaluation
+from mixtune.records import Example, Split
+from mixtune.spec import Study
+from mixtune.tasks.registry import Registry
+
+EVALUATED: tuple[Split, ...] = ("validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Everything a study trains and scores on.
+
+    `pools`: ingredient → train examples left by the gate. `items`: (task, split) → the items
+    that every system answers. `known`: task → train examples, for the majority floor.
+    `leaked_train`: ingredient → train rows dropped. `leaked_validation`: task → validation rows
+    dropped because they stand in a test split.
+    """
+
+    pools: dict[str, list[Example]]
+    items: dict[tuple[str, Split], list[Example]]
+    known: dict[str, list[Example]]
+    leaked_train: dict[str, int] = field(default_factory=dict)
+    leaked_validation: dict[str, int] = field(default_factory=dict)
+
+
+def load_corpus(study: Study, registry: Registry) -> Corpus:
+    """Load, gate and select.
+
+    The gate looks at the whole validation and test splits, not at the items selected from them,
+    so that asking for more items never changes what is trained on.
+
+    Raises:
+        DataError: a dataset cannot be read, a task has no evaluation items, an ingredient has no
+            rows left, or rows leak under `leaked: error`.
+    """
+    carve = study.evaluate.carve
+    test = [e for task in study.tasks for e in registry.examples(task, "test", carve)]
+    items: dict[tuple[str, Split], list[Example]] = {}
+    held_out = list(test)
+    leaked_validation = {}
+    for task in study.tasks:
+        rows = registry.examples(task, "validation", carve)
+        clean = _gate(task, rows, test, study)
+        leaked_validation[task] = len(rows) - len(clean)
+        held_out += rows
+        items[task, "validation"] = _items(task, "validation", clean, study)
+        items[task, "test"] = _items(task, "test", [e for e in test if e.task == task], study)
+    pools, leaked_train = {}, {}
+    for name in study.ingredients:
+        rows = registry.examples(name, "train", carve)
+        pools[name] = _gate(name, rows, held_out, study)
+        leaked_train[name] = len(rows) - len(pools[name])
+        if not pools[name]:
+            raise DataError("an ingredient has no rows to train on", where=name, found=len(rows))
+    known = {task: registry.examples(task, "train", carve) for task in study.tasks}
+    return Corpus(pools, items, known, leaked_train, leaked_validation)
+
+
+def _gate(
+    name: str, rows: Sequence[Example], against: Sequence[Example], study: Study
+) -> list[Example]:
+    """The rows that do not occur in `against`."""
+    leaked = find_leaked(rows, against)
+    if leaked and study.evaluate.leaked == "error":
+        first, witness = next(iter(leaked.items()))
+        kinds = dict(Counter(by.kind for by in leaked.values()))
+        raise DataError(
+            f"{len(leaked)} of {len(rows)} rows also stand in an evaluation split {kinds}",
+            where=name,
+            found=f"row {first} is {witness.task} {witness.split} row {witness.example}",
+            wanted="no shared rows",
+            remedy="set evaluate.leaked: drop, to drop and count them",
+        )
+    return [row for row in rows if row.id not in leaked]
+
+
+def _items(task: str, split: Split, rows: Sequence[Example], study: Study) -> list[Example]:
+    wanted = {
+        "validation": study.evaluate.validation_items,
+        "test": study.evaluate.test_items,
+    }[split]
+    chosen = select_evaluation(rows, wanted)
+    if not chosen:
+        raise DataError(
+            f"no {split} items to score on",
+            where=task,
+            found=0,
+            wanted="at least one item",
+            remedy=f"give the task a {split} split, or a larger evaluate.carve",
+        )
+    return chosen

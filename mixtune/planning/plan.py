@@ -1,0 +1,348 @@
+"""Study → cells → runs with ids, rows and tokens: what will be done, by name, before it is done.
+
+Three chained ids, each a hash of what can change that result and of nothing else: `train_id`
+(base weights, rows in order, cocktail, budget, settings, seed) → `answer_id` (system, prompts,
+items, decoding, number format) → `score_id` (parser, metrics: derive.py). Device, workers, paths
+and the study's name are in none of them.
+
+Knows: ids, mixes, token counts. Does not know: torch, GPUs, where results are kept.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mixtune.design import cocktails
+from mixtune.errors import DataError, SpecError, did_you_mean
+from mixtune.identity import digest, make_id
+from mixtune.mixing import IngredientCount, Mixture, mix
+from mixtune.models.catalog import BaseModelFiles
+from mixtune.planning.corpus import EVALUATED, Corpus, load_corpus
+from mixtune.records import Example, MixRow, Query, Split
+from mixtune.spec import FormName, Study, parse_study
+from mixtune.store import PlanRow, slug
+from mixtune.tasks.base import Task, fingerprint, query_of
+from mixtune.tasks.registry import Registry
+from mixtune.tokens import Row, Tokens, encode_rows
+
+SystemKind = Literal["trained", "base", "majority"]
+MAJORITY = "majority"
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPlan:
+    """One set of answers: a system on the items of one task and split, in one form."""
+
+    id: str
+    task: str
+    split: Split
+    form: FormName
+    items: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """One system: a cell with a seed, or a baseline. `system` is its train_id, "" if unresolved.
+
+    `tokens`: tokens that pass through the model in training, shared headers counted each time.
+    """
+
+    system: str
+    kind: SystemKind
+    cocktail: tuple[str, ...]
+    seed: int | None
+    mix: tuple[MixRow, ...]
+    answers: tuple[AnswerPlan, ...]
+    tokens: int
+
+    @property
+    def name(self) -> str:
+        """The cocktail, or what the baseline is called."""
+        return "+".join(self.cocktail) if self.kind == "trained" else self.kind
+
+    @property
+    def folder(self) -> str:
+        """Its folder below the study's."""
+        seed = "" if self.seed is None else f" s{self.seed}"
+        return f"cells/{self.system}-{slug(f'{slug(self.name)}{seed}')}"
+
+    def answers_folder(self, answer: AnswerPlan) -> str:
+        """Folder of one set of answers."""
+        return f"{self.folder}/answers/{answer.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All runs of a study, in the order in which they are done. `files` is None when unresolved."""
+
+    study: Study
+    files: BaseModelFiles | None
+    runs: tuple[RunPlan, ...]
+
+    def rows(self) -> list[PlanRow]:
+        """One row per unit of work: adapters and sets of answers."""
+        found = []
+        for run in self.runs:
+            if run.kind == "trained":
+                found.append(_plan_row(run, None))
+            found += [_plan_row(run, answer) for answer in run.answers]
+        return found
+
+
+class Planner:
+    """Resolves a study against its data and base model; also gives each run its token rows."""
+
+    def __init__(self, study: Study, registry: Registry, files: BaseModelFiles | None) -> None:
+        self.study = study = canonical(study, registry)
+        self.registry = registry
+        self.files = files
+        self.tokens = Tokens.load(files.folder) if files else None
+        self.corpus: Corpus = load_corpus(study, registry)
+        self.dropped: dict[str, int] = {}
+        self._digests: dict[int, str] = {}
+        self._item_facts: dict[tuple[str, Split], tuple[int, list[str]]] = {}
+        self._drop_over_long()
+
+    def plan(self) -> Plan:
+        """Every run of the study: seed by seed, baselines first.
+
+        Raises:
+            SpecError: more rows asked than an ingredient has.
+            DataError: an example longer than `max_length` under `over_long: error`.
+        """
+        names = cocktails(self.study.design, sorted(self.study.ingredients))
+        runs = [self._baseline(kind) for kind in self.study.baselines]
+        runs += [self._trained(name, seed) for seed in self.study.seeds for name in names]
+        return Plan(self.study, self.files, tuple(runs))
+
+    def training_rows(self, run: RunPlan) -> list[Row]:
+        """Token rows of a run, in training order.
+
+        Raises:
+            SpecError: the base model is not resolved.
+        """
+        if self.tokens is None or run.seed is None:
+            raise SpecError("this run cannot be resolved: the base model's files are not here")
+        return self._encode(self._mixture(run.cocktail, run.seed))
+
+    def items(self, answer: AnswerPlan) -> list[Example]:
+        """The examples of one set of answers."""
+        return self.corpus.items[answer.task, answer.split]
+
+    def prompt_hash(self, query: Query) -> str:
+        """Names the prompt that a query is put as; of its messages where there is no tokenizer."""
+        if self.tokens is None:
+            return digest([[message.role, message.content] for message in query.messages])
+        return self.tokens.prompt_hash(query.messages)
+
+    # ---- training -----------------------------------------------------------------------------
+
+    def _amounts(self, cocktail: Sequence[str]) -> dict[str, int | None]:
+        return {name: self.study.ingredients[name].rows for name in cocktail}
+
+    def _mixture(self, cocktail: Sequence[str], seed: int) -> Mixture:
+        budget = self.study.budget.examples
+        return mix(self.corpus.pools, self._amounts(cocktail), budget, seed)
+
+    def _encode(self, mixture: Mixture) -> list[Row]:
+        assert self.tokens is not None
+        # Over-long examples were dropped from the pools beforehand where the policy says so.
+        return encode_rows(mixture.order, self.tokens, self.study.train.max_length, "error").rows
+
+    def _drop_over_long(self) -> None:
+        """Take over-long examples out of the pools under `over_long: drop`, and count them."""
+        train = self.study.train
+        if train.over_long != "drop" or self.tokens is None:
+            return
+        for name, pool in self.corpus.pools.items():
+            named = [(name, example) for example in pool]
+            encoded = encode_rows(named, self.tokens, train.max_length, "drop")
+            kept = {row.example_id for row in encoded.rows}
+            self.dropped[name] = len(pool) - len(kept)
+            pool[:] = [example for example in pool if example.id in kept]
+
+    def _trained(self, cocktail: tuple[str, ...], seed: int) -> RunPlan:
+        mixture = self._mixture(cocktail, seed)
+        rows = self._encode(mixture) if self.tokens else []
+        system = self._train_id(cocktail, seed, mixture) if self.files else ""
+        return RunPlan(
+            system=system,
+            kind="trained",
+            cocktail=cocktail,
+            seed=seed,
+            mix=tuple(self._mix_row(name, mixture.counts[name], rows) for name in cocktail),
+            answers=self._answers(system),
+            tokens=sum(row.length for row in rows),
+        )
+
+    def _train_id(self, cocktail: tuple[str, ...], seed: int, mixture: Mixture) -> str:
+        assert self.files is not None
+        study = self.study
+        return make_id(
+            "train",
+            {
+                "model": self.files.digest,
+                "rows": [[name, self._digest(example)] for name, example in mixture.order],
+                "cocktail": self._amounts(cocktail),
+                "budget": study.budget.model_dump(mode="json"),
+                "train": study.train.model_dump(mode="json"),
+                "seed": seed,
+            },
+        )
+
+    def _digest(self, example: Example) -> str:
+        """Fingerprint of one example; by identity, since the pools outlive the planner."""
+        if id(example) not in self._digests:
+            self._digests[id(example)] = fingerprint([example])
+        return self._digests[id(example)]
+
+    def _mix_row(self, name: str, count: IngredientCount, rows: Sequence[Row]) -> MixRow:
+        own = [row for row in rows if row.ingredient == name]
+        return MixRow(
+            ingredient=name,
+            rows_asked=count.asked,
+            rows_available=count.available,
+            rows_got=count.got,
+            rows_distinct=count.distinct,
+            repeats=count.got / count.distinct,
+            supervised_tokens=sum(len(row.answer) for row in own),
+            tokens=sum(row.length for row in own),
+            dropped_overlong=self.dropped.get(name, 0),
+            dropped_leaked=self.corpus.leaked_train.get(name, 0),
+        )
+
+    # ---- baselines and answers ------------------------------------------------------------------
+
+    def _baseline(self, kind: Literal["majority", "base"]) -> RunPlan:
+        if kind == "majority":
+            known = {task: self._known(task) for task in self.study.tasks}
+            system = make_id("majority", {"known": known})
+        else:
+            parts = {"model": self.files.digest} if self.files else {}
+            system = make_id("base", parts) if self.files else ""
+        return RunPlan(system, kind, (), None, (), self._answers(system, kind), 0)
+
+    def _known(self, task: str) -> list[list[str]]:
+        """What the majority floor depends on: stratum and target of every train row."""
+        return [[row.stratum, row.target] for row in self.corpus.known[task]]
+
+    def _answers(self, system: str, kind: SystemKind = "trained") -> tuple[AnswerPlan, ...]:
+        found = []
+        for name in self.study.tasks:
+            task = self.registry.get(name)
+            for split in EVALUATED:
+                for form in self.study.evaluate.forms:
+                    if _answerable(task, form, kind):
+                        found.append(self._answer(system, kind, task, split, form))
+        return tuple(found)
+
+    def _answer(
+        self, system: str, kind: SystemKind, task: Task, split: Split, form: FormName
+    ) -> AnswerPlan:
+        items = self.corpus.items[task.name, split]
+        answer_id = self._answer_id(system, kind, (task, split, form)) if system else ""
+        tokens = self._facts(task.name, split)[0] if kind != "majority" else 0
+        return AnswerPlan(answer_id, task.name, split, form, len(items), tokens)
+
+    def _answer_id(self, system: str, kind: SystemKind, what: tuple[Task, Split, FormName]) -> str:
+        task, split, form = what
+        evaluate, local = self.study.evaluate, kind != "majority"
+        decoding = {
+            "batch_size": evaluate.batch_size if local else None,
+            "max_new_tokens": evaluate.max_new_tokens if local and form == "strict" else None,
+            "max_prompt_length": evaluate.max_prompt_length if local else None,
+        }
+        return make_id(
+            "answer",
+            {
+                "system": system,
+                "task": task.name,
+                "split": split,
+                "form": form,
+                "prompt": task.prompt_version,
+                "items": self._facts(task.name, split)[1],
+                "decoding": decoding,
+                "compute": self.study.train.compute if local else None,
+            },
+        )
+
+    def _facts(self, task: str, split: Split) -> tuple[int, list[str]]:
+        """Prompt tokens and fingerprints of the items of a task and split; computed once."""
+        if (task, split) not in self._item_facts:
+            items = self.corpus.items[task, split]
+            tokens = sum(self._prompt_length(e) for e in items) if self.tokens else 0
+            self._item_facts[task, split] = (tokens, [self._digest(e) for e in items])
+        return self._item_facts[task, split]
+
+    def _prompt_length(self, example: Example) -> int:
+        """Tokens of an item's prompt, refused before anything runs when it is too long."""
+        assert self.tokens is not None
+        length = len(self.tokens.prompt_ids(query_of(example).messages))
+        limit = self.study.evaluate.max_prompt_length
+        if length > limit:
+            raise DataError(
+                "an evaluation prompt is too long",
+                where=f"{example.task}, {example.split} {example.id}",
+                found=f"{length} tokens",
+                wanted=f"at most {limit} (evaluate.max_prompt_length)",
+                remedy="raise evaluate.max_prompt_length",
+            )
+        return length
+
+
+def canonical(study: Study, registry: Registry) -> Study:
+    """The study with tasks and ingredients under their own names; aliases resolved.
+
+    Raises:
+        SpecError: one that does not exist, cannot be used as asked, or is named twice.
+    """
+    tasks = [_usable(name, registry, "tasks") for name in study.tasks]
+    named = {name: _usable(name, registry, "ingredients") for name in study.ingredients}
+    explicit = [[named[name] for name in cocktail] for cocktail in study.design.explicit]
+    raw = study.model_dump(mode="json")
+    raw["tasks"] = tasks
+    raw["ingredients"] = {named[name]: amount for name, amount in raw["ingredients"].items()}
+    raw["design"]["explicit"] = explicit
+    if len(raw["ingredients"]) < len(named):
+        raise SpecError("ingredients: two names mean the same dataset", found=named)
+    return parse_study(raw)
+
+
+def _usable(name: str, registry: Registry, key: str) -> str:
+    task = registry.get(name)
+    if not getattr(task, _NEEDS[key]):
+        fit = [n for n in registry.names() if getattr(registry.get(n), _NEEDS[key])]
+        raise SpecError(
+            f"{key}: {name!r} is not {_NEEDS[key]}",
+            wanted=did_you_mean(name, fit),
+            remedy="mixtune tasks lists what there is",
+        )
+    return task.name
+
+
+_NEEDS = {"tasks": "scored", "ingredients": "trainable"}
+
+
+def _answerable(task: Task, form: FormName, kind: SystemKind) -> bool:
+    """Constrained answers need labels; an open answer has no majority worth the name."""
+    if task.kind == "open":
+        return form == "strict" and kind != "majority"
+    return True
+
+
+def _plan_row(run: RunPlan, answer: AnswerPlan | None) -> PlanRow:
+    return PlanRow(
+        kind="answer" if answer else "train",
+        id=answer.id if answer else run.system,
+        system=run.system,
+        folder=run.folder,
+        cocktail=run.name,
+        seed=run.seed,
+        task=answer.task if answer else "",
+        split=answer.split if answer else "",
+        form=answer.form if answer else "",
+        items=answer.items if answer else sum(row.rows_got for row in run.mix),
+        tokens=answer.tokens if answer else run.tokens,
+    )

@@ -1,0 +1,192 @@
+"""What happened: the rows that flow from room to room, and their Arrow schemas.
+
+Knows: fields, types, units. Does not know: how a row is made, stored or shown.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import pyarrow as pa
+
+Split = Literal["train", "validation", "test"]
+Form = Literal["strict", "lenient", "constrained"]
+Status = Literal["ok", "unparsed", "truncated", "refused"]
+State = Literal["planned", "running", "done", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation, as chat templates take it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One item of a dataset: messages in, target out.
+
+    `group` is the unit of independence (document, page, headline): splits are carved and
+    intervals are resampled by it. `stratum` is the sub-question an item belongs to ("" when there
+    is one question only): the majority floor is taken per stratum. `choices` is empty for open
+    answers.
+    """
+
+    task: str
+    id: str
+    split: Split
+    group: str
+    stratum: str
+    messages: tuple[Message, ...]
+    target: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a model gets to see of an example: everything but the answer."""
+
+    id: str
+    stratum: str
+    messages: tuple[Message, ...]
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model says to one query: text for `strict`, log-probabilities for `constrained`.
+
+    `logprobs` follows the query's choices: natural log of the probability of the choice's tokens
+    and the end of turn, summed, no length normalisation. `finish`: "stop" (the model ended its
+    turn), "length" (cut off), "refused".
+    """
+
+    output: str
+    logprobs: tuple[float, ...] = ()
+    finish: Literal["stop", "length", "refused"] = "stop"
+    latency: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A fact: what a system answered to an example. Latency in seconds per example."""
+
+    system: str
+    task: str
+    split: str
+    example: str
+    form: str
+    prompt_hash: str
+    output: str
+    choices: tuple[str, ...]
+    logprobs: tuple[float, ...]
+    finish: str
+    latency: float
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One answer judged: `value` is 1.0 or 0.0 for accuracy-like tasks; wrong is status ok."""
+
+    system: str
+    task: str
+    split: str
+    example: str
+    form: str
+    group: str
+    stratum: str
+    parsed: str | None
+    gold: str
+    value: float
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainStep:
+    """One optimiser step (from 0): mean loss of its examples, learning rate, gradient norm, counts."""
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    examples: int
+    supervised_tokens: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MixRow:
+    """Asked against got, for one ingredient of one run (rows are examples)."""
+
+    ingredient: str
+    rows_asked: int
+    rows_available: int
+    rows_got: int
+    rows_distinct: int
+    repeats: float
+    supervised_tokens: int
+    tokens: int
+    dropped_overlong: int
+    dropped_leaked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its uncertainty. `low` and `high` are None where n is too few to say."""
+
+    quantity: str
+    subject: str
+    reference: str
+    target: str
+    split: str
+    form: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    clusters: int
+    seeds: int
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One row of `mixtune results`: a system's metric on a task, with interval and floor."""
+
+    system: str
+    cocktail: str
+    seed: int | None
+    task: str
+    split: str
+    form: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    clusters: int
+    unparsed: float
+    chance: float | None
+    majority: float | None
+    floor: float | None
+    method: str
+
+
+_ARROW: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    tuple[str, ...]: pa.list_(pa.string()),
+    tuple[float, ...]: pa.list_(pa.float64()),
+    str | None: pa.string(),
+    int | None: pa.int64(),
+    float | None: pa.float64(),
+}
+
+
+def schema_of(row_type: type) -> pa.Schema:
+    """Arrow schema of a row type, in the order of its fields."""
+    return pa.schema([pa.field(f.name, _ARROW[f.type]) for f in fields(row_type)])

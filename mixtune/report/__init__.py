@@ -1,0 +1,1 @@
+"""Estimates → figures and one HTML file."""

@@ -1,0 +1,54 @@
+"""What a page is made from: estimates, counts and runs, already computed.
+
+Knows: the parts of a page. Does not know: how they were computed or how they are drawn.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mixtune.records import Estimate, MixRow, Result, TrainStep
+from mixtune.spec import Study
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One run as the page lists it: state, attempts, seconds in training and evaluation."""
+
+    id: str
+    system: str
+    cocktail: str
+    seed: int
+    state: str
+    error: str | None
+    attempts: int
+    seconds: float | None
+    folder: str
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """Everything on one page.
+
+    `results`, `means` (analysis.results.cocktail_means) and `differences` may hold several splits;
+    the page shows `split`. `mixes` and `curves` are keyed by run id. `tasks`: name → title, in the
+    order of the columns. `chosen`: task → cocktail chosen on validation, for a page that shows
+    test; empty where the page chooses the best of what it shows. `test_reads`: how often test
+    scores were looked at.
+    """
+
+    study: Study
+    resolved_yaml: str
+    model_note: str
+    synthetic: bool
+    split: str
+    results: Sequence[Result]
+    means: Sequence[Estimate]
+    differences: Sequence[Estimate]
+    mixes: Sequence[tuple[str, MixRow]]
+    runs: Sequence[RunRow]
+    curves: Mapping[str, Sequence[TrainStep]]
+    created: str
+    tasks: Mapping[str, str]
+    version: str
+    test_reads: int
+    chosen: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Datasets one can train on and be scored on."""

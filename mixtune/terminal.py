@@ -1,0 +1,311 @@
+"""What a person sees in a terminal: tables, progress with an ETA, plain lines in a pipe.
+
+Knows: rich, widths, what to say at each event. Does not know: how anything is computed.
+"""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mixtune.derive import Derived
+from mixtune.events import Silent
+from mixtune.planning.plan import AnswerPlan, Plan, Planner, RunPlan
+from mixtune.records import MixRow, TrainStep
+from mixtune.store import Unit
+from mixtune.tasks.registry import Registry
+
+PLAIN_EVERY = 20.0
+"""Seconds between two plain lines of the same run."""
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that honours NO_COLOR and the terminal's width; wide when piped."""
+    width = None if sys.stdout.isatty() else 160
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A table of escaped cells; numbers to the right."""
+    made = Table(title=escape(title), title_justify="left", header_style="bold")
+    numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
+    for name, right in zip(columns, numeric, strict=True):
+        made.add_column(escape(name), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(str(cell)) for cell in row))
+    return made
+
+
+def _is_number(cell: object) -> bool:
+    return str(cell)[:1] in "0123456789+-−.–" if str(cell) else True
+
+
+def span(seconds: float) -> str:
+    """A length of time in words: 42 s, 3 min 05 s, 1 h 20 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Eta:
+    """Time left, from the share of the work's cost that is done."""
+
+    def __init__(self, cost: float) -> None:
+        self.cost = cost
+        self.done = 0.0
+        self._begun = time.monotonic()
+
+    def add(self, cost: float) -> None:
+        """So much more is done."""
+        self.done = min(self.cost, self.done + cost)
+
+    @property
+    def left(self) -> str:
+        """In words; empty until there is something to go by."""
+        elapsed = time.monotonic() - self._begun
+        if self.done <= 0.005 * self.cost or elapsed < 2:
+            return ""
+        return f"{span(elapsed * (self.cost - self.done) / self.done)} left"
+
+
+class PlainProgress(Silent):
+    """One line per event worth a line: for pipes, logs and CI."""
+
+    def __init__(self, out: Console) -> None:
+        self.out = out
+        self.eta = Eta(0)
+        self._last = 0.0
+        self._place = ""
+
+    def started(self, plan: Plan, todo: int, cost: float) -> None:
+        """Says how much there is to do."""
+        self.eta = Eta(cost)
+        done = len(plan.runs) - todo
+        self._say(f"{plan.study.name}: {len(plan.runs)} systems, {done} done, {todo} to do")
+
+    def note(self, text: str) -> None:
+        """Says it."""
+        self._say(text)
+
+    def run_started(self, run: RunPlan, number: int, of: int) -> None:
+        """Says which run begins."""
+        seed = "" if run.seed is None else f" seed {run.seed}"
+        self._place = f"[{number}/{of}] {run.name}{seed}"
+        self._last = time.monotonic()
+
+    def trained(self, run: RunPlan, step: TrainStep, steps: int, cost: float) -> None:
+        """Says where training is, now and then."""
+        self.eta.add(cost)
+        if step.step + 1 == steps or time.monotonic() - self._last > PLAIN_EVERY:
+            self._last = time.monotonic()
+            self._say(f"{self._place}: step {step.step + 1}/{steps} loss {step.loss:.4f}")
+
+    def answered(self, run: RunPlan, answer: AnswerPlan, cost: float) -> None:
+        """Counts it."""
+        self.eta.add(cost)
+
+    def run_finished(self, run: RunPlan, seconds: float) -> None:
+        """Says that it is done."""
+        self._say(f"{self._place}: done in {span(seconds)}")
+
+    def run_failed(self, run: RunPlan, error: str) -> None:
+        """Says why."""
+        self._say(f"{self._place}: FAILED, {error}")
+
+    def _say(self, text: str) -> None:
+        left = self.eta.left
+        self.out.print(escape(f"{text} ({left})" if left else text), soft_wrap=True)
+
+
+class BarProgress(PlainProgress):
+    """A bar over the whole study, with what is being done and the time left."""
+
+    def __init__(self, out: Console) -> None:
+        super().__init__(out)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=out,
+            transient=True,
+        )
+        self._task = self.bar.add_task("", total=1.0, left="")
+
+    def started(self, plan: Plan, todo: int, cost: float) -> None:
+        """Starts the bar."""
+        super().started(plan, todo, cost)
+        if todo:
+            self.bar.start()
+        self.bar.update(self._task, total=max(cost, 1.0))
+
+    def run_started(self, run: RunPlan, number: int, of: int) -> None:
+        """Names the run."""
+        super().run_started(run, number, of)
+        self._show(self._place)
+
+    def trained(self, run: RunPlan, step: TrainStep, steps: int, cost: float) -> None:
+        """Moves the bar."""
+        self.eta.add(cost)
+        self._show(f"{self._place} step {step.step + 1}/{steps} loss {step.loss:.3f}")
+
+    def answered(self, run: RunPlan, answer: AnswerPlan, cost: float) -> None:
+        """Moves the bar."""
+        super().answered(run, answer, cost)
+        self._show(f"{self._place} {answer.task}/{answer.split}/{answer.form}")
+
+    def close(self) -> None:
+        """Takes the bar off the screen."""
+        self.bar.stop()
+
+    def _show(self, text: str) -> None:
+        self.bar.update(
+            self._task, completed=self.eta.done, description=escape(text), left=self.eta.left
+        )
+
+
+@contextmanager
+def progress(out: Console) -> Iterator[PlainProgress]:
+    """A bar on a terminal, plain lines elsewhere."""
+    if not out.is_terminal:
+        yield PlainProgress(out)
+        return
+    bar = BarProgress(out)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+# ---- tables -----------------------------------------------------------------------------------
+
+
+def task_row(registry: Registry, name: str) -> dict[str, Any]:
+    """One line of `mixtune tasks`."""
+    task = registry.get(name)
+    roles = [role for role in ("scored", "trainable") if getattr(task, role)]
+    return {
+        "name": name,
+        "title": task.title,
+        "roles": ", ".join(roles),
+        "answer": "/".join(task.labels) if len(task.labels) <= 4 else f"{len(task.labels)} labels",
+        "metrics": ", ".join(task.metrics),
+        "licence": task.licence,
+    }
+
+
+def show_plan(out: Console, plan: Plan, planner: Planner) -> None:
+    """Cells with rows and tokens, asked and got, then totals."""
+    study = plan.study
+    rows = [
+        (
+            run.system or "(unresolved)",
+            run.name,
+            "–" if run.seed is None else run.seed,
+            " ".join(f"{row.ingredient}:{row.rows_got}" for row in run.mix) or "–",
+            sum(row.rows_asked for row in run.mix) or "–",
+            sum(row.supervised_tokens for row in run.mix) or "–",
+            sum(answer.items for answer in run.answers),
+        )
+        for run in plan.runs
+    ]
+    columns = ("id", "cocktail", "seed", "rows got", "pool asked", "supervised tokens", "answers")
+    out.print(table(f"{study.name}: {len(plan.runs)} systems on {study.model}", columns, rows))
+    show_mixes(out, plan)
+    for task, split in planner.corpus.items:
+        dropped = planner.corpus.leaked_validation.get(task, 0) if split == "validation" else 0
+        left = f"; {dropped} dropped, they stand in a test split" if dropped else ""
+        items = len(planner.corpus.items[task, split])
+        out.print(f"{task}/{split}: {items} items{left}", markup=False)
+    tokens = sum(run.tokens for run in plan.runs)
+    answers = sum(answer.tokens for run in plan.runs for answer in run.answers)
+    out.print(f"tokens: {tokens:,} in training, {answers:,} in scoring", markup=False)
+    if plan.files is None:
+        out.print(
+            "the base model is not prepared yet, so ids and tokens are open; mixtune run does it",
+            markup=False,
+        )
+
+
+def show_mixes(out: Console, plan: Plan) -> None:
+    """Per ingredient: what the pools hold, once."""
+    seen: dict[str, MixRow] = {}
+    for run in plan.runs:
+        for row in run.mix:
+            seen.setdefault(row.ingredient, row)
+    rows = [
+        (
+            row.ingredient,
+            row.rows_asked,
+            row.rows_available,
+            row.dropped_leaked,
+            row.dropped_overlong,
+        )
+        for _, row in sorted(seen.items())
+    ]
+    columns = ("ingredient", "rows asked", "rows there are", "dropped: leaked", "dropped: too long")
+    out.print(table("Ingredients", columns, rows))
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """The plan as one JSON object."""
+    return {
+        "study": plan.study.model_dump(mode="json"),
+        "model": None if plan.files is None else {"digest": plan.files.digest},
+        "runs": [{**asdict(run), "name": run.name} for run in plan.runs],
+    }
+
+
+def status_json(derived: Derived) -> dict[str, Any]:
+    """States of all runs and units as one JSON object."""
+    return {
+        "study": derived.study.name,
+        "runs": [asdict(row) for row in derived.run_rows()],
+        "units": [asdict(unit) for unit in derived.units.values()],
+        "changes": derived.store.changes(),
+        "test_reads": derived.store.test_reads(),
+    }
+
+
+def show_status(out: Console, derived: Derived) -> None:
+    """One line per run, and counts of states."""
+    by_system: dict[str, list[Unit]] = {}
+    for unit in derived.units.values():
+        by_system.setdefault(unit.system, []).append(unit)
+    rows = []
+    for run in derived.run_rows():
+        units = by_system.get(run.system, [])
+        share = sum(unit.progress for unit in units) / max(len(units), 1)
+        seed = "–" if run.seed is None else run.seed
+        took = span(run.seconds) if run.seconds else "–"
+        rows.append((run.id, run.cocktail, seed, run.state, f"{share:.0%}", took, run.error))
+    columns = ("id", "cocktail", "seed", "state", "done", "took", "error")
+    out.print(table(f"{derived.study.name}", columns, rows))
+    counts = Counter(run.state for run in derived.run_rows())
+    out.print(", ".join(f"{n} {state}" for state, n in sorted(counts.items())), markup=False)
+
+
+def show_results(out: Console, derived: Derived, split: str) -> None:
+    """One row per system × task × form × metric, main metric first."""
+    rows = []
+    for row in derived.results(split):
+        bounds = "too few" if row.low is None else f"{row.low:.3f} – {row.high:.3f}"
+        floor = "–" if row.floor is None else f"{row.floor:.3f}"
+        seed = "–" if row.seed is None else str(row.seed)
+        name = (row.task, row.form, row.metric, row.cocktail, seed)
+        rows.append((*name, f"{row.value:.3f}", bounds, row.n, floor, f"{row.unparsed:.1%}"))
+    columns = ("task", "form", "metric", "system", "seed", "value", "95 %", "n", "floor", "unread")
+    synthetic = " (synthetic data)" if any(t.synthetic for t in derived.tasks().values()) else ""
+    out.print(table(f"{derived.study.name}, {split}{synthetic}", columns, rows))

@@ -1,0 +1,538 @@
+"""The engine against plain transformers + PEFT, one example at a time."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from engine_oracle import (
+    END,
+    FAMILIES,
+    WINDOW,
+    greedy,
+    log_probability,
+    loss_and_gradients,
+    peft_network,
+    plain_network,
+    write_base,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mixtune.engine import batching, forward
+from mixtune.engine.batching import common_prefix, micro_batches, shared_header
+from mixtune.engine.model import LocalModel
+from mixtune.engine.score import Tree
+from mixtune.engine.train import accumulate, learning_rate, train
+from mixtune.errors import ModelError, RunFailed
+from mixtune.records import Message, Query
+from mixtune.spec import Budget, EvalSpec, TrainSpec
+from mixtune.tokens import Row, Tokens
+
+SPEC = TrainSpec(rank=4, alpha=6.0, lr=1e-2)
+EVALUATE = EvalSpec(batch_size=4, max_prompt_length=400)
+CHOICES = ("up", "up a lot", "upper", "down", "d")
+HEADER = "Where is it going? Say up or down. "
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    made = {}
+
+    def folder(family):
+        if family not in made:
+            made[family] = write_base(tmp_path_factory.mktemp(family), family)
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(folders):
+    """One loaded model per family, with an adapter that changes something."""
+    made = {}
+
+    def model(family="llama"):
+        if family not in made:
+            made[family] = load(folders(family))
+        randomise(made[family])
+        return made[family]
+
+    return model
+
+
+def load(folder, spec=SPEC, evaluate=EVALUATE):
+    return LocalModel.load(folder, Tokens.load(folder), spec, evaluate)
+
+
+def randomise(model, seed=5):
+    """B is zero after a reset, which would leave half of the gradients untested."""
+    model.reset(seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in model.adapter.layers.values():
+            layer.B.copy_(torch.randn(layer.B.shape, generator=generator) * 0.1)
+
+
+def rows_of(*shapes, seed=0):
+    """Random rows from (ingredient, header length, rest length, answer length)."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for number, (ingredient, header, rest, answer) in enumerate(shapes):
+        ids = torch.randint(3, 256, (rest + answer,), generator=generator).tolist()
+        shared = [3 + (7 * i + ord(ingredient)) % 250 for i in range(header)]
+        rows.append(Row(ingredient, str(number), (*shared, *ids[:rest]), (*ids[rest:], END)))
+    return rows
+
+
+def gradients(model, rows):
+    """Loss and gradients by the engine, under PEFT's names."""
+    for parameter in model.adapter.parameters():
+        parameter.grad = None
+    loss = accumulate(model.decoder, rows)
+    return loss, {key: tensor.grad.clone() for key, tensor in model.adapter._named()}
+
+
+def assert_same(found, wanted):
+    loss, grads = found
+    assert loss == pytest.approx(wanted[0], abs=1e-5)
+    assert grads.keys() == wanted[1].keys()
+    # Gradients that are zero in exact arithmetic (queries of a single token) differ by rounding.
+    floor = 1e-3 * torch.stack([gradient.norm() for gradient in wanted[1].values()]).norm()
+    for key, gradient in wanted[1].items():
+        error = (grads[key] - gradient).norm() / (gradient.norm() + floor)
+        assert error < 1e-4, key
+
+
+def query(number, text, choices=CHOICES):
+    return Query(f"q{number:02}", "", (Message("user", text),), choices)
+
+
+QUERIES = [query(i, HEADER + "it went" + " so" * (i % 4) + f" {i * i}") for i in range(10)]
+MIXED = [*QUERIES[:3], query(90, "?", ("yes", "no")), query(91, "Why not", ("yes",)), *QUERIES[3:6]]
+
+
+SHAPES = {
+    "header": [("a", 60, n, 2) for n in (5, 9, 7, 30)],
+    "no-header": [("a", 0, n, 3) for n in (5, 12, 8)],
+    "two-headers": [("a", 50, 6, 1), ("b", 60, 8, 4), ("a", 50, 9, 2), ("b", 60, 1, 1)],
+    "identical": [("a", 80, 0, 1)] * 3,
+    "one": [("a", 10, 5, 6)],
+}
+
+
+class TestTraining:
+    @pytest.mark.parametrize("shape", SHAPES)
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_loss_and_gradients_are_the_plain_ones(self, models, folders, tmp_path, family, shape):
+        if shape == "identical" and family != "llama":
+            pytest.skip("a matter of batching, not of the architecture")
+        model, rows = models(family), rows_of(*SHAPES[shape])
+        model.save_adapter(tmp_path, "base")
+        oracle = peft_network(folders(family), tmp_path, trainable=True)
+        assert_same(gradients(model, rows), loss_and_gradients(oracle, rows))
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from("ab"),
+                st.sampled_from([0, 20, 70]),
+                st.integers(1, 25),
+                st.integers(0, 6),
+            ),
+            min_size=1,
+            max_size=9,
+        ),
+        st.sampled_from([1, 3, 16]),
+    )
+    @settings(
+        max_examples=15,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+        derandomize=True,
+    )
+    def test_any_rows_and_any_split(self, models, folders, tmp_path, shapes, limit):
+        model, rows = models(), rows_of(*shapes)
+        model.save_adapter(tmp_path, "base")
+        oracle = peft_network(folders("llama"), tmp_path, trainable=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batching, "MAX_ROWS", limit)
+            found = gradients(model, rows)
+        assert_same(found, loss_and_gradients(oracle, rows))
+
+    def test_headers_are_shared_in_these_tests(self, models):
+        """Without this the equivalence tests could pass on the plain path alone."""
+        rows = rows_of(*SHAPES["two-headers"], *SHAPES["header"])
+        assert any(batch.header > 40 and len(batch.rows) > 1 for batch in micro_batches(rows))
+
+    def test_logits_in_blocks_change_nothing(self, models, monkeypatch):
+        rows = rows_of(*[("a", 0, 5, 9)] * 4)
+        whole = gradients(models(), rows)
+        monkeypatch.setattr("mixtune.engine.train.LOGIT_ROWS", 7)
+        assert_same(gradients(models(), rows), whole)
+
+    def test_same_seed_same_bits(self, models, tmp_path):
+        rows = rows_of(*[("ab"[i % 2], 60, 4 + i, 2) for i in range(8)])
+        budget = Budget(steps=2, examples_per_step=4)
+        for name, seed in (("one", 3), ("two", 3), ("three", 4)):
+            model = models()
+            model.reset(seed)
+            train(model, rows, SPEC, budget, None)
+            model.save_adapter(tmp_path / name, "base")
+        one, two, three = (
+            (tmp_path / name / "adapter_model.safetensors").read_bytes()
+            for name in ("one", "two", "three")
+        )
+        assert one == two
+        assert one != three
+
+    def test_steps_are_recorded_and_follow_adamw(self, models, folders, tmp_path):
+        """Two steps, clipping on, against torch's AdamW on PEFT's parameters."""
+        model, rows = models(), rows_of(*[("a", 60, 4 + i, 1 + i) for i in range(6)])
+        model.save_adapter(tmp_path, "base")
+        spec = SPEC.model_copy(update={"weight_decay": 0.1, "clip": 0.5})
+        seen = []
+        steps = train(model, rows, spec, Budget(steps=2, examples_per_step=3), seen.append)
+        oracle = peft_network(folders("llama"), tmp_path, trainable=True)
+        mine = [p for p in oracle.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(mine, weight_decay=0.1)
+        for step in range(2):
+            part = rows[3 * step : 3 * step + 3]
+            optimiser.param_groups[0]["lr"] = learning_rate(step, spec, 2)
+            optimiser.zero_grad()
+            loss, _ = loss_and_gradients(oracle, part)
+            norm = torch.nn.utils.clip_grad_norm_(mine, 0.5)
+            optimiser.step()
+            assert steps[step].loss == pytest.approx(loss, abs=1e-5)
+            assert steps[step].grad_norm == pytest.approx(norm.item(), rel=1e-4)
+            assert steps[step].tokens == sum(row.length for row in part)
+            assert steps[step].supervised_tokens == sum(len(row.answer) for row in part)
+        assert seen == steps
+        assert norm > 0.5, "clipping was not exercised"
+        found = dict(model.adapter._named())
+        for name, parameter in oracle.named_parameters():
+            if parameter.requires_grad:
+                mine = found[name.replace(".default", "")]
+                assert torch.allclose(mine, parameter, atol=2e-4), name
+
+    def test_learns_and_stops(self, models):
+        """A task that can be learnt is learnt, and generation then ends its turn."""
+        model, tokens = models(), models().tokens
+        model.reset(1)
+        pairs = [(query(i, HEADER + word), word) for i, word in enumerate(("up", "down"))]
+        rows = [
+            Row("a", q.id, tuple(tokens.prompt_ids(q.messages)), tuple(tokens.answer_ids(word)))
+            for q, word in pairs
+        ]
+        steps = train(model, rows * 40, SPEC, Budget(steps=40, examples_per_step=2), None)
+        assert steps[-1].loss < 0.1 < steps[0].loss
+        answers = model.generate([q for q, _ in pairs], 10)
+        assert [(a.output, a.finish) for a in answers] == [("up", "stop"), ("down", "stop")]
+        assert [a.output for a in model.rank([q for q, _ in pairs])] == ["up", "down"]
+
+    def test_divergence_fails_the_run(self, models):
+        model = models()
+        with torch.no_grad():
+            next(model.adapter.parameters()).fill_(math.nan)
+        with pytest.raises(RunFailed, match="step 0: loss nan"):
+            train(model, rows_of(("a", 0, 4, 2)), SPEC, Budget(steps=1, examples_per_step=1), None)
+
+    def test_rows_must_fill_the_budget(self, models):
+        with pytest.raises(ValueError, match="1 rows for a budget of 2"):
+            train(models(), rows_of(("a", 0, 4, 2)), SPEC, Budget(steps=2, examples_per_step=1))
+
+    def test_bfloat16_trains_float32_weights(self, folders):
+        model = load(folders("llama"), SPEC.model_copy(update={"compute": "bfloat16"}))
+        model.reset(1)
+        rows = rows_of(*[("a", 60, 5, 2)] * 4)
+        losses = [
+            step.loss for step in train(model, rows * 5, SPEC, Budget(steps=5, examples_per_step=4))
+        ]
+        assert losses[-1] < losses[0]
+        assert {p.dtype for p in model.adapter.parameters()} == {torch.float32}
+        assert model.decoder.dtype == torch.bfloat16
+
+
+class TestLearningRate:
+    @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+    def test_rises_then_follows_the_schedule(self, schedule):
+        spec = TrainSpec(lr=1.0, warmup=0.11, schedule=schedule)
+        rates = [learning_rate(step, spec, 20) for step in range(20)]
+        assert rates[:3] == pytest.approx([0.25, 0.5, 0.75])
+        assert rates[3] == 1.0
+        half = 3 + 17 / 2
+        assert rates == sorted(rates[:4]) + sorted(rates[4:], reverse=True)
+        assert rates[19] > 0
+        if schedule == "constant":
+            assert set(rates[3:]) == {1.0}
+        else:
+            assert (rates[11] + rates[12]) / 2 == pytest.approx(0.5, abs=0.01), half
+            assert rates[19] < 0.1
+
+    def test_no_warmup(self):
+        assert learning_rate(0, TrainSpec(lr=0.5, warmup=0), 10) == 0.5
+
+
+class TestBatching:
+    def test_common_prefix_leaves_a_token(self):
+        assert common_prefix([[1, 2, 3], [1, 2, 4], [1, 2, 3, 9]]) == 2
+        assert common_prefix([[1, 2], [1, 2, 4]]) == 1
+        assert common_prefix([[5], [5]]) == 0
+
+    def test_header_is_shared_only_where_it_pays(self):
+        long = [[*range(90), row] for row in range(3)]
+        assert shared_header(long) == 90
+        assert shared_header(long[:1]) == 0
+        assert shared_header([[1, 2, row] for row in range(3)]) == 0
+
+    def test_every_row_once_within_the_limits(self):
+        rows = rows_of(*[("abc"[i % 3], 70, 1 + 37 * i % 200, 2) for i in range(40)])
+        batches = micro_batches(rows)
+        ids = [row.example_id for batch in batches for row in batch.rows]
+        assert sorted(ids) == sorted(row.example_id for row in rows)
+        for batch in batches:
+            longest = max(row.length for row in batch.rows) - batch.header
+            assert len(batch.rows) <= batching.MAX_ROWS
+            assert len(batch.rows) * longest <= batching.MAX_TOKENS
+
+    def test_rows_too_long_for_the_limit_go_alone(self):
+        rows = rows_of(("a", 0, 3000, 2), ("a", 0, 3000, 2), ("a", 0, 30, 2))
+        assert [len(batch.rows) for batch in micro_batches(rows)] == [1, 1, 1]
+
+    def test_rows_beyond_the_span_go_alone(self):
+        rows = rows_of(*[("a", 60, 4, 1)] * 3, *[("a", 60, 9, 1)] * 2)
+        assert [len(b.rows) for b in micro_batches(rows, span=67)] == [3, 1, 1]
+
+    def test_order_of_rows_does_not_matter(self):
+        rows = rows_of(*[("ab"[i % 2], 60, 1 + i, 2) for i in range(9)])
+        assert micro_batches(rows) == micro_batches(rows[::-1])
+
+    @pytest.mark.parametrize("part", ["prompt", "answer"])
+    def test_rows_with_nothing_in_them_are_refused(self, part):
+        (row,) = rows_of(("a", 0, 3, 2))
+        with pytest.raises(ValueError, match="a/0"):
+            micro_batches([dataclasses.replace(row, **{part: ()})])
+
+
+class TestRank:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_sums_are_the_plain_ones(self, models, folders, tmp_path, family):
+        """Labels that prefix one another and share first tokens; chunks with other choices."""
+        model = models(family)
+        model.save_adapter(tmp_path, "base")
+        oracle = peft_network(folders(family), tmp_path)
+        for answer, asked in zip(model.rank(MIXED), MIXED, strict=True):
+            prompt = model.tokens.prompt_ids(asked.messages)
+            wanted = [
+                log_probability(oracle, prompt, model.tokens.answer_ids(text))
+                for text in asked.choices
+            ]
+            assert answer.logprobs == pytest.approx(wanted, abs=1e-4)
+            assert answer.output == asked.choices[wanted.index(max(wanted))]
+            assert answer.finish == "stop"
+            assert answer.latency > 0
+
+    def test_logits_in_blocks_change_nothing(self, models, monkeypatch):
+        whole = models().rank(MIXED)
+        monkeypatch.setattr("mixtune.engine.score.LOGIT_ROWS", 5)
+        for one, other in zip(whole, models().rank(MIXED), strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+    def test_order_of_queries_does_not_matter(self, models):
+        there, back = models().rank(QUERIES), models().rank(QUERIES[::-1])[::-1]
+        assert [a.logprobs for a in there] == [a.logprobs for a in back]
+
+    def test_no_choices_is_an_error(self, models):
+        with pytest.raises(ValueError, match="q07 has no choices"):
+            models().rank([query(7, "?", ())])
+
+    def test_no_queries_no_answers(self, models):
+        assert models().rank([]) == []
+
+    def test_tree_shares_starts(self):
+        tree = Tree.of([[1, 2, 9], [1, 9], [3, 9], [1, 2, 4, 9]])
+        assert tree.tokens == [1, 2, 3, 4]
+        assert tree.parents == [-1, 0, -1, 1]
+        assert tree.depths() == [0, 1, 0, 2]
+        assert tree.paths[1] == [(-1, 1), (0, 9)]
+        assert tree.lineage().int().tolist() == [
+            [1, 0, 0, 0],
+            [1, 1, 0, 0],
+            [0, 0, 1, 0],
+            [1, 1, 0, 1],
+        ]
+
+
+class TestGenerate:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_text_is_transformers_own(self, models, folders, tmp_path, family):
+        model = models(family)
+        model.save_adapter(tmp_path, "base")
+        oracle = peft_network(folders(family), tmp_path)
+        for answer, asked in zip(model.generate(MIXED, 8), MIXED, strict=True):
+            ids = greedy(oracle, model.tokens.prompt_ids(asked.messages), 8)
+            assert answer.output == model.tokens.decode([i for i in ids if i != END])
+            assert answer.finish == ("stop" if END in ids else "length")
+            assert answer.latency > 0
+
+    def test_rows_that_stop_early_leave_the_others_alone(self, models, folders, tmp_path):
+        """Pretend that a common token ends the turn: rows then stop at different steps."""
+        model = models()
+        model.save_adapter(tmp_path, "base")
+        oracle = peft_network(folders("llama"), tmp_path)
+        ids = [greedy(oracle, model.tokens.prompt_ids(q.messages), 8) for q in QUERIES]
+        stop = ids[0][3]
+        tokens = Tokens.load(folders("llama"))
+        tokens.eos_ids = {stop}
+        other = LocalModel(model.decoder, model.adapter, tokens, EVALUATE)
+        answers = other.generate(QUERIES, 8)
+        assert {a.finish for a in answers} == {"stop", "length"}
+        for answer, row in zip(answers, ids, strict=True):
+            kept = row[: row.index(stop)] if stop in row else row
+            assert answer.output == tokens.decode(kept)
+
+    def test_end_of_turn_of_several_tokens_is_cut_off(self, models, folders):
+        tokens = Tokens.load(folders("llama"))
+        ids = models().tokens.answer_ids("up")
+        tokens.end_of_turn = tuple(ids[1:])
+        from mixtune.engine.generate import _answer
+
+        assert _answer(ids, tokens, 0.0).output == "u"
+        assert _answer(ids[:-1], tokens, 0.0).finish == "length"
+
+    def test_limit_must_be_positive(self, models):
+        with pytest.raises(ValueError, match="max_new_tokens is 0"):
+            models().generate(QUERIES, 0)
+
+
+@pytest.mark.parametrize("verb", ["rank", "generate"])
+def test_over_long_prompts_are_refused(models, verb):
+    model = models()
+    asked = query(3, "x" * 500)
+    call = model.rank if verb == "rank" else lambda queries: model.generate(queries, 4)
+    with pytest.raises(ModelError, match=r"(?s)q03.*5\d\d tokens.*at most 400.*max_prompt_length"):
+        call([*QUERIES, asked])
+
+
+class TestAdapterFiles:
+    def test_peft_computes_the_same(self, models, folders, tmp_path):
+        model = models()
+        model.save_adapter(tmp_path, "org/base")
+        ids = torch.arange(3, 40).unsqueeze(0)
+        with torch.no_grad():
+            mine = model.decoder.logits(model.decoder.hidden(ids.tolist()))
+            peft = peft_network(folders("llama"), tmp_path)(input_ids=ids).logits
+            base = plain_network(folders("llama"))(input_ids=ids).logits
+        assert torch.allclose(mine, peft, atol=1e-5)
+        assert not torch.allclose(mine, base, atol=1e-2)
+
+    def test_base_alone_is_the_plain_model(self, models, folders):
+        model = models()
+        model.use_base()
+        ids = torch.arange(3, 40).unsqueeze(0)
+        with torch.no_grad():
+            mine = model.decoder.logits(model.decoder.hidden(ids.tolist()))
+            plain = plain_network(folders("llama"))(input_ids=ids).logits
+        assert torch.allclose(mine, plain, atol=1e-5)
+
+    def test_fresh_adapter_is_the_base(self, models):
+        model = models()
+        model.use_base()
+        base = model.rank(QUERIES)
+        model.reset(7)
+        for one, other in zip(base, model.rank(QUERIES), strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-6)
+
+    def test_round_trip(self, models, folders, tmp_path):
+        model = models()
+        model.save_adapter(tmp_path / "a", "base")
+        before = model.rank(QUERIES)
+        other = load(folders("llama"))
+        other.use_base()
+        other.load_adapter(tmp_path / "a")
+        other.save_adapter(tmp_path / "b", "base")
+        assert [a.logprobs for a in other.rank(QUERIES)] == [a.logprobs for a in before]
+        one, two = (
+            (tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("a", "b")
+        )
+        assert one == two
+
+    @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+    def test_missing_and_truncated_files(self, models, tmp_path, name):
+        model = models()
+        model.save_adapter(tmp_path, "base")
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:50])
+        with pytest.raises(ModelError, match=name):
+            model.load_adapter(tmp_path)
+        path.unlink()
+        with pytest.raises(ModelError, match=name):
+            model.load_adapter(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("r", 8),
+            ("lora_alpha", 7),
+            ("target_modules", ["q_proj"]),
+            ("peft_type", "IA3"),
+            ("use_rslora", True),
+        ],
+    )
+    def test_foreign_settings(self, models, tmp_path, key, value):
+        model = models()
+        model.save_adapter(tmp_path, "base")
+        path = tmp_path / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+        with pytest.raises(ModelError, match=f"differs in {key}"):
+            model.load_adapter(tmp_path)
+
+    def test_weights_of_another_model(self, models, tmp_path):
+        models("qwen2").save_adapter(tmp_path, "base")
+        (tmp_path / "other").mkdir()
+        models("phi3").save_adapter(tmp_path / "other", "base")
+        weights = (tmp_path / "other" / "adapter_model.safetensors").read_bytes()
+        (tmp_path / "adapter_model.safetensors").write_bytes(weights)
+        with pytest.raises(ModelError, match="do not fit the base model"):
+            models("qwen2").load_adapter(tmp_path)
+
+    def test_a_failed_load_changes_nothing(self, models, tmp_path):
+        model = models()
+        before = model.rank(QUERIES)
+        with pytest.raises(ModelError):
+            model.load_adapter(tmp_path)
+        assert [a.logprobs for a in model.rank(QUERIES)] == [a.logprobs for a in before]
+
+    def test_every_linear_but_the_head(self, models):
+        model = models()
+        assert len(model.adapter.layers) == 2 * 7
+        assert not any("lm_head" in name for name in model.adapter.layers)
+        assert not any(p.requires_grad for p in model.decoder.head.parameters())
+
+
+class TestLoading:
+    def test_span_is_the_window(self, models):
+        assert models("gemma3").decoder.span == WINDOW
+        assert models("llama").decoder.span is None
+
+    def test_no_folder(self, folders, tmp_path):
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            LocalModel.load(tmp_path / "none", Tokens.load(folders("llama")), SPEC, EVALUATE)
+
+    def test_missing_weights_are_not_invented(self, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        folder = write_base(tmp_path, "llama")
+        held = load_file(folder / "model.safetensors")
+        held.pop("model.layers.1.mlp.up_proj.weight")
+        save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ModelError, match=r"(?s)lacks weights.*up_proj"):
+            load(folder)
+
+    def test_unknown_logits_are_refused(self, folders):
+        network = plain_network(folders("llama"))
+        forward.Decoder(network)
+        network.register_forward_hook(lambda _model, _args, out: type(out)(logits=out.logits * 2))
+        with pytest.raises(ModelError, match="more to its logits"):
+            forward.Decoder(network)

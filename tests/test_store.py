@@ -1,0 +1,139 @@
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from mixtune.errors import StoreError
+from mixtune.records import TrainStep
+from mixtune.store import PlanRow, Store, slug
+
+STEP = TrainStep(1, 0.5, 1e-3, 1.0, 16, 32, 640, 0.1)
+
+
+def row(kind="train", unit="aaaa", cocktail="fpb", seed=1, task="", split="", form=""):
+    folder = f"cells/{unit}-{slug(cocktail)}"
+    return PlanRow(kind, unit, "aaaa", folder, cocktail, seed, task, split, form, 16, 99)
+
+
+ANSWER = row("answer", "bbbb", task="fpb", split="test", form="strict")
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "study")
+    store.save_plan([row(), ANSWER], "name: study\n", {"python": "3"})
+    return store
+
+
+def finish(store, unit="aaaa"):
+    store.begin(unit)
+    path = store.write_rows("cells/aaaa-fpb/train.parquet", TrainStep, [STEP])
+    store.finish(unit, [path], 1.5)
+    return path
+
+
+def test_states_go_planned_running_done(store):
+    assert {u.state for u in store.units().values()} == {"planned"}
+    store.begin("aaaa")
+    store.beat("aaaa", 0.25)
+    unit = store.units()["aaaa"]
+    assert (unit.state, unit.progress, unit.attempts) == ("running", 0.25, 1)
+    finish(store)
+    unit = store.units()["aaaa"]
+    assert (unit.state, unit.progress, unit.seconds) == ("done", 1, 1.5)
+    assert list(unit.files) == ["cells/aaaa-fpb/train.parquet"]
+
+
+def test_a_failed_unit_keeps_its_error(store):
+    store.begin("aaaa")
+    store.fail("aaaa", "RunFailed: loss is nan", 3.0)
+    unit = store.units()["aaaa"]
+    assert (unit.state, unit.error) == ("failed", "RunFailed: loss is nan")
+    store.begin("aaaa")
+    assert store.units()["aaaa"].error == ""
+
+
+def test_an_unknown_state_cannot_be_written(store):
+    with sqlite3.connect(store.folder / "state.sqlite") as db, pytest.raises(sqlite3.Error):
+        db.execute("UPDATE unit SET state='invalid'")
+    db.close()
+
+
+def test_recover_gives_back_what_was_cut_off_and_what_was_damaged(store):
+    path = finish(store)
+    store.begin("bbbb")
+    assert store.recover() == (["fpb seed 1 fpb/test/strict"], [])
+    assert store.units()["aaaa"].state == "done"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert store.recover() == ([], ["fpb seed 1"])
+    assert store.units()["aaaa"].state == "planned"
+
+
+def test_rows_survive_the_way_to_disk_and_back(store):
+    finish(store)
+    assert TrainStep(**store.read_rows("cells/aaaa-fpb/train.parquet")[0]) == STEP
+    assert not list((store.folder / "cells/aaaa-fpb").glob(".*")), "temporary file left"
+
+
+def test_a_study_is_extended_and_the_change_is_logged(store):
+    finish(store)
+    store.save_plan([row(), ANSWER, row(unit="cccc", seed=2)], "name: study\n", {})
+    assert store.units()["aaaa"].state == "done"
+    assert store.units()["cccc"].state == "planned"
+    assert [c["what"] for c in store.changes()] == ["planned", "extended"]
+    assert store.changes()[1]["added"] == ["fpb seed 2"]
+
+
+def test_a_plan_that_leaves_runs_out_keeps_their_rows(store):
+    store.save_plan([row(unit="cccc", seed=2)], "name: study\n", {})
+    assert {r.id for r in store.plan()} == {"aaaa", "bbbb", "cccc"}
+
+
+def test_a_change_that_alters_an_id_is_refused_with_the_difference(store):
+    with pytest.raises(StoreError, match=r"(?s)aaaa → dddd.*-name: study.*\+name: other"):
+        store.save_plan([row(unit="dddd")], "name: other\n", {})
+    assert (store.folder / "study.yaml").read_text() == "name: study\n"
+    assert set(store.units()) == {"aaaa", "bbbb"}
+
+
+def test_two_writers_cannot_hold_one_folder(store):
+    code = (
+        "import sys; from pathlib import Path; from mixtune.store import Store\n"
+        "from mixtune.errors import StoreError\n"
+        "try:\n"
+        "    with Store(Path(sys.argv[1])).lock(): print('held')\n"
+        "except StoreError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(store.folder)]
+    with store.lock():
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "another mixtune process" in out
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert out == "held\n"
+
+
+def test_reading_a_folder_without_a_study_says_what_to_do(tmp_path):
+    with pytest.raises(StoreError, match="mixtune run"):
+        Store(tmp_path / "none").plan()
+
+
+def test_a_damaged_file_is_named(store):
+    path = finish(store)
+    path.write_bytes(b"PAR1")
+    with pytest.raises(StoreError, match=r"train\.parquet"):
+        store.read_rows("cells/aaaa-fpb/train.parquet")
+
+
+def test_looks_at_test_scores_are_counted(store):
+    assert store.test_reads() == 0
+    assert store.count_test_read("results") == 1
+    assert store.count_test_read("report") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("FPB+Head line", "fpb-head-line"), ("../../x", "x"), ("a" * 99, "a" * 40), ("é", "")],
+)
+def test_slugs_fit_a_folder(text, wanted):
+    assert slug(text) == wanted
