@@ -16,11 +16,10 @@ from rich.console import Console
 
 from mixtune import __version__, terminal
 from mixtune.derive import Derived
-from mixtune.environment import environment
 from mixtune.errors import MixtuneError, UserError
 from mixtune.models.catalog import BaseModelFiles, locate
 from mixtune.planning.plan import Plan, Planner
-from mixtune.spec import Study, dump_study, load_study, trial
+from mixtune.spec import Study, load_study, trial
 from mixtune.store import Store
 from mixtune.tasks.registry import Registry
 
@@ -54,6 +53,10 @@ Limit = Annotated[
         help="A trial: at most so many items per task and split, and so many steps; kept apart "
         "under <name>-limit<N>.",
     ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes; by default one per core, as far as memory allows."),
 ]
 SplitName = Annotated[
     str, typer.Option(help="validation, or test: a look at test is counted and reported.")
@@ -98,13 +101,14 @@ def plan(
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913 - a verb's options
     study_file: StudyFile,
     overrides: Overrides = None,
     data_dir: DataDir = None,
     runs_dir: RunsDir = RUNS,
     limit: Limit = None,
     dry_run: DryRun = False,
+    workers: Workers = None,
 ) -> None:
     """Train and score what is missing or failed, then write the report. Next: mixtune results."""
     study = _study(study_file, overrides, limit)
@@ -113,17 +117,13 @@ def run(
         terminal.show_plan(terminal.console(), made, planner)
         return
     # Heavy from here on: torch is loaded for this verb only.
-    from mixtune.engine.convert import prepare
-    from mixtune.execution.local import Session, local_model
+    from mixtune.execution.start import run_study
 
     out = terminal.console()
-    planner, made = _plan(study, data_dir, prepare(study.model))
-    store = _store(runs_dir, study)
+    with terminal.progress(out) as events, _stopping(study_file):
+        store, failed = run_study(study, data_dir, runs_dir, workers, events)
+    derived = Derived(store, Registry.builtin(data_dir))
     with store.lock():
-        store.save_plan(made.rows(), dump_study(planner.study), environment())
-        with terminal.progress(out) as events, _stopping(study_file):
-            failed = Session(planner, store, lambda: local_model(planner), events).run(made)
-        derived = Derived(store, planner.registry)
         derived.score()
         page = derived.report("validation")
     terminal.show_results(out, derived, "validation")

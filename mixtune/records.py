@@ -103,7 +103,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class TrainStep:
-    """One optimiser step (from 0): mean loss of its examples, learning rate, gradient norm, counts."""
+    """One optimiser step, from 0: mean loss of its examples, rate, gradient norm, counts."""
 
     step: int
     loss: float

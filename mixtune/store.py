@@ -1,7 +1,7 @@
 """The only module that reads or writes results: one study's folder.
 
     runs/<study>/
-      study.yaml  plan.parquet  env.json  state.sqlite  changes.jsonl  lock
+      study.yaml  plan.parquet  env.json  state.sqlite  changes.jsonl  lock  workers
       cells/<system>-<slug>/
         run.json  adapter/  train.parquet
         answers/<answer_id>/predictions.parquet
@@ -47,6 +47,7 @@ CREATE TABLE IF NOT EXISTS unit (
   progress REAL NOT NULL DEFAULT 0, heartbeat REAL NOT NULL DEFAULT 0,
   seconds REAL NOT NULL DEFAULT 0, files TEXT NOT NULL DEFAULT '{}'
 );
+CREATE TABLE IF NOT EXISTS claim (system TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS test_read (at REAL NOT NULL, command TEXT NOT NULL);
 """
 
@@ -144,6 +145,16 @@ class Store:
                     where=str(self.folder),
                     remedy="wait for it, or look at it with: mixtune status STUDY.yaml",
                 ) from error
+            with (self.folder / "workers").open("a+") as workers:
+                # Orphans of a killed process end within a moment; wait until the last has.
+                fcntl.flock(workers, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Say that a worker process is writing here, until it ends."""
+        with (self.folder / "workers").open("a+") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH)
             yield
 
     def _connect(self) -> sqlite3.Connection:
@@ -238,6 +249,12 @@ class Store:
             rows = db.execute("SELECT * FROM unit").fetchall()
         return {row["id"]: Unit(**{**dict(row), "files": _files(row["files"])}) for row in rows}
 
+    def claim(self, system: str) -> bool:
+        """Take a run, so that no other worker of the same `mixtune run` takes it too."""
+        with self._state() as db:
+            taken = db.execute("INSERT OR IGNORE INTO claim VALUES (?)", (system,)).rowcount
+        return taken == 1
+
     def begin(self, unit: str) -> None:
         """Planned | failed → running."""
         self._set(unit, "state='running', attempts=attempts+1, error='', progress=0", ())
@@ -278,6 +295,8 @@ class Store:
         broken = [u for u in units if u.state == "done" and self.damage(u)]
         for unit in [*stale, *broken]:
             self.release(unit.id)
+        with self._state() as db:
+            db.execute("DELETE FROM claim")
         return [u.label for u in stale], [u.label for u in broken]
 
     def damage(self, unit: Unit) -> list[str]:

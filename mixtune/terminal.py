@@ -85,8 +85,8 @@ class PlainProgress(Silent):
     def __init__(self, out: Console) -> None:
         self.out = out
         self.eta = Eta(0)
-        self._last = 0.0
-        self._place = ""
+        self._last: dict[str, float] = {}
+        self._places: dict[str, str] = {}
 
     def started(self, plan: Plan, todo: int, cost: float) -> None:
         """Says how much there is to do."""
@@ -101,15 +101,17 @@ class PlainProgress(Silent):
     def run_started(self, run: RunPlan, number: int, of: int) -> None:
         """Says which run begins."""
         seed = "" if run.seed is None else f" seed {run.seed}"
-        self._place = f"[{number}/{of}] {run.name}{seed}"
-        self._last = time.monotonic()
+        self._places[run.system] = f"[{number}/{of}] {run.name}{seed}"
+        self._last[run.system] = time.monotonic()
 
     def trained(self, run: RunPlan, step: TrainStep, steps: int, cost: float) -> None:
         """Says where training is, now and then."""
         self.eta.add(cost)
-        if step.step + 1 == steps or time.monotonic() - self._last > PLAIN_EVERY:
-            self._last = time.monotonic()
-            self._say(f"{self._place}: step {step.step + 1}/{steps} loss {step.loss:.4f}")
+        if step.step + 1 == steps or time.monotonic() - self._last[run.system] > PLAIN_EVERY:
+            self._last[run.system] = time.monotonic()
+            self._say(
+                f"{self._places[run.system]}: step {step.step + 1}/{steps} loss {step.loss:.4f}"
+            )
 
     def answered(self, run: RunPlan, answer: AnswerPlan, cost: float) -> None:
         """Counts it."""
@@ -117,11 +119,11 @@ class PlainProgress(Silent):
 
     def run_finished(self, run: RunPlan, seconds: float) -> None:
         """Says that it is done."""
-        self._say(f"{self._place}: done in {span(seconds)}")
+        self._say(f"{self._places[run.system]}: done in {span(seconds)}")
 
     def run_failed(self, run: RunPlan, error: str) -> None:
         """Says why."""
-        self._say(f"{self._place}: FAILED, {error}")
+        self._say(f"{self._places[run.system]}: FAILED, {error}")
 
     def _say(self, text: str) -> None:
         left = self.eta.left
@@ -154,17 +156,17 @@ class BarProgress(PlainProgress):
     def run_started(self, run: RunPlan, number: int, of: int) -> None:
         """Names the run."""
         super().run_started(run, number, of)
-        self._show(self._place)
+        self._show(self._places[run.system])
 
     def trained(self, run: RunPlan, step: TrainStep, steps: int, cost: float) -> None:
         """Moves the bar."""
         self.eta.add(cost)
-        self._show(f"{self._place} step {step.step + 1}/{steps} loss {step.loss:.3f}")
+        self._show(f"{self._places[run.system]} step {step.step + 1}/{steps} loss {step.loss:.3f}")
 
     def answered(self, run: RunPlan, answer: AnswerPlan, cost: float) -> None:
         """Moves the bar."""
         super().answered(run, answer, cost)
-        self._show(f"{self._place} {answer.task}/{answer.split}/{answer.form}")
+        self._show(f"{self._places[run.system]} {answer.task}/{answer.split}/{answer.form}")
 
     def close(self) -> None:
         """Takes the bar off the screen."""

@@ -13,6 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -57,6 +59,7 @@ FAMILIES = {
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
     "mistral-window": (MistralForCausalLM, MistralConfig, {"sliding_window": WINDOW}),
     "phi3": (Phi3ForCausalLM, Phi3Config, {}),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"head_dim": 16, "sliding_window": WINDOW}),
     "gemma3": (
         Gemma3ForCausalLM,
         Gemma3TextConfig,

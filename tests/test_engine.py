@@ -396,10 +396,10 @@ class TestGenerate:
         tokens = Tokens.load(folders("llama"))
         ids = models().tokens.answer_ids("up")
         tokens.end_of_turn = tuple(ids[1:])
-        from mixtune.engine.generate import _answer
+        from mixtune.engine.generate import answer_of
 
-        assert _answer(ids, tokens, 0.0).output == "u"
-        assert _answer(ids[:-1], tokens, 0.0).finish == "length"
+        assert answer_of(ids, tokens, 0.0).output == "u"
+        assert answer_of(ids[:-1], tokens, 0.0).finish == "length"
 
     def test_limit_must_be_positive(self, models):
         with pytest.raises(ValueError, match="max_new_tokens is 0"):

@@ -17,6 +17,10 @@ from transformers.utils import logging as transformers_logging
 from mixtune.errors import ModelError
 
 ATTENTION = "sdpa"
+"""Measured on two AVX-512 cores, SmolLM2-135M in float32, rows of 100 tokens: a training step takes
+the same time as with "eager" (5.3 s of one core for 16 rows), ranking too, generating 4 % less; and
+it keeps no [heads, row, row] tensors for the backward pass, which long rows would pay for."""
+
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 _STRETCHED = {"dynamic", "longrope"}
 _PROBE = 4
@@ -81,6 +85,9 @@ class Decoder:
                 found=f"{len(absent)} missing or misshapen, such as {absent[0]}",
                 remedy="fetch the model again",
             )
+        if getattr(network.config, "attn_logit_softcapping", None):
+            # Gemma 2 caps its attention scores, which the fused function cannot do.
+            network.set_attn_implementation("eager")
         return cls(network.to(device).eval())
 
     def hidden(self, rows: Sequence[Sequence[int]], header: int = 0) -> Tensor:

@@ -34,7 +34,7 @@ def generate(
     with torch.inference_mode():
         rows = [_greedy(decoder, group, tokens.eos_ids, max_new_tokens) for group in groups]
     latency = (time.perf_counter() - began) / len(prompts)
-    return [_answer(ids, tokens, latency) for ids in chain.from_iterable(rows)]
+    return [answer_of(ids, tokens, latency) for ids in chain.from_iterable(rows)]
 
 
 def _greedy(
@@ -73,7 +73,7 @@ def _seen(header: int, lengths: Tensor, width: int) -> Tensor:
     return torch.cat([real.new_ones(len(lengths), header), real], dim=1)
 
 
-def _answer(ids: Sequence[int], tokens: Tokens, latency: float) -> Answer:
+def answer_of(ids: Sequence[int], tokens: Tokens, latency: float) -> Answer:
     """Text of the generated ids without the end of turn (which may be several tokens)."""
     if not ids or ids[-1] not in tokens.eos_ids:
         return Answer(output=tokens.decode(ids), finish="length", latency=latency)

@@ -10,10 +10,13 @@ mask lets each node see the prompt and its own ancestors only. With "up", "up a 
     "lot" sees header, rest, up, a, itself; "down" sees header, rest, itself
 
 A choice's last token (its end of turn) is never an input: nothing is asked behind it.
+
+The same pass says what greedy decoding would say as long as that stays on the tree: the likeliest
+token behind the prompt, behind that one, and so on, up to a stop.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,17 +38,19 @@ class Tree:
     """The choices' tokens but the last, each shared start once; parents stand before children.
 
     `paths`: for each choice the (node, next token) pairs whose log-probabilities add up to it.
+    `children`: (node, next token) → node.
     """
 
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     paths: list[list[tuple[int, int]]] = field(default_factory=list)
+    children: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, choices: Sequence[Sequence[int]]) -> "Tree":
         """Build the tree of choices given as token ids with their end of turn."""
         tree = cls()
-        children: dict[tuple[int, int], int] = {}
+        children = tree.children
         for choice in choices:
             node, path = ROOT, []
             for token in choice[:-1]:
@@ -57,6 +62,22 @@ class Tree:
                 node = children[node, token]
             tree.paths.append([*path, (node, choice[-1])])
         return tree
+
+    def follow(self, likeliest: Mapping[int, int], stops: Collection[int]) -> list[int] | None:
+        """Greedy tokens up to a stop, or None where they leave the tree.
+
+        Args:
+            likeliest: node (ROOT for the prompt) → its likeliest next token.
+            stops: tokens that end a turn.
+        """
+        found: list[int] = []
+        node: int | None = ROOT
+        while node is not None:
+            found.append(likeliest[node])
+            if found[-1] in stops:
+                return found
+            node = self.children.get((node, found[-1]))
+        return None
 
     def depths(self) -> list[int]:
         """Distance of each node from the prompt's last token, minus one."""
@@ -74,12 +95,21 @@ class Tree:
         return seen
 
 
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The ranking of a query's choices, and the greedy answer where it stays on their tree."""
+
+    answer: Answer
+    spoken: list[int] | None
+
+
 def rank(
     decoder: Decoder,
     queries: Sequence[Query],
     prompts: Sequence[Sequence[int]],
     choices: Sequence[Sequence[Sequence[int]]],
-) -> list[Answer]:
+    stops: Collection[int],
+) -> list[Ranked]:
     """Answers of one chunk of queries, in their order; sums over the whole of each choice.
 
     Args:
@@ -87,6 +117,7 @@ def rank(
         queries: ids and texts of the choices.
         prompts: token ids of each query.
         choices: token ids of each query's choices, with their end of turn.
+        stops: tokens that end a turn.
     """
     began = time.perf_counter()
     trees: dict[tuple[tuple[int, ...], ...], Tree] = {}
@@ -99,19 +130,23 @@ def rank(
         longest = max(len(p) + len(c) for p, each in pairs for c in each)
         if decoder.alone(longest):
             sums = [_one_by_one(decoder, p, each) for p, each in pairs]
+            spoken: list[list[int] | None] = [None] * len(prompts)
         else:
-            sums = _together(decoder, prompts, of_row)
+            sums, spoken = _together(decoder, prompts, of_row, stops)
     latency = (time.perf_counter() - began) / len(queries)
     return [
-        Answer(output=query.choices[row.index(max(row))], logprobs=tuple(row), latency=latency)
-        for query, row in zip(queries, sums, strict=True)
+        Ranked(Answer(query.choices[row.index(max(row))], tuple(row), latency=latency), greedy)
+        for query, row, greedy in zip(queries, sums, spoken, strict=True)
     ]
 
 
 def _together(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], trees: Sequence[Tree]
-) -> list[list[float]]:
-    """Log-probability of every choice of every row, by one pass behind the shared header."""
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    trees: Sequence[Tree],
+    stops: Collection[int],
+) -> tuple[list[list[float]], list[list[int] | None]]:
+    """Log-probability of every choice of every row, and greedy answers, by one pass."""
     header = shared_header(prompts)
     rests = [prompt[header:] for prompt in prompts]
     ids = decoder.pad([[*r, *t.tokens] for r, t in zip(rests, trees, strict=True)])
@@ -129,8 +164,15 @@ def _together(
         for path in tree.paths
         for node, token in path
     ]
-    terms = iter(_log_probabilities(decoder, hidden, edges))
-    return [[sum(next(terms) for _ in path) for path in tree.paths] for tree in trees]
+    values, best = _log_probabilities(decoder, hidden, edges)
+    terms = iter(values)
+    sums = [[sum(next(terms) for _ in path) for path in tree.paths] for tree in trees]
+    nodes: list[dict[int, int]] = [{} for _ in trees]
+    for (row, position), token in best.items():
+        nodes[row][position - len(rests[row])] = token
+    return sums, [
+        tree.follow(likeliest, stops) for tree, likeliest in zip(trees, nodes, strict=True)
+    ]
 
 
 def _allowed(header: int, rests: Sequence[int], trees: Sequence[Tree], width: int) -> Tensor:
@@ -145,19 +187,22 @@ def _allowed(header: int, rests: Sequence[int], trees: Sequence[Tree], width: in
 
 def _log_probabilities(
     decoder: Decoder, hidden: Tensor, edges: Sequence[tuple[int, int, int]]
-) -> list[float]:
-    """Log-probability of a token at a (row, position), for each edge; float64 out."""
+) -> tuple[list[float], dict[tuple[int, int], int]]:
+    """Log-probability of a token at a (row, position), for each edge; likeliest token of each."""
     states = list(dict.fromkeys((row, position) for row, position, _ in edges))
     number = {state: index for index, state in enumerate(states)}
     where = torch.tensor(states, device=decoder.device)
     picked = hidden[where[:, 0], where[:, 1]]
     wanted = torch.tensor([(number[r, p], token) for r, p, token in edges], device=decoder.device)
     values = torch.empty(len(edges), dtype=torch.float64, device=decoder.device)
+    best: list[int] = []
     for start in range(0, len(states), LOGIT_ROWS):
         scores = torch.log_softmax(decoder.logits(picked[start : start + LOGIT_ROWS]), dim=-1)
         inside = (wanted[:, 0] >= start) & (wanted[:, 0] < start + LOGIT_ROWS)
         values[inside] = scores[wanted[inside, 0] - start, wanted[inside, 1]].double()
-    return [float(value) for value in values.tolist()]
+        best += scores.argmax(dim=-1).tolist()
+    found = dict(zip(states, best, strict=True))
+    return [float(value) for value in values.tolist()], found
 
 
 def _one_by_one(
@@ -168,5 +213,5 @@ def _one_by_one(
     for choice in choices:
         hidden = decoder.hidden([[*prompt, *choice[:-1]]])
         edges = [(0, len(prompt) - 1 + offset, token) for offset, token in enumerate(choice)]
-        sums.append(sum(_log_probabilities(decoder, hidden, edges)))
+        sums.append(sum(_log_probabilities(decoder, hidden, edges)[0]))
     return sums

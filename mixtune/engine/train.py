@@ -53,6 +53,7 @@ def train(
     """
     if len(rows) != budget.examples:
         raise ValueError(f"{len(rows)} rows for a budget of {budget.examples} examples")
+    model.forget()
     model.adapter.enable(True)
     parameters = list(model.adapter.parameters())
     optimiser = torch.optim.AdamW(

@@ -52,18 +52,14 @@ class Session:
     def run(self, plan: Plan) -> list[RunPlan]:
         """Do what is missing or failed; returns the runs that failed.
 
-        The caller holds the store's lock and has saved the plan.
+        The caller holds the store's lock, has saved the plan and has called `begin`.
         """
-        stale, broken = self.store.recover()
-        for label in stale:
-            self.events.note(f"{label}: was cut off, done again")
-        for label in broken:
-            self.events.note(f"{label}: its files are missing or changed, done again")
         units = self.store.units()
-        todo = [run for run in plan.runs if _missing(run, units)]
-        self.events.started(plan, len(todo), sum(_cost(run, units) for run in todo))
+        todo = [run for run in plan.runs if missing(run, units)]
         failed = []
         for number, run in enumerate(todo, start=1):
+            if not self.store.claim(run.system):
+                continue
             self.events.run_started(run, number, len(todo))
             begun = time.monotonic()
             try:
@@ -197,7 +193,25 @@ def local_model(planner: Planner) -> LocalModel:
     return LocalModel.load(planner.files.folder, planner.tokens, study.train, study.evaluate)
 
 
-def _missing(run: RunPlan, units: dict[str, Unit]) -> bool:
+def begin(plan: Plan, store: Store, events: Events) -> int:
+    """Once per `mixtune run`: give back what a dead process left, recheck finished files.
+
+    Returns:
+        How many runs are not finished.
+    """
+    stale, broken = store.recover()
+    for label in stale:
+        events.note(f"{label}: was cut off, done again")
+    for label in broken:
+        events.note(f"{label}: its files are missing or changed, done again")
+    units = store.units()
+    todo = [run for run in plan.runs if missing(run, units)]
+    events.started(plan, len(todo), sum(_cost(run, units) for run in todo))
+    return len(todo)
+
+
+def missing(run: RunPlan, units: dict[str, Unit]) -> bool:
+    """Whether any unit of a run is not done."""
     ids = [answer.id for answer in run.answers]
     ids += [run.system] if run.kind == "trained" else []
     return any(units[unit].state != "done" for unit in ids)

@@ -81,7 +81,7 @@ class CurvePoint:
 
     run: str
     cocktail: str
-    seed: int
+    seed: int | None
     step: int
     loss: float
     lr: float

@@ -17,7 +17,7 @@ class RunRow:
     id: str
     system: str
     cocktail: str
-    seed: int
+    seed: int | None
     state: str
     error: str | None
     attempts: int

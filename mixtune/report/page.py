@@ -41,7 +41,7 @@ class Chart:
     """One cocktail's training curves: a polyline's points per seed, the axes' ends."""
 
     cocktail: str
-    lines: list[tuple[int, str]]
+    lines: list[tuple[int | None, str]]
     steps: int
     first: float
     last: float

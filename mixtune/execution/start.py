@@ -1,0 +1,53 @@
+"""A study from its file to finished runs: base model, plan, lock, workers.
+
+Knows: the order of these. Does not know: what the terminal shows, what a run does.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from mixtune.engine.convert import prepare
+from mixtune.environment import environment
+from mixtune.events import Events
+from mixtune.execution.local import begin
+from mixtune.execution.pool import Work, available_cores, default_workers, run_pool
+from mixtune.models.catalog import BaseModelFiles
+from mixtune.planning.plan import Planner, RunPlan
+from mixtune.spec import Study, dump_study
+from mixtune.store import Store
+from mixtune.tasks.registry import Registry
+
+
+def run_study(
+    study: Study, data_dir: Path | None, runs_dir: Path, workers: int | None, events: Events
+) -> tuple[Store, list[RunPlan]]:
+    """Train and score what is missing or failed; returns the store and the runs that failed.
+
+    Raises:
+        ModelError, DataError, SpecError: before anything is written.
+        StoreError: the folder is in use, or its results would get other ids.
+        RunFailed: a worker died.
+    """
+    events.note(f"base model {study.model}: looking for its weights")
+    files = prepare(study.model)
+    make_planner = partial(_planner, study, data_dir, files)
+    planner = make_planner()
+    plan = planner.plan()
+    store = Store(runs_dir / study.name)
+    with store.lock():
+        store.save_plan(plan.rows(), dump_study(planner.study), environment())
+        todo = begin(plan, store, events)
+        if not todo:
+            return store, []
+        count = workers or default_workers(_weights_bytes(files), todo)
+        threads = max(1, available_cores() // count)
+        events.note(f"{count} worker processes of {threads} threads")
+        return store, run_pool(Work(make_planner, plan, store.folder, threads), count, events)
+
+
+def _planner(study: Study, data_dir: Path | None, files: BaseModelFiles) -> Planner:
+    return Planner(study, Registry.builtin(data_dir), files)
+
+
+def _weights_bytes(files: BaseModelFiles) -> int:
+    return sum(path.stat().st_size for path in files.folder.glob("*.safetensors"))
