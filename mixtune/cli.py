@@ -126,7 +126,8 @@ def run(  # noqa: PLR0913 - a verb's options
     with store.lock():
         derived.score()
         page = derived.report("validation")
-    terminal.show_results(out, derived, "validation")
+    terminal.show_summary(out, derived, "validation")
+    out.print(f"every system, metric and interval: mixtune results {study_file}", markup=False)
     out.print(f"report: {page}", soft_wrap=True, markup=False)
     if failed:
         out.print(f"{len(failed)} runs failed; the same command tries them again", markup=False)

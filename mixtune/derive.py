@@ -20,7 +20,17 @@ from mixtune.analysis.results import SystemInfo, cocktail_means, results
 from mixtune.errors import DataError, StoreError
 from mixtune.evaluation.score import score, score_version
 from mixtune.identity import make_id
-from mixtune.records import Example, MixRow, Prediction, Result, Score, Split, TrainStep, schema_of
+from mixtune.records import (
+    Estimate,
+    Example,
+    MixRow,
+    Prediction,
+    Result,
+    Score,
+    Split,
+    TrainStep,
+    schema_of,
+)
 from mixtune.report.page import ReportInput, RunRow, render
 from mixtune.spec import Study, parse_study
 from mixtune.store import PlanRow, Store, Unit
@@ -147,6 +157,16 @@ class Derived:
         table = self.scores(split)
         return results(table, self.systems(), self.tasks()) if table.num_rows else []
 
+    def means(self, split: str) -> list[Estimate]:
+        """Each cocktail's mean over its seeds."""
+        table = self.scores(split)
+        return cocktail_means(table, self.systems(), self.tasks()) if table.num_rows else []
+
+    def differences(self, split: str) -> list[Estimate]:
+        """Each cocktail against the step-matched single task, and against the base."""
+        table = self.scores(split)
+        return differences(table, self.systems(), self.tasks()) if table.num_rows else []
+
     # ---- report -------------------------------------------------------------------------------
 
     def report(self, split: str) -> Path:
@@ -160,18 +180,16 @@ class Derived:
 
     def report_input(self, split: str) -> ReportInput:
         """Everything the page shows, computed."""
-        table, systems, tasks = self.scores(split), self.systems(), self.tasks()
-        some = table.num_rows > 0
-        facts = self._run_facts()
+        tasks, facts = self.tasks(), self._run_facts()
         return ReportInput(
             study=self.study,
             resolved_yaml=(self.store.folder / "study.yaml").read_text(encoding="utf-8"),
             model_note=_model_note(self.study, facts),
             synthetic=any(task.synthetic for task in tasks.values()),
             split=split,
-            results=results(table, systems, tasks) if some else [],
-            means=cocktail_means(table, systems, tasks) if some else [],
-            differences=differences(table, systems, tasks) if some else [],
+            results=self.results(split),
+            means=self.means(split),
+            differences=self.differences(split),
             mixes=_mixes(facts),
             runs=self.run_rows(),
             curves=self._curves(),
@@ -188,10 +206,15 @@ class Derived:
         forms = {(row.task, row.form) for row in rows if row.seed is not None}
         found = {}
         for name, task in self.tasks().items():
-            form = "constrained" if task.labels else "strict"
+            form = self.main_form(task)
             if (name, form) in forms:
                 found[name] = select(rows, name, task.metrics[0], form)
         return found
+
+    def main_form(self, task: Task) -> str:
+        """The form that a task is compared in: constrained where there are labels and it was asked."""
+        forms = self.study.evaluate.forms
+        return "constrained" if task.labels and "constrained" in forms else "strict"
 
     def _run_facts(self) -> dict[str, dict[str, object]]:
         found = {}

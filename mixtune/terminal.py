@@ -19,7 +19,7 @@ from rich.table import Table
 from mixtune.derive import Derived
 from mixtune.events import Silent
 from mixtune.planning.plan import AnswerPlan, Plan, Planner, RunPlan
-from mixtune.records import MixRow, TrainStep
+from mixtune.records import Estimate, MixRow, TrainStep
 from mixtune.store import Unit
 from mixtune.tasks.registry import Registry
 
@@ -297,6 +297,32 @@ def show_status(out: Console, derived: Derived) -> None:
     out.print(table(f"{derived.study.name}", columns, rows))
     counts = Counter(run.state for run in derived.run_rows())
     out.print(", ".join(f"{n} {state}" for state, n in sorted(counts.items())), markup=False)
+
+
+def show_summary(out: Console, derived: Derived, split: str) -> None:
+    """Cocktail × task on each task's main metric, with the difference to the single task."""
+    tasks = derived.tasks()
+    wanted = {(n, derived.main_form(t), t.metrics[0]) for n, t in tasks.items() if t.metrics}
+    cells: dict[str, dict[str, str]] = {}
+    for row in derived.results(split):
+        if row.seed is None and (row.task, row.form, row.metric) in wanted:
+            cells.setdefault(row.cocktail, {})[row.task] = f"{row.value:.3f}"
+    for mean in derived.means(split):
+        if (mean.target, mean.form, mean.metric) in wanted:
+            cells.setdefault(mean.subject, {})[mean.target] = f"{mean.value:.3f}"
+    for change in derived.differences(split):
+        place = (change.target, change.form, change.metric)
+        if place in wanted and change.quantity == "difference-to-single":
+            cells[change.subject][change.target] += f"  {_signed(change)}"
+    rows = [(name, *(found.get(task, "–") for task in tasks)) for name, found in cells.items()]
+    note = ", synthetic data" if any(task.synthetic for task in tasks.values()) else ""
+    title = f"{derived.study.name}, {split}{note}: value, difference to the single task [95 %]"
+    out.print(table(title, ("system", *tasks), rows))
+
+
+def _signed(change: Estimate) -> str:
+    bounds = "too few" if change.low is None else f"{change.low:+.3f}, {change.high:+.3f}"
+    return f"{change.value:+.3f} [{bounds}]"
 
 
 def show_results(out: Console, derived: Derived, split: str) -> None:

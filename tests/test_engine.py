@@ -126,8 +126,6 @@ class TestTraining:
     @pytest.mark.parametrize("shape", SHAPES)
     @pytest.mark.parametrize("family", FAMILIES)
     def test_loss_and_gradients_are_the_plain_ones(self, models, folders, tmp_path, family, shape):
-        if shape == "identical" and family != "llama":
-            pytest.skip("a matter of batching, not of the architecture")
         model, rows = models(family), rows_of(*SHAPES[shape])
         model.save_adapter(tmp_path, "base")
         oracle = peft_network(folders(family), tmp_path, trainable=True)

@@ -11,7 +11,9 @@ from mixtune.store import PlanRow, Store, slug
 STEP = TrainStep(1, 0.5, 1e-3, 1.0, 16, 32, 640, 0.1)
 
 
-def row(kind="train", unit="aaaa", cocktail="fpb", seed=1, task="", split="", form=""):
+def row(  # noqa: PLR0913
+    kind="train", unit="aaaa", cocktail="fpb", seed=1, task="", split="", form=""
+):
     folder = f"cells/{unit}-{slug(cocktail)}"
     return PlanRow(kind, unit, "aaaa", folder, cocktail, seed, task, split, form, 16, 99)
 

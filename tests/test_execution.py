@@ -1,0 +1,217 @@
+"""Running a plan: what is done once, what is done again, what a failure leaves behind."""
+
+import dataclasses
+
+import pytest
+from engine_oracle import write_base
+from study_kit import base_files, registry, study, write_data
+
+from mixtune.derive import Derived
+from mixtune.errors import RunFailed, StoreError
+from mixtune.events import Silent
+from mixtune.execution import local
+from mixtune.execution.local import Session, begin, local_model
+from mixtune.execution.pool import default_workers
+from mixtune.planning.plan import Planner
+from mixtune.spec import dump_study
+from mixtune.store import Store
+
+
+class Listener(Silent):
+    def __init__(self):
+        self.ran, self.failed, self.notes = [], [], []
+
+    def run_finished(self, run, seconds):
+        self.ran.append((run.name, run.seed))
+
+    def run_failed(self, run, error):
+        self.failed.append((run.name, error))
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return base_files(write_base(tmp_path_factory.mktemp("base"), "llama"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_data(tmp_path / "data")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "runs" / "weather")
+
+
+def run(data, files, store, **changes):
+    """What `mixtune run` does, in this process."""
+    planner = Planner(study(**changes), registry(data), files)
+    plan, listener = planner.plan(), Listener()
+    with store.lock():
+        store.save_plan(plan.rows(), dump_study(planner.study), {})
+        begin(plan, store, listener)
+        Session(planner, store, lambda: local_model(planner), listener).run(plan)
+    return listener
+
+
+def facts(store):
+    """Every prediction, without the time it took."""
+    found = {}
+    for row in store.plan():
+        if row.kind == "answer":
+            rows = store.read_rows(f"{row.folder}/answers/{row.id}/predictions.parquet")
+            found[row.id] = [{k: v for k, v in r.items() if k != "latency"} for r in rows]
+    return found
+
+
+ALL = [("majority", None), ("base", None), ("north", 1), ("south", 1), ("north+south", 1)]
+
+
+def test_everything_is_done_once_and_only_once(data, files, store):
+    assert run(data, files, store).ran == ALL
+    assert {u.state for u in store.units().values()} == {"done"}
+    before = facts(store)
+    again = run(data, files, store)
+    assert (again.ran, again.notes) == ([], [])
+    assert facts(store) == before
+    assert {u.attempts for u in store.units().values()} == {1}
+
+
+def test_each_set_of_answers_holds_every_item(data, files, store):
+    run(data, files, store)
+    for row in store.plan():
+        if row.kind == "answer":
+            assert len(facts(store)[row.id]) == row.items
+
+
+def test_two_runs_of_the_same_study_give_the_same_bits(data, files, store, tmp_path):
+    other = Store(tmp_path / "again" / "weather")
+    run(data, files, store)
+    run(data, files, other)
+    assert facts(store) == facts(other)
+    adapters = [s.folder.glob("cells/*/adapter/adapter_model.safetensors") for s in (store, other)]
+    first, second = ([p.read_bytes() for p in sorted(found)] for found in adapters)
+    assert len(first) == 3
+    assert first == second
+
+
+def test_a_failed_run_keeps_its_error_and_the_others_go_on(data, files, store, monkeypatch):
+    real = local.train
+
+    def fails_for_south(model, rows, *rest):
+        if {row.ingredient for row in rows} == {"south"}:
+            raise RunFailed("training diverged at step 1: loss nan")
+        return real(model, rows, *rest)
+
+    monkeypatch.setattr(local, "train", fails_for_south)
+    listener = run(data, files, store)
+    assert [name for name, _ in listener.failed] == ["south"]
+    assert len(listener.ran) == 4
+    failed = [u for u in store.units().values() if u.state == "failed"]
+    assert [u.error for u in failed] == ["RunFailed: training diverged at step 1: loss nan"]
+    # Never averaged in: a failed run has no scores.
+    derived = Derived(store, registry(data))
+    derived.score()
+    assert {row.cocktail for row in derived.results("test")} == {
+        "majority",
+        "base",
+        "north",
+        "north+south",
+    }
+    monkeypatch.setattr(local, "train", real)
+    assert run(data, files, store).ran == [("south", 1)]
+    assert {u.state for u in store.units().values()} == {"done"}
+
+
+def test_an_infrastructure_error_leaves_no_row_and_the_run_is_not_done(
+    data, files, store, monkeypatch
+):
+    def breaks(self, queries, max_new_tokens):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("mixtune.engine.model.LocalModel.generate", breaks)
+    listener = run(data, files, store)
+    assert {name for name, _ in listener.failed} == {"base", "north", "south", "north+south"}
+    for row in store.plan():
+        if row.form == "strict" and row.cocktail != "majority":
+            assert store.units()[row.id].state != "done"
+            assert not (store.folder / row.folder / "answers" / row.id).exists()
+
+
+def test_ctrl_c_gives_the_unit_back_and_finished_work_stays(data, files, store, monkeypatch):
+    real, calls = local.train, []
+
+    def stops_at_the_second(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(local, "train", stops_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, files, store)
+    states = {u.label: u.state for u in store.units().values()}
+    assert states["north seed 1"] == "done"
+    assert states["south seed 1"] == "planned"
+    assert run(data, files, store).ran == ALL[3:]
+
+
+def test_added_seeds_extend_the_study(data, files, store):
+    run(data, files, store)
+    before = facts(store)
+    assert run(data, files, store, seeds=[1, 2]).ran == [
+        ("north", 2),
+        ("south", 2),
+        ("north+south", 2),
+    ]
+    after = facts(store)
+    assert {key: after[key] for key in before} == before
+    assert store.changes()[-1]["added"] == ["north seed 2", "north+south seed 2", "south seed 2"]
+
+
+def test_an_added_task_is_answered_by_every_system_and_trains_nothing(data, files, store):
+    run(data, files, store, tasks=["north"])
+    trained = {u.id for u in store.units().values() if u.kind == "train"}
+    run(data, files, store)
+    units = store.units()
+    assert {u.id for u in units.values() if u.kind == "train"} == trained
+    assert all(units[i].attempts == 1 for i in trained)
+    assert {u.state for u in units.values()} == {"done"}
+
+
+def test_a_changed_setting_is_refused_and_nothing_is_lost(data, files, store):
+    run(data, files, store)
+    before = facts(store)
+    with pytest.raises(StoreError, match=r"(?s)-  lr: 0\.001.*\+  lr: 0\.01"):
+        run(data, files, store, train={"rank": 2, "alpha": 4, "lr": 0.01})
+    assert facts(store) == before
+
+
+def test_a_damaged_file_is_made_again(data, files, store):
+    run(data, files, store)
+    before = facts(store)
+    victim = next(store.folder.glob("cells/*north-s1/adapter/adapter_model.safetensors"))
+    victim.write_bytes(victim.read_bytes()[:-8])
+    again = run(data, files, store)
+    assert again.notes == ["north seed 1: its files are missing or changed, done again"]
+    assert again.ran == [("north", 1)]
+    assert facts(store) == before
+
+
+def test_the_majority_answers_every_item_without_a_model(data, files, store):
+    planner = Planner(study(), registry(data), files)
+    plan, listener = planner.plan(), Listener()
+    only = dataclasses.replace(plan, runs=plan.runs[:1])
+    with store.lock():
+        store.save_plan(only.rows(), dump_study(planner.study), {})
+        begin(only, store, listener)
+        Session(planner, store, lambda: pytest.fail("loaded a model"), listener).run(only)
+    assert listener.ran == [("majority", None)]
+
+
+def test_workers_fit_the_memory_and_the_work():
+    assert default_workers(1, 1) == 1
+    assert default_workers(10**13, 50) == 1

@@ -1,0 +1,233 @@
+"""Ids, mixes and the corpus: what a plan promises before anything runs."""
+
+import dataclasses
+
+import pytest
+from engine_oracle import write_base
+from study_kit import base_files, record, registry, study, tasks, write_data, write_rows
+
+from mixtune.derive import score_id
+from mixtune.errors import DataError, SpecError
+from mixtune.planning.corpus import load_corpus
+from mixtune.planning.plan import Planner
+from mixtune.tasks.base import query_of
+from mixtune.tasks.registry import Registry
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return base_files(write_base(tmp_path_factory.mktemp("base"), "llama"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_data(tmp_path / "data")
+
+
+def plan(data, files, **changes):
+    return Planner(study(**changes), registry(data), files).plan()
+
+
+def ids(plan):
+    return {(r.kind, r.cocktail, r.task, r.split, r.form): r.id for r in plan.rows()}
+
+
+def trained(plan):
+    return {run.name: run.system for run in plan.runs if run.kind == "trained"}
+
+
+class TestIds:
+    def test_the_same_study_gets_the_same_ids_wherever_its_data_lie(self, data, files, tmp_path):
+        elsewhere = write_data(tmp_path / "else" / "where")
+        assert ids(plan(data, files)) == ids(plan(elsewhere, files))
+
+    def test_paths_workers_and_the_studys_name_change_nothing(self, data, files, tmp_path):
+        moved = dataclasses.replace(files, name="other", source="elsewhere")
+        assert ids(plan(data, files)) == ids(plan(data, moved, name="renamed"))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"train": {"rank": 2, "alpha": 4, "lr": 0.002}},
+            {"train": {"rank": 4, "alpha": 4}},
+            {"budget": {"steps": 4, "examples_per_step": 4}},
+            {"seeds": [2]},
+            {"ingredients": {"north": {"rows": 19}, "south": {"rows": 19}}},
+        ],
+    )
+    def test_what_can_change_the_weights_changes_the_train_id(self, data, files, changes):
+        before, after = trained(plan(data, files)), trained(plan(data, files, **changes))
+        assert before.keys() == after.keys()
+        assert all(before[name] != after[name] for name in before)
+
+    def test_another_base_model_changes_every_id_but_the_majoritys(self, data, files):
+        other = dataclasses.replace(files, digest="0" * 16)
+        before, after = ids(plan(data, files)), ids(plan(data, other))
+        same = {key for key in before if before[key] == after[key]}
+        assert {key[1] for key in same} == {"majority"}
+
+    def test_a_changed_row_retrains_what_used_it_and_nothing_else(self, data, files):
+        before = Planner(study(), registry(data), files)
+        run = next(r for r in before.plan().runs if r.name == "north")
+        used = before.training_rows(run)[0].example_id
+        rows = [record("north", "train", i) for i in range(60)]
+        for row in rows:
+            if row["id"] == used:
+                row["label"] = "wet" if row["label"] == "dry" else "dry"
+        write_rows(data, "north", "train", rows)
+        old, new = trained(before.plan()), trained(plan(data, files))
+        assert {name for name in old if old[name] != new[name]} == {"north", "north+south"}
+
+    def test_a_changed_test_row_asks_again_and_retrains_nothing(self, data, files):
+        before = plan(data, files)
+        rows = [record("south", "test", i) for i in range(20)]
+        for row in rows:
+            row["text"] += " today"
+        write_rows(data, "south", "test", rows)
+        after = plan(data, files)
+        assert trained(before) == trained(after)
+        changed = {k for k, v in ids(before).items() if ids(after)[k] != v}
+        assert {(key[2], key[3]) for key in changed} == {("south", "test")}
+
+    def test_decoding_is_in_the_answer_id_where_it_matters(self, data, files):
+        longer = {**study().evaluate.model_dump(mode="json"), "max_new_tokens": 9}
+        before, after = ids(plan(data, files)), ids(plan(data, files, evaluate=longer))
+        changed = {key for key in before if before[key] != after[key]}
+        assert changed
+        assert {key[4] for key in changed} == {"strict"}
+        assert "majority" not in {key[1] for key in changed}
+
+    def test_a_mended_parser_scores_again_and_changes_no_other_id(self, data, files, monkeypatch):
+        before = plan(data, files)
+        task = tasks()[0]
+        score_before = score_id("a", task)
+        monkeypatch.setattr("mixtune.evaluation.score.VERSION", 99)
+        assert score_id("a", task) != score_before
+        assert ids(plan(data, files)) == ids(before)
+
+    def test_one_system_has_one_folder_and_answers_have_ids_of_their_own(self, data, files):
+        rows = plan(data, files).rows()
+        assert len({row.id for row in rows}) == len(rows)
+        assert {row.folder.split("/")[0] for row in rows} == {"cells"}
+
+
+class TestMix:
+    def test_an_ingredient_contributes_a_prefix_of_the_same_order(self, data, files):
+        planner = Planner(study(), registry(data), files)
+        runs = {run.name: run for run in planner.plan().runs if run.kind == "trained"}
+        alone = [row.example_id for row in planner.training_rows(runs["north"])]
+        mixed = [
+            row.example_id
+            for row in planner.training_rows(runs["north+south"])
+            if row.ingredient == "north"
+        ]
+        assert len(mixed) == 6
+        assert mixed == alone[:6]
+
+    def test_every_cocktail_gets_the_same_number_of_examples(self, data, files):
+        for run in plan(data, files).runs:
+            if run.kind == "trained":
+                assert sum(row.rows_got for row in run.mix) == 12
+                assert all(row.supervised_tokens > 0 for row in run.mix)
+
+    def test_more_rows_than_there_are_is_refused(self, data, files):
+        with pytest.raises(SpecError, match="cannot give the rows asked for"):
+            plan(data, files, ingredients={"north": {"rows": 500}})
+
+    def test_over_long_examples_follow_the_policy_and_are_counted(self, data, files):
+        short = {"rank": 2, "alpha": 4, "max_length": 99}
+        with pytest.raises(DataError, match="too long"):
+            plan(data, files, train=short)
+        planner = Planner(study(train={**short, "over_long": "drop"}), registry(data), files)
+        row = next(r for r in planner.plan().runs if r.name == "north").mix[0]
+        whole = len(load_corpus(study(), registry(data)).pools["north"])
+        assert 0 < row.dropped_overlong < whole
+        assert row.rows_available + row.dropped_overlong == whole
+
+
+class TestCorpus:
+    def test_validation_is_carved_from_train_where_there_is_none(self, data):
+        corpus = load_corpus(study(), registry(data))
+        train = {e.id for e in corpus.pools["north"]}
+        held = {e.id for e in registry(data).examples("north", "validation", 0.1)}
+        assert held
+        assert not train & held
+        assert len(train) + len(held) == 60
+
+    def test_a_train_row_that_stands_in_test_is_dropped_and_counted(self, data):
+        before = load_corpus(study(), registry(data))
+        rows = [record("south", "test", i) for i in range(20)]
+        rows[3]["text"] = before.pools["north"][0].messages[-1].content.split("\n")[-1].upper()
+        write_rows(data, "south", "test", rows)
+        after = load_corpus(study(), registry(data))
+        assert after.leaked_train == {"north": 1, "south": 0}
+        gone = {e.id for e in before.pools["north"]} - {e.id for e in after.pools["north"]}
+        assert gone == {before.pools["north"][0].id}
+
+    def test_leaks_stop_the_plan_when_asked_to(self, data):
+        rows = [record("south", "test", i) for i in range(20)]
+        rows[3]["text"] = record("north", "train", 1)["text"]
+        write_rows(data, "south", "test", rows)
+        strict = {**study().evaluate.model_dump(mode="json"), "leaked": "error"}
+        with pytest.raises(DataError, match="also stand in an evaluation split"):
+            load_corpus(study(evaluate=strict), registry(data))
+
+    def test_more_items_add_items_and_change_no_training_row(self, data, files):
+        more = {**study().evaluate.model_dump(mode="json"), "test_items": 15}
+        small, large = plan(data, files), plan(data, files, evaluate=more)
+        assert trained(small) == trained(large)
+
+
+class TestRenderer:
+    def test_training_and_evaluation_share_one_renderer(self, data, files):
+        """The prompt part of a training row is the evaluation prompt, token for token."""
+        planner = Planner(study(), registry(data), files)
+        run = next(r for r in planner.plan().runs if r.name == "north")
+        pool = {e.id: e for e in planner.corpus.pools["north"]}
+        for row in planner.training_rows(run):
+            asked = query_of(pool[row.example_id])
+            assert list(row.prompt) == planner.tokens.prompt_ids(asked.messages)
+
+    @pytest.mark.weights
+    def test_also_for_every_built_in_toy_task_and_the_real_tokenizer(self, smollm2):
+        builtin = Registry.builtin()
+        names = [n for n in builtin.names() if builtin.get(n).synthetic]
+        scored = [n for n in names if builtin.get(n).scored]
+        assert len(scored) >= 5
+        toy = study(
+            tasks=scored,
+            ingredients={name: {"rows": 20} for name in names},
+            design=["all"],
+            train={},
+        )
+        planner = Planner(toy, builtin, smollm2)
+        run = next(r for r in planner.plan().runs if r.kind == "trained")
+        pools = {n: {e.id: e for e in planner.corpus.pools[n]} for n in names}
+        rows = planner.training_rows(run)
+        assert len(rows) == 12
+        for row in rows:
+            asked = query_of(pools[row.ingredient][row.example_id])
+            assert list(row.prompt) == planner.tokens.prompt_ids(asked.messages)
+
+
+class TestNames:
+    def test_an_unknown_task_gets_a_suggestion(self, data, files):
+        with pytest.raises(SpecError, match="'north'"):
+            plan(data, files, tasks=["nort"])
+
+    def test_an_ingredient_that_is_not_scored_cannot_be_a_task(self):
+        with pytest.raises(SpecError, match="is not scored"):
+            Planner(study(tasks=["toy-general"]), Registry.builtin(), None)
+
+    def test_aliases_become_names(self):
+        asked = study(
+            tasks=["toy_sentiment"], ingredients={"toy_sentiment": {"rows": 9}}, design=["singles"]
+        )
+        made = Planner(asked, Registry.builtin(), None).plan()
+        assert made.study.tasks == ("toy-sentiment",)
+        assert {run.name for run in made.runs} == {"majority", "base", "toy-sentiment"}
+
+    def test_without_weights_cells_are_listed_and_unresolved(self, data):
+        made = Planner(study(), registry(data), None).plan()
+        assert {run.system for run in made.runs if run.kind != "majority"} == {""}
+        assert all(row.rows_got == 12 or row.rows_got == 6 for r in made.runs for row in r.mix)
