@@ -127,7 +127,8 @@ def run(  # noqa: PLR0913 - a verb's options
         derived.score()
         page = derived.report("validation")
     terminal.show_summary(out, derived, "validation")
-    out.print(f"every system, metric and interval: mixtune results {study_file}", markup=False)
+    again = f"{study_file}" if limit is None else f"{study_file} --limit {limit}"
+    out.print(f"every system, metric and interval: mixtune results {again}", markup=False)
     out.print(f"report: {page}", soft_wrap=True, markup=False)
     if failed:
         out.print(f"{len(failed)} runs failed; the same command tries them again", markup=False)
@@ -135,10 +136,11 @@ def run(  # noqa: PLR0913 - a verb's options
 
 
 @app.command()
-def status(study_file: StudyFile, runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
+def status(
+    study_file: StudyFile, runs_dir: RunsDir = RUNS, limit: Limit = None, as_json: Json = False
+) -> None:
     """Show the state of every run; works while another process runs the study."""
-    store = _store(runs_dir, load_study(study_file))
-    derived = Derived(store, Registry.builtin())
+    derived = _derived(study_file, runs_dir, limit)
     if as_json:
         print(json.dumps(terminal.status_json(derived), indent=1))
         return
@@ -150,10 +152,11 @@ def results(
     study_file: StudyFile,
     runs_dir: RunsDir = RUNS,
     split: SplitName = "validation",
+    limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Show every system × task × form × metric with interval and floor. Next: mixtune report."""
-    derived = Derived(_store(runs_dir, load_study(study_file)), Registry.builtin())
+    derived = _derived(study_file, runs_dir, limit)
     _look_at(split, derived.store, "results")
     if as_json:
         print(json.dumps([asdict(row) for row in derived.results(split)], indent=1))
@@ -166,10 +169,11 @@ def score(
     study_file: StudyFile,
     data_dir: DataDir = None,
     runs_dir: RunsDir = RUNS,
+    limit: Limit = None,
     dry_run: DryRun = False,
 ) -> None:
     """Score kept answers with the current parsers and metrics; needs no model and no torch."""
-    derived = Derived(_store(runs_dir, load_study(study_file)), Registry.builtin(data_dir))
+    derived = _derived(study_file, runs_dir, limit, data_dir)
     if dry_run:
         print(f"{len(derived.unscored())} sets of answers would be scored")
         return
@@ -183,10 +187,11 @@ def report(
     study_file: StudyFile,
     runs_dir: RunsDir = RUNS,
     split: SplitName = "validation",
+    limit: Limit = None,
     dry_run: DryRun = False,
 ) -> None:
     """Write the report, one HTML file without network access."""
-    derived = Derived(_store(runs_dir, load_study(study_file)), Registry.builtin())
+    derived = _derived(study_file, runs_dir, limit)
     if dry_run:
         print(f"would write {derived.report_path(split)}")
         return
@@ -200,6 +205,12 @@ def report(
 def _study(path: Path, overrides: list[str] | None, limit: int | None) -> Study:
     study = load_study(path, overrides or ())
     return study if limit is None else trial(study, limit)
+
+
+def _derived(
+    path: Path, runs_dir: Path, limit: int | None, data_dir: Path | None = None
+) -> Derived:
+    return Derived(_store(runs_dir, _study(path, None, limit)), Registry.builtin(data_dir))
 
 
 def _store(runs_dir: Path, study: Study) -> Store:

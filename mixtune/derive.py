@@ -212,7 +212,7 @@ class Derived:
         return found
 
     def main_form(self, task: Task) -> str:
-        """The form that a task is compared in: constrained where there are labels and it was asked."""
+        """The form a task is compared in: constrained, where there are labels and it was asked."""
         forms = self.study.evaluate.forms
         return "constrained" if task.labels and "constrained" in forms else "strict"
 

@@ -21,7 +21,7 @@ from mixtune.tokens import Tokens
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _Asked = Sequence[tuple[Query, list[int]]]
-_Key = tuple[tuple[int, ...], tuple[str, ...]]
+_Key = tuple[str, tuple[int, ...], tuple[str, ...]]
 
 
 class LocalModel:
@@ -36,7 +36,7 @@ class LocalModel:
         self.adapter = adapter
         self.tokens = tokens
         self.evaluate = evaluate
-        self._spoken: dict[_Key, list[int] | None] = {}
+        self._ranked: dict[_Key, score.Ranked] = {}
 
     @classmethod
     def load(
@@ -101,22 +101,24 @@ class LocalModel:
         return self._in_chunks(queries, self._rank)
 
     def _rank(self, asked: _Asked) -> list[Answer]:
-        """One chunk ranked; greedy answers that stay on the choices' tree are remembered."""
-        queries = [query for query, _ in asked]
-        texts = {text: self.tokens.answer_ids(text) for q in queries for text in q.choices}
-        ranked = score.rank(
-            self.decoder,
-            queries,
-            [prompt for _, prompt in asked],
-            [[texts[text] for text in query.choices] for query in queries],
-            self.tokens.eos_ids,
-        )
-        self._spoken |= {_key(*pair): each.spoken for pair, each in zip(asked, ranked, strict=True)}
-        return [each.answer for each in ranked]
+        """One chunk ranked, and remembered: the same pass says what strict answers need."""
+        keys = [_key(*pair) for pair in asked]
+        if not all(key in self._ranked for key in keys):
+            queries = [query for query, _ in asked]
+            texts = {text: self.tokens.answer_ids(text) for q in queries for text in q.choices}
+            ranked = score.rank(
+                self.decoder,
+                queries,
+                [prompt for _, prompt in asked],
+                [[texts[text] for text in query.choices] for query in queries],
+                self.tokens.eos_ids,
+            )
+            self._ranked |= zip(keys, ranked, strict=True)
+        return [self._ranked[key].answer for key in keys]
 
     def forget(self) -> None:
         """Drop what was remembered of answers; called whenever the adapter changes."""
-        self._spoken.clear()
+        self._ranked.clear()
 
     def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
         """Greedy text up to the end of turn, at most `max_new_tokens` tokens.
@@ -138,10 +140,10 @@ class LocalModel:
         The ranking pass is made if it was not, so that the order of asking changes no bit.
         """
         began = time.perf_counter()
-        keys = [_key(*pair) for pair in asked]
-        if any(choices and (ids, choices) not in self._spoken for ids, choices in keys):
+        if all(query.choices for query, _ in asked):
             self._rank(asked)
-        known = [self._spoken.get(key) for key in keys]
+        found = [self._ranked.get(_key(*pair)) for pair in asked]
+        known = [ranked.spoken if ranked else None for ranked in found]
         said = [ids if ids is not None and len(ids) <= max_new_tokens else None for ids in known]
         latency = (time.perf_counter() - began) / len(asked)
         rest = [prompt for (_, prompt), ids in zip(asked, said, strict=True) if ids is None]
@@ -183,4 +185,4 @@ class LocalModel:
 
 def _key(query: Query, prompt: Sequence[int]) -> _Key:
     """What an answer is remembered by."""
-    return tuple(prompt), query.choices
+    return query.id, tuple(prompt), query.choices

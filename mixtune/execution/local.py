@@ -83,7 +83,7 @@ class Session:
         for answer in missing:
             with self._unit(answer.id) as paths:
                 paths.append(self._answer(run, answer, answering(answer)))
-            self.events.answered(run, answer, answer.tokens)
+            self.events.answered(run, answer, answer_cost(run, answer))
 
     @contextmanager
     def _unit(self, unit: str) -> Iterator[list[Path]]:
@@ -217,9 +217,15 @@ def missing(run: RunPlan, units: dict[str, Unit]) -> bool:
     return any(units[unit].state != "done" for unit in ids)
 
 
+def answer_cost(run: RunPlan, answer: AnswerPlan) -> float:
+    """Forward-pass tokens of a set of answers: both forms of the same items share one pass."""
+    first = next(a for a in run.answers if (a.task, a.split) == (answer.task, answer.split))
+    return float(answer.tokens) if answer.id == first.id else 0.0
+
+
 def _cost(run: RunPlan, units: dict[str, Unit]) -> float:
     """Forward-pass tokens that are left to do, for the ETA."""
-    cost = sum(float(a.tokens) for a in run.answers if units[a.id].state != "done")
+    cost = sum(answer_cost(run, a) for a in run.answers if units[a.id].state != "done")
     if run.kind == "trained" and units[run.system].state != "done":
         cost += run.tokens * (1 + BACKWARD)
     return cost

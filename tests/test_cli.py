@@ -1,0 +1,179 @@
+"""The command line as a user meets it: verbs, JSON, messages, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from engine_oracle import write_base
+
+from mixtune import cli
+from mixtune.store import Store
+
+STUDY = {
+    "name": "small",
+    "tasks": ["toy-sentiment", "toy-rise"],
+    "ingredients": {"toy-sentiment": {"rows": 40}, "toy-rise": {"rows": 40}},
+    "design": ["singles", "all"],
+    "budget": {"steps": 2, "examples_per_step": 4},
+    "train": {"rank": 2, "alpha": 4},
+    "evaluate": {"validation_items": 16, "test_items": 16, "max_new_tokens": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a study that was run to its end, through the real command."""
+    folder = tmp_path_factory.mktemp("cli")
+    base = write_base(folder / "base", "llama")
+    study = yaml.safe_dump({**STUDY, "model": str(base)})
+    (folder / "study.yaml").write_text(study, encoding="utf-8")
+    code = "from mixtune.cli import main; main()"
+    environment = {**os.environ, "MIXTUNE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, "run", "study.yaml", "--workers", "2"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "out.txt").write_text(done.stdout, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def mixtune(place, monkeypatch, capsys):
+    """Run a verb in this process: exit code, standard output, standard error."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("MIXTUNE_CACHE", str(place / "cache"))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mixtune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+            raise SystemExit(0)
+        out = capsys.readouterr()
+        return stop.value.code or 0, out.out, out.err
+
+    return call
+
+
+def test_a_run_ends_with_a_table_and_the_reports_path(place):
+    out = (place / "out.txt").read_text(encoding="utf-8")
+    assert "synthetic data" in out
+    assert "toy-rise+toy-sentiment" in out
+    path = out.strip().splitlines()[-1].removeprefix("report: ")
+    page = (place / path).read_text(encoding="utf-8")
+    assert "toy-rise" in page
+    assert "synthetic" in page.lower()
+
+
+def test_results_has_one_row_per_system_task_form_and_metric(mixtune):
+    code, out, _ = mixtune("results", "study.yaml", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    keys = {(r["system"], r["task"], r["form"], r["metric"]) for r in rows}
+    assert len(keys) == len(rows) == 5 * 2 * 2 * 3
+    wanted = "system cocktail seed task split form metric value low high n floor"
+    assert set(wanted.split()) <= rows[0].keys()
+    assert {row["split"] for row in rows} == {"validation"}
+    assert all(0 <= row["value"] <= 1 for row in rows)
+    assert {row["n"] for row in rows} == {16}
+
+
+def test_a_look_at_test_is_counted(mixtune, place):
+    before = Store(place / "runs" / "small").test_reads()
+    code, out, err = mixtune("results", "study.yaml", "--split", "test", "--json")
+    assert code == 0
+    assert {row["split"] for row in json.loads(out)} == {"test"}
+    assert f"looked at {before + 1} times" in err
+
+
+def test_status_shows_every_run(mixtune):
+    code, out, _ = mixtune("status", "study.yaml", "--json")
+    state = json.loads(out)
+    assert code == 0
+    assert [run["state"] for run in state["runs"]] == ["done"] * 5
+    code, out, _ = mixtune("status", "study.yaml")
+    assert "5 done" in out
+
+
+def test_plan_says_what_was_asked_and_got(mixtune):
+    code, out, _ = mixtune("plan", "study.yaml", "--json")
+    runs = {run["name"]: run for run in json.loads(out)["runs"]}
+    assert code == 0
+    both = runs["toy-rise+toy-sentiment"]
+    assert [row["rows_got"] for row in both["mix"]] == [4, 4]
+    assert [row["rows_asked"] for row in both["mix"]] == [40, 40]
+    assert all(row["supervised_tokens"] > 0 for row in both["mix"])
+
+
+def test_a_dry_run_changes_nothing(mixtune, place):
+    code, out, _ = mixtune("run", "study.yaml", "name=other", "--dry-run")
+    assert code == 0
+    assert "toy-rise" in out
+    assert not (place / "runs" / "other").exists()
+
+
+def test_deleted_scores_and_reports_come_back_without_torch(mixtune, place, monkeypatch):
+    store = Store(place / "runs" / "small")
+    before = mixtune("results", "study.yaml", "--json")[1]
+    for path in store.folder.rglob("scores/*.parquet"):
+        path.unlink()
+    code, _, err = mixtune("results", "study.yaml")
+    assert code == 2
+    assert "mixtune score" in err
+    code = (
+        "import sys; sys.argv = ['mixtune', 'score', 'study.yaml']\n"
+        "from mixtune.cli import main\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'transformers', 'peft'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "scored 40, kept 0, not answered yet 0\n"
+    assert mixtune("results", "study.yaml", "--json")[1] == before
+    code, out, _ = mixtune("report", "study.yaml")
+    assert (place / out.strip()).is_file()
+
+
+def test_the_base_model_says_where_it_comes_from(place):
+    facts = json.loads(next((place / "runs/small/cells").glob("*-s1/run.json")).read_text())
+    assert facts["model"]["source"]
+    assert facts["mix"][0]["rows_got"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "none.yaml"], "cannot read the study file"),
+        (["plan", "study.yaml", "tasks=[toy-sentimet]"], "toy-sentiment"),
+        (["plan", "study.yaml", "sedes=[1]"], "did you mean 'seeds'"),
+        (["plan", "study.yaml", "ingredients.toy-rise.rows=100000"], "cannot give the rows"),
+        (["plan", "study.yaml", "model=smollm2-135n"], "smollm2-135m"),
+        (["plan", "study.yaml", "--data-dir", "nowhere"], "data directory is not there"),
+        (["results", "study.yaml", "--split", "tset"], "no such split"),
+        (["status", "study.yaml", "--runs-dir", "nowhere"], "no study here yet"),
+        (["run", "study.yaml", "train.lr=0.01", "--workers", "1"], "would get another id"),
+    ],
+)
+def test_a_users_error_is_one_message_and_exit_code_2(mixtune, arguments, message):
+    code, _, err = mixtune(*arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_terminals_colours_stay_out_of_a_pipe(place):
+    assert "\x1b" not in (place / "out.txt").read_text(encoding="utf-8")
+
+
+def test_version_and_help(mixtune):
+    assert mixtune("--version")[1].startswith("mixtune ")
+    code, out, _ = mixtune("run", "--help")
+    assert code == 0
+    assert "resum" in out or "missing or failed" in out
