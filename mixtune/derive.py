@@ -31,6 +31,7 @@ from mixtune.records import (
     TrainStep,
     schema_of,
 )
+from mixtune.report.figures import csv_files
 from mixtune.report.page import ReportInput, RunRow, render
 from mixtune.spec import Study, parse_study
 from mixtune.store import PlanRow, Store, Unit
@@ -170,9 +171,11 @@ class Derived:
     # ---- report -------------------------------------------------------------------------------
 
     def report(self, split: str) -> Path:
-        """Write the report's page for a split; returns its path."""
-        page = render(self.report_input(split))
-        return self.store.write_text(f"report/{_page(split)}", page)
+        """Write the report's page for a split, and each figure's CSV; returns the page's path."""
+        page = self.report_input(split)
+        for name, text in csv_files(page).items():
+            self.store.write_text(f"report/{split}/{name}", text)
+        return self.store.write_text(f"report/{_page(split)}", render(page))
 
     def report_path(self, split: str) -> Path:
         """Where the report of a split is written."""

@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "derive": "errors identity spec records tasks store evaluation analysis report",
     "terminal": "records tasks store planning events derive",
     "engine": "errors spec records tokens models",
-    "execution": "errors identity records tokens store models evaluation planning events engine",
+    "execution": "environment errors identity spec records tasks tokens store models evaluation planning events"
+    " engine",
 }
 LIGHT = set(MAY_IMPORT) - {"engine", "execution"}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "vllm", "ray"}

@@ -4,10 +4,10 @@ Knows: which number stands where. Does not know: HTML, colours, how a number was
 """
 
 import csv
+import io
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
-from pathlib import Path
 
 from mixtune.analysis.effects import TO_SINGLE
 from mixtune.analysis.results import BASE
@@ -261,13 +261,8 @@ def thinned(points: Sequence[CurvePoint], at_most: int) -> list[tuple[float, flo
     ]
 
 
-def write_figures(folder: Path, page: ReportInput) -> list[Path]:
-    """Write each figure's numbers as CSV: matrix, floors, curves, counts and every result.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+def csv_files(page: ReportInput) -> dict[str, str]:
+    """Each figure's numbers as CSV text by file name: matrix, floors, curves, counts, results."""
     mixes = [
         (c.run, c.cocktail, "" if c.seed is None else c.seed, *astuple(c.mix)) for c in counts(page)
     ]
@@ -278,17 +273,17 @@ def write_figures(folder: Path, page: ReportInput) -> list[Path]:
         "counts": (["run", "cocktail", "seed", *_names(MixRow)], mixes),
         "results": (_names(Result), [astuple(r) for r in page.results if r.split == page.split]),
     }
-    return [_csv(folder / f"{name}.csv", *table) for name, table in tables.items()]
+    return {f"{name}.csv": _csv(*table) for name, table in tables.items()}
 
 
 def _names(row_type: type) -> list[str]:
     return [field.name for field in fields(row_type)]
 
 
-def _csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Floats in their shortest exact form, None as an empty field."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-    return path
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
