@@ -4,8 +4,9 @@ Exit codes: 0 good, 1 a run failed, 2 usage, configuration or data, 130 stopped 
 """
 
 import json
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from mixtune import __version__, terminal
 from mixtune.derive import Derived
 from mixtune.errors import MixtuneError, UserError
 from mixtune.models.catalog import BaseModelFiles, locate
-from mixtune.planning.plan import Plan, Planner
+from mixtune.planning.plan import Plan, Planner, RunPlan
 from mixtune.spec import Study, load_study, trial
 from mixtune.store import Store
 from mixtune.tasks.registry import Registry
@@ -116,19 +117,17 @@ def run(  # noqa: PLR0913 - a verb's options
         planner, made = _plan(study, data_dir, _located(study))
         terminal.show_plan(terminal.console(), made, planner)
         return
-    # Heavy from here on: torch is loaded for this verb only.
-    from mixtune.execution.start import run_study
-
-    out = terminal.console()
-    with terminal.progress(out) as events, _stopping(study_file):
+    run_study = _heavy()
+    out, again = terminal.console(), _again()
+    with terminal.progress(out) as events, _stopping(again):
         store, failed = run_study(study, data_dir, runs_dir, workers, events)
     derived = Derived(store, Registry.builtin(data_dir))
     with store.lock():
         derived.score()
         page = derived.report("validation")
     terminal.show_summary(out, derived, "validation")
-    again = f"{study_file}" if limit is None else f"{study_file} --limit {limit}"
-    out.print(f"every system, metric and interval: mixtune results {again}", markup=False)
+    results_of = again.replace("mixtune run", "mixtune results", 1)
+    out.print(f"every system, metric and interval: {results_of}", soft_wrap=True, markup=False)
     out.print(f"report: {page}", soft_wrap=True, markup=False)
     if failed:
         out.print(f"{len(failed)} runs failed; the same command tries them again", markup=False)
@@ -137,10 +136,14 @@ def run(  # noqa: PLR0913 - a verb's options
 
 @app.command()
 def status(
-    study_file: StudyFile, runs_dir: RunsDir = RUNS, limit: Limit = None, as_json: Json = False
+    study_file: StudyFile,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+    limit: Limit = None,
+    as_json: Json = False,
 ) -> None:
     """Show the state of every run; works while another process runs the study."""
-    derived = _derived(study_file, runs_dir, limit)
+    derived = Derived(_store(runs_dir, _study(study_file, overrides, limit)), Registry.builtin())
     if as_json:
         print(json.dumps(terminal.status_json(derived), indent=1))
         return
@@ -150,13 +153,14 @@ def status(
 @app.command()
 def results(
     study_file: StudyFile,
+    overrides: Overrides = None,
     runs_dir: RunsDir = RUNS,
     split: SplitName = "validation",
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Show every system × task × form × metric with interval and floor. Next: mixtune report."""
-    derived = _derived(study_file, runs_dir, limit)
+    derived = Derived(_store(runs_dir, _study(study_file, overrides, limit)), Registry.builtin())
     _look_at(split, derived.store, "results")
     if as_json:
         print(json.dumps([asdict(row) for row in derived.results(split)], indent=1))
@@ -167,13 +171,16 @@ def results(
 @app.command()
 def score(
     study_file: StudyFile,
+    overrides: Overrides = None,
     data_dir: DataDir = None,
     runs_dir: RunsDir = RUNS,
     limit: Limit = None,
     dry_run: DryRun = False,
 ) -> None:
     """Score kept answers with the current parsers and metrics; needs no model and no torch."""
-    derived = _derived(study_file, runs_dir, limit, data_dir)
+    derived = Derived(
+        _store(runs_dir, _study(study_file, overrides, limit)), Registry.builtin(data_dir)
+    )
     if dry_run:
         print(f"{len(derived.unscored())} sets of answers would be scored")
         return
@@ -185,13 +192,14 @@ def score(
 @app.command()
 def report(
     study_file: StudyFile,
+    overrides: Overrides = None,
     runs_dir: RunsDir = RUNS,
     split: SplitName = "validation",
     limit: Limit = None,
     dry_run: DryRun = False,
 ) -> None:
     """Write the report, one HTML file without network access."""
-    derived = _derived(study_file, runs_dir, limit)
+    derived = Derived(_store(runs_dir, _study(study_file, overrides, limit)), Registry.builtin())
     if dry_run:
         print(f"would write {derived.report_path(split)}")
         return
@@ -205,12 +213,6 @@ def report(
 def _study(path: Path, overrides: list[str] | None, limit: int | None) -> Study:
     study = load_study(path, overrides or ())
     return study if limit is None else trial(study, limit)
-
-
-def _derived(
-    path: Path, runs_dir: Path, limit: int | None, data_dir: Path | None = None
-) -> Derived:
-    return Derived(_store(runs_dir, _study(path, None, limit)), Registry.builtin(data_dir))
 
 
 def _store(runs_dir: Path, study: Study) -> Store:
@@ -250,16 +252,30 @@ def _show(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
 
 
 @contextmanager
-def _stopping(study_file: Path) -> Iterator[None]:
+def _stopping(again: str) -> Iterator[None]:
     """Ctrl-C ends between two units of work's writes; what is finished is kept."""
     try:
         yield
     except KeyboardInterrupt:
-        print(
-            f"\nstopped; finished work is kept. Go on with: mixtune run {study_file}",
-            file=sys.stderr,
-        )
+        print(f"\nstopped; finished work is kept. Go on with: {again}", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _again() -> str:
+    """The command as it was typed."""
+    return shlex.join(["mixtune", *sys.argv[1:]])
+
+
+def _heavy() -> Callable[..., tuple[Store, list[RunPlan]]]:
+    """What trains; torch is loaded for `run` only."""
+    try:
+        from mixtune.execution.start import run_study
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"training needs a package that is not installed: {error.name}",
+            remedy="pip install 'mixtune[train]'",
+        ) from error
+    return run_study
 
 
 def main() -> None:

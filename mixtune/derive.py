@@ -6,6 +6,7 @@ Knows: where facts and derived files stand, which score belongs to which answer.
 models, tokens, how a number is computed or shown.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from mixtune.analysis.results import SystemInfo, cocktail_means, results
 from mixtune.errors import DataError, StoreError
 from mixtune.evaluation.score import score, score_version
 from mixtune.identity import make_id
+from mixtune.mixing import select_evaluation
 from mixtune.records import (
     Estimate,
     Example,
@@ -32,10 +34,11 @@ from mixtune.records import (
     schema_of,
 )
 from mixtune.report.figures import csv_files
+from mixtune.report.inputs import DataRow
 from mixtune.report.page import ReportInput, RunRow, render
 from mixtune.spec import Study, parse_study
 from mixtune.store import PlanRow, Store, Unit
-from mixtune.tasks.base import Task
+from mixtune.tasks.base import Task, fingerprint
 from mixtune.tasks.registry import Registry
 
 
@@ -70,6 +73,11 @@ class Derived:
     def answered(self) -> list[PlanRow]:
         """Sets of answers that are done."""
         return [r for r in self.plan if r.kind == "answer" and self._state(r.id) == "done"]
+
+    def finished(self) -> list[PlanRow]:
+        """Sets of answers of finished runs; a failed or half-done one is in no table or mean."""
+        unfinished = {row.system for row in self.plan if self._state(row.id) != "done"}
+        return [row for row in self.answered() if row.system not in unfinished]
 
     def _state(self, unit: str) -> str:
         return self.units[unit].state if unit in self.units else "planned"
@@ -108,11 +116,12 @@ class Derived:
         split: Split = "test" if row.split == "test" else "validation"
         asked = {prediction.example for prediction in predictions}
         examples = [e for e in self._examples(row.task, split) if e.id in asked]
-        if len(examples) != row.items or len(asked) != row.items:
+        if fingerprint(select_evaluation(examples, None)) != row.items_digest:
             raise DataError(
-                "the dataset no longer holds the items that were answered",
+                "the dataset does not hold the items that were answered",
                 where=f"{row.task}/{row.split}",
-                found=f"{len(examples)} of {row.items}",
+                found=f"{len(examples)} of {row.items} ids, or other texts or labels under them",
+                wanted="the data that the study ran with",
                 remedy="give the --data-dir that the study ran with",
             )
         self.store.write_rows(self.score_file(row), Score, score(predictions, examples, task))
@@ -121,7 +130,7 @@ class Derived:
         return self.registry.examples(task, split, self.study.evaluate.carve)
 
     def scores(self, split: str | None = None) -> pa.Table:
-        """Scores of everything answered, of one split or all.
+        """Scores of all finished runs, of one split or all.
 
         Raises:
             StoreError: some answers are not scored by the current parser and metrics.
@@ -131,18 +140,18 @@ class Derived:
             raise StoreError(
                 f"{len(missing)} sets of answers are not scored by this version's parsers",
                 where=str(self.store.folder),
-                remedy="mixtune score STUDY.yaml",
+                remedy="mixtune score STUDY.yaml; a running mixtune run does it at its end",
             )
-        rows = [r for r in self.answered() if split in (None, r.split)]
+        rows = [r for r in self.finished() if split in (None, r.split)]
         tables = [self.store.read_table(self.score_file(row)) for row in rows]
         return pa.concat_tables(tables) if tables else schema_of(Score).empty_table()
 
     # ---- results ------------------------------------------------------------------------------
 
     def systems(self) -> list[SystemInfo]:
-        """All systems that have answered something, in the order of the plan."""
+        """All finished systems, in the order of the plan."""
         found: dict[str, SystemInfo] = {}
-        for row in self.answered():
+        for row in self.finished():
             members = tuple(row.cocktail.split("+")) if row.seed is not None else ()
             found[row.system] = SystemInfo(row.system, row.cocktail, row.seed, members)
         return list(found.values())
@@ -187,7 +196,7 @@ class Derived:
         return ReportInput(
             study=self.study,
             resolved_yaml=(self.store.folder / "study.yaml").read_text(encoding="utf-8"),
-            model_note=_model_note(self.study, facts),
+            model_note=self.model_note(),
             synthetic=any(task.synthetic for task in tasks.values()),
             split=split,
             results=self.results(split),
@@ -200,7 +209,9 @@ class Derived:
             tasks={name: task.title for name, task in tasks.items()},
             version=__version__,
             test_reads=self.store.test_reads(),
+            main_forms={name: self.main_form(task) for name, task in tasks.items()},
             chosen=self.chosen() if split == "test" else {},
+            data=self._data(),
         )
 
     def chosen(self) -> dict[str, str]:
@@ -210,14 +221,32 @@ class Derived:
         found = {}
         for name, task in self.tasks().items():
             form = self.main_form(task)
-            if (name, form) in forms:
+            if (name, form) not in forms:
+                continue
+            try:
                 found[name] = select(rows, name, task.metrics[0], form)
+            except DataError:
+                continue  # the cocktails share no seed: nothing can be chosen, and the page says so
         return found
 
     def main_form(self, task: Task) -> str:
         """The form a task is compared in: constrained, where there are labels and it was asked."""
         forms = self.study.evaluate.forms
         return "constrained" if task.labels and "constrained" in forms else "strict"
+
+    def model_note(self) -> str:
+        """Where the base model came from, as kept with the first finished run."""
+        for facts in self._run_facts().values():
+            model = facts["model"]
+            assert isinstance(model, dict)
+            return f"{model['name']}, {model['source']}: {model['note'] or 'as published'}"
+        return self.study.model
+
+    def _data(self) -> list[DataRow]:
+        """What was read of each dataset, as written when the study was planned."""
+        path = self.store.folder / "data.json"
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        return [DataRow(**row) for row in rows]
 
     def _run_facts(self) -> dict[str, dict[str, object]]:
         found = {}
@@ -284,11 +313,3 @@ def _mixes(facts: Mapping[str, dict[str, object]]) -> list[tuple[str, MixRow]]:
         assert isinstance(rows, list)
         found += [(name, MixRow(**row)) for row in rows]
     return found
-
-
-def _model_note(study: Study, facts: Mapping[str, dict[str, object]]) -> str:
-    for fact in facts.values():
-        model = fact["model"]
-        assert isinstance(model, dict)
-        return f"{model['name']}: {model['note'] or model['source']}"
-    return study.model

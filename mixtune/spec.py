@@ -61,7 +61,7 @@ class Budget(Frozen):
 
 
 class TrainSpec(Frozen):
-    """How an adapter is trained. Every field can change the weights, so every field is in the id.
+    """How an adapter is trained. What can change the weights is in the run's id.
 
     `lr` for AdamW; `warmup` a share of the steps; `clip` the global gradient norm; `compute` the
     number format of the frozen base and its activations (adapter weights are always float32);
@@ -87,7 +87,8 @@ class EvalSpec(Frozen):
     """What is answered and how. Items are taken by whole groups, the same ones for every system.
 
     `validation_items`, `test_items`: at least so many items (null: all). `batch_size`: prompts per
-    forward pass, part of the id because rounding depends on it.
+    forward pass, part of the id because rounding depends on it. `max_prompt_length`: longer ones
+    are refused.
     """
 
     validation_items: Annotated[int, Field(gt=0)] | None = None
@@ -128,7 +129,7 @@ class Study(Frozen):
     @field_validator("ingredients", mode="before")
     @classmethod
     def _ingredients(cls, value: Any) -> Any:  # noqa: ANN401 - raw YAML
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
             value = dict.fromkeys(value)
         if isinstance(value, dict):
             return {name: {} if amount is None else amount for name, amount in value.items()}

@@ -1,12 +1,12 @@
 """The only module that reads or writes results: one study's folder.
 
     runs/<study>/
-      study.yaml  plan.parquet  env.json  state.sqlite  changes.jsonl  lock  workers
+      study.yaml  plan.parquet  env.json  data.json  state.sqlite  changes.jsonl  lock  workers
       cells/<system>-<slug>/
         run.json  adapter/  train.parquet
         answers/<answer_id>/predictions.parquet
         scores/<score_id>.parquet
-      estimates.parquet  report/
+      report/
 
 Facts (adapter, train.parquet, predictions) are written once, whole files at a time: a temporary
 file beside the target, flushed, renamed. A unit of work (one adapter, one set of answers) becomes
@@ -28,16 +28,13 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mixtune.errors import StoreError
 from mixtune.records import State, schema_of
-
-Row = TypeVar("Row")
-Kind = Literal["train", "answer"]
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS unit (
@@ -84,6 +81,7 @@ class PlanRow:
     form: str
     items: int
     tokens: int
+    items_digest: str
 
     @property
     def key(self) -> tuple[str, str, int | None, str, str, str]:
@@ -165,21 +163,34 @@ class Store:
 
     @contextmanager
     def _state(self) -> Iterator[sqlite3.Connection]:
-        with closing(self._connect()) as connection, connection:
-            yield connection
+        try:
+            with closing(self._connect()) as connection, connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"the study's state cannot be read or written: {error}",
+                where=str(self.folder / "state.sqlite"),
+                remedy="free space, check permissions; what was finished before is kept",
+            ) from error
 
     # ---- plan -------------------------------------------------------------------------------
 
-    def save_plan(self, rows: Sequence[PlanRow], study_yaml: str, env: Mapping[str, str]) -> None:
+    def save_plan(
+        self, rows: Sequence[PlanRow], study_yaml: str, facts: Mapping[str, object]
+    ) -> None:
         """Take a plan in: add its new units as `planned`; units already known keep their state.
 
+        Args:
+            rows: the units. A plan may leave known ones out as long as it adds none.
+            study_yaml: the resolved study.
+            facts: name → JSON value, kept as `<name>.json` beside the plan.
+
         Raises:
-            StoreError: a unit that is already there would get another id; nothing is written.
+            StoreError: a unit that is already there would get another id, or units are added
+                while others are left out; nothing is written.
         """
         before = self.plan() if self.exists else []
         self._refuse_changes(before, rows, study_yaml)
-        self.write_text("study.yaml", study_yaml)
-        self.write_text("env.json", json.dumps(dict(env), indent=1, sort_keys=True) + "\n")
         with self._state() as db:
             db.executemany(
                 "INSERT OR IGNORE INTO unit (id, kind, system, label, state) "
@@ -188,11 +199,13 @@ class Store:
             )
         known = {row.id for row in before}
         added = [row for row in rows if row.id not in known]
-        # Rows of an earlier plan stay: their facts are there, and a study is extended, not cut.
-        kept = [row for row in before if row.id not in {r.id for r in rows}]
         if added or not before:
-            self.write_rows("plan.parquet", PlanRow, [*kept, *rows])
+            # The plan is last: a kill before it repeats all of this, a kill after it nothing.
             self._log_change(before, added)
+            self.write_text("study.yaml", study_yaml)
+            for name, value in facts.items():
+                self.write_text(f"{name}.json", json.dumps(value, indent=1) + "\n")
+            self.write_rows("plan.parquet", PlanRow, rows)
 
     def _refuse_changes(
         self, before: Sequence[PlanRow], rows: Sequence[PlanRow], study_yaml: str
@@ -201,6 +214,7 @@ class Store:
         ids = {row.key: row.id for row in before}
         changed = [row for row in rows if ids.get(row.key, row.id) != row.id]
         if not changed:
+            self._refuse_a_swap(before, rows)
             return
         old = (self.folder / "study.yaml").read_text(encoding="utf-8")
         lines = unified_diff(old.splitlines(), study_yaml.splitlines(), "kept", "asked", "", "", 0)
@@ -213,6 +227,19 @@ class Store:
             wanted="the study as it was, or one that only adds runs, seeds or tasks",
             remedy="give the changed study another name, or choose another --runs-dir",
         )
+
+    def _refuse_a_swap(self, before: Sequence[PlanRow], rows: Sequence[PlanRow]) -> None:
+        """Otherwise study.yaml would no longer say what the results here were made by."""
+        known, asked = {row.id for row in before}, {row.id for row in rows}
+        if known - asked and asked - known:
+            first = next(row for row in before if row.id not in asked)
+            raise StoreError(
+                f"this plan adds {len(asked - known)} units and leaves out {len(known - asked)} "
+                f"that are kept here, the first: {_label(first)}",
+                where=str(self.folder),
+                wanted="a study that only adds",
+                remedy="name the seeds, tasks and cocktails that are kept as well as the new ones",
+            )
 
     def _log_change(self, before: Sequence[PlanRow], added: Sequence[PlanRow]) -> None:
         entry = {
@@ -240,11 +267,10 @@ class Store:
 
     def units(self) -> dict[str, Unit]:
         """State of every unit, by id. Usable while another process runs."""
-        path = self.folder / "state.sqlite"
-        if not path.exists():
+        if not (self.folder / "state.sqlite").exists():
             return {}
-        uri = f"file:{path.resolve()}?mode=ro"
-        with closing(sqlite3.connect(uri, uri=True, timeout=30)) as db:
+        # Not opened read-only: after a kill the journal may have to be rolled back first.
+        with self._state() as db:
             db.row_factory = sqlite3.Row
             rows = db.execute("SELECT * FROM unit").fetchall()
         return {row["id"]: Unit(**{**dict(row), "files": _files(row["files"])}) for row in rows}
@@ -287,14 +313,19 @@ class Store:
         """After the lock is held: give back units of a dead process, recheck finished ones.
 
         Returns:
-            Labels of the units given back, and of the finished ones whose files are gone or
-            changed; both are planned again.
+            Labels of the units given back, and of the finished ones whose files (or whose
+            adapter's files) are gone or changed; both are planned again.
         """
         units = self.units().values()
         stale = [u for u in units if u.state == "running"]
         broken = [u for u in units if u.state == "done" and self.damage(u)]
+        # What a broken adapter answered belongs to the adapter that is gone.
+        lost = {u.system for u in broken if u.kind == "train"}
+        broken += [u for u in units if u.system in lost and u.state == "done" and u not in broken]
         for unit in [*stale, *broken]:
             self.release(unit.id)
+        for left in self.folder.glob("**/.*.*.[0-9]*"):
+            left.unlink()  # the temporary file of a process that was killed while writing
         with self._state() as db:
             db.execute("DELETE FROM claim")
         return [u.label for u in stale], [u.label for u in broken]
@@ -368,6 +399,10 @@ class Store:
             raise StoreError(
                 f"cannot read: {error}", where=str(path), remedy="mixtune run, to make it again"
             ) from error
+
+    def drop_scores(self, folder: str) -> None:
+        """Scores of a system go when one of its sets of answers is made again; they are derived."""
+        shutil.rmtree(self.folder / folder / "scores", ignore_errors=True)
 
     def clear(self, name: str) -> Path:
         """An empty folder of that name: what a broken attempt left there goes."""

@@ -318,6 +318,7 @@ def show_summary(out: Console, derived: Derived, split: str) -> None:
     note = ", synthetic data" if any(task.synthetic for task in tasks.values()) else ""
     title = f"{derived.study.name}, {split}{note}: value, difference to the single task [95 %]"
     out.print(table(title, ("system", *tasks), rows))
+    out.print(f"base model: {derived.model_note()}", soft_wrap=True, markup=False)
 
 
 def _signed(change: Estimate) -> str:

@@ -5,15 +5,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import stats
 
 from mixtune.analysis.effects import TO_BASE, TO_SINGLE, differences, select
 from mixtune.analysis.panel import panels
 from mixtune.analysis.resample import (
+    FEW_VARY,
     MIN_CLUSTERS,
     Arm,
+    Items,
     Spread,
     cluster_weights,
     interval,
+    newcombe,
     pooled,
     resampled,
     wilson,
@@ -96,14 +100,18 @@ def test_floors_are_chance_and_majority():
         assert row.floor == max(row.chance, row.majority)
     assert majority < 1 / 3 and of(rows, metric="accuracy")[0].floor == pytest.approx(1 / 3)
     without = [row for row in study() if row.system != "majority"]
-    assert results(without, SYSTEMS, TASKS)[0].majority is None
+    for row in results(without, SYSTEMS, TASKS):
+        assert (row.majority, row.floor) == (None, None)  # chance is not the larger of the two
+        assert row.chance is not None
 
 
 def test_an_open_task_has_no_chance():
     rows = [replace(r, gold="12", parsed="12.0" if r.value else None) for r in study()]
     found = results(rows, SYSTEMS, {"moves": Toy((), ("accuracy",))})
     assert found[2].value == np.mean([r.value for r in rows if r.system == "s1"])
-    assert found[2].chance is None
+    assert found[2].chance is None and found[2].floor is not None
+    trained = [row for row in rows if row.system != "majority"]
+    assert results(trained, SYSTEMS, {"moves": Toy((), ("accuracy",))})[0].floor is None
     with pytest.raises(DataError, match="needs labels"):
         results(rows, SYSTEMS, {"moves": Toy((), ("macro-f1",))})
 
@@ -165,6 +173,50 @@ def test_two_systems_with_the_same_answers_are_not_certainly_equal():
     rows = [s for name in ("s1", "m1") for s in scores(name, [True, False] * 50)]
     (row,) = of(differences(rows, SYSTEMS, TASKS), metric="accuracy")
     assert row.value == 0 and row.low == -row.high and row.high == pytest.approx(wilson(0, 100)[1])
+
+
+def pair(first, second, n=60, per_cluster=1, metric="accuracy"):
+    """Difference of two runs that disagree on `first` + `second` clusters, one item in each."""
+    right = (np.arange(n) // per_cluster) % 4 != 0
+    other, starts = right.copy(), np.arange(0, n, per_cluster)
+    other[starts[right[starts]][:first]] = False
+    other[starts[~right[starts]][:second]] = True
+    rows = scores("s1", other, per_cluster) + scores("m1", right, per_cluster)
+    return of(differences(rows, SYSTEMS, TASKS), quantity=TO_SINGLE, metric=metric)[0]
+
+
+def test_four_items_one_way_of_sixty_are_not_a_difference():
+    found = pair(4, 0)
+    assert found.value == pytest.approx(4 / 60) and found.low < 0 < found.high
+    assert found.method.startswith("Newcombe") and "given this run" in found.method
+    assert pair(0, 4).low < 0 < pair(0, 4).high
+    assert pair(12, 0).low > 0
+
+
+@pytest.mark.parametrize(
+    ("per_cluster", "metric"), [(1, "accuracy"), (3, "accuracy"), (1, "macro-f1")]
+)
+def test_an_item_that_differs_never_narrows_the_interval(per_cluster, metric):
+    n = 60 * per_cluster
+    none = pair(0, 0, n, per_cluster, metric)
+    assert "no item varies" in none.method
+    for first, second in ((1, 0), (0, 1), (1, 1), (4, 0), (FEW_VARY - 1, 0)):
+        found = pair(first, second, n, per_cluster, metric)
+        assert found.value - found.low >= none.high - 1e-12
+        assert found.high - found.value >= none.high - 1e-12
+    many = pair(FEW_VARY, 0, n, per_cluster, metric)
+    assert "widened" not in many.method and "widened" in pair(1, 0, n, per_cluster, metric).method
+
+
+def test_several_seeds_with_one_item_that_differs_are_no_narrower():
+    right = np.arange(60) % 4 != 0
+    one_off = right & (np.arange(60) != 1)
+    same = [row for name in ("s1", "s2", "m1", "m2") for row in scores(name, right)]
+    off = [row for row in same if row.system != "m2"] + scores("m2", one_off)
+    wanted = {"quantity": TO_SINGLE, "metric": "accuracy"}
+    none, one = (of(differences(r, SYSTEMS, TASKS), **wanted)[0] for r in (same, off))
+    assert none.high == pytest.approx(wilson(0, 60)[1])
+    assert one.high - one.low >= none.high - none.low - 1e-12
 
 
 # faults
@@ -246,11 +298,13 @@ def test_a_task_that_is_not_trained_alone_has_no_single():
 
 
 def test_pairing_removes_what_items_share():
-    rows = study(200)
-    means = of(cocktail_means(rows, SYSTEMS, TASKS), metric="accuracy")
-    (gap,) = of(differences(rows, SYSTEMS, TASKS), metric="accuracy", quantity=TO_SINGLE)
-    unpaired = sum((m.high - m.low) ** 2 for m in means) ** 0.5
-    assert gap.high - gap.low < unpaired
+    """One run each: between runs there is nothing to pair."""
+    rows = [row for row in study(200) if row.system in ("s1", "m1")]
+    for metric in ("accuracy", "macro-f1"):
+        means = of(cocktail_means(rows, SYSTEMS, TASKS), metric=metric)
+        (gap,) = of(differences(rows, SYSTEMS, TASKS), metric=metric, quantity=TO_SINGLE)
+        unpaired = sum((m.high - m.low) ** 2 for m in means) ** 0.5
+        assert gap.high - gap.low < 0.85 * unpaired
 
 
 def test_runs_that_never_saw_the_task_do_not_widen_those_that_did():
@@ -273,6 +327,17 @@ def test_selection_is_by_the_validation_mean_with_ties_by_name():
     assert select(rows + on_test, "moves", "accuracy", "strict") == "maths+moves"
     with pytest.raises(DataError, match="nothing to choose from"):
         select(on_test, "moves", "accuracy", "strict")
+
+
+def test_selection_is_over_the_seeds_that_all_candidates_have():
+    """The third seed flatters the one cocktail that has it."""
+    (row, *_) = results(scores("s1", [True] * 30), SYSTEMS, TASKS)
+    made = {("a", 1): 0.6, ("a", 2): 0.6, ("b", 1): 0.5, ("b", 2): 0.5, ("b", 3): 1.0}
+    rows = [replace(row, cocktail=c, seed=s, value=v) for (c, s), v in made.items()]
+    assert np.mean([0.5, 0.5, 1.0]) > 0.6  # a mean over all seeds would take b
+    assert select(rows, "moves", "accuracy", "strict") == "a"
+    with pytest.raises(DataError, match="share no seed"):
+        select([rows[0], rows[3]], "moves", "accuracy", "strict")
 
 
 # resampling
@@ -302,6 +367,49 @@ def test_between_run_variance_is_pooled_within_cells():
     assert pooled([np.array([0.5])]) is None
 
 
+def test_newcombe_is_the_textbook_interval():
+    """Newcombe 1998, method 10, his first example; 0 lies inside up to 4:0, as by mid-p McNemar."""
+    low, high = newcombe(36, 12, 2, 0)
+    assert (low, high) == (pytest.approx(0.0569, abs=1e-4), pytest.approx(0.3404, abs=1e-4))
+    assert newcombe(20, 8, 0, 32)[0] > 0
+    assert newcombe(0, 0, 0, 30)[1] == pytest.approx(wilson(0, 30)[1])
+    for both in range(57):
+        low, high = newcombe(both, 4, 0, 56 - both)
+        assert low < 0 < high
+        assert newcombe(both, 0, 4, 56 - both) == (pytest.approx(-high), pytest.approx(-low))
+
+
+@pytest.mark.parametrize(("n", "agree"), [(60, 0.95), (60, 0.97), (150, 0.95), (150, 0.97)])
+@pytest.mark.parametrize("one_way", [0.5, 0.8, 1.0])
+def test_intervals_of_runs_that_nearly_agree_cover(n, agree, one_way):
+    """Nominal .95, wanted .93 and more; 1000 simulations, standard error .007."""
+    rng = np.random.default_rng(3)
+    off = 1 - agree
+    shares = [0.7 * agree, off * one_way, off * (1 - one_way), 0.3 * agree]
+    true, hits = off * (2 * one_way - 1), 0
+    for both, first, second, _ in rng.multinomial(n, shares, size=1000):
+        values = [(both + k) / n for k in (first, second)]
+        sides = [Arm(np.full(1, v), np.full((1, 2), v), None) for v in values]
+        found = interval(*sides, Items(n, True, int(first + second)), rng)
+        hits += found.low <= true <= found.high
+    assert hits / 1000 >= 0.93 - 0.015
+
+
+def test_arms_that_share_a_variance_have_its_degrees_of_freedom_once():
+    """Items that never vary leave the runs' variance alone: df is its own, not twice that."""
+    spread, other = Spread(0.0004, 4), Spread(0.0001, 6)
+    a, b = (Arm(np.full(2, v), np.full((2, 50), v), spread) for v in (0.7, 0.6))
+    items = Items(10_000, False, 5000)
+    found = interval(a, b, items, np.random.default_rng(0))
+    assert found.method.startswith("t, 4 df")
+    half = stats.t.ppf(0.975, 4) * 0.0004**0.5  # 1/2 + 1/2 of the variance
+    assert (found.low, found.high) == (pytest.approx(0.1 - half), pytest.approx(0.1 + half))
+    apart = interval(a, replace(b, spread=other), items, np.random.default_rng(0))
+    df = (0.0002 + 0.00005) ** 2 / (0.0002**2 / 4 + 0.00005**2 / 6)
+    half = stats.t.ppf(0.975, df) * 0.00025**0.5
+    assert apart.high == pytest.approx(0.1 + half)
+
+
 def coverage(seeds, cells, sims=400, n=200, run_sd=0.25):
     """Share of intervals of a difference that hold the true one (population of items and runs).
 
@@ -326,7 +434,8 @@ def coverage(seeds, cells, sims=400, n=200, run_sd=0.25):
         weights = cluster_weights(n, 500, rng) / n
         spread = pooled(list(right.mean(-1)))
         a, b = (Arm(right[c].mean(-1), right[c] @ weights.T, spread) for c in (0, 1))
-        found = interval(a, b, n, None, rng)
+        differ = int((right[0] != right[1]).any(0).sum())
+        found = interval(a, b, Items(n, False, differ), rng)
         hits += found.low <= true <= found.high
     return hits / sims
 
@@ -335,6 +444,12 @@ def coverage(seeds, cells, sims=400, n=200, run_sd=0.25):
 def test_intervals_of_differences_cover(seeds, cells):
     """Nominal .95; with 400 simulations the standard error is .011. Crossed may be too wide."""
     assert 0.92 <= coverage(seeds, cells) <= 0.995
+
+
+@pytest.mark.parametrize("cells", [4, 2])
+def test_intervals_cover_where_runs_scatter_widely(cells):
+    """Two seeds, runs that differ by about 12 points: two to four degrees of freedom, each once."""
+    assert 0.92 <= coverage(2, cells, run_sd=0.8) <= 0.995
 
 
 def test_ignoring_the_seeds_would_not_cover():
@@ -360,7 +475,7 @@ def test_the_bootstrap_of_clusters_covers_macro_f1():
         counts = tallies(gold, parsed, 3).reshape(60, 4, 3, 3).sum(1)
         drawn = metric.from_tallies(resampled(counts, cluster_weights(60, 500, rng)))
         arm = Arm(np.array([metric.compute(gold, parsed, 3)]), drawn[None], None)
-        found = interval(arm, None, 60, None, rng)
+        found = interval(arm, None, Items(60, False, 60), rng)
         hits += found.low <= true <= found.high
     assert 0.91 <= hits / 300 <= 0.98
 

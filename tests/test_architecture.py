@@ -29,11 +29,11 @@ MAY_IMPORT = {
     "planning": "errors identity spec records tasks leakage mixing design tokens store models",
     "report": "errors spec records metrics analysis",
     "events": "records planning",
-    "derive": "errors identity spec records tasks store evaluation analysis report",
+    "derive": "errors identity spec records tasks mixing store evaluation analysis report",
     "terminal": "records tasks store planning events derive",
     "engine": "errors spec records tokens models",
-    "execution": "environment errors identity spec records tasks tokens store models evaluation planning events"
-    " engine",
+    "execution": "environment errors identity spec records tasks tokens store models evaluation "
+    "planning events engine",
 }
 LIGHT = set(MAY_IMPORT) - {"engine", "execution"}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "vllm", "ray"}

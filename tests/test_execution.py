@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 from engine_oracle import write_base
-from study_kit import base_files, registry, study, write_data
+from study_kit import base_files, record, registry, study, write_data, write_rows
 
 from mixtune.derive import Derived
-from mixtune.errors import RunFailed, StoreError
+from mixtune.errors import DataError, RunFailed, StoreError
 from mixtune.events import Silent
 from mixtune.execution import local
 from mixtune.execution.local import Session, begin, local_model
@@ -126,6 +126,22 @@ def test_a_failed_run_keeps_its_error_and_the_others_go_on(data, files, store, m
     assert {u.state for u in store.units().values()} == {"done"}
 
 
+def test_a_run_that_fails_while_answering_is_in_no_mean(data, files, store, monkeypatch):
+    real = local.predict
+
+    def fails_on_test(model, examples, form, split, *rest):
+        if split == "test" and model.system in {r.system for r in store.plan() if r.seed == 2}:
+            raise RunFailed("no answer")
+        return real(model, examples, form, split, *rest)
+
+    monkeypatch.setattr(local, "predict", fails_on_test)
+    assert len(run(data, files, store, seeds=[1, 2]).failed) == 3
+    derived = Derived(store, registry(data))
+    derived.score()
+    assert {row.seed for row in derived.results("validation")} == {None, 1}
+    assert {mean.seeds for mean in derived.means("validation")} == {1}
+
+
 def test_an_infrastructure_error_leaves_no_row_and_the_run_is_not_done(
     data, files, store, monkeypatch
 ):
@@ -196,7 +212,8 @@ def test_a_damaged_file_is_made_again(data, files, store):
     victim = next(store.folder.glob("cells/*north-s1/adapter/adapter_model.safetensors"))
     victim.write_bytes(victim.read_bytes()[:-8])
     again = run(data, files, store)
-    assert again.notes == ["north seed 1: its files are missing or changed, done again"]
+    assert again.notes[0] == "north seed 1: its files are missing or changed, done again"
+    assert len(again.notes) == 1 + 8, "answers of the adapter that is gone are done again too"
     assert again.ran == [("north", 1)]
     assert facts(store) == before
 
@@ -215,3 +232,24 @@ def test_the_majority_answers_every_item_without_a_model(data, files, store):
 def test_workers_fit_the_memory_and_the_work():
     assert default_workers(1, 1) == 1
     assert default_workers(10**13, 50) == 1
+
+
+def test_scores_are_never_joined_to_other_data(data, files, store):
+    run(data, files, store)
+    Derived(store, registry(data)).score()
+    rows = [record("north", "test", i) for i in range(20)]
+    for row in rows:
+        row["label"] = "wet" if row["label"] == "dry" else "dry"
+    write_rows(data, "north", "test", rows)
+    for path in store.folder.rglob("scores/*.parquet"):
+        path.unlink()
+    with pytest.raises(DataError, match="does not hold the items that were answered"):
+        Derived(store, registry(data)).score()
+
+
+def test_what_was_read_and_dropped_is_kept(data, files):
+    planner = Planner(study(), registry(data), files)
+    rows = {(r["dataset"], r["split"]): r for r in planner.data_rows()}
+    assert rows["north", "test"]["records"] == 20
+    train, held = rows["north", "train"]["examples"], rows["north", "validation"]["examples"]
+    assert train + held == 60

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ STUDY = {
     "tasks": ["toy-sentiment"],
     "ingredients": {"toy-sentiment": {"rows": 60}, "toy-mood": {"rows": 60}},
     "design": ["singles", "all"],
-    "budget": {"steps": 12, "examples_per_step": 8},
-    "seeds": [1, 2],
+    "budget": {"steps": 60, "examples_per_step": 8},
+    "seeds": [1, 2, 3],
     "train": {"rank": 2, "alpha": 4},
     "evaluate": {"validation_items": 20, "test_items": 20, "max_new_tokens": 4},
 }
@@ -36,13 +37,13 @@ def path(tmp_path_factory):
     return path
 
 
-def command(path, runs, workers):
-    arguments = ["run", str(path), "--runs-dir", str(runs), "--workers", str(workers)]
+def command(path, runs):
+    arguments = ["run", str(path), "--runs-dir", str(runs), "--workers", "2"]
     return [sys.executable, "-c", RUN, *arguments]
 
 
 def environment(path):
-    return {**os.environ, "MIXTUNE_CACHE": str(path.parent / "cache"), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "MIXTUNE_CACHE": str(path.parent / "cache")}
 
 
 def outcome(runs):
@@ -59,29 +60,68 @@ def outcome(runs):
     return sorted(map(str, rows)), {u.id: u.state for u in units.values()}, answers, adapters
 
 
-def test_killed_at_random_and_resumed_ends_like_an_undisturbed_study(path):
+def finished(runs):
+    """Units that are done, with the number of attempts that each took."""
+    units = Store(runs / "killed").units().values()
+    return {unit.id: unit.attempts for unit in units if unit.state == "done"}
+
+
+def wait_for_work(process, runs):
+    """Until a unit is running in this process, not left so by one that was killed before."""
+    begun = time.time()
+    while process.poll() is None:
+        units = Store(runs / "killed").units().values()
+        if any(unit.state == "running" and unit.heartbeat > begun for unit in units):
+            return
+        time.sleep(0.02)
+
+
+def kill_in_the_middle(path, runs, wait):
+    """Start, let work begin and `wait` seconds pass, kill; False if the study ended first."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command(path, runs), env=environment(path), **quiet)
+    wait_for_work(process, runs)
+    time.sleep(wait)
+    ended = process.poll() is not None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return not ended
+
+
+def test_killed_ten_times_and_resumed_ends_like_an_undisturbed_study(path):
     calm, killed = path.parent / "calm", path.parent / "killed"
-    begun = time.monotonic()
-    subprocess.run(command(path, calm, 1), env=environment(path), check=True, capture_output=True)
-    whole = time.monotonic() - begun
-    moments = np.random.default_rng(11).uniform(0.3, 0.9, KILLS) * whole
-    survived = 0
-    for moment in moments:
-        process = subprocess.Popen(
-            command(path, killed, 1),
-            env=environment(path),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            process.wait(timeout=float(moment))
-            survived += 1
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    assert survived < KILLS, "no kill hit a running study: the test shows nothing"
-    subprocess.run(command(path, killed, 1), env=environment(path), check=True, capture_output=True)
-    rows, states, answers, adapters = outcome(killed)
-    assert set(states.values()) == {"done"}
-    assert len(adapters) == 6
-    assert (rows, states, answers, adapters) == outcome(calm)
+    whole = {"env": environment(path), "check": True, "capture_output": True}
+    subprocess.run(command(path, calm), **whole)
+    done, kills = {}, 0
+    for wait in np.random.default_rng(11).uniform(0.0, 1.2, KILLS):
+        kills += kill_in_the_middle(path, killed, float(wait))
+        now = finished(killed)
+        assert {unit: now[unit] for unit in done} == done, "a finished unit was done again"
+        done = now
+    assert kills == KILLS, "the study ended before all kills had hit it: make it longer"
+    assert 0 < len(done) < len(Store(killed / "killed").units())
+    subprocess.run(command(path, killed), **whole)
+    assert outcome(killed) == outcome(calm)
+    assert set(outcome(killed)[1].values()) == {"done"}
+
+
+def test_a_killed_worker_is_an_error_and_the_same_command_goes_on(path):
+    runs = path.parent / "orphaned"
+    process = subprocess.Popen(
+        command(path, runs), env=environment(path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    store = Store(runs / "killed")
+    while not any(unit.state == "running" for unit in store.units().values()):
+        time.sleep(0.02)
+    children = (
+        Path("/proc") / str(process.pid) / "task" / str(process.pid) / "children"
+    ).read_text()
+    victim = max(int(child) for child in children.split())
+    os.kill(victim, signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert b"a worker process ended early" in errors
+    assert b"Traceback" not in errors
+    done = subprocess.run(command(path, runs), env=environment(path), check=True)
+    assert done.returncode == 0
+    assert outcome(runs)[1] == outcome(path.parent / "calm")[1]

@@ -10,7 +10,8 @@ import pytest
 
 from mixtune.records import Estimate, MixRow, Result, TrainStep
 from mixtune.report import figures
-from mixtune.report.page import ReportInput, RunRow, ends, number, percent, render, signed
+from mixtune.report.inputs import DataRow, ReportInput, RunRow
+from mixtune.report.page import ends, number, percent, render, signed
 from mixtune.spec import dump_study, parse_study
 
 TASKS = {"toy-sentiment": "Sentiment of headlines", "toy-topic": "Topic"}
@@ -32,6 +33,20 @@ def result(cocktail, task, value, seed=1, split="validation", form="strict"):
         form=form, metric="accuracy", value=value, low=value - 0.051, high=value + 0.047, n=150,
         clusters=150, unparsed=0.0, chance=1 / 3, majority=0.4111, floor=0.4111, method="Wilson",
     )  # fmt: skip
+
+
+def on_test(**changes):
+    """The page of the test split: the same numbers, read there."""
+    page = page_of()
+    moved = {
+        name: [replace(row, split="test") for row in getattr(page, name)]
+        for name in ("results", "means", "differences")
+    }
+    return replace(page, **{"split": "test", **moved, **changes})
+
+
+def answer_of(page):
+    return text_of(section(render(page), "answer"))
 
 
 def estimate(quantity, cocktail, task, value, reference="", half=0.0313):
@@ -81,6 +96,7 @@ def page_of(**changes):
         tasks=TASKS,
         version="0.1.0",
         test_reads=4,
+        main_forms=dict.fromkeys(TASKS, "strict"),
     )
     return replace(page, **changes)
 
@@ -115,17 +131,81 @@ def test_the_first_sentence_is_the_answer():
 
 
 def test_a_cell_chosen_on_validation_is_the_one_that_test_shows():
-    as_test = {
-        name: [replace(row, split="test") for row in getattr(page_of(), name)]
-        for name in ("results", "means", "differences")
-    }
     chosen = {"toy-sentiment": "toy-topic", "toy-topic": "toy-topic"}
-    html = render(page_of(split="test", chosen=chosen, **as_test))
+    html = render(on_test(chosen=chosen))
     answer = text_of(section(html, "answer"))
     assert "Sentiment of headlines : best is toy-topic , accuracy 0.404" not in answer
     assert "Sentiment of headlines : chosen on validation: toy-topic , accuracy 0.404" in answer
     assert "a confirmed claim needs fresh seeds" in answer
     assert "NOT CONFIRMED" in html and "EXPLORATORY" not in html
+
+
+def test_nothing_on_a_test_page_was_picked_on_test():
+    """The single was chosen: the best other on test is not named beside it."""
+    chosen = {"toy-sentiment": "toy-sentiment", "toy-topic": "toy-topic"}
+    answer = answer_of(on_test(chosen=chosen))
+    assert answer.count("This is the single task itself.") == 2
+    assert "+" not in answer.split("These sentences")[0] and "next is" not in answer
+    assert all(a.runner_up is None for a in figures.answers(on_test(chosen=chosen)))
+
+
+def test_what_has_no_test_scores_is_not_replaced_by_the_best_on_test():
+    answer = answer_of(on_test(chosen={"toy-sentiment": "toy-maths+toy-topic"}))
+    assert "chosen on validation: toy-maths+toy-topic , no test scores yet." in answer
+    assert "Topic : nothing was chosen on validation." in answer
+    assert "best is" not in answer and "0.867" not in answer and "0.706" not in answer
+    nothing = answer_of(on_test())
+    assert "best is" in nothing and "picked and is read on the same data (test)" in nothing
+
+
+def test_the_first_sentence_is_read_in_the_form_that_was_chosen_in():
+    """Constrained answers rank the other way round; the matrix of the main form stands first."""
+    page = page_of()
+    moved = {
+        name: [
+            *getattr(page, name),
+            *(replace(r, form="constrained", value=1 - r.value) for r in getattr(page, name)),
+        ]
+        for name in ("results", "means", "differences")
+    }
+    both = replace(page, **moved, main_forms=dict.fromkeys(TASKS, "constrained"))
+    assert {a.cell.form for a in figures.answers(both)} == {"constrained"}
+    assert "Sentiment of headlines : best is toy-topic , accuracy 0.596" in answer_of(both)
+    html = section(render(both), "matrix")
+    assert html.index("<h3>constrained") < html.index("<h3>strict")
+    mixed = figures.answers(replace(both, main_forms={**both.main_forms, "toy-topic": "strict"}))
+    assert [a.cell.form for a in mixed] == ["constrained", "strict"]
+    strict = replace(both, main_forms=dict.fromkeys(TASKS, "strict"))
+    assert section(render(strict), "matrix").index("<h3>strict") < html.index("<h3>strict")
+
+
+def test_a_difference_is_marked_with_its_own_seeds():
+    page = page_of()
+    means = [replace(m, seeds=3, method="t, 4 df") for m in page.means]
+    two = [replace(d, seeds=2) for d in page.differences]
+    of_one = replace(page, means=means)
+    assert "over 1 shared seed, given this run; its 95 %" in answer_of(of_one)
+    assert "over 2 shared seeds; its 95 %" in answer_of(replace(of_one, differences=two))
+    equal = [replace(d, seeds=3) for d in page.differences]
+    answer = answer_of(replace(of_one, differences=equal))
+    assert "shared" not in answer and "given this run" not in answer
+    assert "over 1 shared seed" in text_of(section(render(of_one), "matrix"))
+    rows = {(c.cocktail, c.task): c.difference_seeds for c in figures.cells(of_one)}
+    assert rows["toy-topic", "toy-sentiment"] == 1 and rows["toy-topic", "toy-topic"] is None
+
+
+def test_the_difference_to_the_base_is_shown_and_flagged():
+    gaps = [
+        estimate("difference-to-base", "toy-topic", "toy-topic", 0.3278, "base"),
+        estimate("difference-to-base", "toy-topic", "toy-sentiment", -0.0101, "base"),
+    ]
+    page = page_of()
+    html = render(replace(page, differences=[*page.differences, *gaps]))
+    matrix = text_of(section(html, "matrix"))
+    assert "to base +0.328 [+0.296, +0.359] given" in matrix
+    assert "to base −0.010 [−0.041, +0.021], includes 0" in matrix
+    assert matrix.count("to base") == matrix.count("includes 0") + 1 == 2
+    assert "Against the untuned base: +0.328" in text_of(section(html, "answer"))
 
 
 def test_only_the_split_asked_for_is_shown():
@@ -146,11 +226,43 @@ def test_floors_stand_beside_scores_and_are_flagged():
     page = page_of()
     shown = text_of(section(render(page), "floors"))
     assert "Sentiment of headlines strict accuracy 0.333 0.411 0.411 0.378" in shown
-    assert "at floor 1 of 3 toy-topic" in shown  # 0.4044 on sentiment: the interval holds .4111
+    # 0.4044 on sentiment: the interval holds 0.4111; 0.3311 on topic ends at 0.378, below it
+    assert "· not above the floor 1 of 3 toy-topic Topic" in shown
+    assert shown.endswith("1 of 3 toy-sentiment below: 1 toy-sentiment")
     rows = {(f.task, f.form): f for f in figures.floors(page)}
     assert rows["toy-topic", "strict"].cocktails == "toy-sentiment"
-    assert rows["toy-topic", "strict"].base_at_floor is True
-    assert section(render(page), "matrix").count('<span class="floor">at floor') == 2
+    assert (rows["toy-topic", "strict"].not_above, rows["toy-topic", "strict"].below) == (1, 1)
+    assert rows["toy-topic", "strict"].base_against_floor == "not above"
+    matrix = section(render(page), "matrix")
+    assert matrix.count(">not above the floor<") == matrix.count(">below the floor<") == 1
+    assert "at floor" not in render(page)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "floor", "where"),
+    [
+        (0.5, 0.6, 0.4, "above"),
+        (0.4, 0.6, 0.4, "not above"),
+        (0.3, 0.4, 0.4, "not above"),
+        (0.2, 0.3, 0.4, "below"),
+        (None, None, 0.4, ""),
+        (0.2, 0.3, None, ""),
+    ],
+)
+def test_where_an_interval_lies_against_the_floor(low, high, floor, where):
+    assert figures.against_floor(low, high, floor) == where
+
+
+def test_no_floor_is_not_none_at_the_floor():
+    page = page_of()
+    bare = [replace(r, floor=None, majority=None) for r in page.results]
+    shown = text_of(section(render(replace(page, results=bare)), "floors"))
+    assert shown.count("no majority class was scored") == 2 and "none of" not in shown
+    rows = [replace(r, chance=None) for r in bare]
+    open_task = text_of(section(render(replace(page, results=rows)), "floors"))
+    assert open_task.count("no floor") >= 2 and "too few" not in open_task
+    assert "majority class was scored" not in open_task
+    assert all(f.missing == "no floor" for f in figures.floors(replace(page, results=rows)))
 
 
 def test_too_few_is_said_in_words():
@@ -177,6 +289,30 @@ def test_unread_answers_are_counted_apart():
 def test_data_counts_are_the_runs_own():
     shown = text_of(section(render(page_of()), "data"))
     assert "toy-sentiment+toy-topic 1 toy-topic 400 390 380 190 2.00 12345 67890 3 7" in shown
+
+
+def test_what_was_read_and_taken_out_is_shown():
+    row = DataRow("toy-topic", "train", "a folder", 500, 12, "no label: 9, empty: 3", 7, 481)
+    shown = text_of(section(render(page_of(data=[row])), "data"))
+    assert "toy-topic train 500 12 no label: 9, empty: 3 7 481 a folder" in shown
+    clean = text_of(section(render(page_of(data=[replace(row, dropped=0, why="")])), "data"))
+    assert "toy-topic train 500 0 – 7 481" in clean
+
+
+def test_the_methods_say_that_f1_pools_the_questions():
+    page = page_of()
+    assert "pools the questions" not in section(render(page), "methods")
+    rows = [*page.results, *(replace(r, metric="macro-f1") for r in page.results)]
+    assert "F1 pools the questions" in section(render(replace(page, results=rows)), "methods")
+
+
+def test_a_run_without_a_seed_has_a_dash():
+    page = page_of()
+    fixed = replace(page.runs[0], cocktail="base", seed=None, state="failed", error="broke")
+    html = render(replace(page, runs=[fixed]))
+    assert "base – failed" in text_of(section(html, "runs"))
+    assert "base, seed – failed" in text_of(section(html, "failures"))
+    assert "None" not in section(html, "runs") + section(html, "failures")
 
 
 def test_every_run_is_listed_and_failures_keep_their_error():
@@ -240,6 +376,7 @@ def nasty_page():
         model_note=NASTY,
         resolved_yaml=NASTY,
         created=NASTY,
+        data=[DataRow(NASTY, NASTY, NASTY, 1, 1, NASTY, 1, 1)],
         version=NASTY,
         tasks={**TASKS, "toy-topic": NASTY},
     )
@@ -286,11 +423,15 @@ def test_a_large_study_stays_under_a_megabyte():
     big = replace(
         page,
         tasks=tasks,
+        main_forms=dict.fromkeys(tasks, "strict"),
         runs=runs,
         results=[result(r.cocktail, t, 0.7, r.seed) for r in runs for t in tasks],
         means=[estimate("mean", c, t, 0.7) for c in cocktails for t in tasks],
         differences=[
-            estimate("difference-to-single", c, t, 0.01, "task-0") for c in cocktails for t in tasks
+            estimate(quantity, c, t, 0.01, "task-0")
+            for quantity in ("difference-to-single", "difference-to-base")
+            for c in cocktails
+            for t in tasks
         ],
         mixes=[(r.id, page.mixes[0][1]) for r in runs for _ in range(4)],
         curves={r.id: page.curves["id0"] for r in runs},
@@ -338,6 +479,7 @@ def test_ties_for_the_best_go_to_the_first_by_name():
     page = page_of()
     tied = replace(page, means=[replace(m, value=0.5) for m in page.means])
     assert {a.cell.cocktail for a in figures.answers(tied)} == {"toy-sentiment"}
+    assert {a.runner_up.cocktail for a in figures.answers(tied)} == {"toy-sentiment+toy-topic"}
 
 
 @pytest.mark.parametrize(

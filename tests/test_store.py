@@ -15,7 +15,7 @@ def row(  # noqa: PLR0913
     kind="train", unit="aaaa", cocktail="fpb", seed=1, task="", split="", form=""
 ):
     folder = f"cells/{unit}-{slug(cocktail)}"
-    return PlanRow(kind, unit, "aaaa", folder, cocktail, seed, task, split, form, 16, 99)
+    return PlanRow(kind, unit, "aaaa", folder, cocktail, seed, task, split, form, 16, 99, "")
 
 
 ANSWER = row("answer", "bbbb", task="fpb", split="test", form="strict")
@@ -24,7 +24,7 @@ ANSWER = row("answer", "bbbb", task="fpb", split="test", form="strict")
 @pytest.fixture
 def store(tmp_path):
     store = Store(tmp_path / "study")
-    store.save_plan([row(), ANSWER], "name: study\n", {"python": "3"})
+    store.save_plan([row(), ANSWER], "name: study\n", {"env": {"python": "3"}})
     return store
 
 
@@ -87,9 +87,48 @@ def test_a_study_is_extended_and_the_change_is_logged(store):
     assert store.changes()[1]["added"] == ["fpb seed 2"]
 
 
-def test_a_plan_that_leaves_runs_out_keeps_their_rows(store):
-    store.save_plan([row(unit="cccc", seed=2)], "name: study\n", {})
-    assert {r.id for r in store.plan()} == {"aaaa", "bbbb", "cccc"}
+def test_a_plan_may_leave_runs_out_as_long_as_it_adds_none(store):
+    store.save_plan([row()], "name: study\nseeds: [1]\n", {})
+    assert {r.id for r in store.plan()} == {"aaaa", "bbbb"}
+    assert (store.folder / "study.yaml").read_text() == "name: study\n"
+    with pytest.raises(StoreError, match="adds 1 units and leaves out 2"):
+        store.save_plan([row(unit="cccc", seed=2)], "name: study\n", {})
+    assert {r.id for r in store.plan()} == {"aaaa", "bbbb"}
+
+
+def test_a_broken_adapter_takes_its_answers_with_it(store):
+    path = finish(store)
+    store.begin("bbbb")
+    store.finish("bbbb", [store.write_text("cells/aaaa-fpb/x.txt", "x")], 1.0)
+    assert store.recover() == ([], [])
+    path.unlink()
+    assert store.recover()[1] == ["fpb seed 1", "fpb seed 1 fpb/test/strict"]
+    assert {u.state for u in store.units().values()} == {"planned"}
+
+
+def test_the_state_can_be_read_after_a_kill_inside_a_transaction(store):
+    code = (
+        "import os, sqlite3, sys\n"
+        "db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "db.execute('PRAGMA cache_size=1')\n"
+        "db.execute('BEGIN')\n"
+        "db.execute(\"UPDATE unit SET state='failed'\")\n"
+        "db.executemany('INSERT INTO test_read VALUES (?, ?)', [(1.0, 'x' * 500)] * 400)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    path = store.folder / "state.sqlite"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert path.with_name("state.sqlite-journal").exists(), "no journal was left: shows nothing"
+    assert {u.state for u in store.units().values()} == {"planned"}
+    assert store.test_reads() == 0
+
+
+def test_what_a_killed_process_was_writing_is_swept_away(store):
+    left = store.folder / "cells" / "aaaa-fpb" / ".train.parquet.4711"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    store.recover()
+    assert not left.exists()
 
 
 def test_a_change_that_alters_an_id_is_refused_with_the_difference(store):

@@ -73,26 +73,37 @@ def _difference(
     measured: Measured, what: tuple[str, str, str], systems: list[str], reference: list[str]
 ) -> Estimate:
     arm, against = measured.arm(systems), measured.arm(reference)
-    found = measured.interval(arm, against, f"{what[1]} - {what[2]}")
+    found = measured.interval(systems, reference, f"{what[1]} - {what[2]}")
     return estimate(measured, what, arm, arm.value - against.value, found)
 
 
 def select(
     results: Sequence[Result], task: str, metric: str, form: str, split: str = "validation"
 ) -> str:
-    """The cocktail with the best mean over seeds on a split (validation); ties by name.
+    """The cocktail with the best mean on a split (validation), over the seeds that all have.
 
-    Baselines, which have no seed, are not chosen from.
+    A cocktail with a seed of its own is thereby not compared by what that seed happened to give.
+    Ties by name; baselines, which have no seed, are not chosen from.
 
     Raises:
-        DataError: no trained system has a result there.
+        DataError: no trained system has a result there, or the cocktails share no seed.
     """
-    values: defaultdict[str, list[float]] = defaultdict(list)
+    values: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for row in results:
-        where = (row.task, row.metric, row.form, row.split)
-        if row.seed is not None and where == (task, metric, form, split):
-            values[row.cocktail].append(row.value)
+        key = (row.task, row.metric, row.form, row.split)
+        if row.seed is not None and key == (task, metric, form, split):
+            values[row.cocktail][row.seed] = row.value
+    where = f"{task}, {split}, {form}, {metric}"
     if not values:
-        raise DataError("nothing to choose from", where=f"{task}, {split}, {form}, {metric}")
+        raise DataError("nothing to choose from", where=where)
+    shared = sorted(set.intersection(*(set(by_seed) for by_seed in values.values())))
+    if not shared:
+        raise DataError(
+            "the cocktails share no seed, so none can be chosen",
+            where=where,
+            found={cocktail: sorted(by_seed) for cocktail, by_seed in values.items()},
+            wanted="a seed that every cocktail has finished",
+            remedy="finish or retry the missing runs",
+        )
     sign = -1.0 if METRICS[metric].higher_is_better else 1.0
-    return min(values, key=lambda c: (sign * sum(values[c]) / len(values[c]), c))
+    return min(values, key=lambda c: (sign * sum(values[c][s] for s in shared), c))

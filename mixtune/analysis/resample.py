@@ -6,7 +6,8 @@ Which interval, by the number of seeds behind a number (methods and simulated co
 arXiv 2411.00640, 2103.03098; tests/test_analysis.py):
 
     one seed, or a fixed system   items only, "given this run": Wilson for a share of independent
-                                  items, else expanded percentiles of a cluster bootstrap
+                                  items, Newcombe for a paired difference of two such shares, else
+                                  expanded percentiles of a cluster bootstrap
     2 to 4 seeds                  t: item variance (cluster bootstrap of the mean over seeds) plus
                                   the between-run variance pooled over the study's cells, degrees
                                   of freedom by Satterthwaite
@@ -16,9 +17,13 @@ arXiv 2411.00640, 2103.03098; tests/test_analysis.py):
 Under `MIN_CLUSTERS` clusters there is no interval: resampling so few cannot show the spread of
 those that were not drawn. Where no draw differs from the value (all right, or two systems with the
 same answers) the bootstrap would say that nothing is uncertain; there the bound is Wilson's for an
-event not seen in so many clusters. No interval here is Wald's.
+event not seen in so many clusters. Where fewer than `FEW_VARY` clusters vary, the bootstrap still
+says too little: no end lies nearer to the value than that bound, so that one cluster that varies
+never gives a narrower interval than none. No interval here is Wald's.
 """
 
+import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +38,8 @@ MIN_CLUSTERS = 15
 """Simulated coverage of the cluster bootstrap of a paired difference, accuracy and macro F1
 (nominal .95): .88 and .90 with 10 clusters, .93 and .92 with 15, .94 with 30 and more."""
 RESAMPLE_SEEDS_FROM = 5
+FEW_VARY = 10
+"""Under so many clusters that vary, an interval is never narrower than if none did."""
 TOO_FEW = "too few"
 
 
@@ -43,6 +50,20 @@ class Interval:
     low: float | None
     high: float | None
     method: str
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """The items behind a number: how many clusters, and in how many of them it varies.
+
+    `independent`: the value is a share of items right, each a cluster of its own. `varying`: of a
+    difference, the clusters on which the two sides differ; of a mean, the clusters with a wrong or
+    with a right answer, whichever are fewer.
+    """
+
+    clusters: int
+    independent: bool
+    varying: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,49 +118,82 @@ def pooled(values_by_cell: list[FloatArray]) -> Spread | None:
     return Spread(squares / df, df)
 
 
-def interval(
-    arm: Arm, against: Arm | None, clusters: int, wilson_n: int | None, rng: np.random.Generator
-) -> Interval:
+def interval(arm: Arm, against: Arm | None, items: Items, rng: np.random.Generator) -> Interval:
     """95 % interval of an arm's mean, or of its difference to another on the same clusters.
 
-    `wilson_n`: number of items where the value is a share of independent items, else None.
     `rng` is used for resampling seeds only (5 and more).
     """
     arms = [arm] if against is None else [arm, against]
     seeds = max(len(a.values) for a in arms)
-    if clusters < MIN_CLUSTERS:
-        return Interval(None, None, f"{TOO_FEW}: {clusters} clusters, {MIN_CLUSTERS} needed")
+    if items.clusters < MIN_CLUSTERS:
+        why = f"{TOO_FEW}: {items.clusters} clusters, {MIN_CLUSTERS} needed"
+        return Interval(None, None, why)
+    if seeds == 1 and against is None and items.independent:
+        return Interval(*_wilson_of(arm, items), "Wilson over independent items, given this run")
     value = arm.value - (against.value if against else 0.0)
-    floor = 0.0 if against is None else -1.0
     if seeds == 1:
-        found = _of_items(arm, against, clusters, wilson_n)
+        found = _of_items(arm, against, items)
     elif seeds < RESAMPLE_SEEDS_FROM:
-        found = _t(arms, value, clusters)
+        found = _t(arms, value, items.clusters)
     else:
-        found = _crossed(arm, against, clusters, rng)
-    if found.low is not None and found.low == found.high:
-        bound = wilson(0, clusters)[1]
-        method = f"no item varies: Wilson's bound for an event unseen in {clusters} clusters"
-        method += ", given this run" if seeds == 1 else ""
-        found = Interval(value - bound, value + bound, method)
-    return _within(found, floor, 1.0)
+        found = _crossed(arm, against, items.clusters, rng)
+    return _within(_not_too_narrow(found, value, items, seeds), -1.0 if against else 0.0, 1.0)
 
 
-def _of_items(arm: Arm, against: Arm | None, clusters: int, wilson_n: int | None) -> Interval:
-    if against is None and wilson_n is not None:
-        low, high = wilson(round(arm.value * wilson_n), wilson_n)
-        return Interval(low, high, "Wilson over independent items, given this run")
+def _wilson_of(arm: Arm, items: Items) -> tuple[float, float]:
+    return wilson(round(arm.value * items.clusters), items.clusters)
+
+
+def _of_items(arm: Arm, against: Arm | None, items: Items) -> Interval:
+    """Interval of one run, or of one run against another or the base."""
+    if against is not None and items.independent and items.varying:
+        method = "Newcombe's paired score interval over independent items, given this run"
+        return Interval(*newcombe(*_table(arm, against, items)), method)
     draws = arm.draws[0] if against is None else arm.draws[0] - against.draws[0]
-    return _percentiles(draws, clusters, f"bootstrap of {clusters} clusters, given this run")
+    method = f"bootstrap of {items.clusters} clusters, given this run"
+    return _percentiles(draws, items.clusters, method)
+
+
+def _table(arm: Arm, against: Arm, items: Items) -> tuple[int, int, int, int]:
+    """Independent items that both got right, the first only, the second only, and neither.
+
+    The two shares and the number of items on which they differ determine it.
+    """
+    right, other = (round(side.value * items.clusters) for side in (arm, against))
+    first = (items.varying + right - other) // 2
+    second = items.varying - first
+    both = right - first
+    return both, first, second, items.clusters - both - items.varying
+
+
+def _not_too_narrow(found: Interval, value: float, items: Items, seeds: int) -> Interval:
+    """With few clusters that vary, each end at least as far off as if none did."""
+    assert found.low is not None and found.high is not None
+    bound = wilson(0, items.clusters)[1]
+    if found.low == found.high:
+        method = f"no item varies: Wilson's bound for an event unseen in {items.clusters} clusters"
+        method += ", given this run" if seeds == 1 else ""
+        return Interval(value - bound, value + bound, method)
+    low, high = min(found.low, value - bound), max(found.high, value + bound)
+    if items.varying >= FEW_VARY or (low, high) == (found.low, found.high):
+        return found
+    method = f"{found.method}; widened: fewer than {FEW_VARY} clusters vary"
+    return Interval(low, high, method)
 
 
 def _t(arms: list[Arm], value: float, clusters: int) -> Interval:
-    """t-interval; arms share clusters, so the item variance is that of the difference."""
+    """t-interval; arms share clusters, so the item variance is that of the difference.
+
+    Arms with the same pooled variance share one estimate of it: one part with its own degrees of
+    freedom, not two (Satterthwaite 1946 takes its parts to be independent).
+    """
     mean = arms[0].draws.mean(0) - (arms[1].draws.mean(0) if len(arms) > 1 else 0.0)
     parts = [(float(mean.var(ddof=1)) * clusters / (clusters - 1), clusters - 1)]
+    shares: defaultdict[Spread, float] = defaultdict(float)
     for arm in arms:
         if arm.spread is not None:
-            parts.append((arm.spread.variance / len(arm.values), arm.spread.df))
+            shares[arm.spread] += 1 / len(arm.values)
+    parts += [(spread.variance * share, spread.df) for spread, share in shares.items()]
     variance = sum(part for part, _ in parts)
     if variance == 0:
         return Interval(value, value, "")
@@ -186,3 +240,36 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     centre = (right + z**2 / 2) / (n + z**2)
     half = z * (right * (n - right) / n + z**2 / 4) ** 0.5 / (n + z**2)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def newcombe(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
+    """Interval of the difference of two shares of the same items, from their paired counts.
+
+    `first` and `second`: items that only the first or only the second got right; a square-and-add
+    of the two Wilson intervals with a correlation corrected for continuity. Source: Newcombe 1998,
+    "Improved confidence intervals for the difference between binomial proportions based on paired
+    data", Statistics in Medicine 17, method 10. With one-sided disagreement it holds 0 up to 4
+    items, as the mid-p McNemar test does.
+    """
+    n = both + first + second + neither
+    rights = both + first, both + second
+    one, two = rights[0] / n, rights[1] / n
+    (low_1, high_1), (low_2, high_2) = wilson(rights[0], n), wilson(rights[1], n)
+    phi = _correlation(both, first, second, neither)
+
+    def half(x: float, y: float) -> float:
+        return math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
+
+    gap = one - two
+    return gap - half(one - low_1, high_2 - two), gap + half(high_1 - one, two - low_2)
+
+
+def _correlation(both: int, first: int, second: int, neither: int) -> float:
+    """Phi of a paired table; a positive one with Newcombe's correction, 0 for an empty margin."""
+    n = both + first + second + neither
+    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+    cross = both * neither - first * second
+    if margins == 0:
+        return 0.0
+    corrected = max(cross - n / 2, 0.0) if cross > 0 else float(cross)
+    return corrected / math.sqrt(margins)

@@ -16,6 +16,7 @@ from mixtune.analysis.resample import (
     DRAWS,
     Arm,
     Interval,
+    Items,
     Spread,
     cluster_weights,
     interval,
@@ -24,7 +25,7 @@ from mixtune.analysis.resample import (
 )
 from mixtune.errors import DataError
 from mixtune.identity import generator
-from mixtune.metrics import GOLD, FloatArray, Metric
+from mixtune.metrics import GOLD, RIGHT, FloatArray, Metric
 from mixtune.records import Estimate, Result, Score
 
 MAJORITY = "majority"
@@ -75,6 +76,8 @@ class Measured:
     def arm(self, systems: Sequence[str]) -> Arm:
         """The arm of systems of one cocktail, or of one fixed system."""
         info = self.infos[systems[0]]
+        # Arms of the same kind of cell get equal spreads: that is how `interval` knows that their
+        # between-run variance is one estimate.
         return Arm(
             np.array([self.values[s] for s in systems]),
             np.stack([self.draws[s] for s in systems]),
@@ -93,14 +96,39 @@ class Measured:
                 cells[info.cocktail].append(value)
         return pooled([np.array(values) for values in cells.values()])
 
-    def interval(self, arm: Arm, against: Arm | None, name: str) -> Interval:
-        """95 % interval of an arm or of a difference; `name` names its resampling of seeds."""
+    def interval(self, systems: Sequence[str], against: Sequence[str], name: str) -> Interval:
+        """95 % interval of an arm, or of its difference to another (`against` empty: none).
+
+        `name` names the resampling of seeds.
+        """
         panel = self.panel
         independent = self.metric.name == "accuracy" and panel.n == panel.clusters
+        varying = self._differing(systems, against) if against else self._varying(systems)
         rng = generator(
             self.seed, "resample-seeds", f"{panel.task}/{panel.split}/{panel.form}/{name}"
         )
-        return interval(arm, against, panel.clusters, panel.n if independent else None, rng)
+        reference = self.arm(against) if against else None
+        return interval(
+            self.arm(systems), reference, Items(panel.clusters, independent, varying), rng
+        )
+
+    def _differing(self, systems: Sequence[str], against: Sequence[str]) -> int:
+        """Clusters on which two sides differ on some seed; a fixed system is held to every seed."""
+        sides = [np.stack([self._what_counts(s) for s in side]) for side in (systems, against)]
+        return int((sides[0] != sides[1]).any(axis=(0, 2)).sum())
+
+    def _what_counts(self, system: str) -> FloatArray:
+        """What the metric is made of, per cluster [clusters, numbers]."""
+        counts = self.panel.counts[system]
+        if self.metric.name == "accuracy":
+            counts = counts[:, RIGHT, :].sum(-1, keepdims=True)
+        return counts.reshape(len(counts), -1)
+
+    def _varying(self, systems: Sequence[str]) -> int:
+        """Clusters with a wrong or with a right answer of any seed, whichever are fewer."""
+        counts = np.stack([self.panel.counts[s] for s in systems]).sum(-1)
+        right, asked = counts[..., RIGHT], counts[..., GOLD]
+        return int(min((right < asked).any(0).sum(), (right > 0).any(0).sum()))
 
 
 def measure(
@@ -146,7 +174,8 @@ def results(
 
     `unparsed` is the share of answers without a readable value (unparsed, cut off or refused);
     `majority` the value of the system whose cocktail is "majority" (None without one); `floor` the
-    larger of it and chance. `seed` seeds the resampling.
+    larger of it and chance. Without a majority system there is no floor: chance alone would be too
+    low a one. `seed` seeds the resampling.
 
     Raises:
         DataError: as `measure`.
@@ -154,11 +183,10 @@ def results(
     rows = []
     for measured in measure(scores, systems, tasks, seed, draws):
         chance, majority = _floors(measured)
-        known = [floor for floor in (chance, majority) if floor is not None]
         panel = measured.panel
         for system, value in measured.values.items():
             info = measured.infos[system]
-            found = measured.interval(measured.arm([system]), None, system)
+            found = measured.interval([system], [], system)
             rows.append(
                 Result(
                     system=system,
@@ -176,7 +204,7 @@ def results(
                     unparsed=panel.unread[system],
                     chance=chance,
                     majority=majority,
-                    floor=max(known) if known else None,
+                    floor=None if majority is None else max(majority, chance or 0.0),
                     method=found.method,
                 )
             )
@@ -210,7 +238,7 @@ def cocktail_means(
     for measured in measure(scores, systems, tasks, seed, draws):
         for cocktail, by_seed in measured.cells().items():
             arm = measured.arm(list(by_seed.values()))
-            found = measured.interval(arm, None, cocktail)
+            found = measured.interval(list(by_seed.values()), [], cocktail)
             rows.append(estimate(measured, ("mean", cocktail, ""), arm, arm.value, found))
     return rows
 

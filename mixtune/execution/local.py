@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import train
-from mixtune.errors import MixtuneError
+from mixtune.errors import MixtuneError, StoreError
 from mixtune.evaluation.predict import predict
 from mixtune.events import Events
 from mixtune.identity import seed as named_seed
@@ -29,8 +31,9 @@ from mixtune.store import Store, Unit
 BACKWARD = 2.0
 """Cost of a token's backward pass in forward passes, for the ETA only."""
 
-FAILURES = (MixtuneError, RuntimeError, ValueError, ArithmeticError)
-"""What makes one run fail and lets the study go on; anything else stops the study."""
+FAILURES = (MixtuneError, RuntimeError, ValueError, ArithmeticError, MemoryError)
+"""What makes one run fail and lets the study go on; anything else, and a store that cannot be
+written, stops the study."""
 
 
 class Session:
@@ -64,6 +67,8 @@ class Session:
             begun = time.monotonic()
             try:
                 self._run_one(run)
+            except StoreError:
+                raise
             except FAILURES as error:
                 self.events.run_failed(run, f"{type(error).__name__}: {error}")
                 failed.append(run)
@@ -93,7 +98,7 @@ class Session:
         paths: list[Path] = []
         try:
             yield paths
-        except FAILURES as error:
+        except Exception as error:
             self.store.fail(unit, f"{type(error).__name__}: {error}", time.monotonic() - begun)
             raise
         except BaseException:
@@ -149,6 +154,7 @@ class Session:
             },
             "train": self.planner.study.train.model_dump(mode="json"),
             "budget": self.planner.study.budget.model_dump(mode="json"),
+            "threads": torch.get_num_threads(),
             "mix": [asdict(row) for row in run.mix],
         }
 
@@ -181,6 +187,7 @@ class Session:
             planner.study.evaluate.max_new_tokens,
             planner.prompt_hash,
         )
+        self.store.drop_scores(run.folder)
         name = f"{run.answers_folder(answer)}/predictions.parquet"
         return self.store.write_rows(name, Prediction, predictions)
 

@@ -8,12 +8,13 @@ Knows: processes, who is alive, passing events on. Does not know: what a run doe
 
 import multiprocessing
 import os
-import queue
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.queues import Queue
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,14 @@ from mixtune.planning.plan import AnswerPlan, Plan, Planner, RunPlan
 from mixtune.records import TrainStep
 from mixtune.store import Store
 
+Message = tuple[str, tuple[Any, ...]]
+"""Name of an event and its arguments; or "died" and an error."""
+
 POLL = 0.2
 """Seconds between two looks at whether the parent is alive."""
+
+PATIENCE = 10.0
+"""Seconds that a worker has to end by itself once it is asked to."""
 
 SHARE_OF_MEMORY = 0.5
 COPIES = 8
@@ -63,82 +70,108 @@ def run_pool(work: Work, workers: int, events: Events) -> list[RunPlan]:
     The caller holds the store's lock, has saved the plan and has called `local.begin`.
 
     Raises:
-        RunFailed: a worker died without saying why (out of memory, killed).
+        RunFailed: a worker ended early; with its error, unless it was killed.
     """
     context = multiprocessing.get_context("spawn")
-    messages: Queue[tuple[str, tuple[Any, ...]]] = context.Queue()
+    pipes = [context.Pipe(duplex=False) for _ in range(workers)]
     processes = [
-        context.Process(target=_work, args=(work, messages, os.getpid())) for _ in range(workers)
+        context.Process(target=_work, args=(work, sender, os.getpid())) for _, sender in pipes
     ]
     for process in processes:
         process.start()
-    failed: list[RunPlan] = []
+    for _, sender in pipes:
+        sender.close()  # the worker's end closes with the worker, and reading it then ends
+    heard = _Heard(events)
     try:
-        while True:
-            alive = any(process.is_alive() for process in processes)
-            if not _pass_on(messages, events, failed) and not alive:
-                break
+        heard.listen([receiver for receiver, _ in pipes])
     finally:
-        for process in processes:
-            process.join(timeout=30)
-            process.kill()
+        _stop(processes)
     codes = [process.exitcode for process in processes]
-    if any(codes):
-        raise RunFailed(
-            f"worker processes ended with exit codes {codes} (-9: killed, often for want of "
-            "memory: try --workers 1); finished work is kept, the same command goes on"
+    if heard.died or any(codes):
+        why = "; ".join(heard.died) or (
+            f"exit codes {codes}; -9 means killed, often for want of memory: try --workers 1"
         )
-    return failed
+        raise RunFailed(
+            f"a worker process ended early: {why}\nfinished work is kept; the same command goes on"
+        )
+    return heard.failed
 
 
-def _pass_on(
-    messages: "Queue[tuple[str, tuple[Any, ...]]]", events: Events, failed: list[RunPlan]
-) -> bool:
-    """Hand one event on; False when none came for a while."""
-    try:
-        name, arguments = messages.get(timeout=POLL)
-    except queue.Empty:
-        return False
-    getattr(events, name)(*arguments)
-    if name == "run_failed":
-        failed.append(arguments[0])
-    return True
+class _Heard:
+    """What the workers say, passed on to the listener."""
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+        self.failed: list[RunPlan] = []
+        self.died: list[str] = []
+
+    def listen(self, pipes: "list[Connection[Any, Message]]") -> None:
+        """Pass messages on until every worker has closed its end."""
+        while pipes:
+            for pipe in wait(pipes):
+                assert isinstance(pipe, Connection)
+                try:
+                    name, arguments = pipe.recv()
+                except EOFError:
+                    pipes.remove(pipe)
+                    continue
+                if name == "died":
+                    self.died.append(str(arguments[0]))
+                    continue
+                if name == "run_failed":
+                    self.failed.append(arguments[0])
+                getattr(self.events, name)(*arguments)
+
+
+def _stop(processes: Sequence[BaseProcess]) -> None:
+    """Ask the workers that are still there to stop at a safe point; insist after a while."""
+    for process in processes:
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, signal.SIGINT)
+    deadline = time.monotonic() + PATIENCE
+    for process in processes:
+        process.join(timeout=max(0.0, deadline - time.monotonic()))
+        process.kill()
+        process.join()
 
 
 class _Sender(Silent):
     """Sends events to the parent process."""
 
-    def __init__(self, messages: "Queue[tuple[str, tuple[Any, ...]]]") -> None:
-        self._messages = messages
+    def __init__(self, pipe: "Connection[Message, Any]") -> None:
+        self._pipe = pipe
 
     def run_started(self, run: RunPlan, number: int, of: int) -> None:
-        self._messages.put(("run_started", (run, number, of)))
+        self._pipe.send(("run_started", (run, number, of)))
 
     def trained(self, run: RunPlan, step: TrainStep, steps: int, cost: float) -> None:
-        self._messages.put(("trained", (run, step, steps, cost)))
+        self._pipe.send(("trained", (run, step, steps, cost)))
 
     def answered(self, run: RunPlan, answer: AnswerPlan, cost: float) -> None:
-        self._messages.put(("answered", (run, answer, cost)))
+        self._pipe.send(("answered", (run, answer, cost)))
 
     def run_finished(self, run: RunPlan, seconds: float) -> None:
-        self._messages.put(("run_finished", (run, seconds)))
+        self._pipe.send(("run_finished", (run, seconds)))
 
     def run_failed(self, run: RunPlan, error: str) -> None:
-        self._messages.put(("run_failed", (run, error)))
+        self._pipe.send(("run_failed", (run, error)))
 
 
-def _work(work: Work, messages: "Queue[tuple[str, tuple[Any, ...]]]", parent: int) -> None:
+def _work(work: Work, pipe: "Connection[Message, Any]", parent: int) -> None:
     """A worker process, from start to end."""
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(work.threads)
     store = Store(work.folder)
-    planner = work.make_planner()
-    with store.working():
-        session = Session(planner, store, lambda: local_model(planner), _Sender(messages))
-        try:
+    try:
+        planner = work.make_planner()
+        with store.working():
+            session = Session(planner, store, lambda: local_model(planner), _Sender(pipe))
             session.run(work.plan)
-        except KeyboardInterrupt:
-            return
+    except KeyboardInterrupt:
+        return
+    except Exception as error:
+        pipe.send(("died", (f"{type(error).__name__}: {error}",)))
+        raise
 
 
 def _leave_with(parent: int) -> None:

@@ -35,13 +35,17 @@ def run_study(
     plan = planner.plan()
     store = Store(runs_dir / study.name)
     with store.lock():
-        store.save_plan(plan.rows(), dump_study(planner.study), environment())
+        facts = {"env": environment(), "data": planner.data_rows()}
+        store.save_plan(plan.rows(), dump_study(planner.study), facts)
         todo = begin(plan, store, events)
         if not todo:
             return store, []
-        count = workers or default_workers(_weights_bytes(files), todo)
-        threads = max(1, available_cores() // count)
-        events.note(f"{count} worker processes of {threads} threads")
+        # Threads follow from the whole plan, not from what is left of it: the number of threads
+        # decides the order of sums, and a resumed study has to give the bits of an undisturbed one.
+        full = workers or default_workers(_weights_bytes(files), len(plan.runs))
+        threads = max(1, available_cores() // full)
+        count = min(full, todo)
+        events.note(f"worker processes: {count}, threads in each: {threads}")
         return store, run_pool(Work(make_planner, plan, store.folder, threads), count, events)
 
 

@@ -64,8 +64,42 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
         leaked_train[name] = len(rows) - len(pools[name])
         if not pools[name]:
             raise DataError("an ingredient has no rows to train on", where=name, found=len(rows))
-    known = {task: registry.examples(task, "train", carve) for task in study.tasks}
+    known = {}
+    if "majority" in study.baselines:
+        labelled = [task for task in study.tasks if registry.get(task).kind == "label"]
+        known = {task: registry.examples(task, "train", carve) for task in labelled}
     return Corpus(pools, items, known, leaked_train, leaked_validation)
+
+
+def data_rows(study: Study, registry: Registry, corpus: Corpus) -> list[dict[str, object]]:
+    """What was read of each dataset and split, and what was dropped of it, as JSON rows.
+
+    `records` are the dataset's own rows; `dropped` those that its task file skips; `leaked` are
+    examples that the gate took out; `examples` those that are left to train on or choose from.
+    """
+    rows = []
+    for name, split in _splits(study):
+        report = registry.report(name, split, study.evaluate.carve)
+        leaks = {"train": corpus.leaked_train, "validation": corpus.leaked_validation}
+        leaked = leaks.get(split, {}).get(name, 0)
+        rows.append(
+            {
+                "dataset": name,
+                "split": split,
+                "source": report.source,
+                "records": report.records,
+                "dropped": sum(report.dropped.values()),
+                "why": ", ".join(f"{why}: {n}" for why, n in report.dropped.items()),
+                "leaked": leaked,
+                "examples": report.examples - leaked,
+            }
+        )
+    return rows
+
+
+def _splits(study: Study) -> list[tuple[str, Split]]:
+    trained: list[tuple[str, Split]] = [(name, "train") for name in study.ingredients]
+    return trained + [(task, split) for task in study.tasks for split in EVALUATED]
 
 
 def _gate(

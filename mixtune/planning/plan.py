@@ -17,7 +17,7 @@ from mixtune.errors import DataError, SpecError, did_you_mean
 from mixtune.identity import digest, make_id
 from mixtune.mixing import IngredientCount, Mixture, mix
 from mixtune.models.catalog import BaseModelFiles
-from mixtune.planning.corpus import EVALUATED, Corpus, load_corpus
+from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, load_corpus
 from mixtune.records import Example, MixRow, Query, Split
 from mixtune.spec import FormName, Study, parse_study
 from mixtune.store import PlanRow, slug
@@ -26,8 +26,8 @@ from mixtune.tasks.registry import Registry
 from mixtune.tokens import Row, Tokens, encode_rows
 
 SystemKind = Literal["trained", "base", "majority"]
-MAJORITY = "majority"
-BASE = "base"
+LIMITS = {"max_length", "over_long"}
+"""Training settings that are in no id: they refuse or drop rows, and the rows are in the id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class AnswerPlan:
     form: FormName
     items: int
     tokens: int
+    items_digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class Planner:
         self.corpus: Corpus = load_corpus(study, registry)
         self.dropped: dict[str, int] = {}
         self._digests: dict[int, str] = {}
-        self._item_facts: dict[tuple[str, Split], tuple[int, list[str]]] = {}
+        self._item_facts: dict[tuple[str, Split], tuple[int, str]] = {}
         self._drop_over_long()
 
     def plan(self) -> Plan:
@@ -187,7 +188,7 @@ class Planner:
                 "rows": [[name, self._digest(example)] for name, example in mixture.order],
                 "cocktail": self._amounts(cocktail),
                 "budget": study.budget.model_dump(mode="json"),
-                "train": study.train.model_dump(mode="json"),
+                "train": study.train.model_dump(mode="json", exclude=LIMITS),
                 "seed": seed,
             },
         )
@@ -229,6 +230,10 @@ class Planner:
         """What the majority floor depends on: stratum and target of every train row."""
         return [[row.stratum, row.target] for row in self.corpus.known[task]]
 
+    def data_rows(self) -> list[dict[str, object]]:
+        """What was read and dropped of each dataset, as JSON rows."""
+        return data_rows(self.study, self.registry, self.corpus)
+
     def _answers(self, system: str, kind: SystemKind = "trained") -> tuple[AnswerPlan, ...]:
         found = []
         for name in self.study.tasks:
@@ -244,8 +249,9 @@ class Planner:
     ) -> AnswerPlan:
         items = self.corpus.items[task.name, split]
         answer_id = self._answer_id(system, kind, (task, split, form)) if system else ""
-        tokens = self._facts(task.name, split)[0] if kind != "majority" else 0
-        return AnswerPlan(answer_id, task.name, split, form, len(items), tokens)
+        tokens, items_digest = self._facts(task.name, split)
+        tokens = 0 if kind == "majority" else tokens
+        return AnswerPlan(answer_id, task.name, split, form, len(items), tokens, items_digest)
 
     def _answer_id(self, system: str, kind: SystemKind, what: tuple[Task, Split, FormName]) -> str:
         task, split, form = what
@@ -253,7 +259,6 @@ class Planner:
         decoding = {
             "batch_size": evaluate.batch_size if local else None,
             "max_new_tokens": evaluate.max_new_tokens if local and form == "strict" else None,
-            "max_prompt_length": evaluate.max_prompt_length if local else None,
         }
         return make_id(
             "answer",
@@ -270,12 +275,12 @@ class Planner:
             },
         )
 
-    def _facts(self, task: str, split: Split) -> tuple[int, list[str]]:
-        """Prompt tokens and fingerprints of the items of a task and split; computed once."""
+    def _facts(self, task: str, split: Split) -> tuple[int, str]:
+        """Prompt tokens and fingerprint of the items of a task and split; computed once."""
         if (task, split) not in self._item_facts:
             items = self.corpus.items[task, split]
             tokens = sum(self._prompt_length(e) for e in items) if self.tokens else 0
-            self._item_facts[task, split] = (tokens, [self._digest(e) for e in items])
+            self._item_facts[task, split] = (tokens, fingerprint(items))
         return self._item_facts[task, split]
 
     def _prompt_length(self, example: Example) -> int:
@@ -302,6 +307,13 @@ def canonical(study: Study, registry: Registry) -> Study:
     """
     tasks = [_usable(name, registry, "tasks") for name in study.tasks]
     named = {name: _usable(name, registry, "ingredients") for name in study.ingredients}
+    for name in tasks:
+        if not any(_answerable(registry.get(name), f, "trained") for f in study.evaluate.forms):
+            raise SpecError(
+                f"task {name!r} has open answers, which cannot be ranked",
+                found=list(study.evaluate.forms),
+                remedy="add strict to evaluate.forms",
+            )
     explicit = [[named[name] for name in cocktail] for cocktail in study.design.explicit]
     raw = study.model_dump(mode="json")
     raw["tasks"] = tasks
@@ -347,4 +359,5 @@ def _plan_row(run: RunPlan, answer: AnswerPlan | None) -> PlanRow:
         form=answer.form if answer else "",
         items=answer.items if answer else sum(row.rows_got for row in run.mix),
         tokens=answer.tokens if answer else run.tokens,
+        items_digest=answer.items_digest if answer else "",
     )

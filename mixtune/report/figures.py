@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 
-from mixtune.analysis.effects import TO_SINGLE
+from mixtune.analysis.effects import TO_BASE, TO_SINGLE
 from mixtune.analysis.results import BASE
 from mixtune.metrics import METRICS
 from mixtune.records import Estimate, MixRow, Result
@@ -18,11 +18,13 @@ from mixtune.report.inputs import ReportInput
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cocktail on a task: mean over seeds, and its difference to the step-matched single task.
+    """A cocktail on a task: mean over seeds, and its differences to the single task and the base.
 
     `reference` is the single's name, "" where there is none, and the cocktail's own name where it
-    is itself the single. `at_floor`: the interval of the mean does not lie above the floor (None
-    without an interval or a floor). `unread`: share of answers without a readable value.
+    is itself the single. `difference`, `low`, `high` and `difference_seeds` (the seeds that both
+    sides have) are against it; `to_base` and its ends against the untuned base. `against_floor`:
+    see `against_floor`, for the interval of the mean. `unread`: share of answers without a readable
+    value.
     """
 
     form: str
@@ -37,9 +39,13 @@ class Cell:
     low: float | None
     high: float | None
     seeds: int
+    difference_seeds: int | None
+    to_base: float | None
+    base_low: float | None
+    base_high: float | None
     n: int
     clusters: int
-    at_floor: bool | None
+    against_floor: str
     unread: float
     value_method: str
     method: str
@@ -47,17 +53,28 @@ class Cell:
     @property
     def shown(self) -> str:
         """Whether the difference's interval lies above 0, below 0 or holds it; "" without one."""
-        if self.low is None or self.high is None:
-            return ""
-        return "above" if self.low > 0 else "below" if self.high < 0 else "open"
+        return _side(self.low, self.high)
+
+    @property
+    def shown_to_base(self) -> str:
+        """The same of the difference to the base."""
+        return _side(self.base_low, self.base_high)
+
+
+def _side(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return ""
+    return "above" if low > 0 else "below" if high < 0 else "open"
 
 
 @dataclass(frozen=True, slots=True)
 class Floor:
     """What a task's scores are read against, and which cocktails' runs do not rise above it.
 
-    `at_floor` counts the runs, of `judged` with an interval, whose interval holds the floor or lies
-    below it; `floor` is the larger of chance and majority.
+    `not_above` counts the runs, of `judged` with an interval, whose interval does not lie above the
+    floor; `below` those of them whose interval lies wholly below it. `cocktails` and
+    `cocktails_below` name them. `floor` is the larger of chance and majority; without a majority
+    class there is none. `missing` says why nothing is judged ("" where something is).
     """
 
     form: str
@@ -69,10 +86,13 @@ class Floor:
     base_low: float | None
     base_high: float | None
     floor: float | None
-    at_floor: int
+    not_above: int
+    below: int
     judged: int
     cocktails: str
-    base_at_floor: bool | None
+    cocktails_below: str
+    base_against_floor: str
+    missing: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +120,18 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The page's first sentence for one task: a cell and how it was picked."""
+    """The page's first sentence for one task: a cell and the split that it was picked on.
+
+    On a page that reads on test what was chosen on validation, `chosen` is the name chosen there
+    ("": nothing was), `cell` is None where it has no scores, and nobody comes second: a runner-up
+    would be picked on test.
+    """
 
     task: str
-    cell: Cell
+    cell: Cell | None
     runner_up: Cell | None
     picked: str
+    chosen: str
 
 
 def main_metrics(page: ReportInput) -> dict[str, str]:
@@ -118,11 +144,7 @@ def main_metrics(page: ReportInput) -> dict[str, str]:
 
 def cells(page: ReportInput) -> list[Cell]:
     """Every cocktail × task × form × metric of the page's split that has a mean."""
-    singles = {
-        (d.form, d.target, d.metric, d.subject): d
-        for d in page.differences
-        if d.quantity == TO_SINGLE and d.split == page.split
-    }
+    singles, bases = _against(page, TO_SINGLE), _against(page, TO_BASE)
     references = {(d.form, d.target, d.metric): d.reference for d in singles.values()}
     runs = _by_cell(page)
     found = []
@@ -130,9 +152,19 @@ def cells(page: ReportInput) -> list[Cell]:
         if mean.split != page.split or mean.target not in page.tasks:
             continue
         key = (mean.form, mean.target, mean.metric)
-        reference = references.get(key, "")
-        found.append(_cell(mean, singles.get((*key, mean.subject)), reference, runs))
+        own = runs.get((*key, mean.subject), [])
+        single, base = singles.get((*key, mean.subject)), bases.get((*key, mean.subject))
+        found.append(_cell(mean, single, base, references.get(key, ""), own))
     return found
+
+
+def _against(page: ReportInput, quantity: str) -> dict[tuple[str, str, str, str], Estimate]:
+    """(form, task, metric, cocktail) → its difference, on the page's split."""
+    return {
+        (d.form, d.target, d.metric, d.subject): d
+        for d in page.differences
+        if d.quantity == quantity and d.split == page.split
+    }
 
 
 def _by_cell(page: ReportInput) -> dict[tuple[str, str, str, str], list[Result]]:
@@ -146,11 +178,10 @@ def _by_cell(page: ReportInput) -> dict[tuple[str, str, str, str], list[Result]]
 def _cell(
     mean: Estimate,
     single: Estimate | None,
+    base: Estimate | None,
     reference: str,
-    runs: dict[tuple[str, str, str, str], list[Result]],
+    own: Sequence[Result],
 ) -> Cell:
-    own = runs.get((mean.form, mean.target, mean.metric, mean.subject), [])
-    floor = own[0].floor if own else None
     return Cell(
         form=mean.form,
         task=mean.target,
@@ -164,13 +195,27 @@ def _cell(
         low=single.low if single else None,
         high=single.high if single else None,
         seeds=mean.seeds,
+        difference_seeds=single.seeds if single else None,
+        to_base=base.value if base else None,
+        base_low=base.low if base else None,
+        base_high=base.high if base else None,
         n=mean.n,
         clusters=mean.clusters,
-        at_floor=None if floor is None or mean.low is None else mean.low <= floor,
+        against_floor=against_floor(mean.low, mean.high, own[0].floor if own else None),
         unread=sum(row.unparsed for row in own) / len(own) if own else 0.0,
         value_method=mean.method,
         method=single.method if single else "",
     )
+
+
+def against_floor(low: float | None, high: float | None, floor: float | None) -> str:
+    """Where an interval lies: "above" the floor, "below" it, or "not above" where it holds it.
+
+    "" without an interval or a floor.
+    """
+    if low is None or high is None or floor is None:
+        return ""
+    return "above" if low > floor else "below" if high < floor else "not above"
 
 
 def floors(page: ReportInput) -> list[Floor]:
@@ -185,8 +230,9 @@ def floors(page: ReportInput) -> list[Floor]:
 
 def _floor(form: str, task: str, rows: Sequence[Result]) -> Floor:
     base = next((row for row in rows if row.cocktail == BASE and row.seed is None), None)
-    runs = [row for row in rows if row.seed is not None and _on_floor(row) is not None]
-    low = [row for row in runs if _on_floor(row)]
+    runs = [row for row in rows if row.seed is not None and _stands(row)]
+    low = [row for row in runs if _stands(row) != "above"]
+    below = [row for row in low if _stands(row) == "below"]
     return Floor(
         form=form,
         task=task,
@@ -197,15 +243,25 @@ def _floor(form: str, task: str, rows: Sequence[Result]) -> Floor:
         base_low=base.low if base else None,
         base_high=base.high if base else None,
         floor=rows[0].floor,
-        at_floor=len(low),
+        not_above=len(low),
+        below=len(below),
         judged=len(runs),
         cocktails=", ".join(dict.fromkeys(row.cocktail for row in low)),
-        base_at_floor=_on_floor(base) if base else None,
+        cocktails_below=", ".join(dict.fromkeys(row.cocktail for row in below)),
+        base_against_floor=_stands(base) if base else "",
+        missing="" if runs else _why_none(rows),
     )
 
 
-def _on_floor(row: Result) -> bool | None:
-    return None if row.floor is None or row.low is None else row.low <= row.floor
+def _stands(row: Result) -> str:
+    return against_floor(row.low, row.high, row.floor)
+
+
+def _why_none(rows: Sequence[Result]) -> str:
+    """Why no run of a task is judged against a floor."""
+    if rows[0].floor is None:
+        return "no floor" if rows[0].chance is None else "no majority class was scored"
+    return "too few to say" if any(row.seed is not None for row in rows) else "no run has scores"
 
 
 def curves(page: ReportInput) -> list[CurvePoint]:
@@ -228,27 +284,30 @@ def counts(page: ReportInput) -> list[Count]:
 
 
 def answers(page: ReportInput) -> list[Answer]:
-    """The best cocktail of each task in its first form and main metric, or the one chosen before.
+    """The best cocktail of each task in its main form and metric, or the one chosen before.
 
-    Ties go to the first by name. Tasks without a trained cell have no row.
+    Ties go to the first by name. A task without a trained cell has no row, except on a page that
+    reads on test what was chosen on validation: there every task has one.
     """
     main = main_metrics(page)
-    everything = cells(page)
-    found = []
-    for task in page.tasks:
-        forms = {c.form for c in everything if c.task == task}
-        form = next((f for f in page.study.evaluate.forms if f in forms), None)
-        own = [c for c in everything if (c.task, c.form, c.metric) == (task, form, main.get(task))]
-        if not own:
-            continue
-        sign = -1 if METRICS[main[task]].higher_is_better else 1
-        ranked = sorted(own, key=lambda c: (sign * c.value, c.cocktail))
-        chosen = next((c for c in own if c.cocktail == page.chosen.get(task)), None)
-        cell = chosen or ranked[0]
-        runner_up = next((c for c in ranked if c is not cell), None)
-        picked = "validation" if chosen else page.split
-        found.append(Answer(task, cell, runner_up, picked))
-    return found
+    own: dict[str, list[Cell]] = {task: [] for task in page.tasks}
+    for cell in cells(page):
+        if (cell.form, cell.metric) == (page.main_forms[cell.task], main.get(cell.task)):
+            own[cell.task].append(cell)
+    if page.confirms:
+        return [_confirmed(task, page.chosen.get(task, ""), own[task]) for task in page.tasks]
+    return [_best(task, own[task], page.split) for task in page.tasks if own[task]]
+
+
+def _confirmed(task: str, chosen: str, own: Sequence[Cell]) -> Answer:
+    cell = next((c for c in own if c.cocktail == chosen), None)
+    return Answer(task, cell, None, "validation", chosen)
+
+
+def _best(task: str, own: Sequence[Cell], split: str) -> Answer:
+    sign = -1 if METRICS[own[0].metric].higher_is_better else 1
+    ranked = sorted(own, key=lambda c: (sign * c.value, c.cocktail))
+    return Answer(task, ranked[0], ranked[1] if len(ranked) > 1 else None, split, "")
 
 
 def thinned(points: Sequence[CurvePoint], at_most: int) -> list[tuple[float, float]]:

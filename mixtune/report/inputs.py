@@ -25,15 +25,34 @@ class RunRow:
     folder: str
 
 
+@dataclass(frozen=True, slots=True)
+class DataRow:
+    """What was read of one dataset's split: records in the source, dropped and why, leaked, left.
+
+    `dropped`: records that the task skips; `leaked`: examples that the leakage gate took out;
+    `examples`: those left to train on or to evaluate from.
+    """
+
+    dataset: str
+    split: str
+    source: str
+    records: int
+    dropped: int
+    why: str
+    leaked: int
+    examples: int
+
+
 @dataclass(frozen=True)
 class ReportInput:
     """Everything on one page.
 
     `results`, `means` (analysis.results.cocktail_means) and `differences` may hold several splits;
     the page shows `split`. `mixes` and `curves` are keyed by run id. `tasks`: name → title, in the
-    order of the columns. `chosen`: task → cocktail chosen on validation, for a page that shows
-    test; empty where the page chooses the best of what it shows. `test_reads`: how often test
-    scores were looked at.
+    order of the columns. `main_forms`: task → the form that it is compared and chosen in.
+    `chosen`: task → cocktail chosen on validation, for a page that shows test; empty where the page
+    chooses the best of what it shows. `test_reads`: how often test scores were looked at. `data`:
+    what was read, in the order shown.
     """
 
     study: Study
@@ -51,4 +70,11 @@ class ReportInput:
     tasks: Mapping[str, str]
     version: str
     test_reads: int
+    main_forms: Mapping[str, str]
     chosen: Mapping[str, str] = field(default_factory=dict)
+    data: Sequence[DataRow] = ()
+
+    @property
+    def confirms(self) -> bool:
+        """Whether the page reads on test what was chosen on validation."""
+        return self.split == "test" and bool(self.chosen)

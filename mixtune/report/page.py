@@ -10,12 +10,12 @@ from importlib import resources
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from mixtune.analysis.resample import MIN_CLUSTERS
+from mixtune.analysis.resample import FEW_VARY, MIN_CLUSTERS
 from mixtune.report import figures
-from mixtune.report.figures import Answer, Cell, CurvePoint
-from mixtune.report.inputs import ReportInput, RunRow
+from mixtune.report.figures import Cell, CurvePoint
+from mixtune.report.inputs import DataRow, ReportInput, RunRow
 
-__all__ = ["ReportInput", "RunRow", "render"]
+__all__ = ["DataRow", "ReportInput", "RunRow", "render"]
 
 CHART = (220, 110)
 """Width and height of a training curve's box, in its own units."""
@@ -56,6 +56,7 @@ def render(page: ReportInput) -> str:
         answers=figures.answers(page),
         exploratory=_exploratory(page),
         floors=figures.floors(page),
+        pooled_f1=any(row.metric.endswith("-f1") for row in page.results),
         matrices=_matrices(page, [c for c in everything if c.metric == main[c.task]]),
         others=[c for c in everything if c.metric != main[c.task]],
         main=main,
@@ -72,7 +73,7 @@ def render(page: ReportInput) -> str:
 
 def _exploratory(page: ReportInput) -> str:
     """Why the first sentences are no confirmed claim."""
-    if page.split == "test" and page.chosen:
+    if page.confirms:
         return (
             "chosen on validation and read on test, with the seeds that it was chosen by: "
             "a confirmed claim needs fresh seeds"
@@ -81,8 +82,11 @@ def _exploratory(page: ReportInput) -> str:
 
 
 def _matrices(page: ReportInput, shown: Sequence[Cell]) -> list[Matrix]:
+    """One per form, the tasks' main forms first."""
+    forms = {c.form for c in shown}
+    main = [page.main_forms[task] for task in page.tasks if page.main_forms[task] in forms]
     found = []
-    for form in dict.fromkeys(c.form for c in shown):
+    for form in dict.fromkeys([*main, *(c.form for c in shown)]):
         own = [c for c in shown if c.form == form]
         gaps = [abs(c.difference) for c in own if c.difference is not None]
         ends = [abs(end) for c in own for end in (c.low, c.high) if end is not None]
@@ -157,8 +161,14 @@ def _template() -> Template:
         "percent": percent,
         "seconds": seconds,
         "verdict": verdict,
+        "given": given,
     }
-    environment.globals |= {"css": _file("page.css"), "ends": ends, "min_clusters": MIN_CLUSTERS}
+    environment.globals |= {
+        "css": _file("page.css"),
+        "ends": ends,
+        "min_clusters": MIN_CLUSTERS,
+        "few_vary": FEW_VARY,
+    }
     return environment.from_string(_file("page.html.j2"))
 
 
@@ -194,7 +204,16 @@ def seconds(value: float | None) -> str:
     return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
 
 
-def verdict(answer: Answer) -> str:
+def given(cell: Cell) -> str:
+    """What the seeds behind a difference limit: shared by fewer than the mean has, or one only."""
+    seeds = cell.difference_seeds
+    if seeds is None:
+        return ""
+    shared = f", over {seeds} shared {'seed' if seeds == 1 else 'seeds'}"
+    return (shared if seeds < cell.seeds else "") + (", given this run" if seeds == 1 else "")
+
+
+def verdict(cell: Cell) -> str:
     """What the difference's interval says about the cell against its single task."""
     said = {
         "above": "its 95 % interval lies above 0",
@@ -202,4 +221,4 @@ def verdict(answer: Answer) -> str:
         "open": "its 95 % interval includes 0, so the two cannot be told apart",
         "": "there are too few clusters for an interval",
     }
-    return said[answer.cell.shown]
+    return said[cell.shown]
