@@ -151,12 +151,15 @@ def status(
 
 
 @app.command()
-def results(
+def results(  # noqa: PLR0913 - a verb's options
     study_file: StudyFile,
     overrides: Overrides = None,
     runs_dir: RunsDir = RUNS,
     split: SplitName = "validation",
     limit: Limit = None,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Cocktail × task on each task's main metric only.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show every system × task × form × metric with interval and floor. Next: mixtune report."""
@@ -165,7 +168,8 @@ def results(
     if as_json:
         print(json.dumps([asdict(row) for row in derived.results(split)], indent=1))
         return
-    terminal.show_results(terminal.console(), derived, split)
+    show = terminal.show_summary if summary else terminal.show_results
+    show(terminal.console(), derived, split)
 
 
 @app.command()

@@ -84,6 +84,15 @@ def test_results_has_one_row_per_system_task_form_and_metric(mixtune):
     assert {row["n"] for row in rows} == {16}
 
 
+def test_the_summary_is_one_row_per_system(mixtune):
+    code, out, _ = mixtune("results", "study.yaml", "--summary")
+    assert code == 0
+    rows = [line for line in out.splitlines() if line.startswith("│")]
+    names = [row.split("│")[1].strip() for row in rows]
+    singles = ["toy-rise", "toy-sentiment"]
+    assert names == ["majority", "base", *singles, "toy-rise+toy-sentiment"]
+
+
 def test_a_look_at_test_is_counted(mixtune, place):
     before = Store(place / "runs" / "small").test_reads()
     code, out, err = mixtune("results", "study.yaml", "--split", "test", "--json")
