@@ -126,8 +126,11 @@ def run(  # noqa: PLR0913 - a verb's options
         derived.score()
         page = derived.report("validation")
     terminal.show_summary(out, derived, "validation")
-    results_of = again.replace("mixtune run", "mixtune results", 1)
-    out.print(f"every system, metric and interval: {results_of}", soft_wrap=True, markup=False)
+    look = ["mixtune", "results", str(study_file), *(overrides or ())]
+    look += ["--runs-dir", str(runs_dir)] if runs_dir != RUNS else []
+    look += ["--limit", str(limit)] if limit else []
+    hint = f"every system, metric and interval: {shlex.join(look)}"
+    out.print(hint, soft_wrap=True, markup=False)
     out.print(f"report: {page}", soft_wrap=True, markup=False)
     if failed:
         out.print(f"{len(failed)} runs failed; the same command tries them again", markup=False)

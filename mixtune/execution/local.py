@@ -58,12 +58,11 @@ class Session:
         The caller holds the store's lock, has saved the plan and has called `begin`.
         """
         units = self.store.units()
-        todo = [run for run in plan.runs if missing(run, units)]
         failed = []
-        for number, run in enumerate(todo, start=1):
-            if not self.store.claim(run.system):
+        for number, run in enumerate(plan.runs, start=1):
+            if not missing(run, units) or not self.store.claim(run.system):
                 continue
-            self.events.run_started(run, number, len(todo))
+            self.events.run_started(run, number, len(plan.runs))
             begun = time.monotonic()
             try:
                 self._run_one(run)
