@@ -8,7 +8,7 @@
     │   └── StoreError       the study's folder: locked, foreign, unreadable
     └── RunFailed            one run failed; kept with the run, exit code 1
 
-Knows: how a message is put together. Does not know: terminals, exit handling (cli.py).
+Knows: how a message is put together. Does not know: terminals, exit handling (cli/).
 """
 
 from collections.abc import Iterable

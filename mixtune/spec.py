@@ -113,12 +113,16 @@ class EvalSpec(Frozen):
 
 
 class Study(Frozen):
-    """A study file: one base model, tasks to be good at, ingredients to train on."""
+    """A study file: one base model, tasks to be good at, ingredients to train on.
+
+    `task_files`: tasks and ingredients of one's own; paths from the study file's folder.
+    """
 
     name: Name
     model: Annotated[str, Field(min_length=1, max_length=400)]
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
     ingredients: Annotated[dict[Name, Ingredient], Field(min_length=1)]
+    task_files: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     design: Design = Design(families=("incremental",))
     budget: Budget = Budget()
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
@@ -179,7 +183,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         raise SpecError("a study is a mapping", where=str(path), found=raw, wanted="key: value")
     for override in overrides:
         apply_override(raw, override)
-    return parse_study(raw, str(path))
+    study = parse_study(raw, str(path))
+    own = tuple(str((path.parent / file).resolve()) for file in study.task_files)
+    return study.model_copy(update={"task_files": own})
 
 
 def parse_study(raw: dict[str, Any], where: str = "study") -> Study:

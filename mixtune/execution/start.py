@@ -20,8 +20,8 @@ from mixtune.tasks.registry import Registry
 
 def run_study(
     study: Study, data_dir: Path | None, runs_dir: Path, workers: int | None, events: Events
-) -> tuple[Store, list[RunPlan]]:
-    """Train and score what is missing or failed; returns the store and the runs that failed.
+) -> list[RunPlan]:
+    """Train and score what is missing or failed; returns the runs that failed.
 
     Raises:
         ModelError, DataError, SpecError: before anything is written.
@@ -39,18 +39,18 @@ def run_study(
         store.save_plan(plan.rows(), dump_study(planner.study), facts)
         todo = begin(plan, store, events)
         if not todo:
-            return store, []
+            return []
         # Threads follow from the whole plan, not from what is left of it: the number of threads
         # decides the order of sums, and a resumed study has to give the bits of an undisturbed one.
         full = workers or default_workers(_weights_bytes(files), len(plan.runs))
         threads = max(1, available_cores() // full)
         count = min(full, todo)
         events.note(f"worker processes: {count}, threads in each: {threads}")
-        return store, run_pool(Work(make_planner, plan, store.folder, threads), count, events)
+        return run_pool(Work(make_planner, plan, store.folder, threads), count, events)
 
 
 def _planner(study: Study, data_dir: Path | None, files: BaseModelFiles) -> Planner:
-    return Planner(study, Registry.builtin(data_dir), files)
+    return Planner(study, Registry.open(study.task_files, data_dir), files)
 
 
 def _weights_bytes(files: BaseModelFiles) -> int:

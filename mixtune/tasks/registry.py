@@ -75,6 +75,15 @@ class Registry:
         files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=_file_name)
         return cls((parse_task(f.read_text(encoding="utf-8"), f.name) for f in files), data_dir)
 
+    @classmethod
+    def open(cls, task_files: Iterable[str], data_dir: Path | None = None) -> "Registry":
+        """The tasks that ship with the package, and those of a study's own files.
+
+        Raises:
+            DataError: the data directory is not there; a file that cannot be used.
+        """
+        return cls.builtin(data_dir).with_files(map(Path, task_files))
+
     def with_files(self, paths: Iterable[Path]) -> "Registry":
         """A registry with tasks of the user's own added, from YAML files.
 
