@@ -1,4 +1,5 @@
-# quickstart: from nothing to a report. test: all tests. check: style, types, architecture.
+# quickstart: from nothing to a report. test: all tests. check: style, types, architecture, references.
+# docs: writes the references from the code. fix: formats.
 # PIP_ARGS: options for pip, such as another index that serves torch without GPU support.
 PYTHON ?= python3.11
 PIP_ARGS ?=
@@ -6,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart install test check fix clean
+.PHONY: quickstart install test check fix docs clean
 
 quickstart: install
 	$(BIN)/mixtune run studies/quickstart.yaml
@@ -27,11 +28,16 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python docs/make_references.py --check
 	$(BIN)/pytest tests/test_architecture.py
 
 fix: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The references of the study file and of the command line are written from the code.
+docs: install
+	$(BIN)/python docs/make_references.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -6,19 +6,19 @@ Knows: where facts and derived files stand, which score belongs to which answer.
 models, tokens, how a number is computed or shown.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-import yaml
+import pyarrow.compute as pc
 
 from mixtune import __version__
-from mixtune.analysis.effects import differences, select
-from mixtune.analysis.results import SystemInfo, cocktail_means, results
-from mixtune.errors import DataError, StoreError
+from mixtune.analysis.effects import compare, differences, select
+from mixtune.analysis.results import Measured, SystemInfo, cocktail_means, measure, results
+from mixtune.errors import DataError, SpecError, StoreError, did_you_mean
 from mixtune.evaluation.score import score, score_version
 from mixtune.identity import make_id
 from mixtune.mixing import select_evaluation
@@ -33,9 +33,8 @@ from mixtune.records import (
     TrainStep,
     schema_of,
 )
-from mixtune.report.figures import csv_files
-from mixtune.report.inputs import DataRow
-from mixtune.report.page import ReportInput, RunRow, render
+from mixtune.report.inputs import DataRow, LengthRow
+from mixtune.report.page import ReportInput, RunRow, page_files, render
 from mixtune.spec import Study, parse_study
 from mixtune.store import PlanRow, Store, Unit
 from mixtune.tasks.base import Task, fingerprint
@@ -63,10 +62,11 @@ class Derived:
         store.require()
         self.store = store
         self.registry = registry
-        text = (store.folder / "study.yaml").read_text(encoding="utf-8")
-        self.study: Study = parse_study(yaml.safe_load(text), str(store.folder / "study.yaml"))
+        raw = store.read_value("study.yaml")
+        self.study: Study = parse_study(raw, str(store.folder / "study.yaml"))
         self.plan = store.plan()
         self.units = store.units()
+        self._measured: dict[str, list[Measured]] = {}
 
     # ---- scores -------------------------------------------------------------------------------
 
@@ -101,11 +101,20 @@ class Derived:
             DataError: the dataset no longer holds the items that were answered.
         """
         todo = self.unscored()
+        todo += [row for row in self.answered() if row not in todo and self._damaged(row)]
+        self._measured.clear()
         for row in todo:
             self._score_one(row)
         done = len(self.answered())
         total = sum(1 for row in self.plan if row.kind == "answer")
         return Scoring(len(todo), done - len(todo), total - done)
+
+    def _damaged(self, row: PlanRow) -> bool:
+        try:
+            self.store.read_table(self.score_file(row))
+        except StoreError:
+            return True
+        return False
 
     def _score_one(self, row: PlanRow) -> None:
         predictions = [
@@ -162,27 +171,73 @@ class Derived:
         ordered = [*self.study.tasks, *sorted(names - set(self.study.tasks))]
         return {name: self.registry.get(name) for name in ordered if name in names}
 
+    def measured(self, split: str) -> list[Measured]:
+        """Every metric on every task and form of a split, resampled once."""
+        if split not in self._measured:
+            table = self.scores(split)
+            found = measure(table, self.systems(), self.tasks()) if table.num_rows else []
+            self._measured[split] = found
+        return self._measured[split]
+
     def results(self, split: str) -> list[Result]:
         """One row per system × task × form × metric of a split."""
-        table = self.scores(split)
-        return results(table, self.systems(), self.tasks()) if table.num_rows else []
+        return results(self.measured(split))
 
     def means(self, split: str) -> list[Estimate]:
         """Each cocktail's mean over its seeds."""
-        table = self.scores(split)
-        return cocktail_means(table, self.systems(), self.tasks()) if table.num_rows else []
+        return cocktail_means(self.measured(split))
 
     def differences(self, split: str) -> list[Estimate]:
         """Each cocktail against the step-matched single task, and against the base."""
-        table = self.scores(split)
-        return differences(table, self.systems(), self.tasks()) if table.num_rows else []
+        return differences(self.measured(split))
+
+    def analyze(self, split: str) -> Path:
+        """Write every estimate of a split as rows; returns the file's path."""
+        rows = [*self.means(split), *self.differences(split)]
+        return self.store.write_rows(f"estimates-{split}.parquet", Estimate, rows)
+
+    def compare(self, subject: str, reference: str, split: str) -> list[Estimate]:
+        """One system minus another, each named by its cocktail or its id.
+
+        Raises:
+            SpecError: no such system, or one system twice.
+        """
+        names = [self._named(name) for name in (subject, reference)]
+        if names[0] == names[1]:
+            raise SpecError("a system compared with itself", found=subject, remedy="name two")
+        return compare(self.measured(split), *names)
+
+    def holds(self, rows: Sequence[Estimate], least: float) -> bool:
+        """Whether each difference on a task's main metric and form has its interval above `least`.
+
+        Without an interval ("too few") it does not hold; without a row neither.
+        """
+        tasks = self.tasks()
+        main = {(n, self.main_form(t), t.metrics[0]) for n, t in tasks.items() if t.metrics}
+        judged = [row.low for row in rows if (row.target, row.form, row.metric) in main]
+        return bool(judged) and all(low is not None and low > least for low in judged)
+
+    def _named(self, name: str) -> str:
+        systems = self.systems()
+        parts = "+".join(sorted(name.split("+")))
+        for system in systems:
+            if system.cocktail in (name, parts) or system.system == name:
+                return system.cocktail
+        known = sorted({system.cocktail for system in systems})
+        raise SpecError(
+            "no finished system of this study has that name",
+            where=self.study.name,
+            found=name,
+            wanted=did_you_mean(name, known) if known else "nothing is finished yet",
+            remedy="mixtune status STUDY.yaml lists them",
+        )
 
     # ---- report -------------------------------------------------------------------------------
 
     def report(self, split: str) -> Path:
-        """Write the report's page for a split, and each figure's CSV; returns the page's path."""
+        """Write the page of a split, with its figures and CSVs beside; returns the page's path."""
         page = self.report_input(split)
-        for name, text in csv_files(page).items():
+        for name, text in page_files(page).items():
             self.store.write_text(f"report/{split}/{name}", text)
         return self.store.write_text(f"report/{_page(split)}", render(page))
 
@@ -195,7 +250,7 @@ class Derived:
         tasks, facts = self.tasks(), self._run_facts()
         return ReportInput(
             study=self.study,
-            resolved_yaml=(self.store.folder / "study.yaml").read_text(encoding="utf-8"),
+            resolved_yaml=self.store.read_text("study.yaml"),
             model_note=self.model_note(),
             synthetic=any(task.synthetic for task in tasks.values()),
             split=split,
@@ -211,7 +266,8 @@ class Derived:
             test_reads=self.store.test_reads(),
             main_forms={name: self.main_form(task) for name, task in tasks.items()},
             chosen=self.chosen() if split == "test" else {},
-            data=self._data(),
+            data=[DataRow(**row) for row in self._fact("data")],
+            lengths=[LengthRow(**row) for row in self._fact("lengths")],
         )
 
     def chosen(self) -> dict[str, str]:
@@ -242,18 +298,18 @@ class Derived:
             return f"{model['name']}, {model['source']}: {model['note'] or 'as published'}"
         return self.study.model
 
-    def _data(self) -> list[DataRow]:
-        """What was read of each dataset, as written when the study was planned."""
-        path = self.store.folder / "data.json"
-        rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        return [DataRow(**row) for row in rows]
+    def _fact(self, name: str) -> list[dict[str, Any]]:
+        """Rows written when the study was planned; none in a study older than their kind."""
+        kept = (self.store.folder / f"{name}.json").is_file()
+        found: list[dict[str, Any]] = self.store.read_value(f"{name}.json") if kept else []
+        return found
 
     def _run_facts(self) -> dict[str, dict[str, object]]:
         found = {}
         for row in self.plan:
             path = self.store.folder / row.folder / "run.json"
             if row.kind == "train" and path.is_file() and self._state(row.id) == "done":
-                found[row.system] = yaml.safe_load(path.read_text(encoding="utf-8"))
+                found[row.system] = self.store.read_value(f"{row.folder}/run.json")
         return found
 
     def _curves(self) -> dict[str, list[TrainStep]]:
@@ -285,6 +341,76 @@ class Derived:
             seconds=sum(unit.seconds for unit in units),
             folder=first.folder,
         )
+
+
+def compare_studies(
+    one: Derived, other: Derived, split: str
+) -> tuple[list[Estimate], dict[str, str]]:
+    """Systems of one study minus those of the same name in another; and tasks left out, with why.
+
+    Only tasks whose items are the same in both studies can be compared.
+
+    Raises:
+        SpecError: both are the same study, or no system is in both.
+    """
+    if one.store.folder == other.store.folder:
+        raise SpecError("a study compared with itself", found=one.study.name, remedy="name two")
+    left_out = _different_tasks(one, other, split)
+    tasks = {name: task for name, task in one.tasks().items() if name not in left_out}
+    tables = [_marked(derived, split, tasks) for derived in (one, other)]
+    systems = [
+        _renamed(derived, system) for derived in (one, other) for system in derived.systems()
+    ]
+    names = {system.cocktail for system in one.systems()}
+    shared = [s.cocktail for s in other.systems() if s.cocktail in names]
+    if not shared:
+        raise SpecError(
+            "the studies have no finished system of the same name",
+            found=f"{', '.join(sorted(names))} in {one.study.name}",
+            wanted=f"one of {', '.join(sorted({s.cocktail for s in other.systems()}))}",
+        )
+    found = measure(pa.concat_tables(tables), systems, tasks)
+    rows = [
+        row
+        for name in dict.fromkeys(shared)
+        for row in compare(found, _mark(one, name), _mark(other, name))
+    ]
+    return rows, left_out
+
+
+def _different_tasks(one: Derived, other: Derived, split: str) -> dict[str, str]:
+    """Tasks of either study that cannot be compared, with the reason."""
+    items = [
+        {
+            row.task: row.items_digest
+            for row in d.plan
+            if row.kind == "answer" and row.split == split
+        }
+        for d in (one, other)
+    ]
+    why = {}
+    for name in sorted(items[0].keys() | items[1].keys()):
+        if items[0].get(name) != items[1].get(name):
+            both = name in items[0] and name in items[1]
+            why[name] = "other items or prompts" if both else "in one of the studies only"
+    return why
+
+
+def _marked(derived: Derived, split: str, tasks: Mapping[str, Task]) -> pa.Table:
+    """Scores of the tasks, systems under the study's name."""
+    table = derived.scores(split)
+    table = table.filter(pc.is_in(table["task"], pa.array(list(tasks), pa.string())))
+    names = pa.array([_mark(derived, name) for name in table["system"].to_pylist()], pa.string())
+    return table.set_column(table.schema.get_field_index("system"), "system", names)
+
+
+def _renamed(derived: Derived, found: SystemInfo) -> SystemInfo:
+    system, cocktail = _mark(derived, found.system), _mark(derived, found.cocktail)
+    return replace(found, system=system, cocktail=cocktail)
+
+
+def _mark(derived: Derived, name: str) -> str:
+    return f"{derived.study.name}: {name}"
 
 
 def run_state(units: Sequence[Unit]) -> str:

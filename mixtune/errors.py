@@ -38,7 +38,9 @@ class UserError(MixtuneError):
             lines.append(f"  wanted: {wanted}")
         if remedy is not None:
             lines.append(f"  remedy: {remedy}")
-        super().__init__("\n".join(lines))
+        # Names and values of files and data stand in any of the parts.
+        kept = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in "\n".join(lines))
+        super().__init__("".join(kept))
 
 
 class SpecError(UserError):

@@ -4,6 +4,8 @@ Two ways to the same number: `compute` goes through scikit-learn and gives the v
 `from_tallies` works on sums of per-item counts, for thousands of resamples at once. A test holds
 the two equal.
 
+scikit-learn is imported where it is used: it takes a second, which every command would wait for.
+
 Knows: label codes and counts. Does not know: tasks, systems, how an answer was read.
 
 Label codes are 0 … n_labels - 1; an answer that could not be read has the code n_labels and counts
@@ -17,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, f1_score
 
 from mixtune.errors import DataError
 
@@ -82,12 +83,16 @@ def _check(gold: IntArray, parsed: IntArray, n_labels: int) -> None:
 
 
 def _accuracy(gold: IntArray, parsed: IntArray, n_labels: int) -> float:
+    from sklearn.metrics import accuracy_score
+
     _check(gold, parsed, n_labels)
     return float(accuracy_score(gold, parsed))
 
 
 def _f1(average: str) -> Callable[[IntArray, IntArray, int], float]:
     def compute(gold: IntArray, parsed: IntArray, n_labels: int) -> float:
+        from sklearn.metrics import f1_score
+
         _check(gold, parsed, n_labels)
         used = np.union1d(gold, parsed)
         labels = used[used < n_labels]

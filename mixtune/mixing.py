@@ -1,16 +1,20 @@
 """Examples and amounts to one ordered training list; and which items are evaluated.
 
-Knows: pools, shares, named orders, interleaving, whole groups. Does not know: tokens, models,
-which cocktails exist (design.py), which rows leak (leakage.py removes them beforehand).
+Knows: pools, shares, supplies, named orders, interleaving, whole groups. Does not know: tokens
+(what a row costs is given), models, which cocktails exist (design.py), which rows leak (leakage.py
+removes them beforehand).
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
 
 from mixtune.errors import SpecError, did_you_mean
 from mixtune.identity import generator, unit_interval
 from mixtune.records import Example
+from mixtune.spec import Ingredient, exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +22,17 @@ class IngredientCount:
     """Asked against got for one ingredient, in examples.
 
     `asked`: size of the pool asked for. `available`: rows that could have entered it. `got`: rows
-    in the training list, repeats included. `distinct`: different rows among them.
+    in the training list, repeats included. `distinct`: different rows among them. `share`: its
+    part of the mix as asked for, in what shares are measured in. `exhausted`: "stopped" where its
+    supply is used up (others take the rest), "repeated" where it went on beyond rows × repeat.
     """
 
     asked: int
     available: int
     got: int
     distinct: int
+    share: Fraction
+    exhausted: Literal["", "stopped", "repeated"] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,39 +71,63 @@ def select_evaluation(examples: Sequence[Example], at_least: int | None) -> list
 
 def mix(
     pools: Mapping[str, Sequence[Example]],
-    amounts: Mapping[str, int | None],
+    amounts: Mapping[str, Ingredient],
     examples: int,
     run_seed: int,
+    costs: Mapping[str, Fraction] | None = None,
 ) -> Mixture:
     """One training list of exactly `examples` rows from the ingredients that `amounts` names.
 
-    Each amount is the size of that ingredient's pool (None: all there is) and its share of the
-    list. Orders come from seeds by name: whatever else is in the cocktail, an ingredient gives a
-    prefix of its own order, and a smaller amount is a prefix of a larger one. The streams are
-    spread evenly, so every stretch of the list has near-proportional shares. Neither the order
-    of the mappings nor that of the pools matters.
+    `costs`: what a row of each ingredient weighs on average, where shares are not of rows. Orders
+    come from seeds by name: whatever else is in the cocktail, an ingredient gives a prefix of its
+    own order, and a smaller amount is a prefix of a larger one. The streams are spread evenly, so
+    every stretch of the list has near-proportional shares. Neither the order of the mappings nor
+    that of the pools matters.
 
     Raises:
-        SpecError: no ingredient, no pool for one, an empty pool, more asked than there is, or a
-            budget so small that an ingredient would get no row.
+        SpecError: no ingredient, no pool for one, an empty pool, more asked than there is, a budget
+            so small that an ingredient would get no row, or one that supplies cannot fill.
     """
     if not amounts:
         raise SpecError("a cocktail needs an ingredient", wanted="at least one name")
-    asked = {name: _asked(name, pools, amounts[name]) for name in sorted(amounts)}
-    shares = _shares(asked, examples)
-    streams = {
-        name: _stream(pools[name], name, asked[name], shares[name], run_seed) for name in asked
-    }
+    asked = {name: _asked(name, pools, amounts[name].rows) for name in sorted(amounts)}
+    shares = wanted_shares(amounts, asked, costs or {})
+    supplies = {name: int(asked[name] * _passes(amounts[name])) for name in asked}
+    got = _fill(_per_row(shares, costs or {}), supplies, amounts, examples)
+    streams = {name: _stream(pools[name], name, asked[name], got[name], run_seed) for name in asked}
     counts = {
         name: IngredientCount(
             asked=asked[name],
             available=len(pools[name]),
-            got=shares[name],
-            distinct=min(asked[name], shares[name]),
+            got=got[name],
+            distinct=min(asked[name], got[name]),
+            share=shares[name],
+            exhausted=_exhausted(amounts[name], got[name], supplies[name]),
         )
         for name in asked
     }
     return Mixture(order=_merge(streams, run_seed), counts=counts)
+
+
+def wanted_shares(
+    amounts: Mapping[str, Ingredient], asked: Mapping[str, int], costs: Mapping[str, Fraction]
+) -> dict[str, Fraction]:
+    """Each ingredient's part of a cocktail as asked for, adding up to one.
+
+    Shares stand as they are, and what they leave goes to the ingredients without one by rows ×
+    repeat (× what a row costs); where all have a share, they are relative.
+    """
+    given = {name: exact(one.share) for name, one in amounts.items() if one.share is not None}
+    total = sum(given.values(), Fraction(0))
+    if len(given) == len(amounts):
+        return {name: share / total for name, share in given.items()}
+    weights = {
+        name: asked[name] * _passes(one) * costs.get(name, Fraction(1))
+        for name, one in amounts.items()
+        if name not in given
+    }
+    rest = (1 - total) / sum(weights.values(), Fraction(0))
+    return given | {name: weight * rest for name, weight in weights.items()}
 
 
 def _asked(name: str, pools: Mapping[str, Sequence[Example]], amount: int | None) -> int:
@@ -114,26 +146,86 @@ def _asked(name: str, pools: Mapping[str, Sequence[Example]], amount: int | None
     return asked
 
 
-def _shares(asked: Mapping[str, int], examples: int) -> dict[str, int]:
-    """Rows per ingredient, proportional to `asked`, summing exactly to `examples`.
+def _passes(amount: Ingredient) -> Fraction:
+    return Fraction(1) if amount.repeat is None else exact(amount.repeat)
 
-    Largest remainders get the rows that rounding down leaves, ties by name; in whole numbers, so
-    that no machine's rounding can differ.
+
+def _per_row(shares: Mapping[str, Fraction], costs: Mapping[str, Fraction]) -> dict[str, Fraction]:
+    """Proportions of rows that give proportions of cost."""
+    return {name: share / costs.get(name, Fraction(1)) for name, share in shares.items()}
+
+
+def _fill(
+    weights: Mapping[str, Fraction],
+    supplies: Mapping[str, int],
+    amounts: Mapping[str, Ingredient],
+    examples: int,
+) -> dict[str, int]:
+    """Rows of each ingredient: by weight, and what a supply that stops leaves, by weight too."""
+    stopped: dict[str, int] = {}
+    while open_ := {name: weight for name, weight in weights.items() if name not in stopped}:
+        found = _apportion(open_, examples - sum(stopped.values()))
+        ended = {
+            name: supplies[name]
+            for name, rows in found.items()
+            if rows > supplies[name] and amounts[name].when_exhausted == "stop"
+        }
+        if not ended:
+            _check_filled(stopped | found, supplies, amounts, examples)
+            return stopped | found
+        stopped |= ended
+    raise SpecError(
+        f"the ingredients cannot fill the budget of {examples} examples, and all of them stop",
+        found=", ".join(f"{name}: {rows}" for name, rows in sorted(supplies.items())),
+        wanted=f"{examples} examples in sum (rows × repeat)",
+        remedy="lower budget.steps, raise repeat, or set when_exhausted: repeat",
+    )
+
+
+def _apportion(weights: Mapping[str, Fraction], examples: int) -> dict[str, int]:
+    """Rows proportional to weights, summing exactly to `examples`.
+
+    Largest remainders get the rows that rounding down leaves, ties by name; in exact arithmetic,
+    so that no machine's rounding can differ.
     """
-    total = sum(asked.values())
-    shares = {name: examples * rows // total for name, rows in asked.items()}
-    by_remainder = sorted(asked, key=lambda name: (-(examples * asked[name] % total), name))
-    for name in by_remainder[: examples - sum(shares.values())]:
-        shares[name] += 1
-    for name, share in shares.items():
-        if share == 0:
+    total = sum(weights.values(), Fraction(0))
+    quotas = {name: examples * weight / total for name, weight in weights.items()}
+    rows = {name: int(quota) for name, quota in quotas.items()}
+    by_remainder = sorted(quotas, key=lambda name: (rows[name] - quotas[name], name))
+    for name in by_remainder[: examples - sum(rows.values())]:
+        rows[name] += 1
+    return rows
+
+
+def _check_filled(
+    got: Mapping[str, int],
+    supplies: Mapping[str, int],
+    amounts: Mapping[str, Ingredient],
+    examples: int,
+) -> None:
+    """Refuse a list in which an ingredient has no row, or more than it may give."""
+    for name, rows in sorted(got.items()):
+        if rows == 0:
             raise SpecError(
                 f"ingredient {name!r} would get no row in a budget of {examples} examples",
-                found=f"{asked[name]} of {total} rows",
-                wanted="a share that gives at least one row",
-                remedy="raise budget.steps, raise its rows, or leave it out of the cocktail",
+                found=", ".join(f"{other}: {count}" for other, count in sorted(got.items())),
+                wanted="an amount that gives at least one row",
+                remedy="raise budget.steps, raise its amount, or leave it out of the cocktail",
             )
-    return shares
+        if rows > supplies[name] and amounts[name].when_exhausted == "error":
+            raise SpecError(
+                f"ingredient {name!r} is exhausted",
+                found=f"{rows} examples needed, {supplies[name]} there (rows × repeat)",
+                wanted=f"no more than it has, as ingredients.{name}.when_exhausted is error",
+                remedy=f"lower budget.steps or its share, raise ingredients.{name}.rows or repeat, "
+                "or set when_exhausted: repeat",
+            )
+
+
+def _exhausted(amount: Ingredient, got: int, supply: int) -> Literal["", "stopped", "repeated"]:
+    if got > supply:
+        return "repeated"
+    return "stopped" if got == supply and amount.when_exhausted == "stop" else ""
 
 
 def _stream(

@@ -117,7 +117,12 @@ class TrainStep:
 
 @dataclass(frozen=True, slots=True)
 class MixRow:
-    """Asked against got, for one ingredient of one run (rows are examples)."""
+    """Asked against got, for one ingredient of one run (rows are examples).
+
+    `rows_asked` is the size of its pool. `share_asked` and `share_got` are parts of the mix (0 to
+    1), measured in `unit`: rows, tokens or supervised_tokens. `exhausted`: "stopped" where its
+    supply is used up, "repeated" where it went on beyond rows × repeat, else "".
+    """
 
     ingredient: str
     rows_asked: int
@@ -129,6 +134,11 @@ class MixRow:
     tokens: int
     dropped_overlong: int
     dropped_leaked: int
+    # Defaults: runs that were written before these fields existed are still read.
+    unit: str = "rows"
+    share_asked: float | None = None
+    share_got: float | None = None
+    exhausted: str = ""
 
 
 @dataclass(frozen=True, slots=True)

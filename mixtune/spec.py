@@ -1,44 +1,119 @@
 """What was asked: a study file, validated, frozen, with every default visible.
 
-Knows: the fields of a study, their limits, key overrides. Does not know: which tasks or models
-exist (tasks/, models/catalog.py), which cells a design gives (design.py).
+Knows: the fields of a study, their limits, which settings contradict each other. Does not know:
+other spellings (shorthand.py), which tasks or models exist (tasks/, models/catalog.py), which
+cells a design gives (design.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mixtune.errors import SpecError, did_you_mean, shorten
+from mixtune.shorthand import ALIASES, apply_override, own_keys
+from mixtune.strict_yaml import Origin, Place, read_file, read_yaml, write_yaml
+
+MAX_EXAMPLES = 10_000_000
+"""Examples that one run may see: its training list is held in memory."""
+MAX_FAULTS = 5
+"""Faults that one message names."""
+
+
+def _no_bool(value: Any) -> Any:  # noqa: ANN401 - raw YAML
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not true or false")
+    return value
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("holds control characters")
+    return value
+
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Text = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_printable)]
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+Count = Annotated[Int, Field(gt=0, le=10**9)]
+Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 DesignName = Literal["singles", "pairs", "leave-one-out", "all", "incremental"]
 FormName = Literal["strict", "constrained"]
+UnitName = Literal["rows", "tokens", "supervised_tokens"]
 
 
 class Frozen(BaseModel):
     """Base of every spec: immutable, unknown keys refused, strict about types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        str_strip_whitespace=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
 class Ingredient(Frozen):
-    """How much of a dataset may enter a cocktail.
+    """How much of a dataset may enter a cocktail: a pool, and its part of the mix.
 
-    `rows`: the size of its pool (a seeded subset of its train split); null takes all of it. Under
-    `equal-steps` the pools' sizes are also the proportions of the mix.
+    Without a share an ingredient weighs rows × repeat. `share` and `repeat` exclude each other.
     """
 
-    rows: Annotated[int, Field(gt=0)] | None = None
+    rows: Count | None = None
+    """Size of its pool in rows, a seeded subset of its train split; null takes all of it."""
+    repeat: Annotated[Float, Field(gt=0, le=10_000)] | None = None
+    """Passes over the pool, such as 3 or 0.5; null is one. The mix weighs it rows × repeat."""
+    share: Annotated[Float, Field(gt=0, le=1)] | None = None
+    """Its part of the mix, measured in `unit`. Where every ingredient has a share they are
+    relative to their sum; else what they leave goes to the others by rows × repeat."""
+    unit: UnitName | None = None
+    """What a share is measured in: rows, tokens (prompt and answer) or supervised_tokens (answer).
+    One unit for the whole study; null is the unit that other shares give, or rows."""
+    when_exhausted: Literal["stop", "repeat", "error"] = "repeat"
+    """When the mix needs more than rows × repeat: go on with reshuffled passes, stop and leave the
+    rest of the budget to the others, or refuse the plan."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Ingredient":
+        if self.share is not None and self.repeat is not None:
+            raise ValueError(
+                "contradictory settings: share and repeat both set its part of the mix; keep one"
+            )
+        if self.share is None and self.unit is not None:
+            raise ValueError(
+                "contradictory settings: unit says what a share is measured in, and there is no "
+                "share; add share, or remove unit"
+            )
+        return self
+
+    @property
+    def asked(self) -> int | dict[str, Any] | None:
+        """The amount as it stands in ids: the pool's size, or all keys that were set."""
+        keys = self.model_dump(mode="json", exclude_defaults=True)
+        return self.rows if set(keys) <= {"rows"} else keys
 
 
 class Design(Frozen):
     """Which cocktails: named families over the ingredients, and any listed by hand."""
 
     families: tuple[DesignName, ...] = ()
+    """singles, pairs, leave-one-out, all; incremental is the four together."""
     explicit: tuple[tuple[Name, ...], ...] = ()
+    """Cocktails by hand: lists of ingredients."""
 
     @model_validator(mode="after")
     def _something(self) -> "Design":
@@ -48,11 +123,20 @@ class Design(Frozen):
 
 
 class Budget(Frozen):
-    """`equal-steps`: every cell gets the same optimiser steps of the same number of examples."""
+    """What a run may cost: every cell gets the same optimiser steps of equally many examples."""
 
     kind: Literal["equal-steps"] = "equal-steps"
-    steps: Annotated[int, Field(gt=0)] = 100
-    examples_per_step: Annotated[int, Field(gt=0)] = 16
+    """How cells are made comparable: the same steps × examples for each."""
+    steps: Count = 100
+    """Optimiser steps of one run."""
+    examples_per_step: Annotated[Int, Field(gt=0, le=65_536)] = 16
+    """Examples of one optimiser step, all devices and accumulation together."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "Budget":
+        if self.examples > MAX_EXAMPLES:
+            raise ValueError(f"steps × examples_per_step is more than {MAX_EXAMPLES:,} examples")
+        return self
 
     @property
     def examples(self) -> int:
@@ -61,43 +145,52 @@ class Budget(Frozen):
 
 
 class TrainSpec(Frozen):
-    """How an adapter is trained. What can change the weights is in the run's id.
-
-    `lr` for AdamW; `warmup` a share of the steps; `clip` the global gradient norm; `compute` the
-    number format of the frozen base and its activations (adapter weights are always float32);
-    `max_length` in tokens, prompt and answer together; `over_long` what to do beyond it.
-    """
+    """How an adapter is trained. What can change the weights is in the run's id."""
 
     method: Literal["lora"] = "lora"
+    """What is trained beside the frozen base."""
     targets: Literal["all-linear"] = "all-linear"
-    rank: Annotated[int, Field(gt=0, le=1024)] = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
-    lr: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """Layers that get an adapter: every linear layer but the output head."""
+    rank: Annotated[Int, Field(gt=0, le=1024)] = 16
+    """Rank of the adapter."""
+    alpha: Annotated[Float, Field(gt=0)] = 32.0
+    """Scale of the adapter: its output is multiplied by alpha / rank."""
+    lr: Annotated[Float, Field(gt=0, le=1)] = 1e-3
+    """Highest learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    """What the learning rate does after the warm-up: fall to 0 (linear, cosine), or stay."""
+    warmup: Annotated[Float, Field(ge=0, lt=1)] = 0.05
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
+    """Weight decay of AdamW."""
+    clip: Annotated[Float, Field(gt=0)] = 1.0
+    """Global gradient norm above which gradients are scaled down."""
     loss: Literal["example-mean"] = "example-mean"
+    """Mean over examples of the mean over each one's supervised tokens."""
     compute: Literal["float32", "bfloat16"] = "float32"
-    max_length: Annotated[int, Field(ge=16)] = 1024
+    """Number format of the frozen base and its activations; adapter weights are float32."""
+    max_length: Annotated[Int, Field(ge=16, le=1_000_000)] = 1024
+    """Longest training row in tokens, prompt and answer together."""
     over_long: Literal["error", "drop"] = "error"
+    """Rows beyond max_length: stop, or drop and count them."""
 
 
 class EvalSpec(Frozen):
-    """What is answered and how. Items are taken by whole groups, the same ones for every system.
+    """What is answered and how. Items are taken by whole groups, the same ones for every system."""
 
-    `validation_items`, `test_items`: at least so many items (null: all). `batch_size`: prompts per
-    forward pass, part of the id because rounding depends on it. `max_prompt_length`: longer ones
-    are refused.
-    """
-
-    validation_items: Annotated[int, Field(gt=0)] | None = None
-    test_items: Annotated[int, Field(gt=0)] | None = None
+    validation_items: Count | None = None
+    """At least so many items of each task's validation split; null takes all."""
+    test_items: Count | None = None
+    """At least so many items of each task's test split; null takes all."""
     forms: tuple[FormName, ...] = ("strict", "constrained")
-    max_new_tokens: Annotated[int, Field(gt=0, le=4096)] = 16
-    max_prompt_length: Annotated[int, Field(ge=16)] = 2048
-    batch_size: Annotated[int, Field(gt=0)] = 32
-    carve: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """How a task is answered: text as asked for (strict), the likeliest label (constrained)."""
+    max_new_tokens: Annotated[Int, Field(gt=0, le=4096)] = 16
+    """Longest answer in tokens; a longer one counts as cut off."""
+    max_prompt_length: Annotated[Int, Field(ge=16, le=1_000_000)] = 2048
+    """Longest prompt in tokens; a longer one stops the plan."""
+    batch_size: Annotated[Int, Field(gt=0, le=65_536)] = 32
+    """Prompts in one forward pass; part of the ids, because rounding depends on it."""
+    carve: Annotated[Float, Field(gt=0, lt=1)] = 0.1
     """Share of train groups that become validation where a dataset has none."""
     leaked: Literal["drop", "error"] = "drop"
     """Train rows whose normalised text stands in an evaluation split: drop and count, or stop."""
@@ -113,31 +206,31 @@ class EvalSpec(Frozen):
 
 
 class Study(Frozen):
-    """A study file: one base model, tasks to be good at, ingredients to train on.
-
-    `task_files`: tasks and ingredients of one's own; paths from the study file's folder.
-    """
+    """A study file: one base model, tasks to be good at, ingredients to train on."""
 
     name: Name
-    model: Annotated[str, Field(min_length=1, max_length=400)]
+    """Name of the study's folder of results: small letters, digits, "-" and "_"."""
+    model: Annotated[Text, Field(max_length=400)]
+    """Base model: a name of the catalogue, a hub id, or a local folder."""
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Tasks to be good at: every system answers them."""
     ingredients: Annotated[dict[Name, Ingredient], Field(min_length=1)]
-    task_files: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Datasets to train on, with amounts. Also a list or one text of short amounts, such as
+    `headline:10000, fpb, ner*3, 0.2*orca`."""
+    task_files: tuple[Text, ...] = ()
+    """Tasks and ingredients of one's own; paths from the study file's folder."""
     design: Design = Design(families=("incremental",))
+    """Which cocktails are trained; also a list of families."""
     budget: Budget = Budget()
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
+    """What every run may cost."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (1,)
+    """Each cocktail is trained once for each seed."""
     train: TrainSpec = TrainSpec()
+    """How adapters are trained."""
     evaluate: EvalSpec = EvalSpec()
+    """What is answered, and how."""
     baselines: tuple[Literal["majority", "base"], ...] = ("majority", "base")
-
-    @field_validator("ingredients", mode="before")
-    @classmethod
-    def _ingredients(cls, value: Any) -> Any:  # noqa: ANN401 - raw YAML
-        if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
-            value = dict.fromkeys(value)
-        if isinstance(value, dict):
-            return {name: {} if amount is None else amount for name, amount in value.items()}
-        return value
+    """Floors to compare with: the commonest label, and the untuned base."""
 
     @field_validator("design", mode="before")
     @classmethod
@@ -151,6 +244,26 @@ class Study(Frozen):
             raise ValueError("names the same thing twice")
         return value
 
+    @field_validator("ingredients")
+    @classmethod
+    def _shares(cls, value: dict[str, Ingredient]) -> dict[str, Ingredient]:
+        given = {name: one.share for name, one in value.items() if one.share is not None}
+        units = sorted({one.unit for one in value.values() if one.unit is not None})
+        if len(units) > 1:
+            raise ValueError(
+                f"contradictory settings: shares are measured in {' and '.join(units)}; give every "
+                "share the same unit"
+            )
+        total = sum((exact(share) for share in given.values()), Fraction(0))
+        if len(given) < len(value) and total >= 1:
+            rest = sorted(set(value) - set(given))
+            raise ValueError(
+                f"contradictory settings: the shares of {', '.join(sorted(given))} add up to "
+                f"{float(total):g}, which leaves nothing for {', '.join(rest)}; lower the shares, "
+                "or give every ingredient one"
+            )
+        return value
+
     @model_validator(mode="after")
     def _explicit_known(self) -> "Study":
         for cocktail in self.design.explicit:
@@ -162,6 +275,16 @@ class Study(Frozen):
                     raise ValueError(f"explicit cocktail names {name!r}, no ingredient; {hint}")
         return self
 
+    @property
+    def unit(self) -> UnitName:
+        """What the study's shares are measured in; rows where there are none."""
+        return next((one.unit for one in self.ingredients.values() if one.unit), "rows")
+
+
+def exact(number: float) -> Fraction:
+    """A number as it was written: 0.1 is one tenth."""
+    return Fraction(repr(number))
+
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Read a study file and apply `key.sub=value` overrides.
@@ -169,36 +292,58 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     Raises:
         SpecError: no such file, not YAML, an unknown key, a value out of range.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    where = shorten(str(path), 300)
+    read = read_yaml(read_file(path, SpecError), where, SpecError)
+    if not isinstance(read.value, dict):
         raise SpecError(
-            f"cannot read the study file: {error}", where=str(path), remedy="check the path"
-        ) from error
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"not valid YAML: {error}", where=str(path)) from error
-    if not isinstance(raw, dict):
-        raise SpecError("a study is a mapping", where=str(path), found=raw, wanted="key: value")
+            "a study is a mapping",
+            where=where,
+            found="an empty file" if read.value is None else read.value,
+            wanted="key: value",
+            remedy="mixtune init writes a study to start from",
+        )
+    raw = read.value
     for override in overrides:
         apply_override(raw, override)
-    study = parse_study(raw, str(path))
+    # What an override has touched no longer stands in a line of the file.
+    touched = {override.partition("=")[0].strip().split(".")[0] for override in overrides}
+    lines = {
+        place: line
+        for place, line in read.origin.lines.items()
+        if place and place[0] not in touched
+    }
+    study = parse_study(raw, where, lines)
     own = tuple(str((path.parent / file).resolve()) for file in study.task_files)
     return study.model_copy(update={"task_files": own})
 
 
-def parse_study(raw: dict[str, Any], where: str = "study") -> Study:
-    """Validate a study given as a mapping.
+def parse_study(
+    raw: dict[str, Any], where: str = "study", lines: Mapping[Place, int] | None = None
+) -> Study:
+    """Validate a study given as a mapping; `lines` are those of its values in its file.
 
     Raises:
         SpecError: with one line per fault, unknown keys with a did-you-mean.
     """
+    origin = Origin(where, lines or {})
+    spelled = own_keys(raw, origin)
     try:
-        return Study.model_validate(raw)
+        return Study.model_validate(spelled.raw)
     except ValidationError as error:
-        faults = [_explain(fault) for fault in error.errors()]
-        raise SpecError("; ".join(faults), where=where, remedy="mend the keys named") from error
+        faults = _faults(error, spelled.typed, origin)
+    if len(faults) == 1:
+        (fault,) = faults
+        place = f"{where}, line {fault.line}" if fault.line else where
+        raise SpecError(
+            f"{fault.key}: {fault.what}", where=place, found=fault.found, remedy=fault.remedy
+        )
+    said = [fault.text for fault in faults[:MAX_FAULTS]]
+    more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
+    raise SpecError(
+        "\n  ".join([f"{len(faults)} faults", *said, *more]),
+        where=where,
+        remedy="mend the keys named; mixtune schema prints all there are",
+    )
 
 
 def trial(study: Study, limit: int) -> Study:
@@ -214,45 +359,88 @@ def trial(study: Study, limit: int) -> Study:
     return parse_study(raw)
 
 
-def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set one `key.sub=value` in a raw study; the value is read as YAML.
-
-    Raises:
-        SpecError: no "=", or a path through something that is not a mapping.
-    """
-    path, equals, text = override.partition("=")
-    if not equals or not path.strip():
-        raise SpecError("not an override", found=override, wanted="key.sub=value")
-    *parents, last = path.strip().split(".")
-    here: Any = raw
-    for key in parents:
-        here = here.setdefault(key, {}) if isinstance(here, dict) else here
-        if here is None or not isinstance(here, dict):
-            raise SpecError(f"{key!r} in {path!r} holds no keys", found=here, wanted="a mapping")
-    try:
-        here[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"the value of {path!r} is not YAML: {error}", found=text) from error
-
-
 def dump_study(study: Study) -> str:
     """The study as YAML with every default written out."""
-    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return write_yaml(study.model_dump(mode="json"))
 
 
-def _explain(fault: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
-    """One fault in the user's words: where, what, what was found."""
-    where = ".".join(str(part) for part in fault["loc"]) or "study"
-    if fault["type"] == "extra_forbidden":
-        *parents, key = fault["loc"]
-        return f"{where}: no such key; {did_you_mean(str(key), _keys_at(parents))}"
-    if fault["type"] == "missing":
-        return f"{where}: missing"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message} (found {shorten(fault['input'])})"
+class _Fault:
+    """One of pydantic's faults in the user's words: where, what, what was found, the remedy."""
+
+    def __init__(
+        self,
+        fault: Any,  # noqa: ANN401 - pydantic's ErrorDetails
+        typed: Mapping[tuple[str, ...], str],
+        origin: Origin,
+    ) -> None:
+        place = tuple(part for part in fault["loc"] if part != "[key]")
+        kind, alias = fault["type"], typed.get(place)
+        own = ".".join(shorten(part) for part in place) or "study"
+        self.key = f"{alias} (read as {own})" if alias else own
+        self.line = origin.line(tuple(alias.split(".")) if alias else place)
+        said = str(fault["msg"]).removeprefix("Value error, ").replace("Input should", "should")
+        self.what, default = _WORDS.get(kind, (said[:1].lower() + said[1:], _REMEDY))
+        self.found = None if kind in ("missing", "extra_forbidden") else shorten(fault["input"])
+        self.remedy = default
+        if kind == "extra_forbidden":
+            self.what = f"no such key; {_hint(place)}"
+        if said.startswith("contradictory"):
+            self.what, _, self.remedy = said.rpartition("; ")
+
+    @property
+    def text(self) -> str:
+        """The fault in one line."""
+        line = f"line {self.line}: " if self.line else ""
+        return f"{line}{self.key}: {self.what}{f' (found {self.found})' if self.found else ''}"
 
 
-def _keys_at(path: Sequence[Any]) -> list[str]:
+_REMEDY = "mend it, or leave the key out for its default"
+_WORDS = {
+    "missing": ("is missing", "add the key"),
+    "extra_forbidden": ("", "mend or remove the key; mixtune schema prints all there are"),
+    "string_type": ("should be a word", "put it in quotes if it looks like a number"),
+    "tuple_type": ("should be a list", "write [a, b]"),
+    "too_short": ("needs at least one item", "write [a, b]"),
+    "model_type": ("should be a mapping", "write {key: value}, or leave it out for its default"),
+    "dict_type": ("should be a mapping", "write {name: {rows: 100}}"),
+}
+"""Kind of fault → what is said of it and the remedy, where pydantic speaks of its own types."""
+
+
+def _faults(
+    error: ValidationError, typed: Mapping[tuple[str, ...], str], origin: Origin
+) -> list[_Fault]:
+    """The faults to tell; that a list is too short is none where its items were refused."""
+    raw = error.errors()
+    inner = {fault["loc"][:length] for fault in raw for length in range(len(fault["loc"]))}
+    told = [f for f in raw if not (f["type"] == "too_short" and f["loc"] in inner)]
+    return [_Fault(fault, typed, origin) for fault in told]
+
+
+def _hint(place: Place) -> str:
+    """What an unknown key may have meant: a key of another section, or one that is close."""
+    *parents, key = (str(part) for part in place)
+    here = _keys_at(parents)
+    homes = {dotted.rpartition(".")[2]: dotted for dotted in _dotted()}
+    if key in homes:
+        section = homes[key].rpartition(".")[0]
+        return f"{key} belongs {f'under {section}' if section else 'at the top level'}"
+    known = homes | ({} if parents else dict.fromkeys(ALIASES)) | dict.fromkeys(here)
+    close = get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"did you mean {(known[close[0]] or close[0])!r}?" if close else did_you_mean(key, here)
+
+
+def _dotted() -> list[str]:
+    """Every key of a study that has one place."""
+    found = list(Study.model_fields)
+    for name, field in Study.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Frozen):
+            found += [f"{name}.{key}" for key in kind.model_fields]
+    return found
+
+
+def _keys_at(path: Sequence[str]) -> list[str]:
     """The keys that are allowed at a place in a study."""
     here: type[BaseModel] = Study
     for part in path:

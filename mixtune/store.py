@@ -1,30 +1,28 @@
 """The only module that reads or writes results: one study's folder.
 
     runs/<study>/
-      study.yaml  plan.parquet  env.json  data.json  state.sqlite  changes.jsonl  lock  workers
+      study.yaml  plan.parquet  {env,data,content}.json  state.sqlite  changes.jsonl  lock  workers
       cells/<system>-<slug>/
         run.json  adapter/  train.parquet
         answers/<answer_id>/predictions.parquet
         scores/<score_id>.parquet
       report/
 
-Facts (adapter, train.parquet, predictions) are written once, whole files at a time: a temporary
-file beside the target, flushed, renamed. A unit of work (one adapter, one set of answers) becomes
-`done` last, with the size and SHA-256 of each of its files. Derived files can be deleted.
+Facts (adapter, train.parquet, predictions) are written once, whole files at a time (durable.py).
+A unit of work (one adapter, one set of answers) becomes `done` last, with the size and SHA-256 of
+each of its files. Derived files can be deleted.
 
-Knows: files, rows, states, checksums, locks. Does not know: how anything is computed.
+Knows: files, rows, states, who writes. Does not know: how anything is computed.
 """
 
 import fcntl
-import hashlib
 import json
-import os
 import re
 import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
 from pathlib import Path
@@ -32,9 +30,17 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
-from mixtune.errors import StoreError
+from mixtune import durable
+from mixtune.errors import StoreError, shorten
 from mixtune.records import State, schema_of
+
+PATIENCE = 30.0
+"""Seconds to wait for another process that is writing a state."""
+
+LINES = 40
+"""Lines of a difference that are shown."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS unit (
@@ -82,6 +88,8 @@ class PlanRow:
     items: int
     tokens: int
     items_digest: str
+    origin: str = ""
+    """Where a system came from that the study did not train: a folder or a model's name."""
 
     @property
     def key(self) -> tuple[str, str, int | None, str, str, str]:
@@ -125,28 +133,29 @@ class Store:
         """Hold the folder for writing; the kernel gives it back when the process dies.
 
         Raises:
-            StoreError: another process holds it, or the folder cannot be written.
+            StoreError: another process holds it, the folder cannot be written, or it holds
+                something that is no study.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle = (self.folder / "lock").open("a+")
-        except OSError as error:
-            raise StoreError(
-                f"cannot write here: {error}", where=str(self.folder), remedy="choose --runs-dir"
-            ) from error
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StoreError(
-                    "another mixtune process is running this study",
-                    where=str(self.folder),
-                    remedy="wait for it, or look at it with: mixtune status STUDY.yaml",
-                ) from error
+        self._refuse_foreign()
+        with durable.hold(self.folder / "lock"):
             with (self.folder / "workers").open("a+") as workers:
                 # Orphans of a killed process end within a moment; wait until the last has.
                 fcntl.flock(workers, fcntl.LOCK_EX)
             yield
+
+    def _refuse_foreign(self) -> None:
+        """Nobody's files are swept, and no study is put among them."""
+        with durable.refusing(self.folder, "cannot use this folder"):
+            names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
+        foreign = sorted(names - {"lock", "workers"})
+        if foreign and not names & {"plan.parquet", "state.sqlite"}:
+            raise StoreError(
+                "this folder holds something else than a study",
+                where=str(self.folder),
+                found=", ".join(foreign),
+                wanted="an empty folder, or one that mixtune made",
+                remedy="give the study another name, or choose another --runs-dir",
+            )
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -156,13 +165,14 @@ class Store:
             yield
 
     def _connect(self) -> sqlite3.Connection:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.folder / "state.sqlite", timeout=30)
+        connection = sqlite3.connect(self.folder / "state.sqlite", timeout=PATIENCE)
         connection.executescript(_TABLES)
         return connection
 
     @contextmanager
     def _state(self) -> Iterator[sqlite3.Connection]:
+        with durable.refusing(self.folder, "cannot write"):
+            self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with closing(self._connect()) as connection, connection:
                 yield connection
@@ -170,7 +180,8 @@ class Store:
             raise StoreError(
                 f"the study's state cannot be read or written: {error}",
                 where=str(self.folder / "state.sqlite"),
-                remedy="free space, check permissions; what was finished before is kept",
+                remedy="free space, check permissions, end what holds it; if it is damaged, "
+                "restore it, or move the folder away to begin anew",
             ) from error
 
     # ---- plan -------------------------------------------------------------------------------
@@ -190,7 +201,12 @@ class Store:
                 while others are left out; nothing is written.
         """
         before = self.plan() if self.exists else []
-        self._refuse_changes(before, rows, study_yaml)
+        if before:
+            self.units()  # raises where the states are lost: everything would be done again
+        # Systems that were brought in are in no study file; a study keeps them.
+        asked = {row.key for row in rows}
+        rows = [*rows, *(row for row in before if row.origin and row.key not in asked)]
+        self._refuse_changes(before, rows, {"study.yaml": study_yaml, **_as_files(facts)})
         with self._state() as db:
             db.executemany(
                 "INSERT OR IGNORE INTO unit (id, kind, system, label, state) "
@@ -199,16 +215,20 @@ class Store:
             )
         known = {row.id for row in before}
         added = [row for row in rows if row.id not in known]
+        files = {"study.yaml": study_yaml, **_as_files(facts)}
         if added or not before:
             # The plan is last: a kill before it repeats all of this, a kill after it nothing.
             self._log_change(before, added)
-            self.write_text("study.yaml", study_yaml)
-            for name, value in facts.items():
-                self.write_text(f"{name}.json", json.dumps(value, indent=1) + "\n")
+            for name, text in files.items():
+                self.write_text(name, text)
             self.write_rows("plan.parquet", PlanRow, rows)
+        elif len(rows) == len(before):
+            for name in files:
+                if not self._readable(name):
+                    self.write_text(name, files[name])
 
     def _refuse_changes(
-        self, before: Sequence[PlanRow], rows: Sequence[PlanRow], study_yaml: str
+        self, before: Sequence[PlanRow], rows: Sequence[PlanRow], files: Mapping[str, str]
     ) -> None:
         """A study is extended, never rewritten under its results."""
         ids = {row.key: row.id for row in before}
@@ -216,17 +236,28 @@ class Store:
         if not changed:
             self._refuse_a_swap(before, rows)
             return
-        old = (self.folder / "study.yaml").read_text(encoding="utf-8")
-        lines = unified_diff(old.splitlines(), study_yaml.splitlines(), "kept", "asked", "", "", 0)
-        difference = "\n".join(f"    {line}" for line in lines)
         raise StoreError(
             f"{len(changed)} results kept here would get another id, the first: "
             f"{_label(changed[0])} ({ids[changed[0].key]} → {changed[0].id})\n"
-            + (difference or "    the study file is the same: data, prompts or base model changed"),
+            + (
+                self._difference(files)
+                or "    the study file is the same: data, prompts or base model changed"
+            ),
             where=str(self.folder),
             wanted="the study as it was, or one that only adds runs, seeds or tasks",
             remedy="give the changed study another name, or choose another --runs-dir",
         )
+
+    def _difference(self, files: Mapping[str, str]) -> str:
+        """What is kept here against what is asked, line by line; versions do not count."""
+        lines: list[str] = []
+        for name in files.keys() - {"env.json"}:
+            if (self.folder / name).is_file():
+                kept, asked = self.read_text(name).splitlines(), files[name].splitlines()
+                lines += unified_diff(kept, asked, f"{name} kept", f"{name} asked", "", "", 0, "")
+        shown = lines[:LINES]
+        shown += [f"… and {len(lines) - LINES} more lines"] if len(lines) > LINES else []
+        return "\n".join(f"    {line}" for line in shown)
 
     def _refuse_a_swap(self, before: Sequence[PlanRow], rows: Sequence[PlanRow]) -> None:
         """Otherwise study.yaml would no longer say what the results here were made by."""
@@ -248,31 +279,55 @@ class Store:
             "units": len(added),
             "added": sorted({_label(row) for row in added if row.kind == "train"}),
         }
-        path = self.folder / "changes.jsonl"
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        self.write_text("changes.jsonl", text + json.dumps(entry) + "\n")
+        self.write_text("changes.jsonl", self._changes() + json.dumps(entry) + "\n")
+
+    def _changes(self) -> str:
+        kept = (self.folder / "changes.jsonl").exists()
+        return self.read_text("changes.jsonl") if kept else ""
 
     def plan(self) -> list[PlanRow]:
         """The units of the study as last planned."""
         self.require()
-        return [PlanRow(**row) for row in self.read_rows("plan.parquet")]
+        path = self.folder / "plan.parquet"
+        try:
+            return [PlanRow(**row) for row in self.read_rows("plan.parquet")]
+        except (StoreError, TypeError) as error:
+            raise StoreError(
+                "this is not the plan of a study, or it is damaged",
+                where=str(path),
+                found=str(error.__cause__ or error),
+                remedy="restore it; or remove it and run the same study again: what is finished "
+                "and has the same id is kept",
+            ) from error
 
     def changes(self) -> list[dict[str, Any]]:
         """What was added to the study, and when."""
-        path = self.folder / "changes.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        try:
+            return [json.loads(line) for line in self._changes().splitlines()]
+        except ValueError as error:
+            raise StoreError(
+                f"a line is not JSON: {error}",
+                where=str(self.folder / "changes.jsonl"),
+                remedy="mend or remove the line; nothing else depends on it",
+            ) from error
 
     # ---- state ------------------------------------------------------------------------------
 
     def units(self) -> dict[str, Unit]:
         """State of every unit, by id. Usable while another process runs."""
-        if not (self.folder / "state.sqlite").exists():
-            return {}
-        # Not opened read-only: after a kill the journal may have to be rolled back first.
-        with self._state() as db:
-            db.row_factory = sqlite3.Row
-            rows = db.execute("SELECT * FROM unit").fetchall()
+        rows: list[Any] = []
+        if (self.folder / "state.sqlite").exists():
+            # Not opened read-only: after a kill the journal may have to be rolled back first.
+            with self._state() as db:
+                db.row_factory = sqlite3.Row
+                rows = db.execute("SELECT * FROM unit").fetchall()
+        if self.exists and not rows:
+            raise StoreError(
+                "the states of the study's units are gone: what is finished is not known",
+                where=str(self.folder / "state.sqlite"),
+                wanted="the file as mixtune wrote it",
+                remedy="restore it, or move the folder away to begin anew",
+            )
         return {row["id"]: Unit(**{**dict(row), "files": _files(row["files"])}) for row in rows}
 
     def claim(self, system: str) -> bool:
@@ -299,7 +354,7 @@ class Store:
 
     def finish(self, unit: str, paths: Iterable[Path], seconds: float) -> None:
         """Running → done, last of all, with size and checksum of each file."""
-        files = {str(p.relative_to(self.folder)): _fingerprint(p) for p in sorted(paths)}
+        files = {str(p.relative_to(self.folder)): durable.fingerprint(p) for p in sorted(paths)}
         fields = "state='done', progress=1, error='', seconds=?, files=?"
         self._set(unit, fields, (seconds, json.dumps(files)))
 
@@ -324,20 +379,15 @@ class Store:
         broken += [u for u in units if u.system in lost and u.state == "done" and u not in broken]
         for unit in [*stale, *broken]:
             self.release(unit.id)
-        for left in self.folder.glob("**/.*.*.[0-9]*"):
-            left.unlink()  # the temporary file of a process that was killed while writing
+        durable.sweep(self.folder)
         with self._state() as db:
             db.execute("DELETE FROM claim")
         return [u.label for u in stale], [u.label for u in broken]
 
     def damage(self, unit: Unit) -> list[str]:
         """Files of a finished unit that are missing or differ from what was written."""
-        bad = []
-        for name, (size, sha) in unit.files.items():
-            path = self.folder / name
-            if not path.is_file() or path.stat().st_size != size or _fingerprint(path)[1] != sha:
-                bad.append(name)
-        return bad
+        files = unit.files.items()
+        return [name for name, known in files if not durable.matches(self.folder / name, *known)]
 
     # ---- test reads -------------------------------------------------------------------------
 
@@ -356,30 +406,50 @@ class Store:
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a whole text file atomically."""
-        return self._write(name, lambda path: path.write_text(text, encoding="utf-8"))
+        return durable.write_whole(
+            self.folder / name, lambda path: path.write_text(text, encoding="utf-8")
+        )
 
     def write_rows(self, name: str, row_type: type, rows: Sequence[Any]) -> Path:
-        """Write rows of one type as a parquet file, atomically."""
+        """Write rows of one type as a parquet file, atomically, with checksums in it."""
         table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema_of(row_type))
-        return self._write(name, lambda path: pq.write_table(table, path, compression="zstd"))
+        options = {"compression": "zstd", "write_page_checksum": True}
+        return durable.write_whole(
+            self.folder / name, lambda path: pq.write_table(table, path, **options)
+        )
 
-    def _write(self, name: str, write: Any) -> Path:  # noqa: ANN401 - a writer of one file
-        target = self.folder / name
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    def read_text(self, name: str) -> str:
+        """A text file.
+
+        Raises:
+            StoreError: missing or unreadable.
+        """
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write(temporary)
-            with temporary.open("rb") as handle:
-                os.fsync(handle.fileno())
-            temporary.replace(target)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise StoreError(
-                f"cannot write: {error}",
-                where=str(target),
-                remedy="free space or choose --runs-dir; what was finished before is kept",
-            ) from error
-        return target
+            return (self.folder / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise _unreadable(self.folder / name, error) from error
+
+    def read_value(self, name: str) -> Any:  # noqa: ANN401 - JSON or YAML
+        """The value in a JSON or YAML file.
+
+        Raises:
+            StoreError: missing, unreadable or malformed.
+        """
+        text = self.read_text(name)
+        try:
+            value = yaml.safe_load(text) if name.endswith(".yaml") else json.loads(text)
+            if name in ("study.yaml", "run.json") and not isinstance(value, dict):
+                raise ValueError("not a mapping")
+            return value
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
+            raise _unreadable(self.folder / name, error) from error
+
+    def _readable(self, name: str) -> bool:
+        try:
+            self.read_value(name)
+        except StoreError:
+            return False
+        return True
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
         """Rows of a parquet file as dictionaries."""
@@ -394,23 +464,30 @@ class Store:
         """
         path = self.folder / name
         try:
-            return pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise StoreError(
-                f"cannot read: {error}", where=str(path), remedy="mixtune run, to make it again"
-            ) from error
+            return pq.read_table(path, page_checksum_verification=True)
+        except (OSError, pa.ArrowException) as error:
+            raise _unreadable(path, error) from error
 
     def drop_scores(self, folder: str) -> None:
         """Scores of a system go when one of its sets of answers is made again; they are derived."""
         shutil.rmtree(self.folder / folder / "scores", ignore_errors=True)
 
-    def clear(self, name: str) -> Path:
-        """An empty folder of that name: what a broken attempt left there goes."""
-        path = self.folder / name
-        if path.exists():
-            shutil.rmtree(path)
-        path.mkdir(parents=True)
-        return path
+    def new_folder(self, name: str) -> AbstractContextManager[Path]:
+        """A folder to fill that takes its place when complete; what was there before goes."""
+        return durable.whole_folder(self.folder / name)
+
+
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"cannot read: {shorten(str(error))}",
+        where=str(path),
+        wanted="the file as it was written",
+        remedy="mixtune run, which makes again what is missing or damaged (mixtune score: scores)",
+    )
+
+
+def _as_files(facts: Mapping[str, object]) -> dict[str, str]:
+    return {f"{name}.json": json.dumps(value, indent=1) + "\n" for name, value in facts.items()}
 
 
 def _label(row: PlanRow) -> str:
@@ -421,9 +498,3 @@ def _label(row: PlanRow) -> str:
 
 def _files(text: str) -> dict[str, tuple[int, str]]:
     return {name: (int(size), sha) for name, (size, sha) in json.loads(text).items()}
-
-
-def _fingerprint(path: Path) -> tuple[int, str]:
-    with path.open("rb") as handle:
-        sha = hashlib.file_digest(handle, "sha256").hexdigest()
-    return path.stat().st_size, sha

@@ -3,45 +3,144 @@
 Knows: rich, widths, what to say at each event. Does not know: how anything is computed.
 """
 
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from mixtune.derive import Derived
+from mixtune.errors import shorten
 from mixtune.events import Silent
 from mixtune.planning.plan import AnswerPlan, Plan, Planner, RunPlan
-from mixtune.records import Estimate, MixRow, TrainStep
+from mixtune.records import Estimate, MixRow, Result, TrainStep
 from mixtune.store import Unit
-from mixtune.tasks.registry import Registry
+
+WIDE = 160
+"""Columns of a table in a pipe."""
+
+READABLE = 12
+"""Letters of a word that stay together in a column; a table that would split more is no table."""
+
+LONGEST = 1000
+"""Letters of a message's line that are shown."""
+
+UNENCODABLE = "mixtune-plain"
+"""Name of the handler for signs that the output's encoding lacks."""
 
 PLAIN_EVERY = 20.0
 """Seconds between two plain lines of the same run."""
 
 
 def console(stderr: bool = False) -> Console:
-    """A console that honours NO_COLOR and the terminal's width; wide when piped."""
-    width = None if sys.stdout.isatty() else 160
-    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+    """A console that honours NO_COLOR and the terminal's width or COLUMNS; wide when piped."""
+    stream = sys.stderr if stderr else sys.stdout
+    known = "COLUMNS" in os.environ or (stream is not None and stream.isatty())
+    width = None if known else WIDE
+    return _Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table of escaped cells; numbers to the right."""
-    made = Table(title=escape(title), title_justify="left", header_style="bold")
-    numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
-    for name, right in zip(columns, numeric, strict=True):
-        made.add_column(escape(name), justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*(escape(str(cell)) for cell in row))
-    return made
+class _Console(Console):
+    """Lets no control character of a text through, and says so when nobody reads any more."""
+
+    def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 - rich's
+        """Print; texts as `printable`."""
+        super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich where the error is handled; it would end the program with 1."""
+        raise BrokenPipeError
+
+
+def printable(text: object) -> str:
+    """Text as it may reach a terminal: control characters, bidi marks and the like escaped."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(text))
+
+
+def safe(text: object) -> str:
+    """Printable, and no markup for rich."""
+    return escape(printable(text))
+
+
+def complain(text: str) -> None:
+    """A message to the standard error, whatever its parts came from; no line without end."""
+    lines = [line if len(line) <= LONGEST else shorten(line, LONGEST) for line in text.split("\n")]
+    console(stderr=True).print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def plain_letters(error: UnicodeError) -> tuple[str, int]:
+    """For codecs.register_error: signs that the output's encoding lacks, by ones it has."""
+    assert isinstance(error, UnicodeEncodeError)
+    lost = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(c, repr(c.encode("unicode_escape"))[2:-1]) for c in lost), error.end
+
+
+_PLAIN = {"–": "-", "−": "-", "…": "~", "→": ">", "×": "x", "·": ".", "≥": ">", "≤": "<"}
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> "Rows":
+    """A table of escaped cells; numbers to the right; one block per row where it is too narrow."""
+    return Rows(title, columns, rows)
+
+
+class Rows:
+    """Rows under columns, as a table where its columns keep `READABLE` characters, else blocks."""
+
+    def __init__(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
+    ) -> None:
+        self.title = title
+        self.columns = columns
+        self.rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The first of a table with lines, one without, and blocks that fits the width."""
+        needed = sum(map(self._needed, range(len(self.columns))))
+        if needed + 3 * len(self.columns) + 1 <= options.max_width:
+            yield self._table(Table(header_style="bold"))
+        elif needed + len(self.columns) - 1 <= options.max_width:
+            yield self._table(Table(header_style="bold", box=None, padding=(0, 1, 0, 0)))
+        else:
+            yield from self._blocks()
+
+    def _needed(self, column: int) -> int:
+        """Width that a column needs: its longest word, as far as words are kept whole."""
+        cells = [self.columns[column], *(str(row[column]) for row in self.rows)]
+        return min(READABLE, max((len(word) for cell in cells for word in cell.split()), default=1))
+
+    def _table(self, made: Table) -> Table:
+        made.title, made.title_justify, made.pad_edge = (
+            safe(self.title),
+            "left",
+            made.box is not None,
+        )
+        for i, name in enumerate(self.columns):
+            right = all(_is_number(row[i]) for row in self.rows)
+            made.add_column(safe(name), justify="right" if right else "left", overflow="fold")
+        for row in self.rows:
+            made.add_row(*map(safe, row))
+        return made
+
+    def _blocks(self) -> Iterator[Text | Padding]:
+        """Each row as a block of `name: value`, the first value as its heading."""
+        yield Text(printable(self.title), style="italic")
+        for row in self.rows:
+            yield Text(printable(row[0]), style="bold", overflow="fold")
+            named = zip(self.columns[1:], row[1:], strict=True)
+            pairs = [f"{name}: {cell}" for name, cell in named if str(cell)]
+            text = Text(printable("; ".join(pairs)), overflow="fold")
+            yield Padding(text, (0, 0, 0, 2))
 
 
 def _is_number(cell: object) -> bool:
@@ -127,7 +226,7 @@ class PlainProgress(Silent):
 
     def _say(self, text: str) -> None:
         left = self.eta.left
-        self.out.print(escape(f"{text} ({left})" if left else text), soft_wrap=True)
+        self.out.print(safe(f"{text} ({left})" if left else text), soft_wrap=True)
 
 
 class BarProgress(PlainProgress):
@@ -174,7 +273,7 @@ class BarProgress(PlainProgress):
 
     def _show(self, text: str) -> None:
         self.bar.update(
-            self._task, completed=self.eta.done, description=escape(text), left=self.eta.left
+            self._task, completed=self.eta.done, description=safe(text), left=self.eta.left
         )
 
 
@@ -194,20 +293,6 @@ def progress(out: Console) -> Iterator[PlainProgress]:
 # ---- tables -----------------------------------------------------------------------------------
 
 
-def task_row(registry: Registry, name: str) -> dict[str, Any]:
-    """One line of `mixtune tasks`."""
-    task = registry.get(name)
-    roles = [role for role in ("scored", "trainable") if getattr(task, role)]
-    return {
-        "name": name,
-        "title": task.title,
-        "roles": ", ".join(roles),
-        "answer": "/".join(task.labels) if len(task.labels) <= 4 else f"{len(task.labels)} labels",
-        "metrics": ", ".join(task.metrics),
-        "licence": task.licence,
-    }
-
-
 def show_plan(out: Console, plan: Plan, planner: Planner) -> None:
     """Cells with rows and tokens, asked and got, then totals."""
     study = plan.study
@@ -216,14 +301,16 @@ def show_plan(out: Console, plan: Plan, planner: Planner) -> None:
             run.system or "(unresolved)",
             run.name,
             "–" if run.seed is None else run.seed,
-            " ".join(f"{row.ingredient}:{row.rows_got}" for row in run.mix) or "–",
-            sum(row.rows_asked for row in run.mix) or "–",
+            ", ".join(map(_rows_got, run.mix)) or "–",
+            "; ".join(map(_share_got, run.mix)) or "–",
             sum(row.supervised_tokens for row in run.mix) or "–",
             sum(answer.items for answer in run.answers),
         )
         for run in plan.runs
     ]
-    columns = ("id", "cocktail", "seed", "rows got", "pool asked", "supervised tokens", "answers")
+    unit = study.unit.replace("_", " ")
+    shares = f"part of {unit}: asked → got"
+    columns = ("id", "cocktail", "seed", "rows got", shares, "supervised tokens", "answers")
     out.print(table(f"{study.name}: {len(plan.runs)} systems on {study.model}", columns, rows))
     show_mixes(out, plan)
     for task, split in planner.corpus.items:
@@ -239,10 +326,24 @@ def show_plan(out: Console, plan: Plan, planner: Planner) -> None:
             "the base model is not prepared yet, so ids and tokens are open; mixtune run does it",
             markup=False,
         )
+        if study.unit != "rows":
+            need = f"shares of {unit} need the base model's tokenizer, so the mixes are open, too"
+            out.print(need, markup=False)
+
+
+def _rows_got(row: MixRow) -> str:
+    passes = f" (×{row.repeats:.3g})" if row.repeats > 1 else ""
+    return f"{row.ingredient}:{row.rows_got}{passes}"
+
+
+def _share_got(row: MixRow) -> str:
+    """Its part of the mix as asked and got; both are there in a plan that has just been made."""
+    stopped = ", used up" if row.exhausted == "stopped" else ""
+    return f"{row.ingredient} {row.share_asked or 0:.1%} → {row.share_got or 0:.1%}{stopped}"
 
 
 def show_mixes(out: Console, plan: Plan) -> None:
-    """Per ingredient: what the pools hold, once."""
+    """Per ingredient: what the pools hold, once, and what happens at their end."""
     seen: dict[str, MixRow] = {}
     for run in plan.runs:
         for row in run.mix:
@@ -254,10 +355,12 @@ def show_mixes(out: Console, plan: Plan) -> None:
             row.rows_available,
             row.dropped_leaked,
             row.dropped_overlong,
+            plan.study.ingredients[row.ingredient].when_exhausted,
         )
         for _, row in sorted(seen.items())
     ]
-    columns = ("ingredient", "rows asked", "rows there are", "dropped: leaked", "dropped: too long")
+    dropped = ("dropped: leaked", "dropped: too long")
+    columns = ("ingredient", "rows asked", "rows there are", *dropped, "when exhausted")
     out.print(table("Ingredients", columns, rows))
 
 
@@ -295,6 +398,11 @@ def show_status(out: Console, derived: Derived) -> None:
         rows.append((run.id, run.cocktail, seed, run.state, f"{share:.0%}", took, run.error))
     columns = ("id", "cocktail", "seed", "state", "done", "took", "error")
     out.print(table(f"{derived.study.name}", columns, rows))
+    for change in derived.store.changes():
+        when = datetime.fromtimestamp(change["at"], UTC)
+        added = f": {', '.join(change['added'])}" if change["added"] else ""
+        said = f"{change['what']} {when:%Y-%m-%d %H:%M} UTC, {change['units']} units{added}"
+        out.print(shorten(said, LONGEST), markup=False)
     counts = Counter(run.state for run in derived.run_rows())
     out.print(", ".join(f"{n} {state}" for state, n in sorted(counts.items())), markup=False)
 
@@ -326,15 +434,47 @@ def _signed(change: Estimate) -> str:
     return f"{change.value:+.3f} [{bounds}]"
 
 
+def show_estimates(out: Console, found: Sequence[Estimate], title: str) -> None:
+    """One row per estimate: what, of which system, against which, where, with its interval."""
+    rows = [
+        (
+            row.target,
+            row.form,
+            row.metric,
+            row.subject,
+            row.reference or "–",
+            f"{row.value:+.3f}" if row.reference else f"{row.value:.3f}",
+            _ends(row),
+            row.n,
+            row.seeds,
+        )
+        for row in found
+    ]
+    columns = ("task", "form", "metric", "system", "minus", "value", "95 %", "n", "seeds")
+    out.print(table(title, columns, rows))
+
+
+def _ends(row: Estimate) -> str:
+    if row.low is None or row.high is None:
+        return "too few"
+    sign = "+" if row.reference else ""
+    return f"{row.low:{sign}.3f} – {row.high:{sign}.3f}"
+
+
 def show_results(out: Console, derived: Derived, split: str) -> None:
     """One row per system × task × form × metric, main metric first."""
+    synthetic = " (synthetic data)" if any(t.synthetic for t in derived.tasks().values()) else ""
+    show_rows(out, derived.results(split), f"{derived.study.name}, {split}{synthetic}")
+
+
+def show_rows(out: Console, found: Sequence[Result], title: str) -> None:
+    """Results as a table."""
     rows = []
-    for row in derived.results(split):
+    for row in found:
         bounds = "too few" if row.low is None else f"{row.low:.3f} – {row.high:.3f}"
         floor = "–" if row.floor is None else f"{row.floor:.3f}"
         seed = "–" if row.seed is None else str(row.seed)
         name = (row.task, row.form, row.metric, row.cocktail, seed)
         rows.append((*name, f"{row.value:.3f}", bounds, row.n, floor, f"{row.unparsed:.1%}"))
     columns = ("task", "form", "metric", "system", "seed", "value", "95 %", "n", "floor", "unread")
-    synthetic = " (synthetic data)" if any(t.synthetic for t in derived.tasks().values()) else ""
-    out.print(table(f"{derived.study.name}, {split}{synthetic}", columns, rows))
+    out.print(table(title, columns, rows))

@@ -30,6 +30,10 @@ changing their id. (The day is the one that Llama 3's template falls back to.)""
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 _IRRELEVANT = ("version", "truncation", "padding")
+_SAVE_FAST = (
+    "save the tokenizer in its fast form: AutoTokenizer.from_pretrained(folder)"
+    ".save_pretrained(folder)"
+)
 _ASKED = "mixtune-question"
 _ANSWERED = "mixtune-answer"
 
@@ -99,7 +103,7 @@ class Tokens:
         Raises:
             ModelError: a file is missing or broken, there is no chat template, or no end of turn.
         """
-        text = _read_text(folder / "tokenizer.json")
+        text = _read_text(folder / "tokenizer.json", _SAVE_FAST)
         tokenizer = _parse_tokenizer(text)
         config = _read_json(folder / "tokenizer_config.json")
         _check_added(tokenizer, config, folder)
@@ -318,15 +322,14 @@ def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, remedy: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(
             f"the model folder has no readable {path.name}: {error}",
             where=str(path.parent),
-            remedy="save the tokenizer in its fast form: AutoTokenizer.from_pretrained(folder)"
-            ".save_pretrained(folder)",
+            remedy=remedy,
         ) from error
 
 
@@ -348,6 +351,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # refuses halves of characters
     except (OSError, ValueError) as error:
         raise ModelError(f"not a readable JSON file: {error}", where=str(path)) from error
     if not isinstance(value, dict):
@@ -359,10 +363,11 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
     """The chat template: its own file, or the (default) one inside tokenizer_config.json."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return _read_text(path, "mend or remove the file")
     held = config.get("chat_template")
     if isinstance(held, list):
-        held = {entry.get("name"): entry.get("template") for entry in held}.get("default")
+        named = [entry for entry in held if isinstance(entry, dict)]
+        held = next((e.get("template") for e in named if e.get("name") == "default"), None)
     if isinstance(held, str) and held:
         return held
     raise ModelError(
@@ -397,9 +402,17 @@ def _special_ids(tokenizer: Tokenizer, texts: Any) -> frozenset[int]:  # noqa: A
 
 def _check_added(tokenizer: Tokenizer, config: Mapping[str, Any], folder: Path) -> None:
     """Refuse a configuration whose added tokens tokenizer.json would split into plain text."""
-    for key, entry in config.get("added_tokens_decoder", {}).items():
+    added = config.get("added_tokens_decoder") or {}
+    if not isinstance(added, dict):
+        raise ModelError(
+            "added_tokens_decoder in tokenizer_config.json is not an object",
+            where=str(folder),
+            found=added,
+            remedy="save the tokenizer again with transformers' save_pretrained",
+        )
+    for key, entry in added.items():
         text = entry.get("content") if isinstance(entry, dict) else None
-        if text is not None and tokenizer.token_to_id(text) != int(key):
+        if isinstance(text, str) and str(tokenizer.token_to_id(text)) != key:
             raise ModelError(
                 "tokenizer_config.json names a token that tokenizer.json has otherwise",
                 where=str(folder),
@@ -410,6 +423,11 @@ def _check_added(tokenizer: Tokenizer, config: Mapping[str, Any], folder: Path) 
 
 def _ids(value: object) -> set[int]:
     """Token ids of a configuration entry: none, one or a list."""
-    if isinstance(value, bool) or value is None:
-        return set()
-    return {value} if isinstance(value, int) else set(value) if isinstance(value, list) else set()
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(item) is int for item in values):
+        raise ModelError(
+            "a token id in config.json or generation_config.json is not a whole number",
+            found=value,
+            remedy="fetch or save the model again",
+        )
+    return set(values)

@@ -1,8 +1,13 @@
 """Fixtures that several test files share."""
 
 import importlib.util
+import sys
 
 import pytest
+from own_kit import TEN_LINES, csv_text, many
+from study_kit import base_files, write_data
+
+from mixtune import cli
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +20,40 @@ def smollm2(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MIXTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
         return prepare("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """A tiny random base model, as the catalogue would describe it."""
+    from engine_oracle import write_base
+
+    return base_files(write_base(tmp_path_factory.mktemp("base"), "llama"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """The data folder of the two tasks of study_kit."""
+    return write_data(tmp_path / "data")
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with the task file and sixty rows."""
+    (tmp_path / "task.yaml").write_text(TEN_LINES, encoding="utf-8")
+    (tmp_path / "tickets.csv").write_text(csv_text(many()), encoding="utf-8", newline="")
+    return tmp_path
+
+
+@pytest.fixture
+def mixtune(monkeypatch, capsys):
+    """Run a verb in this process: exit code, standard output, standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mixtune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+            raise SystemExit(0)
+        out = capsys.readouterr()
+        return stop.value.code or 0, out.out, out.err
+
+    return call

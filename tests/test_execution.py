@@ -3,8 +3,7 @@
 import dataclasses
 
 import pytest
-from engine_oracle import write_base
-from study_kit import base_files, record, registry, study, write_data, write_rows
+from study_kit import record, registry, study, write_rows
 
 from mixtune.derive import Derived
 from mixtune.errors import DataError, RunFailed, StoreError
@@ -29,16 +28,6 @@ class Listener(Silent):
 
     def note(self, text):
         self.notes.append(text)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return base_files(write_base(tmp_path_factory.mktemp("base"), "llama"))
-
-
-@pytest.fixture
-def data(tmp_path):
-    return write_data(tmp_path / "data")
 
 
 @pytest.fixture

@@ -1,14 +1,17 @@
 """The training list and the evaluation items."""
 
 from collections import Counter
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixtune.errors import SpecError
-from mixtune.mixing import IngredientCount, mix, select_evaluation
+from mixtune.mixing import IngredientCount, select_evaluation
+from mixtune.mixing import mix as mix_amounts
 from mixtune.records import Example, Message
+from mixtune.spec import Ingredient
 
 
 def row(task, number, group=None, split="train"):
@@ -28,6 +31,15 @@ def pool(task, size):
 
 
 POOLS = {name: pool(name, size) for name, size in [("a", 40), ("b", 17), ("c", 90), ("a-b", 25)]}
+
+
+def mix(pools, amounts, examples, run_seed, costs=None):
+    """Mix amounts that are an Ingredient, or a number of rows."""
+    full = {
+        name: one if isinstance(one, Ingredient) else Ingredient.model_construct(rows=one)
+        for name, one in amounts.items()
+    }
+    return mix_amounts(pools, full, examples, run_seed, costs)
 
 
 def ids(mixture, ingredient):
@@ -88,8 +100,8 @@ def test_two_ingredients_with_the_same_rows_get_orders_of_their_own():
 def test_counts_say_asked_available_got_distinct():
     mixture = mix(POOLS, {"a": 10, "b": None}, 54, run_seed=1)
     assert mixture.counts == {
-        "a": IngredientCount(asked=10, available=40, got=20, distinct=10),
-        "b": IngredientCount(asked=17, available=17, got=34, distinct=17),
+        "a": IngredientCount(10, 40, 20, 10, Fraction(10, 27), "repeated"),
+        "b": IngredientCount(17, 17, 34, 17, Fraction(17, 27), "repeated"),
     }
 
 
@@ -159,6 +171,150 @@ def test_every_window_stays_within_the_bound_of_even_spacing(amounts, window, se
 def test_what_cannot_be_mixed_is_refused(amounts, examples, says):
     with pytest.raises(SpecError, match=says):
         mix({**POOLS, "empty": []}, amounts, examples, run_seed=1)
+
+
+# shares, repeats, and what happens at the end of a supply
+
+
+def got(amounts, examples, costs=None):
+    """Rows that each ingredient gives."""
+    counts = mix(POOLS, amounts, examples, 1, costs).counts
+    return {name: count.got for name, count in counts.items()}
+
+
+def test_repeat_weighs_an_ingredient_by_rows_times_repeat():
+    amounts = {"a": Ingredient(rows=10, repeat=3), "b": Ingredient(rows=10), "c": 20}
+    assert got(amounts, 60) == {"a": 30, "b": 10, "c": 20}
+    assert got({"a": Ingredient(rows=10, repeat=0.5), "b": 10}, 30) == {"a": 10, "b": 20}
+
+
+def test_what_shares_leave_goes_to_the_others_by_rows_times_repeat():
+    amounts = {"a": Ingredient(share=0.2), "b": 10, "c": Ingredient(rows=15, repeat=2)}
+    assert got(amounts, 100) == {"a": 20, "b": 20, "c": 60}
+    assert got({"a": amounts["a"], "b": 10}, 100) == {"a": 20, "b": 80}
+
+
+def test_shares_alone_are_relative():
+    amounts = {"a": Ingredient(share=0.1), "b": Ingredient(share=0.3)}
+    assert got(amounts, 40) == {"a": 10, "b": 30}
+    assert got({"a": Ingredient(share=0.1)}, 40) == {"a": 40}
+    assert got({"a": Ingredient(share=1.0), "b": Ingredient(share=1.0)}, 40) == {"a": 20, "b": 20}
+
+
+def test_shares_are_exact_where_floats_are_not():
+    """0.1 + 0.2 is 0.30000000000000004 in floats, which would move a row from c to a."""
+    amounts = {"a": Ingredient(share=0.1), "b": Ingredient(share=0.2), "c": 5}
+    counts = mix(POOLS, amounts, 10, 1).counts
+    assert {name: count.share for name, count in counts.items()} == {
+        "a": Fraction(1, 10),
+        "b": Fraction(1, 5),
+        "c": Fraction(7, 10),
+    }
+    assert got(amounts, 10) == {"a": 1, "b": 2, "c": 7}
+
+
+def test_a_share_of_cost_gives_fewer_rows_of_what_costs_more():
+    costs = {"a": Fraction(30), "b": Fraction(10), "c": Fraction(5)}
+    amounts = {"a": Ingredient(share=0.5), "b": Ingredient(share=0.5)}
+    assert got(amounts, 40, costs) == {"a": 10, "b": 30}
+    # b and c keep their proportion of rows, 1 to 2, and cost 10 + 2 × 5 together.
+    mixed = {"a": Ingredient(share=0.6), "b": 10, "c": 20}
+    counts = mix(POOLS, mixed, 80, 1, costs).counts
+    assert {name: count.got for name, count in counts.items()} == {"a": 20, "b": 20, "c": 40}
+    assert counts["b"].share == counts["c"].share == Fraction(1, 5)
+
+
+def test_a_supply_that_stops_leaves_the_rest_to_the_others_in_proportion():
+    stop = Ingredient(rows=10, when_exhausted="stop")
+    mixture = mix(POOLS, {"a": stop, "b": 10, "c": 20}, 100, 1)
+    assert {name: count.got for name, count in mixture.counts.items()} == {
+        "a": 10,
+        "b": 30,
+        "c": 60,
+    }
+    assert mixture.counts["a"].exhausted == "stopped"
+    assert mixture.counts["b"].exhausted == "repeated"
+    assert len(set(ids(mixture, "a"))) == 10
+
+
+def test_one_supply_that_stops_may_end_another():
+    amounts = {
+        "a": Ingredient(rows=5, when_exhausted="stop"),
+        "b": Ingredient(rows=5, repeat=2.5, when_exhausted="stop"),
+        "c": Ingredient(rows=20),
+    }
+    assert got(amounts, 30) == {"a": 4, "b": 10, "c": 16}
+    assert got(amounts, 60) == {"a": 5, "b": 12, "c": 43}
+
+
+def test_supplies_that_cannot_fill_the_budget_are_refused():
+    stop = {name: Ingredient(rows=10, repeat=1.5, when_exhausted="stop") for name in ("a", "b")}
+    assert got(stop, 30) == {"a": 15, "b": 15}
+    with pytest.raises(SpecError, match="cannot fill the budget of 31 examples"):
+        got(stop, 31)
+
+
+def test_an_ingredient_that_may_not_repeat_is_refused_with_need_and_supply():
+    amounts = {"a": Ingredient(rows=10, when_exhausted="error"), "b": 10}
+    assert got(amounts, 20) == {"a": 10, "b": 10}
+    with pytest.raises(SpecError, match="12 examples needed, 10 there"):
+        got(amounts, 24)
+    stopping = amounts | {"b": Ingredient(rows=10, when_exhausted="stop")}
+    with pytest.raises(SpecError, match="11 examples needed, 10 there"):
+        got(stopping, 21)
+
+
+amount = st.builds(
+    lambda rows, part, policy: Ingredient.model_validate(
+        {"rows": rows, **part, "when_exhausted": policy}
+    ),
+    st.integers(1, 17),
+    st.one_of(
+        st.just({}),
+        st.fixed_dictionaries({"share": st.floats(0.01, 0.3)}),
+        st.fixed_dictionaries({"repeat": st.floats(0.1, 9)}),
+    ),
+    st.sampled_from(["stop", "repeat", "error"]),
+)
+
+
+@settings(deadline=None)
+@given(
+    amounts=st.dictionaries(st.sampled_from(sorted(POOLS)), amount, min_size=1),
+    examples=st.integers(1, 300),
+    costs=st.one_of(
+        st.none(),
+        st.fixed_dictionaries(
+            {name: st.fractions(1, 500, max_denominator=50) for name in sorted(POOLS)}
+        ),
+    ),
+)
+def test_any_amounts_fill_the_budget_exactly_with_prefixes_or_are_refused(amounts, examples, costs):
+    try:
+        mixture = mix(POOLS, amounts, examples, 1, costs)
+    except SpecError as error:
+        said = str(error)
+        assert any(w in said for w in ("no row", "cannot fill", "is exhausted"))
+        return
+    assert len(mixture.order) == examples
+    assert sum(count.share for count in mixture.counts.values()) == 1
+    for name, count in mixture.counts.items():
+        alone = ids(mix(POOLS, {name: amounts[name].rows}, 300, 1), name)
+        assert ids(mixture, name) == alone[: count.got]
+        supply = amounts[name].rows * (amounts[name].repeat or 1)
+        assert amounts[name].when_exhausted == "repeat" or count.got <= supply
+
+
+@settings(deadline=None)
+@given(
+    shares=st.dictionaries(st.sampled_from(sorted(POOLS)), st.integers(1, 9), min_size=2),
+    examples=st.integers(50, 400),
+)
+def test_shares_are_met_to_within_one_row(shares, examples):
+    total = sum(shares.values())
+    amounts = {name: Ingredient(share=part / 9) for name, part in shares.items()}
+    for name, rows in got(amounts, examples).items():
+        assert abs(rows - examples * shares[name] / total) < 1
 
 
 # which items are evaluated

@@ -3,25 +3,16 @@
 import dataclasses
 
 import pytest
-from engine_oracle import write_base
-from study_kit import base_files, record, registry, study, tasks, write_data, write_rows
+from study_kit import record, registry, study, tasks, write_data, write_rows
 
 from mixtune.derive import score_id
 from mixtune.errors import DataError, SpecError
 from mixtune.planning.corpus import load_corpus
 from mixtune.planning.plan import Planner
+from mixtune.records import MixRow
 from mixtune.tasks.base import query_of
 from mixtune.tasks.registry import Registry
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return base_files(write_base(tmp_path_factory.mktemp("base"), "llama"))
-
-
-@pytest.fixture
-def data(tmp_path):
-    return write_data(tmp_path / "data")
+from mixtune.terminal import console, plan_json, show_plan
 
 
 def plan(data, files, **changes):
@@ -143,6 +134,96 @@ class TestMix:
         whole = len(load_corpus(study(), registry(data)).pools["north"])
         assert 0 < row.dropped_overlong < whole
         assert row.rows_available + row.dropped_overlong == whole
+
+
+SHARES = {
+    "north": {"share": 0.7, "unit": "tokens"},
+    "south": {"rows": 20},
+}
+
+
+def cells(plan):
+    return {run.name: run for run in plan.runs if run.kind == "trained"}
+
+
+class TestAmounts:
+    def test_shares_of_tokens_are_met_to_within_a_row(self, data, files):
+        """South's prompts are made three times as long: rows alone would not give the share."""
+        rows = [record("south", "train", i) for i in range(60)]
+        for row in rows:
+            row["text"] *= 3
+        write_rows(data, "south", "train", rows)
+        budget = {"steps": 20, "examples_per_step": 4}
+        made = plan(data, files, ingredients=SHARES, budget=budget)
+        north, south = cells(made)["north+south"].mix
+        assert (north.unit, north.share_asked, south.share_asked) == ("tokens", 0.7, 0.3)
+        assert north.share_got == pytest.approx(0.7, abs=0.01)
+        assert north.share_got == north.tokens / (north.tokens + south.tokens)
+        assert north.rows_got + south.rows_got == 80
+        assert north.rows_got / 80 > 0.8
+        alone = cells(made)["north"].mix[0]
+        assert (alone.share_asked, alone.share_got, alone.rows_got) == (1.0, 1.0, 80)
+
+    def test_every_seed_gets_the_same_mix(self, data, files):
+        made = plan(data, files, ingredients=SHARES, seeds=[1, 2, 3])
+        got = {tuple(row.rows_got for row in run.mix) for run in made.runs if len(run.mix) == 2}
+        assert len(got) == 1
+
+    def test_supervised_tokens_are_another_measure(self, data, files):
+        shares = {"north": {"share": 0.5, "unit": "supervised_tokens"}, "south": {"share": 0.5}}
+        north, south = cells(plan(data, files, ingredients=shares))["north+south"].mix
+        total = north.supervised_tokens + south.supervised_tokens
+        assert north.unit == "supervised_tokens"
+        assert north.share_got == north.supervised_tokens / total
+
+    def test_shares_of_rows_need_no_tokenizer(self, data):
+        shares = {"north": {"share": 0.25}, "south": {"rows": 20, "repeat": 2}}
+        north, south = cells(plan(data, None, ingredients=shares))["north+south"].mix
+        assert (north.rows_got, south.rows_got) == (3, 9)
+        assert (north.unit, north.share_asked, north.share_got) == ("rows", 0.25, 0.25)
+
+    def test_shares_of_tokens_without_a_tokenizer_are_open(self, data, capsys):
+        planner = Planner(study(ingredients=SHARES), registry(data), None)
+        made = planner.plan()
+        for run in cells(made).values():
+            assert (run.system, run.mix, run.tokens) == ("", (), 0)
+        show_plan(console(), made, planner)
+        assert "shares of tokens need the base model's tokenizer" in capsys.readouterr().out
+
+    def test_a_plan_shows_asked_against_got(self, data, files, capsys):
+        stop = {"north": {"rows": 2, "when_exhausted": "stop"}, "south": {"rows": 4}}
+        planner = Planner(study(ingredients=stop, design=["all"]), registry(data), files)
+        made = planner.plan()
+        north, south = cells(made)["north+south"].mix
+        assert (north.rows_got, north.exhausted) == (2, "stopped")
+        assert (south.rows_got, south.exhausted) == (10, "repeated")
+        assert (north.share_asked, north.share_got) == (1 / 3, 1 / 6)
+        show_plan(console(), made, planner)
+        text = " ".join(capsys.readouterr().out.split())
+        for piece in ("north:2", "south:10 (×2.5)", "north 33.3% → 16.7%, used up", "stop"):
+            assert piece in text
+        assert plan_json(made)["runs"][-1]["mix"][0]["share_asked"] == 1 / 3
+
+    def test_supplies_that_cannot_fill_the_budget_are_refused(self, data, files):
+        stop = {name: {"rows": 2, "when_exhausted": "stop"} for name in ("north", "south")}
+        with pytest.raises(SpecError, match="cannot fill the budget of 12 examples"):
+            plan(data, files, ingredients=stop)
+        error = {"north": {"rows": 2, "when_exhausted": "error"}}
+        with pytest.raises(SpecError, match="12 examples needed, 2 there"):
+            plan(data, files, ingredients=error, design=["singles"])
+
+    def test_a_way_of_giving_an_amount_that_is_the_default_changes_no_id(self, data, files):
+        plain = trained(plan(data, files))
+        same = {name: {"rows": 20, "when_exhausted": "repeat"} for name in ("north", "south")}
+        other = {name: {"rows": 20, "repeat": 2} for name in ("north", "south")}
+        assert trained(plan(data, files, ingredients=same)) == plain
+        assert not set(trained(plan(data, files, ingredients=other)).values()) & set(plain.values())
+
+    def test_runs_of_before_there_were_shares_are_still_read(self):
+        names = "ingredient rows_asked rows_available rows_got rows_distinct repeats"
+        names += " supervised_tokens tokens dropped_overlong dropped_leaked"
+        old = MixRow(**dict.fromkeys(names.split(), 1))
+        assert (old.unit, old.share_asked, old.share_got, old.exhausted) == ("rows", None, None, "")
 
 
 class TestCorpus:

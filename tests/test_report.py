@@ -1,131 +1,66 @@
 """The page: its numbers are the inputs, everything is escaped, nothing is loaded."""
 
-import csv
-import io
 import re
+from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
+from html import unescape
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pytest
+from report_kit import (
+    LENGTHS,
+    NASTY,
+    TASKS,
+    big_page,
+    estimate,
+    nasty_page,
+    on_test,
+    page_of,
+)
 
-from mixtune.records import Estimate, MixRow, Result, TrainStep
 from mixtune.report import figures
-from mixtune.report.inputs import DataRow, ReportInput, RunRow
-from mixtune.report.page import ends, number, percent, render, signed
-from mixtune.spec import dump_study, parse_study
-
-TASKS = {"toy-sentiment": "Sentiment of headlines", "toy-topic": "Topic"}
-COCKTAILS = ("toy-sentiment", "toy-topic", "toy-sentiment+toy-topic")
-VALUES = {
-    ("toy-sentiment", "toy-sentiment"): 0.8123,
-    ("toy-sentiment", "toy-topic"): 0.3311,
-    ("toy-topic", "toy-sentiment"): 0.4044,
-    ("toy-topic", "toy-topic"): 0.7055,
-    ("toy-sentiment+toy-topic", "toy-sentiment"): 0.8666,
-    ("toy-sentiment+toy-topic", "toy-topic"): 0.6877,
-}
-"""(cocktail, task) → accuracy of every seed."""
-
-
-def result(cocktail, task, value, seed=1, split="validation", form="strict"):
-    return Result(
-        system=f"{cocktail}-{seed}", cocktail=cocktail, seed=seed, task=task, split=split,
-        form=form, metric="accuracy", value=value, low=value - 0.051, high=value + 0.047, n=150,
-        clusters=150, unparsed=0.0, chance=1 / 3, majority=0.4111, floor=0.4111, method="Wilson",
-    )  # fmt: skip
-
-
-def on_test(**changes):
-    """The page of the test split: the same numbers, read there."""
-    page = page_of()
-    moved = {
-        name: [replace(row, split="test") for row in getattr(page, name)]
-        for name in ("results", "means", "differences")
-    }
-    return replace(page, **{"split": "test", **moved, **changes})
+from mixtune.report.inputs import DataRow
+from mixtune.report.page import CUTS, LARGEST, page_files, render
+from mixtune.report.wording import ends, number, signed
 
 
 def answer_of(page):
     return text_of(section(render(page), "answer"))
 
 
-def estimate(quantity, cocktail, task, value, reference="", half=0.0313):
-    return Estimate(
-        quantity=quantity, subject=cocktail, reference=reference, target=task, split="validation",
-        form="strict", metric="accuracy", value=value, low=value - half, high=value + half, n=150,
-        clusters=150, seeds=1, method=f"bootstrap for {quantity}, given this run", seed=0,
-    )  # fmt: skip
-
-
-def page_of(**changes):
-    study = parse_study(
-        {
-            "name": "toy",
-            "model": "smollm2-135m",
-            "tasks": list(TASKS),
-            "ingredients": list(TASKS),
-        }
-    )
-    rows = [result("majority", t, 0.4111, None) for t in TASKS]
-    rows += [result("base", t, 0.3777, None) for t in TASKS]
-    rows += [result(c, t, v) for (c, t), v in VALUES.items()]
-    gaps = [
-        estimate("difference-to-single", c, t, v - VALUES[t, t], t)
-        for (c, t), v in VALUES.items()
-        if c != t
-    ]
-    runs = [
-        RunRow(f"id{i}", f"{c}-1", c, 1, "done", None, 1, 61.5 + i, f"cells/id{i}-{i}")
-        for i, c in enumerate(COCKTAILS)
-    ]
-    steps = [TrainStep(s, 3.0 / s, 1e-3, 1.0, 16, 40, 900, 0.5) for s in range(1, 101)]
-    mix = MixRow("toy-topic", 400, 390, 380, 190, 2.0, 12345, 67890, 3, 7)
-    page = ReportInput(
-        study=study,
-        resolved_yaml=dump_study(study),
-        model_note="4-bit source",
-        synthetic=True,
-        split="validation",
-        results=rows,
-        means=[estimate("mean", c, t, v) for (c, t), v in VALUES.items()],
-        differences=gaps,
-        mixes=[(runs[2].id, mix)],
-        runs=runs,
-        curves={run.id: steps for run in runs},
-        created="2025-01-31 12:00 UTC",
-        tasks=TASKS,
-        version="0.1.0",
-        test_reads=4,
-        main_forms=dict.fromkeys(TASKS, "strict"),
-    )
-    return replace(page, **changes)
-
-
 def section(html, name):
-    return re.search(rf'<section id="{name}">(.*?)</section>', html, re.DOTALL)[1]
+    return re.search(rf'<section id="{name}"[^>]*>(.*?)</section>', html, re.DOTALL)[1]
 
 
 def text_of(html):
-    return " ".join(re.sub(r"<[^>]+>", " ", html.replace("<wbr>", "")).split())
+    """What stands on the page outside its figures; every white space is one blank."""
+    html = re.sub(r"<svg.*?</svg>", " ", html.replace("<wbr>", ""), flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
 
 
 def test_every_cell_shows_its_value_and_its_difference():
     page = page_of()
     matrix = text_of(section(render(page), "matrix"))
     for mean in page.means:
-        assert f"{number(mean.value)} {ends(mean.low, mean.high)}" in matrix
+        assert text_of(f"{number(mean.value)} {ends(mean.low, mean.high)}") in matrix
     for gap in page.differences:
-        assert f"{signed(gap.value)} {ends(gap.low, gap.high, True)}" in matrix
+        assert text_of(f"{signed(gap.value)} {ends(gap.low, gap.high, True)}") in matrix
     assert matrix.count("the single task itself") == 2
     assert matrix.count("given this run") >= 6
 
 
 def test_the_first_sentence_is_the_answer():
     answer = text_of(section(render(page_of()), "answer"))
-    assert "Sentiment of headlines : best is toy-sentiment+toy-topic , accuracy 0.867" in answer
+    assert "Sentiment of headlines ▲ better than the single best is" in answer
+    assert "best is toy-sentiment+toy-topic 0.867 accuracy [0.835, 0.898]" in answer
     assert "Against toy-sentiment alone at the same steps: +0.054 [+0.023, +0.086]" in answer
     assert "given this run; its 95 % interval lies above 0" in answer
-    assert "Topic : best is toy-topic" in answer
+    assert "Topic the single task itself best is toy-topic 0.706 accuracy" in answer
+    assert answer.startswith(
+        "On 1 of 2 tasks a cocktail is clearly better than the single task; on 1 "
+    )
     assert "No cocktail did better than the single task; next is toy-sentiment+toy-topic" in answer
     assert "exploratory: the best was picked and is read on the same data (validation)" in answer
 
@@ -134,8 +69,8 @@ def test_a_cell_chosen_on_validation_is_the_one_that_test_shows():
     chosen = {"toy-sentiment": "toy-topic", "toy-topic": "toy-topic"}
     html = render(on_test(chosen=chosen))
     answer = text_of(section(html, "answer"))
-    assert "Sentiment of headlines : best is toy-topic , accuracy 0.404" not in answer
-    assert "Sentiment of headlines : chosen on validation: toy-topic , accuracy 0.404" in answer
+    assert "best is" not in answer
+    assert "worse than the single chosen on validation: toy-topic 0.404 accuracy" in answer
     assert "a confirmed claim needs fresh seeds" in answer
     assert "NOT CONFIRMED" in html and "EXPLORATORY" not in html
 
@@ -145,14 +80,14 @@ def test_nothing_on_a_test_page_was_picked_on_test():
     chosen = {"toy-sentiment": "toy-sentiment", "toy-topic": "toy-topic"}
     answer = answer_of(on_test(chosen=chosen))
     assert answer.count("This is the single task itself.") == 2
-    assert "+" not in answer.split("These sentences")[0] and "next is" not in answer
+    assert "+toy" not in answer and "next is" not in answer
     assert all(a.runner_up is None for a in figures.answers(on_test(chosen=chosen)))
 
 
 def test_what_has_no_test_scores_is_not_replaced_by_the_best_on_test():
     answer = answer_of(on_test(chosen={"toy-sentiment": "toy-maths+toy-topic"}))
     assert "chosen on validation: toy-maths+toy-topic , no test scores yet." in answer
-    assert "Topic : nothing was chosen on validation." in answer
+    assert "Topic nothing was chosen on validation." in answer
     assert "best is" not in answer and "0.867" not in answer and "0.706" not in answer
     nothing = answer_of(on_test())
     assert "best is" in nothing and "picked and is read on the same data (test)" in nothing
@@ -170,7 +105,7 @@ def test_the_first_sentence_is_read_in_the_form_that_was_chosen_in():
     }
     both = replace(page, **moved, main_forms=dict.fromkeys(TASKS, "constrained"))
     assert {a.cell.form for a in figures.answers(both)} == {"constrained"}
-    assert "Sentiment of headlines : best is toy-topic , accuracy 0.596" in answer_of(both)
+    assert "best is toy-topic 0.596 accuracy" in answer_of(both)
     html = section(render(both), "matrix")
     assert html.index("<h3>constrained") < html.index("<h3>strict")
     mixed = figures.answers(replace(both, main_forms={**both.main_forms, "toy-topic": "strict"}))
@@ -215,6 +150,15 @@ def test_only_the_split_asked_for_is_shown():
     both = replace(page, means=[*other, *page.means], results=[*rows, *page.results])
     assert "0.988" not in render(both)
     assert render(both) == render(page)
+
+
+def test_a_gain_at_the_floor_is_not_called_a_clear_one():
+    page = page_of()
+    high = [replace(r, floor=0.86) for r in page.results]
+    answer = answer_of(replace(page, results=high))
+    assert answer.startswith("On none of 2 tasks is a cocktail clearly better")
+    assert "on 1 a cocktail is better but not above the floor" in answer
+    assert "better than the single, not above the floor best is toy-sentiment+toy-topic" in answer
 
 
 def test_synthetic_studies_say_so():
@@ -288,7 +232,23 @@ def test_unread_answers_are_counted_apart():
 
 def test_data_counts_are_the_runs_own():
     shown = text_of(section(render(page_of()), "data"))
-    assert "toy-sentiment+toy-topic 1 toy-topic 400 390 380 190 2.00 12345 67890 3 7" in shown
+    assert (
+        "toy-sentiment+toy-topic 1 toy-topic 400 390 380 – – rows 190 2.00 12345 67890 3 7" in shown
+    )
+
+
+def test_what_was_asked_as_a_share_stands_beside_what_was_got():
+    page = page_of()
+    run, mix = page.mixes[0]
+    mix = replace(mix, unit="tokens", share_asked=0.25, share_got=0.2411)
+    shown = text_of(section(render(replace(page, mixes=[(run, mix)])), "data"))
+    assert "380 25.0 % 24.1 % tokens 190" in shown
+
+
+def test_tokens_per_row_are_drawn_where_they_are_known():
+    html = section(render(page_of(lengths=[LENGTHS])), "data")
+    assert "Tokens per row of each ingredient" in html and ">58<" in html and ">4.4 %<" in html
+    assert "Tokens per row of each ingredient" not in section(render(page_of()), "data")
 
 
 def test_what_was_read_and_taken_out_is_shown():
@@ -322,17 +282,14 @@ def test_every_run_is_listed_and_failures_keep_their_error():
     for run in page.runs:
         assert run.id in section(html, "runs")
     assert "out of memory\n  at step 12" in section(html, "failures")
-    assert "2 of 3 runs are done, 1 failed" in text_of(section(html, "answer"))
+    assert "2 of 3 runs are done, 1 failed" in text_of(html[: html.index("<nav")])
     assert "No run failed" in section(render(page), "failures")
-
-
-NASTY = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&{{ 7 * 7 }}"
 
 
 class Tags(HTMLParser):
     """Collects tags and attributes of a page; complains about a tag that is never closed."""
 
-    VOID = frozenset({"meta", "br", "line", "circle", "wbr"})
+    VOID = frozenset({"meta", "br", "wbr", "input"})
 
     def __init__(self):
         super().__init__()
@@ -346,6 +303,7 @@ class Tags(HTMLParser):
 
     def handle_startendtag(self, tag, attrs):
         self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -358,85 +316,94 @@ def parsed(html):
     return tags
 
 
-def nasty_page():
-    page = page_of()
-    runs = [
-        RunRow(NASTY, NASTY, NASTY, 1, NASTY, NASTY, 1, None, NASTY),
-        replace(page.runs[0], state="failed", error=NASTY),
-    ]
-    means = [replace(page.means[0], subject=NASTY, method=NASTY), *page.means]
-    rows = [replace(page.results[2], cocktail=NASTY, unparsed=0.5), *page.results]
-    return replace(
-        page,
-        runs=runs,
-        means=means,
-        results=rows,
-        mixes=[(NASTY, replace(page.mixes[0][1], ingredient=NASTY))],
-        curves={NASTY: page.curves["id0"]},
-        model_note=NASTY,
-        resolved_yaml=NASTY,
-        created=NASTY,
-        data=[DataRow(NASTY, NASTY, NASTY, 1, 1, NASTY, 1, 1)],
-        version=NASTY,
-        tasks={**TASKS, "toy-topic": NASTY},
-    )
-
-
 def test_text_is_escaped_everywhere():
     html = render(nasty_page())
     assert NASTY not in html and "alert(1)</" not in html
+    assert "\x1b" not in html and "\u202e" not in html
     tags = parsed(html)
-    assert "script" not in tags.tags and "img" not in tags.tags
+    assert tags.tags.count("script") == 1 and "img" not in tags.tags
     assert not [a for a in tags.attributes if a[1].startswith("on")]
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 10
     assert "{{ 7 * 7 }}" in html  # names are data, never templates
     assert parsed(render(page_of())).tags.count("section") == html.count("<section ")
 
 
+def test_names_of_ten_thousand_characters_are_cut():
+    """The start stays, with more of it as a tooltip; the page stays small."""
+    long = "long" * 2500
+    page = page_of()
+    moved = {
+        "means": [replace(m, subject=long) for m in page.means[:1]],
+        "runs": [replace(page.runs[0], cocktail=long, error="e" * 10_000, folder=long)],
+        "tasks": {**TASKS, "toy-topic": long},
+        "resolved_yaml": "y" * 1_000_000,
+        "lengths": [replace(LENGTHS, ingredient=long)],
+    }
+    html = render(replace(page, **moved))
+    assert long not in html and "y" * 10_000 not in html and "e" * 5000 not in html
+    assert f'<span title="{long[:299]}…">{long[:79]}…</span>' in html
+    assert len(html.encode()) < 150_000
+
+
 def test_nothing_is_loaded_from_elsewhere():
-    html = render(page_of())
-    assert "http://" not in html and "https://" not in html
+    html = render(page_of(lengths=[LENGTHS]))
+    outside = html.replace("http://www.w3.org/2000/svg", "")  # a name, in the copies of figures
+    assert "http:" not in outside and "https:" not in outside
     loads = {"src", "srcset", "data", "action", "poster", "background"}
     tags = parsed(html)
     assert not [a for a in tags.attributes if a[1] in loads]
-    assert {value for _, name, value in tags.attributes if name == "href"} <= {"#failures"}
-    assert not {"link", "script", "iframe", "object", "embed", "base"} & set(tags.tags)
-    assert "url(" not in html and "@import" not in html
-    assert "default-src 'none'" in html
+    places = {value for _, name, value in tags.attributes if name == "href"}
+    assert all(place.startswith(("#", "data:text/csv", "data:image/svg+xml")) for place in places)
+    assert not {"link", "iframe", "object", "embed", "base"} & set(tags.tags)
+    assert "@import" not in html and set(re.findall(r"url\((.)", html)) <= {"#", "%"}
+
+
+def test_the_policy_lets_only_the_pages_own_script_run():
+    html = render(page_of())
+    script = re.search(r"<script>(.*)</script>", html, re.DOTALL)[1]
+    named = b64encode(sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in html and f"script-src 'sha256-{named}'" in html
+    assert len(script.encode()) < 6000 and "innerHTML" not in script
+
+
+def test_a_link_to_a_copy_holds_the_whole_of_it():
+    page = page_of()
+    copies = re.findall(r'download="curve-1[^"]*csv"', render(page))
+    link = re.search(r'href="data:text/csv[^,]*,([^"]*)" download="curve-1', render(page))[1]
+    assert len(copies) == 1 and len(unquote(link).splitlines()) == 1 + 100
+
+
+def test_links_within_the_page_lead_somewhere():
+    html = render(page_of())
+    for name in re.findall(r'href="#([a-z]+)"', html):
+        assert f'id="{name}"' in html
 
 
 def test_light_dark_and_narrow_screens_are_provided_for():
     html = render(page_of())
-    assert "prefers-color-scheme: dark" in html and "width=device-width" in html
+    assert "light-dark(" in html and "width=device-width" in html
+    assert "prefers-reduced-motion" in html and "@media print" in html
     assert html.count("<table") == html.count('<div class="wide')
 
 
 def test_a_large_study_stays_under_a_megabyte():
-    page = page_of()
-    tasks = {f"task-{t}": f"Task number {t}" for t in range(9)}
-    cocktails = [f"cocktail-{c}-of-some-length" for c in range(46)]
-    runs = [
-        RunRow(f"{c}/{s}", f"{c}/{s}", c, s, "done", None, 1, 100.0, f"cells/{c}-{s}")
-        for c in cocktails
-        for s in range(3)
-    ]
-    big = replace(
-        page,
-        tasks=tasks,
-        main_forms=dict.fromkeys(tasks, "strict"),
-        runs=runs,
-        results=[result(r.cocktail, t, 0.7, r.seed) for r in runs for t in tasks],
-        means=[estimate("mean", c, t, 0.7) for c in cocktails for t in tasks],
-        differences=[
-            estimate(quantity, c, t, 0.01, "task-0")
-            for quantity in ("difference-to-single", "difference-to-base")
-            for c in cocktails
-            for t in tasks
-        ],
-        mixes=[(r.id, page.mixes[0][1]) for r in runs for _ in range(4)],
-        curves={r.id: page.curves["id0"] for r in runs},
-    )
-    assert len(render(big).encode()) < 1_000_000
+    page = big_page()
+    html = render(page)
+    assert len(html.encode()) <= LARGEST
+    assert CUTS[0][1] in html and "Left out of this page" in html
+    beside = page_files(page)
+    places = set(re.findall(r'href="validation/([^"]+)"', html))
+    assert places and places <= set(beside)
+    assert len(section(html, "tasks").split("<figure")) == 1 + 9
+    assert "Left out of this page" not in render(page_of())
+
+
+def test_a_study_that_is_far_too_large_still_has_a_page():
+    page = big_page(120, 2)
+    html = render(page)
+    assert len(html.encode()) <= LARGEST
+    best = {a.cell.cocktail for a in figures.answers(page)}
+    assert all(name.replace("+", "+<wbr>") in section(html, "answer") for name in best)
 
 
 def test_a_study_without_a_single_score_has_a_page():
@@ -448,52 +415,3 @@ def test_a_study_without_a_single_score_has_a_page():
 
 def test_the_same_input_gives_the_same_page():
     assert render(page_of()) == render(page_of())
-
-
-# figures
-
-
-def test_each_figure_has_a_csv_with_exact_numbers():
-    page = page_of()
-    written = figures.csv_files(page)
-    assert set(written) == {"matrix.csv", "floors.csv", "curves.csv", "counts.csv", "results.csv"}
-    matrix = csv.DictReader(io.StringIO(written["matrix.csv"]))
-    rows = {(r["cocktail"], r["task"]): r for r in matrix}
-    for mean in page.means:
-        assert float(rows[mean.subject, mean.target]["value"]) == mean.value
-    for gap in page.differences:
-        row = rows[gap.subject, gap.target]
-        assert (float(row["difference"]), float(row["low"])) == (gap.value, gap.low)
-    assert rows["toy-topic", "toy-topic"]["difference"] == ""
-    assert len(written["curves.csv"].splitlines()) == 1 + 300
-
-
-def test_curves_are_thinned_by_averaging():
-    points = [figures.CurvePoint("r", "c", 1, s, float(s), 0.1, 1.0) for s in range(1, 101)]
-    line = figures.thinned(points, 50)
-    assert line[0] == (1.5, 1.5) and line[-1] == (99.5, 99.5) and len(line) == 50
-    assert figures.thinned(points, 100) == [(float(s), float(s)) for s in range(1, 101)]
-
-
-def test_ties_for_the_best_go_to_the_first_by_name():
-    page = page_of()
-    tied = replace(page, means=[replace(m, value=0.5) for m in page.means])
-    assert {a.cell.cocktail for a in figures.answers(tied)} == {"toy-sentiment"}
-    assert {a.runner_up.cocktail for a in figures.answers(tied)} == {"toy-sentiment+toy-topic"}
-
-
-@pytest.mark.parametrize(
-    ("shown", "wanted"),
-    [
-        (number(None), "–"),
-        (number(0.12345), "0.123"),
-        (signed(-0.0214), "−0.021"),
-        (signed(0.0214), "+0.021"),
-        (percent(0.0), "0.0 %"),
-        (percent(0.0004), "<0.1 %"),
-        (ends(None, None), "too few"),
-        (ends(-0.1, 0.2, True), "[−0.100, +0.200]"),
-    ],
-)
-def test_how_numbers_are_written(shown, wanted):
-    assert shown == wanted

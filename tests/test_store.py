@@ -124,11 +124,16 @@ def test_the_state_can_be_read_after_a_kill_inside_a_transaction(store):
 
 
 def test_what_a_killed_process_was_writing_is_swept_away(store):
-    left = store.folder / "cells" / "aaaa-fpb" / ".train.parquet.4711"
-    left.parent.mkdir(parents=True)
+    cell = store.folder / "cells" / "aaaa-fpb"
+    left = cell / ".train.parquet.4711.mixtune-part"
+    folder = cell / ".adapter.4711.mixtune-part"
+    folder.mkdir(parents=True)
+    (folder / "half").write_bytes(b"half")
     left.write_bytes(b"half")
+    own = cell / ".notes.v1.2"
+    own.write_bytes(b"not ours")
     store.recover()
-    assert not left.exists()
+    assert [path.name for path in cell.iterdir()] == [own.name]
 
 
 def test_a_change_that_alters_an_id_is_refused_with_the_difference(store):

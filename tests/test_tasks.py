@@ -9,9 +9,10 @@ import yaml
 from mixtune.errors import DataError, SpecError
 from mixtune.identity import unit_interval
 from mixtune.records import Message
-from mixtune.tasks import sources
-from mixtune.tasks.base import chance, fingerprint, loose_text, parse_task, query_of
+from mixtune.tasks import files
+from mixtune.tasks.base import chance, fingerprint, loose_text, query_of
 from mixtune.tasks.registry import Registry
+from mixtune.tasks.task_file import parse_task
 
 REAL = ("fpb", "twitter-sentiment", "headline", "alpaca", "gsm8k")
 
@@ -316,7 +317,7 @@ class TestLocalSource:
     )
     def test_a_bad_file_is_refused(self, registry, tmp_path, monkeypatch, body, words):
         if words[-1] == "line is too long":
-            monkeypatch.setattr(sources, "LONGEST_LINE", 100)
+            monkeypatch.setattr(files, "LONGEST_LINE", 100)
         write(tmp_path / "data" / "tone", "train", []).write_bytes(body)
         with pytest.raises(DataError) as caught:
             registry().examples("tone", "train", 0.1)
@@ -324,19 +325,19 @@ class TestLocalSource:
             assert word in str(caught.value)
 
     def test_ten_megabytes_is_the_limit(self):
-        assert sources.LONGEST_LINE == 10_000_000
+        assert files.LONGEST_LINE == 10_000_000
 
     def test_a_byte_order_mark_is_no_fault(self, tmp_path):
         path = tmp_path / "x.jsonl"
         path.write_bytes(b'\xef\xbb\xbf{"id": "a"}\n\n')
-        assert [row.record for row in sources.read_jsonl(path)] == [{"id": "a"}]
+        assert [row.record for row in files.read_rows(path)] == [{"id": "a"}]
 
     @pytest.mark.parametrize("cut", [slice(0, -9), slice(3, None)])
     def test_a_broken_gzip_is_refused(self, tmp_path, cut):
         path = write(tmp_path, "train", [record(n) for n in range(50)], "train.jsonl.gz")
         path.write_bytes(path.read_bytes()[cut])
         with pytest.raises(DataError, match="cannot read the file"):
-            list(sources.read_jsonl(path))
+            list(files.read_rows(path))
 
     def test_repeated_ids_are_refused_with_both_lines(self, registry, tmp_path):
         write(tmp_path / "data" / "tone", "train", [record(1), record(2), record(1)])
@@ -412,7 +413,7 @@ class TestRegistry:
             registry(changed(TONE, **keys))
 
     def test_a_task_file_that_is_not_there(self, tmp_path):
-        with pytest.raises(DataError, match="cannot read the task file"):
+        with pytest.raises(DataError, match="cannot read the file"):
             Registry.builtin().with_files([tmp_path / "no.yaml"])
 
     def test_validation_is_carved_by_group(self, registry, tmp_path):

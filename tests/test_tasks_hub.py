@@ -89,6 +89,16 @@ class TestHubSource:
         with pytest.raises(DataError, match=r"no field 'sentence'(.|\n)*'sentense'"):
             Registry.builtin().examples("fpb", "train", 0.1)
 
+    def test_conversations_of_a_set_that_another_trainer_names(self, hub, tmp_path):
+        turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+        fake = hub({"half": [{"conversations": turns}] * 30})
+        entry = {"hf_hub_url": "some/set", "split": "half", "formatting": "sharegpt"}
+        path = tmp_path / "dataset_info.json"
+        path.write_text(json.dumps({"talk": entry}), encoding="utf-8")
+        (example, *_) = Registry.open([str(path)]).examples("talk", "train", 1e-9)
+        assert (example.id, example.target) == ("train-0/1", "b")
+        assert fake.calls[0][0] == "some/set"
+
     @pytest.mark.parametrize("error", [ConnectionError("offline"), ValueError("no such config")])
     def test_no_hub_says_what_to_do(self, hub, error):
         hub(error)

@@ -10,7 +10,7 @@ import pytest
 from mixtune.errors import SpecError
 from mixtune.identity import digest
 from mixtune.leakage import find_leaked, loose
-from mixtune.tasks.base import parse_task
+from mixtune.tasks.task_file import parse_task
 from mixtune.tasks.toy import (
     RELATIONS,
     SIZES,

@@ -5,28 +5,19 @@ shown.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import pyarrow as pa
-
-from mixtune.analysis.panel import Scored
-from mixtune.analysis.resample import DRAWS
-from mixtune.analysis.results import BASE, Measured, SystemInfo, estimate, measure
+from mixtune.analysis.results import BASE, Measured, estimate
 from mixtune.errors import DataError
 from mixtune.metrics import METRICS
-from mixtune.records import Estimate, Result, Score
+from mixtune.records import Estimate, Result
 
 TO_SINGLE = "difference-to-single"
 TO_BASE = "difference-to-base"
+DIFFERENCE = "difference"
 
 
-def differences(
-    scores: Sequence[Score] | pa.Table,
-    systems: Sequence[SystemInfo],
-    tasks: Mapping[str, Scored],
-    seed: int = 0,
-    draws: int = DRAWS,
-) -> list[Estimate]:
+def differences(found: Sequence[Measured]) -> list[Estimate]:
     """Every cocktail minus the single-task cocktail of the target, and minus the untuned base.
 
     Paired by item and by cluster, averaged over the seeds that both sides have; under equal steps
@@ -35,11 +26,26 @@ def differences(
     include a base. A pair without a shared seed gives no row.
 
     Raises:
-        DataError: as `results.measure`; two systems of one cocktail and seed.
+        DataError: two systems of one cocktail and seed.
+    """
+    return [row for measured in found for row in _to_single(measured) + _to_base(measured)]
+
+
+def compare(found: Sequence[Measured], subject: str, reference: str) -> list[Estimate]:
+    """One cocktail or fixed system minus another, by name, on every panel that has both.
+
+    Two trained cocktails are compared on the seeds that both have; a fixed system (base, majority,
+    one that was brought in) is held against every seed of the other.
     """
     rows = []
-    for measured in measure(scores, systems, tasks, seed, draws):
-        rows += _to_single(measured) + _to_base(measured)
+    for measured in found:
+        sides = [measured.named(name) for name in (subject, reference)]
+        if all(None not in side for side in sides):
+            shared = sides[0].keys() & sides[1].keys()
+            sides = [{s: side[s] for s in shared} for side in sides]
+        if all(sides):
+            one, other = ([side[s] for s in sorted(side, key=str)] for side in sides)
+            rows.append(_difference(measured, (DIFFERENCE, subject, reference), one, other))
     return rows
 
 

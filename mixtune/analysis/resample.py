@@ -25,10 +25,10 @@ never gives a narrower interval than none. No interval here is Wald's.
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from mixtune.metrics import FloatArray
 
@@ -198,7 +198,7 @@ def _t(arms: list[Arm], value: float, clusters: int) -> Interval:
     if variance == 0:
         return Interval(value, value, "")
     df = variance**2 / sum(part**2 / df for part, df in parts)
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, df)) * variance**0.5
+    half = float(_special().stdtrit(df, 0.5 + LEVEL / 2)) * variance**0.5
     method = f"t, {df:.0f} df: item variance plus between-run variance pooled over cells"
     return Interval(value - half, value + half, method)
 
@@ -221,8 +221,8 @@ def _percentiles(draws: NDArray[np.float64], clusters: int, method: str) -> Inte
 
     Source: Hesterberg 2015, "What teachers should know about the bootstrap", section 5.
     """
-    t = float(stats.t.ppf(0.5 + LEVEL / 2, clusters - 1))
-    tail = float(stats.norm.cdf(-t * (clusters / (clusters - 1)) ** 0.5))
+    t = float(_special().stdtrit(clusters - 1, 0.5 + LEVEL / 2))
+    tail = float(_special().ndtr(-t * (clusters / (clusters - 1)) ** 0.5))
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(float(low), float(high), method)
 
@@ -234,9 +234,17 @@ def _within(found: Interval, floor: float, ceiling: float) -> Interval:
     return Interval(max(found.low, floor), min(found.high, ceiling), found.method)
 
 
+def _special() -> ModuleType:
+    """SciPy's distributions, imported when first needed: every command would wait for them."""
+    from scipy import special
+
+    found: ModuleType = special
+    return found
+
+
 def wilson(right: int, n: int) -> tuple[float, float]:
     """Wilson's score interval of a share; right ≤ n, n > 0 (Wilson 1927)."""
-    z = float(stats.norm.ppf(0.5 + LEVEL / 2))
+    z = float(_special().ndtri(0.5 + LEVEL / 2))
     centre = (right + z**2 / 2) / (n + z**2)
     half = z * (right * (n - right) / n + z**2 / 4) ** 0.5 / (n + z**2)
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -73,6 +73,14 @@ class Measured:
             found[info.cocktail][info.seed] = system
         return {name: dict(sorted(by_seed.items())) for name, by_seed in found.items()}
 
+    def named(self, cocktail: str) -> dict[int | None, str]:
+        """Seed → system of a cocktail, or None → a fixed system; empty where it has no scores."""
+        return {
+            self.infos[system].seed: system
+            for system in self.values
+            if self.infos[system].cocktail == cocktail
+        }
+
     def arm(self, systems: Sequence[str]) -> Arm:
         """The arm of systems of one cocktail, or of one fixed system."""
         info = self.infos[systems[0]]
@@ -163,30 +171,21 @@ def measure(
     return measured
 
 
-def results(
-    scores: Sequence[Score] | pa.Table,
-    systems: Sequence[SystemInfo],
-    tasks: Mapping[str, Scored],
-    seed: int = 0,
-    draws: int = DRAWS,
-) -> list[Result]:
-    """One row per task × split × form × metric × system, systems in the order given.
+def results(found: Sequence[Measured]) -> list[Result]:
+    """One row per task × split × form × metric × system, systems in the order measured.
 
     `unparsed` is the share of answers without a readable value (unparsed, cut off or refused);
     `majority` the value of the system whose cocktail is "majority" (None without one); `floor` the
     larger of it and chance. Without a majority system there is no floor: chance alone would be too
-    low a one. `seed` seeds the resampling.
-
-    Raises:
-        DataError: as `measure`.
+    low a one.
     """
     rows = []
-    for measured in measure(scores, systems, tasks, seed, draws):
+    for measured in found:
         chance, majority = _floors(measured)
         panel = measured.panel
         for system, value in measured.values.items():
             info = measured.infos[system]
-            found = measured.interval([system], [], system)
+            ends = measured.interval([system], [], system)
             rows.append(
                 Result(
                     system=system,
@@ -197,15 +196,15 @@ def results(
                     form=panel.form,
                     metric=measured.metric.name,
                     value=value,
-                    low=found.low,
-                    high=found.high,
+                    low=ends.low,
+                    high=ends.high,
                     n=panel.n,
                     clusters=panel.clusters,
                     unparsed=panel.unread[system],
                     chance=chance,
                     majority=majority,
                     floor=None if majority is None else max(majority, chance or 0.0),
-                    method=found.method,
+                    method=ends.method,
                 )
             )
     return rows
@@ -222,24 +221,18 @@ def _floors(measured: Measured) -> tuple[float | None, float | None]:
     return chance, measured.values[fixed[0]] if fixed else None
 
 
-def cocktail_means(
-    scores: Sequence[Score] | pa.Table,
-    systems: Sequence[SystemInfo],
-    tasks: Mapping[str, Scored],
-    seed: int = 0,
-    draws: int = DRAWS,
-) -> list[Estimate]:
+def cocktail_means(found: Sequence[Measured]) -> list[Estimate]:
     """Each cocktail's mean over its seeds, quantity "mean", per task × split × form × metric.
 
     Raises:
-        DataError: as `measure`; two systems of one cocktail and seed.
+        DataError: two systems of one cocktail and seed.
     """
     rows = []
-    for measured in measure(scores, systems, tasks, seed, draws):
+    for measured in found:
         for cocktail, by_seed in measured.cells().items():
             arm = measured.arm(list(by_seed.values()))
-            found = measured.interval(list(by_seed.values()), [], cocktail)
-            rows.append(estimate(measured, ("mean", cocktail, ""), arm, arm.value, found))
+            ends = measured.interval(list(by_seed.values()), [], cocktail)
+            rows.append(estimate(measured, ("mean", cocktail, ""), arm, arm.value, ends))
     return rows
 
 

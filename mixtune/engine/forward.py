@@ -49,8 +49,9 @@ class Decoder:
         """
         auto: Any = AutoModelForCausalLM
         logging: Any = transformers_logging
-        bar = logging.is_progress_bar_enabled()
+        bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
         logging.disable_progress_bar()
+        logging.set_verbosity_error()  # its report of missing weights: the error below says it
         try:
             # The attention function is transformers' own choice: torch's fused one ("sdpa"), or
             # plain matmuls where a model needs them (Gemma 2 caps its scores). On two AVX-512
@@ -73,6 +74,7 @@ class Decoder:
                 remedy="name the folder of a whole model that transformers knows",
             ) from error
         finally:
+            logging.set_verbosity(level)
             if bar:
                 logging.enable_progress_bar()
         absent = sorted([*info["missing_keys"], *map(str, info["mismatched_keys"])])
@@ -81,8 +83,10 @@ class Decoder:
             raise ModelError(
                 "the base model lacks weights",
                 where=str(folder),
-                found=f"{len(absent)} missing or misshapen, such as {absent[0]}",
-                remedy="fetch the model again",
+                found=f"{len(absent)} missing or misshapen, such as {absent[0]}; "
+                f"{len(info['unexpected_keys'])} that the architecture does not have",
+                wanted=f"the weights of a {type(network).__name__}, as config.json says",
+                remedy="fetch the model again: config.json and weights are not of one model",
             )
         return cls(network.to(device).eval())
 

@@ -6,7 +6,9 @@ know: tokens, batches, optimisers.
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,18 @@ from mixtune.errors import ModelError
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_BEYOND = (
+    "alpha_pattern",
+    "alora_invocation_tokens",
+    "exclude_modules",
+    "layers_to_transform",
+    "lora_bias",
+    "modules_to_save",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_dora",
+)
 
 
 class LoraLinear(nn.Module):
@@ -47,28 +61,85 @@ class LoraLinear(nn.Module):
         return fused.view(y.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What an adapter looks like: its rank, alpha, which layers it wraps, how it is scaled.
+
+    `targets`: None for every linear layer but the head; names or last parts of names; or one
+    regular expression over whole names (PEFT's `target_modules`). `rslora`: alpha / √rank instead
+    of alpha / rank (arXiv 2312.03732).
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] | str | None = None
+    rslora: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> "Form":
+        """The form of an adapter in PEFT's format, whoever made it.
+
+        Raises:
+            ModelError: no readable configuration, or one that is more than plain LoRA.
+        """
+        path = folder / CONFIG_FILE
+        config = _read_config(path)
+        _refuse_more_than_lora(config, path)
+        targets: Any = config.get("target_modules")
+        rank: Any = config.get("r")
+        alpha: Any = config.get("lora_alpha")
+        numbers = type(rank) is int and rank > 0 and isinstance(alpha, int | float)
+        if not numbers or not targets or not isinstance(targets, str | list):
+            raise ModelError(
+                "the adapter does not say what it is",
+                where=str(path),
+                found={
+                    "r": rank,
+                    "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+                    "target_modules": targets,
+                },
+                wanted="a rank, an alpha and the modules that it adapts",
+            )
+        named = tuple(map(str, targets)) if isinstance(targets, list) else targets
+        every = None if named == "all-linear" else named
+        return cls(rank, float(alpha), every, bool(config.get("use_rslora")))
+
+    @property
+    def scale(self) -> float:
+        """What the product of B and A is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def wraps(self, name: str) -> bool:
+        """Whether a linear layer of that name gets an adapter."""
+        if self.targets is None:
+            return True
+        if isinstance(self.targets, str):
+            return re.fullmatch(self.targets, name) is not None
+        return any(name == target or name.endswith(f".{target}") for target in self.targets)
+
+
 class Adapter:
     """All LoRA layers of one network, by the name of the module that each one wraps."""
 
-    def __init__(self, layers: Mapping[str, LoraLinear], rank: int, alpha: float) -> None:
+    def __init__(self, layers: Mapping[str, LoraLinear], form: Form) -> None:
         """Hold the layers in the order of their names."""
         self.layers = dict(sorted(layers.items()))
-        self.rank = rank
-        self.alpha = alpha
+        self.form = form
 
     @classmethod
-    def install(cls, network: nn.Module, head: nn.Module, rank: int, alpha: float) -> "Adapter":
-        """Freeze a network and wrap each of its linear layers except the output head.
+    def install(cls, network: nn.Module, head: nn.Module, form: Form) -> "Adapter":
+        """Freeze a network and wrap its linear layers, but not the output head.
 
         Raises:
-            ModelError: the network has no linear layers.
+            ModelError: the network has no linear layers of that form.
         """
         network.requires_grad_(False)
         layers: dict[str, LoraLinear] = {}
         for name, module in list(network.named_modules()):
-            if isinstance(module, nn.Linear) and module is not head:
+            linear = isinstance(module, nn.Linear) and module is not head
+            if linear and form.wraps(name):
                 parent, _, leaf = name.rpartition(".")
-                layers[name] = LoraLinear(module, rank, alpha / rank)
+                layers[name] = LoraLinear(module, form.rank, form.scale)
                 setattr(network.get_submodule(parent), leaf, layers[name])
         if not layers:
             raise ModelError(
@@ -76,7 +147,7 @@ class Adapter:
                 found=type(network).__name__,
                 remedy="use a model of the Llama, Qwen, Mistral, Phi or Gemma families",
             )
-        return cls(layers, rank, alpha)
+        return cls(layers, form)
 
     @property
     def targets(self) -> list[str]:
@@ -138,6 +209,13 @@ class Adapter:
             for key, parameter in wanted.items():
                 parameter.copy_(held[key])
 
+    def _reached(self, targets: object) -> list[str]:
+        """Last parts of the layers here that another adapter's targets name, as `targets`."""
+        if isinstance(targets, list):
+            return sorted(map(str, targets))
+        every = Form(1, 1.0, None if targets == "all-linear" else str(targets))
+        return sorted({name.rpartition(".")[2] for name in self.layers if every.wraps(name)})
+
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters under the keys that PEFT gives them."""
         for name, layer in self.layers.items():
@@ -146,28 +224,29 @@ class Adapter:
 
     def _config(self, base_name: str) -> dict[str, Any]:
         """PEFT's description of this adapter (its LoraConfig, the fields that matter)."""
-        alpha = int(self.alpha) if float(self.alpha).is_integer() else self.alpha
+        alpha = self.form.alpha
         return {
             "base_model_name_or_path": base_name,
             "bias": "none",
             "fan_in_fan_out": False,
             "inference_mode": True,
             "init_lora_weights": True,
-            "lora_alpha": alpha,
+            "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
             "lora_dropout": 0.0,
             "modules_to_save": None,
             "peft_type": "LORA",
-            "r": self.rank,
+            "r": self.form.rank,
             "target_modules": self.targets,
             "task_type": "CAUSAL_LM",
             "use_dora": False,
-            "use_rslora": False,
+            "use_rslora": self.form.rslora,
         }
 
     def _check_config(self, config: Mapping[str, Any], folder: Path) -> None:
         """Refuse an adapter that would compute something else here than where it was trained."""
         wanted = self._config("")
-        found = {**config, "target_modules": sorted(config.get("target_modules") or [])}
+        _refuse_more_than_lora(config, folder / CONFIG_FILE)
+        found = {**config, "target_modules": self._reached(config.get("target_modules"))}
         # Absent keys have PEFT's defaults, which are the values wanted, but for these three.
         required = {"peft_type", "r", "lora_alpha"}
         for key in wanted.keys() - {"base_model_name_or_path", "inference_mode", "task_type"}:
@@ -181,6 +260,21 @@ class Adapter:
                     wanted=str(wanted[key]),
                     remedy="load it under the training settings that it was made with",
                 )
+
+
+def _refuse_more_than_lora(config: Mapping[str, Any], path: Path) -> None:
+    """PEFT's options that would compute something else than `LoraLinear`."""
+    plain = config.get("peft_type") == "LORA" and config.get("bias", "none") == "none"
+    beyond = [key for key in _BEYOND if config.get(key)]
+    if not plain or beyond:
+        raise ModelError(
+            f"the adapter differs in {', '.join(beyond) or 'peft_type or bias'}: more than LoRA",
+            where=str(path),
+            found={key: config.get(key) for key in ("peft_type", "bias", *beyond)},
+            wanted="plain LoRA (rank-stabilised or not) on linear layers",
+            remedy="merge it into its base (PEFT's merge_and_unload, save_pretrained) and score "
+            "the merged model's folder",
+        )
 
 
 def _read_config(path: Path) -> dict[str, Any]:

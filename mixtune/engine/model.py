@@ -13,13 +13,13 @@ import torch
 
 from mixtune.engine import generate, score
 from mixtune.engine.forward import Decoder
-from mixtune.engine.lora import Adapter
+from mixtune.engine.lora import Adapter, Form
 from mixtune.errors import ModelError
 from mixtune.records import Answer, Query
 from mixtune.spec import EvalSpec, TrainSpec
 from mixtune.tokens import Tokens
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _Asked = Sequence[tuple[Query, list[int]]]
 _Key = tuple[str, tuple[int, ...], tuple[str, ...]]
 
@@ -59,8 +59,19 @@ class LocalModel:
         Raises:
             ModelError: the weights cannot be read, or the architecture cannot be run exactly.
         """
-        decoder = Decoder.load(folder, _DTYPES[train.compute], device)
-        adapter = Adapter.install(decoder.network, decoder.head, train.rank, train.alpha)
+        decoder = Decoder.load(folder, DTYPES[train.compute], device)
+        return cls.adapted(decoder, Form(train.rank, train.alpha), tokens, evaluate)
+
+    @classmethod
+    def adapted(
+        cls, decoder: Decoder, form: Form, tokens: Tokens, evaluate: EvalSpec
+    ) -> "LocalModel":
+        """A network with an adapter of a form of one's own, such as one that was made elsewhere.
+
+        Raises:
+            ModelError: the network has no linear layers of that form.
+        """
+        adapter = Adapter.install(decoder.network, decoder.head, form)
         return cls(decoder, adapter, tokens, evaluate)
 
     def reset(self, seed: int) -> None:

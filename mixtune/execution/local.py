@@ -10,7 +10,7 @@ Knows: order, states, where facts go. Does not know: how training, answering or 
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -97,6 +97,11 @@ class Session:
         paths: list[Path] = []
         try:
             yield paths
+        except (StoreError, OSError):
+            # The disk failed, not the unit; if it cannot even be given back, the next start does.
+            with suppress(StoreError):
+                self.store.release(unit)
+            raise
         except Exception as error:
             self.store.fail(unit, f"{type(error).__name__}: {error}", time.monotonic() - begun)
             raise
@@ -128,11 +133,11 @@ class Session:
             store.beat(run.system, (step.step + 1) / study.budget.steps)
 
         log = train(self.model, rows, study.train, study.budget, on_step)
-        adapter = store.clear(f"{run.folder}/adapter")
-        self.model.save_adapter(adapter, self.planner.files.name)
+        with store.new_folder(f"{run.folder}/adapter") as adapter:
+            self.model.save_adapter(adapter, self.planner.files.name)
         facts = json.dumps(self._facts(run), indent=1) + "\n"
         return [
-            *(path for path in adapter.iterdir() if path.is_file()),
+            *(store.folder / run.folder / "adapter").iterdir(),
             store.write_rows(f"{run.folder}/train.parquet", TrainStep, log),
             store.write_text(f"{run.folder}/run.json", facts),
         ]
@@ -169,7 +174,7 @@ class Session:
             known = self.planner.corpus.known
             return lambda answer: MajorityModel.from_examples(known[answer.task], run.system)
         model = self.model
-        if run.kind == "base":
+        if run.kind in ("base", "model"):
             model.use_base()
         else:
             model.load_adapter(self.store.folder / run.folder / "adapter")

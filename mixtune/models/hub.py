@@ -55,6 +55,18 @@ def fetch(repository: str, download: bool = True) -> Snapshot:
     return snapshot
 
 
+def cached(repository: str) -> Snapshot | None:
+    """What the hub's local cache holds of a repository, if it is whole; fetches nothing."""
+    return _cached(repository, read_object(_book()).get(repository))
+
+
+def offline() -> bool:
+    """Whether the hub's library was told to stay offline (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
 def _book() -> Path:
     return cache_dir() / "revisions.json"
 

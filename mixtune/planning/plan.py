@@ -8,24 +8,28 @@ and the study's name are in none of them.
 Knows: ids, mixes, token counts. Does not know: torch, GPUs, where results are kept.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
 from typing import Literal
 
 from mixtune.design import cocktails
 from mixtune.errors import DataError, SpecError, did_you_mean
 from mixtune.identity import digest, make_id
-from mixtune.mixing import IngredientCount, Mixture, mix
+from mixtune.mixing import Mixture, mix
 from mixtune.models.catalog import BaseModelFiles
 from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, load_corpus
 from mixtune.records import Example, MixRow, Query, Split
-from mixtune.spec import FormName, Study, parse_study
+from mixtune.spec import FormName, Study, UnitName, parse_study
 from mixtune.store import PlanRow, slug
 from mixtune.tasks.base import Task, fingerprint, query_of
 from mixtune.tasks.registry import Registry
 from mixtune.tokens import Row, Tokens, encode_rows
 
-SystemKind = Literal["trained", "base", "majority"]
+SystemKind = Literal["trained", "base", "majority", "adapter", "model"]
+"""The last two were made elsewhere and brought in to be scored."""
 LIMITS = {"max_length", "over_long"}
 """Training settings that are in no id: they refuse or drop rows, and the rows are in the id."""
 
@@ -48,6 +52,7 @@ class RunPlan:
     """One system: a cell with a seed, or a baseline. `system` is its train_id, "" if unresolved.
 
     `tokens`: tokens that pass through the model in training, shared headers counted each time.
+    `label` and `origin`: what a system that was brought in is called, and where it came from.
     """
 
     system: str
@@ -57,11 +62,13 @@ class RunPlan:
     mix: tuple[MixRow, ...]
     answers: tuple[AnswerPlan, ...]
     tokens: int
+    label: str = ""
+    origin: str = ""
 
     @property
     def name(self) -> str:
-        """The cocktail, or what the baseline is called."""
-        return "+".join(self.cocktail) if self.kind == "trained" else self.kind
+        """The cocktail, what the baseline is called, or the label of a system brought in."""
+        return "+".join(self.cocktail) if self.kind == "trained" else self.label or self.kind
 
     @property
     def folder(self) -> str:
@@ -87,8 +94,8 @@ class Plan:
         found = []
         for run in self.runs:
             if run.kind == "trained":
-                found.append(_plan_row(run, None))
-            found += [_plan_row(run, answer) for answer in run.answers]
+                found.append(plan_row(run, None))
+            found += [plan_row(run, answer) for answer in run.answers]
         return found
 
 
@@ -140,12 +147,28 @@ class Planner:
 
     # ---- training -----------------------------------------------------------------------------
 
-    def _amounts(self, cocktail: Sequence[str]) -> dict[str, int | None]:
-        return {name: self.study.ingredients[name].rows for name in cocktail}
-
     def _mixture(self, cocktail: Sequence[str], seed: int) -> Mixture:
+        amounts = {name: self.study.ingredients[name] for name in cocktail}
         budget = self.study.budget.examples
-        return mix(self.corpus.pools, self._amounts(cocktail), budget, seed)
+        return mix(self.corpus.pools, amounts, budget, seed, self._costs)
+
+    @cached_property
+    def _costs(self) -> dict[str, Fraction]:
+        """Tokens of an example of each ingredient, as shares count them; {} where rows are counted.
+
+        The mean is over all rows that are left, not over those that a seed draws, so that every
+        seed gets the same mix. Over-long rows count too: whether one may be drawn is checked when
+        it is.
+        """
+        unit = self.study.unit
+        if unit == "rows" or self.tokens is None:
+            return {}
+        costs = {}
+        for name, pool in self.corpus.pools.items():
+            named = [(name, example) for example in pool]
+            rows = encode_rows(named, self.tokens, sys.maxsize, "error").rows
+            costs[name] = Fraction(sum(_size(row, unit) for row in rows), max(len(rows), 1))
+        return costs
 
     def _encode(self, mixture: Mixture) -> list[Row]:
         assert self.tokens is not None
@@ -165,6 +188,8 @@ class Planner:
             pool[:] = [example for example in pool if example.id in kept]
 
     def _trained(self, cocktail: tuple[str, ...], seed: int) -> RunPlan:
+        if self.tokens is None and self.study.unit != "rows":
+            return RunPlan("", "trained", cocktail, seed, (), self._answers(""), 0)
         mixture = self._mixture(cocktail, seed)
         rows = self._encode(mixture) if self.tokens else []
         system = self._train_id(cocktail, seed, mixture) if self.files else ""
@@ -173,7 +198,7 @@ class Planner:
             kind="trained",
             cocktail=cocktail,
             seed=seed,
-            mix=tuple(self._mix_row(name, mixture.counts[name], rows) for name in cocktail),
+            mix=self._mix_rows(cocktail, mixture, rows),
             answers=self._answers(system),
             tokens=sum(row.length for row in rows),
         )
@@ -186,7 +211,7 @@ class Planner:
             {
                 "model": self.files.digest,
                 "rows": [[name, self._digest(example)] for name, example in mixture.order],
-                "cocktail": self._amounts(cocktail),
+                "cocktail": {name: study.ingredients[name].asked for name in cocktail},
                 "budget": study.budget.model_dump(mode="json"),
                 "train": study.train.model_dump(mode="json", exclude=LIMITS),
                 "seed": seed,
@@ -199,19 +224,34 @@ class Planner:
             self._digests[id(example)] = fingerprint([example])
         return self._digests[id(example)]
 
-    def _mix_row(self, name: str, count: IngredientCount, rows: Sequence[Row]) -> MixRow:
-        own = [row for row in rows if row.ingredient == name]
-        return MixRow(
-            ingredient=name,
-            rows_asked=count.asked,
-            rows_available=count.available,
-            rows_got=count.got,
-            rows_distinct=count.distinct,
-            repeats=count.got / count.distinct,
-            supervised_tokens=sum(len(row.answer) for row in own),
-            tokens=sum(row.length for row in own),
-            dropped_overlong=self.dropped.get(name, 0),
-            dropped_leaked=self.corpus.leaked_train.get(name, 0),
+    def _mix_rows(
+        self, cocktail: Sequence[str], mixture: Mixture, rows: Sequence[Row]
+    ) -> tuple[MixRow, ...]:
+        """Asked against got of every ingredient of a run."""
+        unit, counts = self.study.unit, mixture.counts
+        own = {name: [row for row in rows if row.ingredient == name] for name in cocktail}
+        got = {
+            name: counts[name].got if unit == "rows" else sum(_size(row, unit) for row in own[name])
+            for name in cocktail
+        }
+        return tuple(
+            MixRow(
+                ingredient=name,
+                rows_asked=counts[name].asked,
+                rows_available=counts[name].available,
+                rows_got=counts[name].got,
+                rows_distinct=counts[name].distinct,
+                repeats=counts[name].got / counts[name].distinct,
+                supervised_tokens=sum(len(row.answer) for row in own[name]),
+                tokens=sum(row.length for row in own[name]),
+                dropped_overlong=self.dropped.get(name, 0),
+                dropped_leaked=self.corpus.leaked_train.get(name, 0),
+                unit=unit,
+                share_asked=float(counts[name].share),
+                share_got=got[name] / sum(got.values()),
+                exhausted=counts[name].exhausted,
+            )
+            for name in cocktail
         )
 
     # ---- baselines and answers ------------------------------------------------------------------
@@ -225,6 +265,11 @@ class Planner:
             parts = {"model": self.files.digest} if self.files else {}
             system = make_id("base", parts) if self.files else ""
         return RunPlan(system, kind, (), None, (), self._answers(system, kind), 0)
+
+    def brought_in(self, kind: SystemKind, system: str, label: str, origin: str) -> RunPlan:
+        """A system made elsewhere, to be scored on this study's items."""
+        answers = self._answers(system, kind)
+        return RunPlan(system, kind, (), None, (), answers, 0, label, origin)
 
     def _known(self, task: str) -> list[list[str]]:
         """What the majority floor depends on: stratum and target of every train row."""
@@ -299,6 +344,11 @@ class Planner:
         return length
 
 
+def _size(row: Row, unit: UnitName) -> int:
+    """What a row counts for where shares are of tokens."""
+    return row.length if unit == "tokens" else len(row.answer)
+
+
 def canonical(study: Study, registry: Registry) -> Study:
     """The study with tasks and ingredients under their own names; aliases resolved.
 
@@ -346,7 +396,8 @@ def _answerable(task: Task, form: FormName, kind: SystemKind) -> bool:
     return True
 
 
-def _plan_row(run: RunPlan, answer: AnswerPlan | None) -> PlanRow:
+def plan_row(run: RunPlan, answer: AnswerPlan | None) -> PlanRow:
+    """A unit of work as the store keeps it: an adapter (None), or a set of answers."""
     return PlanRow(
         kind="answer" if answer else "train",
         id=answer.id if answer else run.system,
@@ -360,4 +411,5 @@ def _plan_row(run: RunPlan, answer: AnswerPlan | None) -> PlanRow:
         items=answer.items if answer else sum(row.rows_got for row in run.mix),
         tokens=answer.tokens if answer else run.tokens,
         items_digest=answer.items_digest if answer else "",
+        origin=run.origin,
     )

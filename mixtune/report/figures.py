@@ -1,13 +1,11 @@
-"""The numbers behind every figure and table of the page, as rows; and each as a CSV file.
+"""The numbers behind every figure and table of the page, as rows.
 
 Knows: which number stands where. Does not know: HTML, colours, how a number was computed.
 """
 
-import csv
-import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mixtune.analysis.effects import TO_BASE, TO_SINGLE
 from mixtune.analysis.results import BASE
@@ -49,6 +47,16 @@ class Cell:
     unread: float
     value_method: str
     method: str
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is itself the single that the others on its task are compared with."""
+        return self.cocktail in (self.reference, self.task)
+
+    @property
+    def floored(self) -> bool:
+        """Whether its interval does not lie above the floor."""
+        return self.against_floor in ("below", "not above")
 
     @property
     def shown(self) -> str:
@@ -308,41 +316,3 @@ def _best(task: str, own: Sequence[Cell], split: str) -> Answer:
     sign = -1 if METRICS[own[0].metric].higher_is_better else 1
     ranked = sorted(own, key=lambda c: (sign * c.value, c.cocktail))
     return Answer(task, ranked[0], ranked[1] if len(ranked) > 1 else None, split, "")
-
-
-def thinned(points: Sequence[CurvePoint], at_most: int) -> list[tuple[float, float]]:
-    """(step, loss) averaged over consecutive stretches, so that at most so many are drawn."""
-    stretch = -(-len(points) // at_most)
-    parts = [points[i : i + stretch] for i in range(0, len(points), stretch)]
-    return [
-        (sum(p.step for p in part) / len(part), sum(p.loss for p in part) / len(part))
-        for part in parts
-    ]
-
-
-def csv_files(page: ReportInput) -> dict[str, str]:
-    """Each figure's numbers as CSV text by file name: matrix, floors, curves, counts, results."""
-    mixes = [
-        (c.run, c.cocktail, "" if c.seed is None else c.seed, *astuple(c.mix)) for c in counts(page)
-    ]
-    tables = {
-        "matrix": (_names(Cell), [astuple(c) for c in cells(page)]),
-        "floors": (_names(Floor), [astuple(f) for f in floors(page)]),
-        "curves": (_names(CurvePoint), [astuple(c) for c in curves(page)]),
-        "counts": (["run", "cocktail", "seed", *_names(MixRow)], mixes),
-        "results": (_names(Result), [astuple(r) for r in page.results if r.split == page.split]),
-    }
-    return {f"{name}.csv": _csv(*table) for name, table in tables.items()}
-
-
-def _names(row_type: type) -> list[str]:
-    return [field.name for field in fields(row_type)]
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Floats in their shortest exact form, None as an empty field."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()

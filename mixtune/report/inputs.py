@@ -43,6 +43,31 @@ class DataRow:
     examples: int
 
 
+@dataclass(frozen=True, slots=True)
+class LengthRow:
+    """Tokens per row of an ingredient's pool (planning.lengths): sums and quantiles.
+
+    `supervised`: the answer's part. Sums, quantiles and `over_long` are of the `measured` rows.
+    """
+
+    ingredient: str
+    rows: int
+    measured: int
+    over_long: int
+    tokens: int
+    tokens_min: int
+    tokens_p5: int
+    tokens_median: int
+    tokens_p95: int
+    tokens_max: int
+    supervised: int
+    supervised_min: int
+    supervised_p5: int
+    supervised_median: int
+    supervised_p95: int
+    supervised_max: int
+
+
 @dataclass(frozen=True)
 class ReportInput:
     """Everything on one page.
@@ -52,7 +77,7 @@ class ReportInput:
     order of the columns. `main_forms`: task → the form that it is compared and chosen in.
     `chosen`: task → cocktail chosen on validation, for a page that shows test; empty where the page
     chooses the best of what it shows. `test_reads`: how often test scores were looked at. `data`:
-    what was read, in the order shown.
+    what was read, `lengths`: tokens per row, each in the order shown.
     """
 
     study: Study
@@ -73,6 +98,7 @@ class ReportInput:
     main_forms: Mapping[str, str]
     chosen: Mapping[str, str] = field(default_factory=dict)
     data: Sequence[DataRow] = ()
+    lengths: Sequence[LengthRow] = ()
 
     @property
     def confirms(self) -> bool:

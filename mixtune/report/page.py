@@ -1,73 +1,248 @@
-"""One self-contained HTML page from a study's estimates: no network, no script.
+"""One self-contained HTML page from a study's estimates: no network, complete without its script.
 
-Knows: the template, how a number is written. Does not know: how estimates were made, stores.
+Knows: the template, which parts a page of at most a megabyte has. Does not know: how estimates were
+made, stores, how a figure is drawn.
 """
 
+from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib import resources
+from hashlib import sha256
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup, escape
 
 from mixtune.analysis.resample import FEW_VARY, MIN_CLUSTERS
-from mixtune.report import figures
+from mixtune.report import draw, figures, plots, wording
 from mixtune.report.figures import Cell, CurvePoint
-from mixtune.report.inputs import DataRow, ReportInput, RunRow
+from mixtune.report.inputs import DataRow, LengthRow, ReportInput, RunRow
+from mixtune.report.links import data_link, file, standalone, svg_link
+from mixtune.report.plots import Portion
+from mixtune.report.tables import csv_files, csv_of
 
-__all__ = ["DataRow", "ReportInput", "RunRow", "render"]
+__all__ = ["DataRow", "LengthRow", "ReportInput", "RunRow", "page_files", "render"]
 
-CHART = (220, 110)
-"""Width and height of a training curve's box, in its own units."""
-POINTS = 50
-"""Points drawn per curve; the CSV has every step."""
-SMALLEST_SCALE = 0.02
-"""Differences under two points are never stretched to full colour."""
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """One form's matrix: `rows` cocktails, `at` (cocktail, task) → cell, the widest difference."""
-
-    form: str
-    rows: list[str]
-    at: dict[tuple[str, str], Cell]
-    scale: float
-    reach: float
+LARGEST = 1_000_000
+"""Bytes of a page."""
 
 
 @dataclass(frozen=True, slots=True)
-class Chart:
-    """One cocktail's training curves: a polyline's points per seed, the axes' ends."""
+class Detail:
+    """How much a page shows; None is all there is.
 
-    cocktail: str
-    lines: list[tuple[int | None, str]]
-    steps: int
-    first: float
-    last: float
+    `copies`: figures and numbers are in the page as files to keep, else links lead to the files
+    beside it. `metrics`, `forms`: whether other than the main ones are shown. `points` per curve.
+    """
+
+    copies: bool = True
+    metrics: bool = True
+    forms: bool = True
+    points: int = 50
+    rows: int | None = None
+    cocktails: int | None = None
+
+
+FULL = Detail()
+CUTS: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"copies": False}, "copies of figures and numbers inside the page (links lead to files)"),
+    ({"metrics": False}, "heat maps and tables of other metrics"),
+    ({"points": 16}, "points of training curves beyond 16"),
+    ({"rows": 300}, "rows beyond 300 of the tables of data and runs"),
+    ({"forms": False}, "numbers of forms in which nothing is compared"),
+    ({"rows": 60}, "rows beyond 60 of the tables of data and runs"),
+    ({"cocktails": 60}, "cocktails beyond the first 60"),
+    ({"cocktails": 25, "rows": 25}, "cocktails and rows beyond the first 25"),
+)
+"""What is left out of a page that would be too large, in this order; all of it is in the CSVs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure on the page, and where its SVG and its numbers can be had."""
+
+    name: str
+    title: str
+    svg: Markup
+    svg_link: str
+    csv_link: str
+    csv_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure and its numbers. `table`: the CSV file beside the page that holds them."""
+
+    name: str
+    svg: Markup
+    table: str
+    row_type: type
+    rows: Sequence[object]
+    title: str = ""
 
 
 def render(page: ReportInput) -> str:
-    """The page as text; every name, note and error on it is escaped."""
+    """The page as text, at most a megabyte; every name, note and error on it is escaped."""
+    html = _cut(page, 0)
+    if len(html.encode()) <= LARGEST:
+        return html
+    first, last = 1, len(CUTS)  # each cut makes the page smaller: halve the range
+    found = {}
+    while first < last:
+        middle = (first + last) // 2
+        found[middle] = _cut(page, middle)
+        fits = len(found[middle].encode()) <= LARGEST
+        first, last = (first, middle) if fits else (middle + 1, last)
+    return found[first] if first in found else _cut(page, first)
+
+
+def _cut(page: ReportInput, count: int) -> str:
+    """The page with the first so many cuts made."""
+    changes: dict[str, Any] = {}
+    for change, _ in CUTS[:count]:
+        changes |= change
+    return _rendered(page, replace(FULL, **changes), [words for _, words in CUTS[:count]])
+
+
+def page_files(page: ReportInput) -> dict[str, str]:
+    """What lies beside the page, by name: each table as CSV, each figure as SVG."""
+    drawn = [d for group in drawings(page, FULL).values() for d in group]
+    return csv_files(page) | {f"{d.name}.svg": standalone(d.svg) for d in drawn}
+
+
+def drawings(page: ReportInput, detail: Detail) -> dict[str, list[Drawing]]:
+    """Every figure, by the part of the page that it is in."""
+    shown = _shown(page, detail)
+    return {
+        "heat": _heat_maps(page, detail, shown),
+        "forest": _forests(page, shown),
+        "curves": _curves(page, detail),
+        "data": _data(page, detail),
+        "runs": [_drawing("runs", draw.time_bars(page.runs[: detail.rows]), RunRow, page.runs)]
+        if any(run.seconds for run in page.runs)
+        else [],
+    }
+
+
+def _drawing(
+    name: str, svg: Markup, row_type: type, rows: Sequence[object], table: str = ""
+) -> Drawing:
+    return Drawing(name, svg, f"{table or name}.csv", row_type, rows)
+
+
+def _shown(page: ReportInput, detail: Detail) -> list[Cell]:
+    """The cells of the page; of a study that is too large, those of its first cocktails."""
     everything = figures.cells(page)
+    kept = set(list(dict.fromkeys(c.cocktail for c in everything))[: detail.cocktails])
+    kept |= {answer.cell.cocktail for answer in figures.answers(page) if answer.cell}
+    return [c for c in everything if c.cocktail in kept]
+
+
+def _heat_maps(page: ReportInput, detail: Detail, shown: Sequence[Cell]) -> list[Drawing]:
+    found: list[Drawing] = []
     main = figures.main_metrics(page)
+    forms = set(page.main_forms.values())
+    for heat in plots.heats(page, shown):
+        if (heat.metric and not detail.metrics) or (heat.form not in forms and not detail.forms):
+            continue
+        name = f"matrix-{wording.slug(heat.form)}-{wording.slug(heat.metric or 'main')}"
+        svg = draw.heat_map(heat, page.tasks, main, f"h{len(found)}")
+        title = f"{heat.form} answers{f', {heat.metric}' if heat.metric else ''}"
+        drawing = _drawing(name, svg, Cell, list(heat.at.values()), "matrix")
+        found.append(replace(drawing, title=title))
+    return found
+
+
+def _forests(page: ReportInput, shown: Sequence[Cell]) -> list[Drawing]:
+    return [
+        _drawing(
+            f"task-{i}-{wording.slug(forest.task)}",
+            draw.forest_plot(forest),
+            Cell,
+            forest.cells,
+            "matrix",
+        )
+        for i, forest in enumerate(plots.forests(page, shown), 1)
+    ]
+
+
+def _curves(page: ReportInput, detail: Detail) -> list[Drawing]:
+    points = figures.curves(page)
+    own: dict[str, list[CurvePoint]] = {}
+    for point in points:
+        own.setdefault(point.cocktail, []).append(point)
+    return [
+        _drawing(
+            f"curve-{i}-{wording.slug(chart.cocktail)}",
+            draw.curve_chart(chart),
+            CurvePoint,
+            own[chart.cocktail],
+            "curves",
+        )
+        for i, chart in enumerate(plots.charts(points, detail.points)[: detail.cocktails], 1)
+    ]
+
+
+def _data(page: ReportInput, detail: Detail) -> list[Drawing]:
+    found = []
+    if page.lengths:
+        found.append(_drawing("lengths", draw.length_plot(page.lengths), LengthRow, page.lengths))
+    rows = plots.portions(page)
+    names = list(dict.fromkeys(row.cocktail for row in rows))[: detail.cocktails]
+    kept = [row for row in rows if row.cocktail in names]
+    if kept:
+        found.append(_drawing("shares", draw.share_bars(kept), Portion, kept))
+    return found
+
+
+def _figure(drawing: Drawing, page: ReportInput, detail: Detail) -> Figure:
+    """With links to copies inside the page, which are safe in an attribute, or to files beside."""
+    if not detail.copies:
+        svg, table = f"{page.split}/{drawing.name}.svg", f"{page.split}/{drawing.table}"
+        return Figure(drawing.name, drawing.title, drawing.svg, svg, table, drawing.table)
+    numbers = data_link(csv_of(drawing.row_type, drawing.rows), "text/csv")
+    return Figure(
+        name=drawing.name,
+        title=drawing.title,
+        svg=drawing.svg,
+        svg_link=Markup(svg_link(drawing.svg)),
+        csv_link=Markup(numbers),
+        csv_name=f"{drawing.name}.csv",
+    )
+
+
+def _rendered(page: ReportInput, detail: Detail, left_out: Sequence[str]) -> str:
+    shown, main = _shown(page, detail), figures.main_metrics(page)
+    heats = [h for h in plots.heats(page, shown) if not h.metric]
+    forms = set(page.main_forms.values())
+    answers = figures.answers(page)
+    drawn = {
+        part: [_figure(drawing, page, detail) for drawing in group]
+        for part, group in drawings(page, detail).items()
+    }
     return _template().render(
         page=page,
-        answers=figures.answers(page),
+        answers=answers,
+        bars={a.task: draw.gap_bar(a.cell) for a in answers if a.cell},
+        summary=wording.summary(answers, page.confirms),
         exploratory=_exploratory(page),
         floors=figures.floors(page),
         pooled_f1=any(row.metric.endswith("-f1") for row in page.results),
-        matrices=_matrices(page, [c for c in everything if c.metric == main[c.task]]),
-        others=[c for c in everything if c.metric != main[c.task]],
+        matrices=[h for h in heats if detail.forms or h.form in forms],
+        others=[c for c in shown if c.metric != main[c.task]] if detail.metrics else [],
         main=main,
-        unread=_unread(page),
-        charts=_charts(figures.curves(page)),
-        chart=CHART,
-        counts=figures.counts(page),
-        failures=[run for run in page.runs if run.state == "failed" or run.error],
-        methods=sorted({m for c in everything for m in (c.value_method, c.method) if m}),
+        unread=_unread(page)[: detail.rows],
+        figures=drawn,
+        seeds=list(dict.fromkeys(point.seed for point in figures.curves(page))),
+        counts=figures.counts(page)[: detail.rows],
+        runs=page.runs[: detail.rows],
+        failures=[run for run in page.runs if run.state == "failed" or run.error][: detail.rows],
+        failed=sum(run.state == "failed" or bool(run.error) for run in page.runs),
+        methods=sorted({m for c in shown for m in (c.value_method, c.method) if m}),
         done=sum(run.state == "done" for run in page.runs),
         clustered=sorted({r.task for r in page.results if r.clusters < r.n}),
+        left_out=left_out,
     )
 
 
@@ -79,27 +254,6 @@ def _exploratory(page: ReportInput) -> str:
             "a confirmed claim needs fresh seeds"
         )
     return f"exploratory: the best was picked and is read on the same data ({page.split})"
-
-
-def _matrices(page: ReportInput, shown: Sequence[Cell]) -> list[Matrix]:
-    """One per form, the tasks' main forms first."""
-    forms = {c.form for c in shown}
-    main = [page.main_forms[task] for task in page.tasks if page.main_forms[task] in forms]
-    found = []
-    for form in dict.fromkeys([*main, *(c.form for c in shown)]):
-        own = [c for c in shown if c.form == form]
-        gaps = [abs(c.difference) for c in own if c.difference is not None]
-        ends = [abs(end) for c in own for end in (c.low, c.high) if end is not None]
-        found.append(
-            Matrix(
-                form,
-                list(dict.fromkeys(c.cocktail for c in own)),
-                {(c.cocktail, c.task): c for c in own},
-                max([SMALLEST_SCALE, *gaps]),
-                max([SMALLEST_SCALE, *gaps, *ends]),
-            )
-        )
-    return found
 
 
 def _unread(page: ReportInput) -> list[tuple[str, str, dict[str, float]]]:
@@ -117,108 +271,46 @@ def _unread(page: ReportInput) -> list[tuple[str, str, dict[str, float]]]:
     return [row for row in means if any(row[2].values())]
 
 
-def _charts(points: Sequence[CurvePoint]) -> list[Chart]:
-    """Small multiples on common axes, a chart per cocktail and a line per run."""
-    if not points:
-        return []
-    runs: dict[str, list[CurvePoint]] = {}
-    for point in points:
-        runs.setdefault(point.run, []).append(point)
-    drawn = {run: figures.thinned(own, POINTS) for run, own in runs.items()}
-    steps = max(point.step for point in points)
-    top = max(loss for line in drawn.values() for _, loss in line) or 1.0
-    charts: dict[str, list[str]] = {}
-    for run, own in runs.items():
-        charts.setdefault(own[0].cocktail, []).append(run)
-    return [
-        Chart(
-            cocktail,
-            [(runs[run][0].seed, _polyline(drawn[run], steps, top)) for run in names],
-            steps,
-            sum(drawn[run][0][1] for run in names) / len(names),
-            sum(drawn[run][-1][1] for run in names) / len(names),
-        )
-        for cocktail, names in charts.items()
-    ]
-
-
-def _polyline(line: Sequence[tuple[float, float]], steps: int, top: float) -> str:
-    width, height = CHART
-    return " ".join(
-        f"{step / max(1, steps) * width:.1f},{height - loss / top * height:.1f}"
-        for step, loss in line
-    )
-
-
 @lru_cache(maxsize=1)
 def _template() -> Template:
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_safe,
     )
     environment.filters |= {
-        "num": number,
-        "signed": signed,
-        "percent": percent,
-        "seconds": seconds,
-        "verdict": verdict,
-        "given": given,
+        "num": wording.number,
+        "signed": wording.signed,
+        "percent": wording.percent,
+        "seconds": wording.seconds,
+        "verdict": wording.verdict,
+        "given": wording.given,
+        "headline": wording.headline,
+        "lines": lambda text: escape(wording.lines(text)),
+        "named": named,
     }
+    script = file("page.js")
     environment.globals |= {
-        "css": _file("page.css"),
-        "ends": ends,
+        "css": Markup(file("figure.css") + file("page.css")),
+        "script": Markup(script),
+        "script_hash": Markup(b64encode(sha256(script.encode()).digest()).decode()),
+        "ends": wording.ends,
         "min_clusters": MIN_CLUSTERS,
         "few_vary": FEW_VARY,
     }
-    return environment.from_string(_file("page.html.j2"))
+    return environment.from_string(file("page.html.j2"))
 
 
-def _file(name: str) -> str:
-    return resources.files("mixtune.report").joinpath(name).read_text(encoding="utf-8")
+def _safe(value: object) -> object:
+    """What the template writes: text from outside without controls, of bounded length."""
+    return value if isinstance(value, Markup) or type(value) is not str else wording.plain(value)
 
 
-def number(value: float | None) -> str:
-    """Three decimals; a dash for nothing."""
-    return "–" if value is None else f"{value:.3f}"
-
-
-def signed(value: float | None) -> str:
-    """Three decimals with a sign, a real minus; a dash for nothing."""
-    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
-
-
-def percent(value: float) -> str:
-    """A share in per cent; what is not nothing never reads as 0 %."""
-    return "<0.1 %" if 0 < value < 0.001 else f"{100 * value:.1f} %"
-
-
-def ends(low: float | None, high: float | None, sign: bool = False) -> str:
-    """An interval, or "too few" where there is none."""
-    write = signed if sign else number
-    return "too few" if low is None or high is None else f"[{write(low)}, {write(high)}]"
-
-
-def seconds(value: float | None) -> str:
-    """A duration in seconds, or minutes from two on; a dash for nothing."""
-    if value is None:
-        return "–"
-    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
-
-
-def given(cell: Cell) -> str:
-    """What the seeds behind a difference limit: shared by fewer than the mean has, or one only."""
-    seeds = cell.difference_seeds
-    if seeds is None:
-        return ""
-    shared = f", over {seeds} shared {'seed' if seeds == 1 else 'seeds'}"
-    return (shared if seeds < cell.seeds else "") + (", given this run" if seeds == 1 else "")
-
-
-def verdict(cell: Cell) -> str:
-    """What the difference's interval says about the cell against its single task."""
-    said = {
-        "above": "its 95 % interval lies above 0",
-        "below": "its 95 % interval lies below 0",
-        "open": "its 95 % interval includes 0, so the two cannot be told apart",
-        "": "there are too few clusters for an interval",
-    }
-    return said[cell.shown]
+def named(name: str) -> Markup:
+    """A cocktail's or run's name: may break behind `+`; a long one cut, its start as a tooltip."""
+    shown = Markup("+<wbr>").join(wording.plain(name, wording.LONGEST_NAME).split("+"))
+    if len(name) <= wording.LONGEST_NAME:
+        return shown
+    return Markup('<span title="{}">{}</span>').format(wording.plain(name, 300), shown)

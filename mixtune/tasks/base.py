@@ -1,22 +1,18 @@
-"""What a task is: the YAML form it is written in, and how one record becomes examples.
+"""What a task is: the keys of its file, and how one record becomes examples.
 
-Knows: the task file's keys, the prompt renderer, groups, digests of examples. Does not know:
-where records are stored (sources.py), which tasks exist (registry.py), models, tokens.
+Knows: keys, labels, groups, digests of examples. Does not know: how files are read (files.py,
+task_file.py), where records are stored (sources.py), which tasks exist (registry.py), tokens.
 """
 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Annotated, Any, Literal, get_args
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
-import jinja2
-import jinja2.meta
-import yaml
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mixtune.errors import DataError, did_you_mean, shorten
 from mixtune.identity import canonical, digest
@@ -24,74 +20,31 @@ from mixtune.metrics import METRICS
 from mixtune.metrics import VERSION as METRICS_VERSION
 from mixtune.records import Example, Message, Query, Split
 from mixtune.spec import Frozen, Name
+from mixtune.tasks.dialogue import (
+    Dialogue,
+    Format,
+    Record,
+    Role,
+    RowForm,
+    check_columns,
+    first_texts,
+)
 from mixtune.tasks.parsers import PARSERS, fold
+from mixtune.tasks.places import FILE_KEYS, Source, Text
+from mixtune.tasks.templates import check as check_template
+from mixtune.tasks.templates import render, variables
 
 RENDERER = 1
 """Version of the prompt renderer; part of every prompt version."""
 
-Text = Annotated[str, Field(min_length=1)]
-Record = Mapping[str, Any]
-
-
-class LocalSource(Frozen):
-    """A folder below the data directory; a file per split, `<split>.jsonl` or `.jsonl.gz`."""
-
-    folder: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    files: dict[Split, Annotated[str, Field(pattern=r"^[^/\\]+\.jsonl(\.gz)?$")]] = Field(
-        default_factory=dict
-    )
-
-
-class FlatQuestions(Frozen):
-    """How a hub set that gives one row per question says which question a row is about."""
-
-    question: Text
-    answer: Text
-    values: Annotated[dict[str, str], Field(min_length=1)]
-
-
-class HubSource(Frozen):
-    """A dataset on the hub, as `datasets.load_dataset` takes it.
-
-    `splits` maps our splits to the hub's. `rename` maps hub fields to ours. `carve_test` is the
-    share of train groups that become test where the hub has one split only. `unverified` says
-    that the entry was written without a look at the hub.
-    """
-
-    path: Text
-    config: str | None = None
-    data_dir: str | None = None
-    revision: str | None = None
-    splits: Annotated[dict[Split, str], Field(min_length=1)]
-    rename: dict[str, str] = Field(default_factory=dict)
-    flat: FlatQuestions | None = None
-    carve_test: Annotated[float, Field(gt=0, lt=1)] | None = None
-    unverified: bool = False
-    note: str = ""
-
-
-class ToySource(Frozen):
-    """Records come from the seeded generator under the task's own name."""
-
-
-class Source(Frozen):
-    """Where records can be read from; `toy` stands alone."""
-
-    local: LocalSource | None = None
-    hub: HubSource | None = None
-    toy: ToySource | None = None
-
-    @model_validator(mode="after")
-    def _some(self) -> "Source":
-        if self.toy is None and self.local is None and self.hub is None:
-            raise ValueError("a task needs a source: local, hub or toy")
-        if self.toy is not None and (self.local or self.hub):
-            raise ValueError("a toy source stands alone, without local and hub")
-        return self
+LABEL_METRICS = ("accuracy", "macro-f1", "weighted-f1")
 
 
 class Fields(Frozen):
-    """Which field holds what; `id: null` numbers the records, `group: null` uses group_by."""
+    """Which field holds what; `id: null` numbers the records, `group: null` uses group_by.
+
+    Rows of a file of one's own are numbered unless the task names an id.
+    """
 
     label: str | None = None
     id: str | None = "id"
@@ -114,21 +67,29 @@ class Task(Frozen):
     `prompt`, `system`, `target` and `group_by` are jinja2 templates over the record's fields;
     `label` (target only), `labels` and, with `questions`, `question` are added. Rendered texts are
     stripped of white space at both ends. `labels` are the exact strings asked for and answered.
+    `columns` maps names used here to those of the file. Rows of another `format` than fields are
+    conversations: they need no prompt, `roles` maps speakers, and `turns` says whether all of the
+    assistant's turns are learnt or the last one.
     """
 
     name: Name
     title: Text
-    about: Text
-    version: Annotated[int, Field(gt=0)]
+    about: str = ""
+    version: Annotated[int, Field(gt=0)] = 1
     kind: Literal["label", "open"]
     synthetic: bool = False
     scored: bool = True
     trainable: bool = True
     aliases: tuple[str, ...] = ()
+    format: Format = "fields"
+    columns: dict[str, str | None] = Field(default_factory=dict)
+    roles: dict[str, Role] = Field(default_factory=dict)
+    turns: Literal["all", "last"] = "all"
     labels: tuple[Text, ...] = ()
     label_values: dict[str, str] = Field(default_factory=dict)
+    allow_prefix_labels: bool = False
     system: Text | None = None
-    prompt: Text
+    prompt: Text | None = None
     target: Text = "{{ label }}"
     fields: Fields = Fields()
     may_be_empty: tuple[str, ...] = ()
@@ -138,25 +99,28 @@ class Task(Frozen):
     parser: str
     metrics: tuple[str, ...]
     source: Source
-    licence: Text
+    licence: Text = "not stated"
     citation: str = ""
     url: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, raw: Any) -> Any:  # noqa: ANN401 - raw YAML
+        return _with_defaults(raw) if isinstance(raw, dict) else raw
 
     @field_validator("label_values", mode="before")
     @classmethod
     def _string_keys(cls, value: Any) -> Any:  # noqa: ANN401 - raw YAML
         if not isinstance(value, dict):
             return value
-        return {str(k) if type(k) is int else k: v for k, v in value.items()}
+        scalars = (bool, int, float)
+        return {_spellings(k)[0] if isinstance(k, scalars) else k: v for k, v in value.items()}
 
     @field_validator("prompt", "system", "target", "group_by")
     @classmethod
     def _compiles(cls, source: str | None) -> str | None:
         if source is not None:
-            try:
-                _template(source)
-            except jinja2.TemplateSyntaxError as error:
-                raise ValueError(f"not a template, line {error.lineno}: {error.message}") from error
+            check_template(source)
         return source
 
     @field_validator("parser")
@@ -178,7 +142,7 @@ class Task(Frozen):
 
     @model_validator(mode="after")
     def _agrees(self) -> "Task":
-        for check in (_check_labels, _check_kind, _check_scoring, _check_prompt):
+        for check in (_check_format, _check_labels, _check_kind, _check_scoring, _check_prompt):
             check(self)
         return self
 
@@ -190,7 +154,11 @@ class Task(Frozen):
     @property
     def prompt_version(self) -> str:
         """Digest of everything that shapes a prompt or its target, for one given record."""
-        parts = self.model_dump(include={"system", "prompt", "target", "labels", "questions"})
+        shown = {"system", "prompt", "target", "labels", "questions"}
+        # Left out where they say nothing, so that prompts from before there were these keep theirs.
+        if self.format != "fields" or self.columns:
+            shown |= {"format", "turns", "columns", "roles"}
+        parts = self.model_dump(include=shown)
         return digest({"renderer": RENDERER, **parts, "questions": list(self.questions.items())})
 
     @property
@@ -203,7 +171,8 @@ class Task(Frozen):
     def dropped(self, record: Record) -> str | None:
         """The reason why the task's own policy leaves a record out, or None."""
         for field in self.skip_if_empty:
-            if field in record and _blank(record[field]):
+            theirs = self.columns.get(field) or field
+            if theirs in record and _blank(record[theirs]):
                 return f"empty {field}"
         return None
 
@@ -216,7 +185,7 @@ class Task(Frozen):
         number: int = 0,
         only: str | None = None,
     ) -> list[Example]:
-        """Render one record: one example, or one per question.
+        """Render one record: one example, one per question or one per turn of the assistant.
 
         `number`: its place in the split, the id of records that have none. `only`: a single
         question, for sources that give a row per question.
@@ -224,27 +193,52 @@ class Task(Frozen):
         Raises:
             DataError: a field missing or empty, a label outside the set, a template that fails.
         """
+        if self.format == "fields" and self.columns:
+            record = _renamed(self, record, where)
         _require(self, record, where)
         key = str(record[self.fields.id]) if self.fields.id else f"{split}-{number}"
+        if self.format != "fields":
+            return self._turns(record, where, key, split)
         spot = _Spot(where, key, split, _group(self, record, where))
         if not self.questions:
             return [self._example(record, spot)]
         asked = self.questions if only is None else [only]
         return [self._example(record, spot, field) for field in asked]
 
+    def _turns(self, record: Record, where: str, key: str, split: Split) -> list[Example]:
+        """An example for each of the assistant's turns that is learnt, with the turns before it."""
+        dialogue = RowForm(self.format, self.columns, self.roles).read(record, where)
+        group = _group(self, record, where, first_texts(dialogue.turns))
+        before: tuple[Message, ...] = ()
+        if self.system is not None and dialogue.turns[0].role != "system":
+            before = (Message("system", render(self.system, record, f"{where}: system")),)
+        answers = dialogue.answers()
+        return [
+            Example(
+                task=self.name,
+                id=f"{key}/{_number(dialogue, place)}",
+                split=split,
+                group=group,
+                stratum="",
+                messages=(*before, *dialogue.turns[:place]),
+                target=dialogue.turns[place].content,
+            )
+            for place in (answers if self.turns == "all" else answers[-1:])
+        ]
+
     def _example(self, record: Record, spot: _Spot, field: str | None = None) -> Example:
         values: dict[str, Any] = {**record, "labels": self.labels}
         if field is not None:
             values["question"] = self.questions[field]
         label_field = field or self.fields.label
-        user = _render(self.prompt, values, f"{spot.where}: prompt")
+        user = render(self.prompt or "", values, f"{spot.where}: prompt")
         messages = [Message("user", user)]
         if self.system is not None:
-            system = _render(self.system, values, f"{spot.where}: system")
+            system = render(self.system, values, f"{spot.where}: system")
             messages.insert(0, Message("system", system))
         if label_field is not None:
             values["label"] = self._label(record, label_field, spot.where)
-        target = _render(self.target, values, f"{spot.where}: target")
+        target = render(self.target, values, f"{spot.where}: target")
         if not target:
             raise DataError(
                 "the target is empty", where=spot.where, remedy="skip_if_empty leaves such rows out"
@@ -264,15 +258,15 @@ class Task(Frozen):
         raw = record[field] if field in record else _missing(field, record, where)
         if self.kind == "open":
             return "" if _blank(raw) else str(raw)
-        text = raw.strip() if isinstance(raw, str) else str(raw)
+        text = next((t for t in _spellings(raw) if t in self.label_values), _spellings(raw)[-1])
         label = self.label_values.get(text, text)
-        if isinstance(raw, bool | float | list | dict | None) or label not in self.labels:
+        if isinstance(raw, list | dict | None) or label not in self.labels:
             known = sorted({*self.labels, *self.label_values})
             raise DataError(
                 "label outside the declared set",
                 where=f"{where}: field {field!r}",
-                found=raw if isinstance(raw, str) else repr(raw),
-                wanted=f"one of {', '.join(known)}",
+                found=raw if isinstance(raw, str) and raw.strip() else repr(raw),
+                wanted=f"one of {shorten(', '.join(known), 300)}",
                 remedy="mend the row, or add the value to labels or label_values of the task file",
             )
         return label
@@ -309,52 +303,57 @@ def loose_text(text: str) -> str:
     return " ".join(words) or " ".join(folded.split())
 
 
-def parse_task(text: str, where: str) -> Task:
-    """Read a task from the text of a YAML file; `where` names the file in messages.
-
-    Raises:
-        DataError: not YAML, an unknown key, a value that does not fit; one line per fault.
-    """
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DataError(f"not valid YAML: {error}", where=where) from error
-    if not isinstance(raw, dict):
-        raise DataError("a task is a mapping", where=where, found=raw, wanted="key: value")
-    try:
-        return Task.model_validate(raw)
-    except ValidationError as error:
-        faults = "; ".join(_explain(fault) for fault in error.errors())
-        raise DataError(faults, where=where, remedy="mend the keys named") from error
-
-
-def _explain(fault: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
-    """One fault in the user's words: key, what, what was found."""
-    key = ".".join(str(part) for part in fault["loc"]) or "task"
-    if fault["type"] == "extra_forbidden":
-        return f"{key}: no such key; {did_you_mean(str(fault['loc'][-1]), _keys_at(fault['loc']))}"
-    if fault["type"] == "missing":
-        return f"{key}: missing"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "string_type" and isinstance(fault["input"], bool):
-        message += "; YAML reads yes, no, on and off as true and false: put quotes around the word"
-    found = "" if not fault["loc"] else f" (found {shorten(fault['input'])})"
-    return f"{key}: {message}{found}"
+def _with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
+    """A raw task with what a short file leaves out."""
+    labelled = bool(raw.get("labels") or raw.get("questions"))
+    kind = raw.get("kind", "label" if labelled else "open")
+    scored = raw.get("scored", kind == "label" or bool(raw.get("metrics")))
+    made = {
+        "title": raw.get("name", "task"),
+        "kind": kind,
+        "parser": "label" if kind == "label" else "text",
+        "metrics": LABEL_METRICS if kind == "label" and scored else (),
+        "scored": scored,
+    }
+    fields = raw.get("fields", {})
+    if isinstance(fields, dict) and "id" not in fields and _numbered(raw):
+        made["fields"] = {**fields, "id": None}
+        return {**made, **raw, "fields": made["fields"]}
+    return {**made, **raw}
 
 
-def _keys_at(path: Sequence[Any]) -> list[str]:
-    """The keys that are allowed where the last part of `path` stands."""
-    here: type[BaseModel] = Task
-    for part in path[:-1]:
-        if part not in here.model_fields:
-            break
-        kinds = [here.model_fields[part].annotation, *get_args(here.model_fields[part].annotation)]
-        models = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        here = models[0] if models else here
-    return list(here.model_fields)
+def _numbered(raw: dict[str, Any]) -> bool:
+    """Whether rows have no id of their own unless the task names it."""
+    source = raw.get("source")
+    own = {*FILE_KEYS, "files", "given"}
+    named = isinstance(source, str) or (isinstance(source, dict) and bool(source.keys() & own))
+    return named or raw.get("format", "fields") != "fields"
+
+
+def _check_format(task: Task) -> None:
+    check_columns(task.format, task.columns)
+    if task.format == "fields":
+        if task.roles or "turns" in task.model_fields_set:
+            raise ValueError("format: roles and turns are for rows that are conversations")
+        if task.prompt is None:
+            raise ValueError("prompt: missing; only rows of another format need none")
+        return
+    unused = {"prompt", "target", "labels", "questions", "may_be_empty"} & task.model_fields_set
+    if unused:
+        names = ", ".join(sorted(unused))
+        raise ValueError(f"format: {task.format} rows bring their own turns; remove {names}")
+    if task.fields.label is not None:
+        raise ValueError(f"fields.label: {task.format} rows have none; use columns")
 
 
 def _check_labels(task: Task) -> None:
+    folded = sorted(fold(label) for label in task.labels)
+    for short, long in pairwise(folded):
+        if long.startswith(short) and long != short and not task.allow_prefix_labels:
+            raise ValueError(
+                f"labels: {short!r} is how {long!r} begins, so a longer answer can be read as "
+                "either; rename one, or say allow_prefix_labels: true"
+            )
     if len({fold(label) for label in task.labels}) != len(task.labels):
         raise ValueError("labels: two labels are the same but for case or spacing")
     for raw, label in task.label_values.items():
@@ -366,7 +365,9 @@ def _check_kind(task: Task) -> None:
     if task.kind == "open":
         if task.labels or task.label_values or task.questions:
             raise ValueError("kind: an open task has no labels, label_values or questions")
-        if task.fields.label is None and "label" in _variables(task.target):
+        if task.format != "fields":
+            return
+        if task.fields.label is None and "label" in variables(task.target):
             raise ValueError("target: {{ label }} needs fields.label to name a field")
         return
     if len(task.labels) < 2:
@@ -388,7 +389,9 @@ def _check_scoring(task: Task) -> None:
 
 def _check_prompt(task: Task) -> None:
     """The prompt asks for what the target says, and does not give it away."""
-    seen = _variables(task.prompt, task.system)
+    if task.format != "fields":
+        return
+    seen = variables(task.prompt, task.system)
     answers = {"label", *([task.fields.label] if task.kind == "label" else []), *task.questions}
     if seen & answers:
         raise ValueError(
@@ -409,52 +412,15 @@ def _check_prompt(task: Task) -> None:
             )
 
 
-def _regex_replace(text: str, pattern: str, replacement: str = "") -> str:
-    """The template filter `regex_replace`: re.sub."""
-    try:
-        return re.sub(pattern, replacement, str(text))
-    except re.error as error:
-        raise jinja2.exceptions.FilterArgumentError(f"regex_replace: {error}") from error
-
-
-@lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
-    environment.filters["regex_replace"] = _regex_replace
-    return environment
-
-
-@lru_cache(maxsize=1024)
-def _template(source: str) -> jinja2.Template:
-    return _environment().from_string(source)
-
-
-@lru_cache(maxsize=1024)
-def _variables(*sources: str | None) -> frozenset[str]:
-    """Names that templates take from outside."""
-    parsed = [_environment().parse(source) for source in sources if source is not None]
-    return frozenset().union(*map(jinja2.meta.find_undeclared_variables, parsed))
-
-
-def _render(source: str, values: Record, where: str) -> str:
-    """Render and strip a template; what goes wrong inside it is a fault of task file or record."""
-    try:
-        return _template(source).render(values).strip()
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-        raise DataError(
-            f"the template fails: {error}", where=where, remedy="mend the task file or the record"
-        ) from error
-
-
 def _content_fields(task: Task) -> list[str]:
     """Record fields that the prompt reads, by name."""
-    seen = _variables(task.prompt, task.system)
+    seen = variables(task.prompt, task.system)
     return sorted(seen - {"labels"} - ({"question"} if task.questions else set()))
 
 
 def _require(task: Task, record: Record, where: str) -> None:
     """Every field that a template reads is there and, unless it may be empty, says something."""
-    read = _variables(task.prompt, task.system, task.target, task.group_by) - {"labels", "label"}
+    read = variables(task.prompt, task.system, task.target, task.group_by) - {"labels", "label"}
     named = {field for field in (task.fields.id, task.fields.group) if field}
     for field in sorted((read - ({"question"} if task.questions else set())) | named):
         if field not in record:
@@ -486,12 +452,42 @@ def _blank(value: object) -> bool:
     return value is None or value == [] or value == {}
 
 
-def _group(task: Task, record: Record, where: str) -> str:
+def _renamed(task: Task, record: Record, where: str) -> Record:
+    """The record by the names that the task file uses."""
+    for ours, theirs in task.columns.items():
+        if theirs not in record:
+            _missing(str(theirs), record, f"{where}: columns.{ours}")
+    taken = set(task.columns.values())
+    kept = {name: value for name, value in record.items() if name not in taken}
+    return kept | {ours: record[str(theirs)] for ours, theirs in task.columns.items()}
+
+
+def _spellings(raw: object) -> tuple[str, ...]:
+    """How a stored label may be written in a task file; the last is what it is without a mapping.
+
+    CSV keeps texts only, and other programs write whole numbers as 1.0 where a row has none.
+    """
+    if isinstance(raw, bool):
+        return (str(raw).lower(),)
+    if isinstance(raw, float) and raw.is_integer():
+        return (str(raw), str(int(raw)))
+    text = raw.strip() if isinstance(raw, str) else str(raw)
+    return (text.lower(), text) if text.lower() in ("true", "false") else (text,)
+
+
+def _number(dialogue: Dialogue, place: int) -> int:
+    """Which of the assistant's turns stands at a place, from 1."""
+    return sum(turn.role == "assistant" for turn in dialogue.turns[: place + 1])
+
+
+def _group(task: Task, record: Record, where: str, asked: str = "") -> str:
     """The unit of independence: a field as it stands, or a text loosely normalised."""
     if task.fields.group is not None:
         return str(record[task.fields.group])
     if task.group_by is not None:
-        text = _render(task.group_by, {**record, "labels": task.labels}, f"{where}: group_by")
+        text = render(task.group_by, {**record, "labels": task.labels}, f"{where}: group_by")
+    elif task.format != "fields":
+        text = asked
     else:
         text = "\n".join(str(record[field]) for field in _content_fields(task))
     loose = loose_text(text)

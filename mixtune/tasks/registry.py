@@ -9,12 +9,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import get_args
 
-from mixtune.errors import DataError, SpecError, did_you_mean
+from mixtune.errors import DataError, SpecError, did_you_mean, shorten
 from mixtune.identity import unit_interval
 from mixtune.records import Example, Split
-from mixtune.tasks.base import Task, parse_task
-from mixtune.tasks.sources import Reader, Row, reader_for
+from mixtune.tasks.base import Task
+from mixtune.tasks.files import Fault, Row, refuse
+from mixtune.tasks.imports import RefusingReader
+from mixtune.tasks.own import Own, installed, read_own
+from mixtune.tasks.sources import HubReader, Reader, reader_for
+from mixtune.tasks.task_file import parse_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class _Stored:
 class Registry:
     """Tasks by name, with the place that each is read from."""
 
-    def __init__(self, tasks: Iterable[Task], data_dir: Path | None = None) -> None:
+    def __init__(self, tasks: Iterable[Task | Own], data_dir: Path | None = None) -> None:
         if data_dir is not None and not data_dir.is_dir():
             raise DataError(
                 "the data directory is not there",
@@ -60,9 +65,11 @@ class Registry:
         self._tasks: dict[str, Task] = {}
         self._aliases: dict[str, str] = {}
         self._readers: dict[str, Reader] = {}
+        self._given: dict[str, Reader] = {}
         self._stored: dict[tuple[str, Split], _Stored] = {}
+        self._origins: dict[str, str] = {}
         for task in tasks:
-            self._add(task)
+            self._add(task if isinstance(task, Own) else Own(task, "the package"))
 
     @classmethod
     def builtin(cls, data_dir: Path | None = None) -> "Registry":
@@ -77,20 +84,24 @@ class Registry:
 
     @classmethod
     def open(cls, task_files: Iterable[str], data_dir: Path | None = None) -> "Registry":
-        """The tasks that ship with the package, and those of a study's own files.
+        """The tasks that ship with the package, those of installed packages, and a study's own.
 
         Raises:
-            DataError: the data directory is not there; a file that cannot be used.
+            DataError: the data directory is not there; a file or package that cannot be used.
         """
-        return cls.builtin(data_dir).with_files(map(Path, task_files))
+        return cls.builtin(data_dir)._with(installed()).with_files(map(Path, task_files))
 
     def with_files(self, paths: Iterable[Path]) -> "Registry":
-        """A registry with tasks of the user's own added, from YAML files.
+        """A registry with tasks of the user's own added: see own.py for the kinds of files.
 
         Raises:
             DataError: a file that cannot be read or used, a name that is already taken.
         """
-        return Registry((*self._tasks.values(), *map(_read_task, paths)), self._data_dir)
+        return self._with(own for path in paths for own in read_own(path))
+
+    def _with(self, more: Iterable[Own]) -> "Registry":
+        here = [Own(t, self._origins[n], self._given.get(n)) for n, t in self._tasks.items()]
+        return Registry([*here, *more], self._data_dir)
 
     def names(self) -> list[str]:
         """Names of all tasks, sorted."""
@@ -106,7 +117,7 @@ class Registry:
         key = self._aliases.get(key, key)
         if key not in self._tasks:
             raise SpecError(
-                f"no task is called {name!r}",
+                f"no task is called {shorten(name)!r}",
                 wanted=did_you_mean(key, [*self._tasks, *self._aliases]),
                 remedy="`mixtune tasks` lists them all",
             )
@@ -119,6 +130,53 @@ class Registry:
             SpecError: no such task. DataError: there is no place to read it from.
         """
         return self._reader(self.get(name)).about
+
+    def origin_of(self, name: str) -> str:
+        """What brought a task: the package, an installed package, a file.
+
+        Raises:
+            SpecError: no such task.
+        """
+        return self._origins[self.get(name).name]
+
+    def splits(self, name: str, carve: float) -> list[Split]:
+        """The splits that there are, stored or carved.
+
+        Raises:
+            SpecError: no such task. DataError: there is no place to read it from.
+        """
+        carved = dict(self._shares(self.get(name), carve))
+        return [split for split in get_args(Split) if split in carved or self._has(name, split)]
+
+    def unread(self, name: str) -> str | None:
+        """Why a check leaves a task alone: it is on the hub, or an import that cannot be used.
+
+        Raises:
+            SpecError: no such task. DataError: there is no place to read it from.
+        """
+        reader = self._reader(self.get(name))
+        if isinstance(reader, HubReader):
+            return f"{reader.about}: not fetched; mixtune data show {name} does that"
+        return reader.about if isinstance(reader, RefusingReader) else None
+
+    def load(self, name: str, fault: Fault) -> None:
+        """Read all stored splits, with every fault of their rows given to `fault`.
+
+        Raises:
+            SpecError: no such task. DataError: a fault of a whole file.
+        """
+        task = self.get(name)
+        for split in (split for split in get_args(Split) if self._has(name, split)):
+            clean = True
+
+            def found(error: DataError) -> None:
+                nonlocal clean
+                clean = False
+                fault(error)
+
+            stored = _load(task, self._reader(task), split, found)
+            if clean:
+                self._stored[task.name, split] = stored
 
     def examples(self, name: str, split: Split, carve: float) -> list[Example]:
         """The examples of a split, in stored order.
@@ -150,10 +208,12 @@ class Registry:
         examples = self.examples(name, split, carve)
         read_from, stored = self._source_split(task, split)
         dropped = sum(stored.dropped.values())
+        share = dict(self._shares(task, carve)).get(split)
+        carved = f", carved from train, {share:.0%} of groups" if share else ""
         return LoadReport(
             task=task.name,
             split=split,
-            source=self.source_of(name),
+            source=self.source_of(name) + carved,
             read_from=read_from,
             records=stored.records,
             kept=stored.records - dropped,
@@ -162,20 +222,31 @@ class Registry:
             elsewhere=len(stored.examples) - len(examples),
         )
 
-    def _add(self, task: Task) -> None:
-        for name in (task.name, *map(_key, task.aliases)):
-            if name in self._tasks or self._aliases.get(name, task.name) != task.name:
+    def _add(self, own: Own) -> None:
+        task = own.task
+        for name in (task.name, *map(_key, (task.name, *task.aliases))):
+            holder = task.name if name in self._tasks else self._aliases.get(name, task.name)
+            if name in self._tasks or holder != task.name:
+                there = name if name in self._tasks else holder
                 raise DataError(
-                    f"the name {name!r} is already taken",
-                    where=task.name,
+                    f"the name {shorten(name)!r} is already taken",
+                    where=f"{own.origin}, task {task.name}",
+                    found=f"{there}, from {self._origins[there]}",
                     remedy="give the task another name or alias",
                 )
         self._tasks[task.name] = task
-        self._aliases |= {_key(alias): task.name for alias in task.aliases}
+        self._origins[task.name] = own.origin
+        if own.reader is not None:
+            self._given[task.name] = own.reader
+        self._aliases |= {_key(alias): task.name for alias in (task.name, *task.aliases)}
+
+    def _has(self, name: str, split: Split) -> bool:
+        return self._reader(self.get(name)).has(split)
 
     def _reader(self, task: Task) -> Reader:
         if task.name not in self._readers:
-            self._readers[task.name] = reader_for(task, self._data_dir)
+            given = self._given.get(task.name)
+            self._readers[task.name] = given or reader_for(task, self._data_dir)
         return self._readers[task.name]
 
     def _shares(self, task: Task, carve: float) -> tuple[tuple[Split, float], ...]:
@@ -206,32 +277,48 @@ class Registry:
         return read_from, self._stored[key]
 
 
-def _load(task: Task, reader: Reader, split: Split) -> _Stored:
-    """Read and render a stored split; every record is kept or counted as dropped."""
+def _load(task: Task, reader: Reader, split: Split, fault: Fault = refuse) -> _Stored:
+    """Read and render a stored split; every record is kept or counted as dropped.
+
+    A row with a fault is neither, and goes to `fault`.
+    """
     examples: list[Example] = []
     dropped: Counter[str] = Counter()
     seen: dict[str, str] = {}
-    records = kept = 0
-    for row in reader.rows(split):
+    records = kept = faults = 0
+    for row in reader.rows(split, fault):
         records += 1
         reason = task.dropped(row.record)
         if reason is not None:
             dropped[reason] += 1
             continue
-        made = task.to_examples(
-            row.record, split, where=row.where, number=row.number, only=row.only
-        )
-        _refuse_repeats(made, seen, row)
+        try:
+            made = task.to_examples(
+                row.record, split, where=row.where, number=row.number, only=row.only
+            )
+            _refuse_repeats(made, seen, row)
+        except DataError as error:
+            fault(error)
+            faults += 1
+            continue
         examples += made
         kept += 1
-    if not examples:
-        raise DataError(
-            f"the {split} split has no usable record",
-            where=task.name,
-            found=f"{records} records in {reader.about}, dropped: {dict(dropped)}",
-        )
-    assert records == kept + dropped.total()
+    if not examples and not faults:
+        fault(_unusable(task, split, records, reader.about, dropped))
+    assert records == kept + faults + dropped.total()
     return _Stored(tuple(examples), records, dropped)
+
+
+def _unusable(
+    task: Task, split: Split, records: int, about: str, dropped: Mapping[str, int]
+) -> DataError:
+    return DataError(
+        f"the {split} split has no usable record",
+        where=task.name,
+        found=f"{records} records in {about}, dropped: {dict(dropped)}",
+        wanted="at least one record",
+        remedy="check that the file is the right one and has rows",
+    )
 
 
 def _refuse_repeats(made: Iterable[Example], seen: dict[str, str], row: Row) -> None:
@@ -254,15 +341,6 @@ def _place(group: str, shares: Iterable[tuple[Split, float]]) -> Split:
         if unit_interval(purpose, group) < share:
             return split
     return "train"
-
-
-def _read_task(path: Path) -> Task:
-    try:
-        return parse_task(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"cannot read the task file: {error}", where=str(path), remedy="check the path"
-        ) from error
 
 
 def _file_name(file: resources.abc.Traversable) -> str:

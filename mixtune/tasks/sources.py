@@ -1,35 +1,23 @@
-"""Where records come from: a local folder, the hub, the toy generator. One record at a time.
+"""Where records come from: files, a local folder, the hub, the toy generator.
 
-Knows: file names, lines, encodings, the hub's loader, what can be wrong with a file. Does not
-know: prompts and labels (base.py), caching and splitting (registry.py).
+Knows: which file holds which split, the hub's loader. Does not know: file formats (files.py),
+prompts and labels (base.py), caching and splitting (registry.py).
 """
 
-import gzip
-import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, Protocol
 
-from mixtune.errors import DataError, did_you_mean
+from mixtune.errors import DataError, did_you_mean, shorten
 from mixtune.records import Split
-from mixtune.tasks.base import FlatQuestions, HubSource, LocalSource, Task
+from mixtune.tasks.base import Task
+from mixtune.tasks.files import Fault, Row, read_rows, refuse
+from mixtune.tasks.places import FileSource, FlatQuestions, HubSource, LocalSource
 
-LONGEST_LINE = 10_000_000
-"""Bytes that one line of a file may have."""
+CARVE_TEST = 0.2
+"""Share of a scored task's train groups that become test where its own files hold none."""
 
 LAYOUT = "<data-dir>/<folder>/<split>.jsonl or .jsonl.gz, one JSON object a line, UTF-8"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One record, where it stands (for messages), its place, and the one question it is about."""
-
-    where: str
-    number: int
-    record: Mapping[str, Any]
-    only: str | None = None
 
 
 class Reader(Protocol):
@@ -49,13 +37,13 @@ class Reader(Protocol):
         """Whether the split is there."""
         ...
 
-    def rows(self, split: Split) -> Iterator[Row]:
-        """The records of a split, in their stored order."""
+    def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:
+        """The records of a split, in their stored order; `fault` as in files.py."""
         ...
 
 
 def reader_for(task: Task, data_dir: Path | None) -> Reader:
-    """The one place a task is read from: toy generator, else the data directory, else the hub.
+    """The one place a task is read from: own files, toy generator, data directory, or the hub.
 
     With a data directory, a task that has a local form is never fetched from the hub instead.
 
@@ -63,12 +51,20 @@ def reader_for(task: Task, data_dir: Path | None) -> Reader:
         DataError: the data directory lacks the task's folder, or there is no place to read from.
     """
     source = task.source
+    if source.files is not None:
+        return FileReader(task, source.files)
     if source.toy is not None:
         return ToyReader(task.name)
     if data_dir is not None and source.local is not None:
         return LocalReader(task.name, source.local, data_dir)
     if source.hub is not None:
         return HubReader(task.name, source.hub)
+    if source.given is not None:
+        raise DataError(
+            "source.given is what Python files and imports bring, not task files",
+            where=task.name,
+            wanted="a path, local or hub",
+        )
     raise DataError(
         "this task is read from a local folder, and no data directory was given",
         where=task.name,
@@ -95,7 +91,7 @@ class ToyReader:
         """Whether the generator gives the split any record."""
         return bool(self._records(split))
 
-    def rows(self, split: Split) -> Iterator[Row]:
+    def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:
         """The generated records."""
         for number, record in enumerate(self._records(split)):
             yield Row(f"{self._name}, {split} record {number}", number, record)
@@ -136,7 +132,7 @@ class LocalReader:
         """Whether the split's file is there."""
         return self._file(split) is not None
 
-    def rows(self, split: Split) -> Iterator[Row]:
+    def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:
         """The records of the split's file."""
         path = self._file(split)
         if path is None:
@@ -146,7 +142,7 @@ class LocalReader:
                 found=self.about,
                 wanted=LAYOUT,
             )
-        yield from read_jsonl(path)
+        yield from read_rows(path, fault)
 
     def _file(self, split: Split) -> Path | None:
         """The split's file; one that the task file names has to be there."""
@@ -172,117 +168,36 @@ class LocalReader:
         return there[0] if there else None
 
 
-def read_jsonl(path: Path) -> Iterator[Row]:
-    """The objects of a JSON-lines file, plain or gzipped, a line at a time.
+class FileReader:
+    """Records of files of one's own, one for each split."""
 
-    Blank lines are not records. Row.where is `file:line`.
+    def __init__(self, task: Task, source: FileSource) -> None:
+        self._paths = source.paths()
+        share = source.carve_test
+        # A set that is only trained on loses no rows to a test that nobody takes.
+        self.carve_test = CARVE_TEST if share is None and task.scored else share
 
-    Raises:
-        DataError: unreadable file, wrong encoding, malformed line, line too long.
-    """
-    try:
-        with _open(path) as file:
-            number = 0
-            for line_number, line in enumerate(_lines(file, path), start=1):
-                if line.strip():
-                    where = f"{path}:{line_number}"
-                    yield Row(where, number, _parse_line(line, where))
-                    number += 1
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"cannot read the file: {error}", where=str(path), remedy="copy the file again"
-        ) from error
+    @property
+    def about(self) -> str:
+        """The files' names."""
+        return ", ".join(shorten(path.name) for path in self._paths.values())
 
+    def has(self, split: Split) -> bool:
+        """Whether the task file names a file for the split."""
+        return split in self._paths
 
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
-
-
-def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Lines of bounded length, so that a file without line ends cannot fill the memory."""
-    for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
-        if len(line) > LONGEST_LINE:
-            raise DataError(
-                "the line is too long",
-                where=f"{path}:{number}",
-                found=f"over {LONGEST_LINE} bytes",
-                wanted=LAYOUT,
-                remedy="check that the file is JSON lines and not one large JSON list",
-            )
-        yield line
-
-
-def _parse_line(line: bytes, where: str) -> dict[str, Any]:
-    text = _decode(line, where)
-    try:
-        record = json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"not valid JSON: {error}",
-            where=where,
-            found=text.strip(),
-            wanted="one JSON object a line",
-            remedy="mend or remove the line",
-        ) from error
-    if not isinstance(record, dict):
-        raise DataError(
-            "the line is not a JSON object",
-            where=where,
-            found=text.strip(),
-            wanted='{"field": value, …}',
-            remedy="check that the file is JSON lines and not one large JSON list",
-        )
-    if b"\\u" in line:
-        _refuse_lone_surrogates(record, where)
-    return record
-
-
-def _decode(line: bytes, where: str) -> str:
-    try:
-        return line.decode("utf-8-sig" if where.endswith(":1") else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"wrong encoding: {error.reason} at byte {error.start} of the line",
-            where=where,
-            found=repr(line[max(0, error.start - 20) : error.start + 20]),
-            wanted="UTF-8",
-            remedy="convert the file, for example with iconv -t UTF-8",
-        ) from error
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not a JSON value")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
-    return record
-
-
-def _refuse_lone_surrogates(record: dict[str, Any], where: str) -> None:
-    """Half of a character that needs two escapes cannot be written as UTF-8 later on."""
-    for field, value in record.items():
-        try:
-            json.dumps([field, value], ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                "half an escaped character (a lone surrogate)",
-                where=f"{where}: field {field.encode(errors='replace').decode()!r}",
-                found=repr(value),
-                wanted="text that UTF-8 can hold",
-                remedy="mend the escape sequence",
-            ) from error
+    def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:
+        """The records of the split's file."""
+        return read_rows(self._paths[split], fault)
 
 
 class HubReader:
     """Records of a dataset on the hub, through the `datasets` library."""
 
-    def __init__(self, name: str, source: HubSource) -> None:
+    def __init__(self, name: str, source: HubSource, stream: bool = False) -> None:
         self._name = name
         self._source = source
+        self._options = {"streaming": True} if stream else {}
 
     @property
     def about(self) -> str:
@@ -301,14 +216,14 @@ class HubReader:
         """Whether the task file maps the split to one on the hub."""
         return split in self._source.splits
 
-    def rows(self, split: Split) -> Iterator[Row]:
+    def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:
         """The records of the hub's split, renamed to our fields; they are numbered for want of ids.
 
         Raises:
             DataError: the hub or the dataset cannot be reached, a field is not there.
         """
         theirs = self._source.splits[split]
-        for number, raw in enumerate(_fetch(self._name, self._source, theirs)):
+        for number, raw in enumerate(_fetch(self._name, self._source, theirs, self._options)):
             where = f"{self._source.path}, {theirs} row {number}"
             record = _rename(raw, self._source.rename, where)
             record.setdefault("id", f"{theirs}-{number}")
@@ -318,7 +233,9 @@ class HubReader:
                 yield _unflatten(record, self._source.flat, Row(where, number, record))
 
 
-def _fetch(name: str, source: HubSource, split: str) -> Iterable[Mapping[str, Any]]:
+def _fetch(
+    name: str, source: HubSource, split: str, options: Mapping[str, bool]
+) -> Iterable[Mapping[str, Any]]:
     """One split of a hub dataset; `datasets` is imported here because it may import torch."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -330,6 +247,7 @@ def _fetch(name: str, source: HubSource, split: str) -> Iterable[Mapping[str, An
             data_dir=source.data_dir,
             split=split,
             revision=source.revision,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         note = " (this entry could not be checked against the hub)" if source.unverified else ""

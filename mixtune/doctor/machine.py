@@ -1,0 +1,211 @@
+"""What this machine can do for a study: each line ok, a warning or a problem with a remedy.
+
+Knows: versions, cores, memory, disks, caches, data folders, the environment's HF_* variables.
+Does not know: the hub (hubcheck.py), how lines are shown. torch is asked in a process of its own;
+values of tokens are never read into a line.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from mixtune.environment import environment
+from mixtune.errors import MixtuneError
+from mixtune.models.files import cache_dir
+from mixtune.models.hub import offline
+from mixtune.models.overview import Overview, main_memory, overview
+from mixtune.tasks.registry import Registry
+
+Level = Literal["ok", "warning", "problem"]
+
+QUICKSTART = "smollm2-135m"
+LEAST_DISK = 2_000_000_000
+LEAST_MEMORY = 4_000_000_000
+PATIENCE = 120.0
+"""Seconds that torch has to load and to answer."""
+
+INSTALL = "pip install 'mixtune[train]'"
+_TRAIN = ("torch", "transformers", "gguf")
+_SECRET = ("TOKEN", "KEY", "PASSWORD", "SECRET")
+_PROBE = """
+import json, torch
+found = {"threads": torch.get_num_threads(), "cuda": []}
+if torch.cuda.is_available():
+    for i in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(i)
+        found["cuda"].append([facts.name, facts.total_memory])
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One finding; `needed`: without it the quickstart does not run."""
+
+    topic: str
+    level: Level
+    found: str
+    remedy: str = ""
+    needed: bool = False
+
+
+def examine(data_dir: Path | None, runs_dir: Path) -> list[Line]:
+    """Everything that is looked at on this machine, without a network.
+
+    Raises:
+        DataError: the data directory is not there.
+    """
+    models = overview()
+    return [
+        *_software(),
+        *_machine(),
+        _device(),
+        *_disks(runs_dir),
+        *_hub(),
+        *_models(models),
+        *_data(data_dir),
+    ]
+
+
+def fails(lines: list[Line]) -> bool:
+    """Whether something is missing that the quickstart needs."""
+    return any(line.needed and line.level == "problem" for line in lines)
+
+
+def size(number: float) -> str:
+    """Bytes for people, in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit in ("B", "kB") else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def _software() -> Iterator[Line]:
+    versions = environment()
+    yield Line("Python", "ok", f"{versions['python']} on {versions['machine']}")
+    for name in ("mixtune", *_TRAIN, "datasets", "huggingface-hub", "tokenizers"):
+        try:
+            yield Line(name, "ok", metadata.version(name))
+        except metadata.PackageNotFoundError:
+            yield Line(name, "problem", "not installed", INSTALL, needed=True)
+
+
+def _machine() -> Iterator[Line]:
+    yield Line("cores", "ok", f"{len(os.sched_getaffinity(0))} may be used{_bfloat16()}")
+    total, free = main_memory(), _available_memory()
+    low = free < LEAST_MEMORY
+    yield Line(
+        "memory",
+        "warning" if low else "ok",
+        f"{size(total)}, of which {size(free)} are available",
+        "close other programs, or run with --workers 1" if low else "",
+    )
+
+
+def _available_memory() -> int:
+    try:
+        facts = Path("/proc/meminfo").read_text(encoding="ascii").split("MemAvailable:")
+        return int(facts[1].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):  # not Linux, or an old one
+        return main_memory()
+
+
+def _bfloat16() -> str:
+    """What the processor says of bfloat16, which decides whether it is faster than float32."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return ""
+    if "amx_bf16" in flags:
+        return "; AMX: train.compute=bfloat16 is worth a try"
+    return "; no AMX: float32 is usually the faster"
+
+
+def _device() -> Line:
+    """What torch finds, asked in a process of its own: it takes seconds and much memory."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=PATIENCE
+        )
+        facts = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        return Line("device", "warning", f"torch did not answer in {PATIENCE:.0f} s", "try again")
+    except (OSError, ValueError):
+        return Line("device", "problem", "torch cannot be loaded", INSTALL, needed=True)
+    cards = ", ".join(f"{name} with {size(memory)}" for name, memory in facts["cuda"])
+    return Line("device", "ok", cards or f"CPU, torch would use {facts['threads']} threads")
+
+
+def _disks(runs_dir: Path) -> Iterator[Line]:
+    yield _disk("cache", cache_dir(), "set MIXTUNE_CACHE to another folder, or make room")
+    yield _disk("runs", runs_dir, "give another folder with --runs-dir, or make room")
+
+
+def _disk(topic: str, folder: Path, remedy: str) -> Line:
+    """Room and rights at a folder, or at the nearest one above it that is there."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return Line(topic, "problem", f"{folder} cannot be written", remedy, needed=True)
+    free = shutil.disk_usage(there).free
+    low = free < LEAST_DISK
+    return Line(
+        topic, "warning" if low else "ok", f"{folder}, {size(free)} free", remedy if low else ""
+    )
+
+
+def _hub() -> Iterator[Line]:
+    found = [
+        f"{name} is set" if any(word in name for word in _SECRET) else f"{name}={value}"
+        for name, value in sorted(os.environ.items())
+        if name.startswith(("HF_", "HUGGINGFACE_"))
+    ]
+    state = "offline: only what is on this machine" if offline() else "not told to stay offline"
+    yield Line("hub", "ok", "; ".join([state, *found]))
+
+
+def _models(models: list[Overview]) -> Iterator[Line]:
+    for model in models:
+        quickstart = model.name == QUICKSTART
+        level: Level = "ok"
+        if model.state == "damaged" or (quickstart and not model.here):
+            level = "problem"
+        elif model.fits != "yes":
+            level = "warning"
+        room = {"yes": "fits", "tight": "tight", "no": "does not fit"}[model.fits]
+        found = f"{model.meaning}; training: {size(model.memory)}, {room}"
+        remedy = {"tight": "train with --workers 1 and few examples_per_step"}.get(model.fits, "")
+        if level == "problem":
+            remedy = model.install or f"mixtune models --prepare {model.name}"
+        yield Line(f"model {model.name}", level, found, remedy, needed=quickstart)
+
+
+def _data(data_dir: Path | None) -> Iterator[Line]:
+    if data_dir is None:
+        text = "no folder given (--data-dir): tasks other than the toy ones come from the hub"
+        yield Line("data", "ok", text)
+        return
+    registry = Registry.open((), data_dir)
+    for name in registry.names():
+        local = registry.get(name).source.local
+        if local is not None:
+            yield _folder(name, registry, data_dir / local.folder)
+
+
+def _folder(name: str, registry: Registry, folder: Path) -> Line:
+    """Sizes of a task's files; what is in them is for `mixtune data check`."""
+    try:
+        registry.source_of(name)
+    except MixtuneError as error:
+        remedy = f"put the task's files into {folder}, or do without the task"
+        return Line(f"data {name}", "warning", str(error).split("\n")[0], remedy)
+    files = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
+    sizes = ", ".join(f"{p.name} {size(p.stat().st_size)}" for p in files)
+    return Line(f"data {name}", "ok" if files else "warning", sizes or f"{folder} has no files")

@@ -1,0 +1,51 @@
+"""How long an ingredient's rows are in tokens: of its pool, before anything is trained.
+
+Knows: pools and the tokenizer. Does not know: cocktails, budgets, where the numbers are shown.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mixtune.planning.plan import Planner
+from mixtune.records import Example
+from mixtune.tokens import Tokens
+
+QUANTILES = {"min": 0.0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
+"""Name → quantile; each is the length of a row that exists, nothing interpolated."""
+AT_MOST = 5000
+"""Rows measured of an ingredient, evenly spaced over its pool: some seconds for the largest."""
+
+
+def length_rows(planner: Planner) -> list[dict[str, object]]:
+    """One JSON row per ingredient: tokens per row of its pool, and the supervised part of them.
+
+    Fields: ingredient; rows (of the pool); measured (of them); over_long (of those measured, longer
+    than `train.max_length`; the pool holds none where the policy is to drop them); tokens and
+    supervised (sums over those measured); `tokens_…` and `supervised_…` for each of `QUANTILES`, 0
+    for an empty pool. Each row is encoded once. Without a tokenizer there are no rows.
+    """
+    if planner.tokens is None:
+        return []
+    limit = planner.study.train.max_length
+    pools = planner.corpus.pools.items()
+    return [{"ingredient": name, **_measured(pool, planner.tokens, limit)} for name, pool in pools]
+
+
+def _measured(pool: Sequence[Example], tokens: Tokens, limit: int) -> dict[str, object]:
+    chosen = pool[:: max(1, -(-len(pool) // AT_MOST))]
+    answers = np.array([len(tokens.answer_ids(e.target)) for e in chosen], dtype=int)
+    totals = answers + np.array([len(tokens.prompt_ids(e.messages)) for e in chosen], dtype=int)
+    found: dict[str, object] = {
+        "rows": len(pool),
+        "measured": len(chosen),
+        "over_long": int((totals > limit).sum()),
+    }
+    for kind, values in (("tokens", totals), ("supervised", answers)):
+        found[kind] = int(values.sum())
+        found |= {f"{kind}_{name}": _quantile(values, at) for name, at in QUANTILES.items()}
+    return found
+
+
+def _quantile(values: np.ndarray, at: float) -> int:
+    return int(np.quantile(values, at, method="inverted_cdf")) if values.size else 0

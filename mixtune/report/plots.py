@@ -1,0 +1,201 @@
+"""What each figure of the page draws, as rows: heat maps, forest plots, curves, shares.
+
+Knows: which numbers go into which figure, in which order and on which scale. Does not know: SVG,
+colours.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mixtune.metrics import METRICS
+from mixtune.report.figures import Cell, CurvePoint, counts, floors, main_metrics
+from mixtune.report.inputs import ReportInput
+
+LEVELS = 4
+"""Shades on each side of 0 in a heat map."""
+SMALLEST_STEP = 0.005
+"""Differences under two points are never stretched to full colour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """Cocktails × tasks in one form: `at` (cocktail, task) → cell, in the order of the page.
+
+    `metric` is "" where each task is read in its own main metric. A cell's colour changes with
+    every `step` of its difference, so that the widest has the last of `LEVELS`.
+    """
+
+    form: str
+    metric: str
+    cocktails: list[str]
+    tasks: list[str]
+    at: dict[tuple[str, str], Cell]
+    step: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forest:
+    """All cocktails of one task with their intervals, the best first, and what they are read by."""
+
+    task: str
+    title: str
+    metric: str
+    cells: list[Cell]
+    references: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One cocktail's loss: (seed, thinned points) per run; the axes' ends are those of all charts.
+
+    `first` and `last`: mean over the runs of the first and last point drawn.
+    """
+
+    cocktail: str
+    runs: list[tuple[int | None, list[tuple[float, float]]]]
+    steps: int
+    top: float
+    first: float
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """An ingredient's shares of a cocktail's list: asked, got, and of the supervised tokens.
+
+    Of the cocktail's first run that has counts; each between 0 and 1. Asked and got are measured
+    in `unit`; of a run that was not planned by shares, in rows.
+    """
+
+    cocktail: str
+    ingredient: str
+    unit: str
+    asked: float
+    got: float
+    supervised: float
+
+
+def heats(page: ReportInput, shown: Sequence[Cell]) -> list[Heat]:
+    """One per form in the tasks' own main metrics, main forms first; then every other metric."""
+    main = main_metrics(page)
+    forms = forms_of(page, shown)
+    others = dict.fromkeys(c.metric for c in shown if c.metric != main[c.task])
+    asked = [(form, "") for form in forms] + [(form, m) for form in forms for m in others]
+    found = []
+    for form, metric in asked:
+        own = [c for c in shown if c.form == form and c.metric == (metric or main[c.task])]
+        if own:
+            found.append(_heat(page, form, metric, own))
+    return found
+
+
+def forms_of(page: ReportInput, shown: Sequence[Cell]) -> list[str]:
+    """The forms that have cells, the tasks' main ones first."""
+    there = {c.form for c in shown}
+    main = [page.main_forms[task] for task in page.tasks if page.main_forms[task] in there]
+    return list(dict.fromkeys([*main, *(c.form for c in shown)]))
+
+
+def _heat(page: ReportInput, form: str, metric: str, own: Sequence[Cell]) -> Heat:
+    widest = max((abs(c.difference) for c in own if c.difference is not None), default=0.0)
+    tasks = {c.task for c in own}
+    return Heat(
+        form=form,
+        metric=metric,
+        cocktails=list(dict.fromkeys(c.cocktail for c in own)),
+        tasks=[task for task in page.tasks if task in tasks],
+        at={(c.cocktail, c.task): c for c in own},
+        step=rounded_up(max(SMALLEST_STEP, widest / LEVELS), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)),
+    )
+
+
+def rounded_up(value: float, factors: Sequence[float] = (1, 2, 2.5, 5, 10)) -> float:
+    """The next of some factors times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(round(f * power, 12) for f in factors if f * power >= value * (1 - 1e-9))
+
+
+def forests(page: ReportInput, shown: Sequence[Cell]) -> list[Forest]:
+    """One per task in its main form and metric; references: single, majority, chance, base."""
+    main = main_metrics(page)
+    floor_of = {(f.form, f.task): f for f in floors(page)}
+    found = []
+    for task, title in page.tasks.items():
+        form = page.main_forms[task]
+        own = [c for c in shown if (c.task, c.form, c.metric) == (task, form, main.get(task))]
+        if not own:
+            continue
+        sign = -1 if METRICS[own[0].metric].higher_is_better else 1
+        floor = floor_of.get((form, task))
+        values = {
+            "single": next((c.value for c in own if c.is_single), None),
+            "majority": floor.majority if floor else None,
+            "chance": floor.chance if floor else None,
+            "untuned base": floor.base if floor else None,
+        }
+        known = {name: value for name, value in values.items() if value is not None}
+        own.sort(key=lambda c: (sign * c.value, c.cocktail))
+        found.append(Forest(task, title, main[task], own, known))
+    return found
+
+
+def charts(points: Sequence[CurvePoint], at_most: int) -> list[Chart]:
+    """A chart per cocktail with a line per run, on common axes."""
+    runs: dict[str, list[CurvePoint]] = {}
+    for point in points:
+        runs.setdefault(point.run, []).append(point)
+    drawn = {run: thinned(own, at_most) for run, own in runs.items()}
+    top = max((loss for line in drawn.values() for _, loss in line), default=0.0) or 1.0
+    steps = max((point.step for point in points), default=0)
+    by_cocktail: dict[str, list[str]] = {}
+    for run, own in runs.items():
+        by_cocktail.setdefault(own[0].cocktail, []).append(run)
+    return [
+        Chart(
+            cocktail,
+            [(runs[run][0].seed, drawn[run]) for run in names],
+            steps,
+            top,
+            sum(drawn[run][0][1] for run in names) / len(names),
+            sum(drawn[run][-1][1] for run in names) / len(names),
+        )
+        for cocktail, names in by_cocktail.items()
+    ]
+
+
+def portions(page: ReportInput) -> list[Portion]:
+    """Shares of every cocktail of several ingredients, from its first run with counts."""
+    rows = counts(page)
+    first: dict[str, str] = {}
+    for row in rows:
+        first.setdefault(row.cocktail, row.run)
+    found = []
+    for cocktail, run in first.items():
+        own = [row.mix for row in rows if row.run == run]
+        if len(own) < 2:
+            continue
+        asked, got = sum(m.rows_asked for m in own), sum(m.rows_got for m in own)
+        supervised = sum(m.supervised_tokens for m in own)
+        found += [
+            Portion(
+                cocktail,
+                m.ingredient,
+                m.unit,
+                m.rows_asked / max(1, asked) if m.share_asked is None else m.share_asked,
+                m.rows_got / max(1, got) if m.share_got is None else m.share_got,
+                m.supervised_tokens / max(1, supervised),
+            )
+            for m in own
+        ]
+    return found
+
+
+def thinned(points: Sequence[CurvePoint], at_most: int) -> list[tuple[float, float]]:
+    """(step, loss) averaged over consecutive stretches, so that at most so many are drawn."""
+    stretch = -(-len(points) // at_most)
+    parts = [points[i : i + stretch] for i in range(0, len(points), stretch)]
+    return [
+        (sum(p.step for p in part) / len(part), sum(p.loss for p in part) / len(part))
+        for part in parts
+    ]

@@ -1,0 +1,199 @@
+"""How numbers and names are written on the page and in its figures.
+
+Knows: decimals, signs, intervals, what text from outside may hold. Does not know: HTML, SVG, where
+a text stands.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+from mixtune.report.figures import Answer, Cell
+
+LONGEST_NAME = 80
+"""Characters of a name that are shown; a longer one is cut, with its start as a tooltip."""
+LONGEST_TEXT = 400
+"""Characters of any other single text."""
+LONGEST_ERROR = 4000
+"""Characters of an error or a study file, of which the end is kept as well as the start."""
+
+
+def plain(text: str, limit: int = LONGEST_TEXT) -> str:
+    """One line of text as it is safe to show: controls and bidi marks escaped, cut at `limit`.
+
+    Only `limit` characters are looked at, so that a name of any length costs the same.
+    """
+    if len(text) <= limit and text.isprintable():
+        return text
+    shown = "".join(c if c.isprintable() else _escaped(c) for c in text[:limit])
+    return shown if len(text) <= limit else f"{shown[: limit - 1]}…"
+
+
+def lines(text: str, limit: int = LONGEST_ERROR) -> str:
+    """Text of several lines, made safe line by line; the middle of a long one is left out."""
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}\n… {len(text) - limit} characters …\n{text[-limit // 2 :]}"
+    return "".join(c if c in "\n\t" or c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(char: str) -> str:
+    # A no-break space is not printable to Python, and harmless; the page itself writes it.
+    return char if char == "\xa0" else repr(char)[1:-1]
+
+
+def slug(text: str) -> str:
+    """A text as part of a file name: lower case letters, digits and hyphens, 40 at most."""
+    return re.sub(r"[^a-z0-9]+", "-", text[:40].lower()).strip("-") or "x"
+
+
+def width(text: str, size: float) -> float:
+    """About how wide a text is at a font size, in the same unit; on the safe side."""
+    return size * sum(_advance(c) for c in text)
+
+
+def _advance(char: str) -> float:
+    if unicodedata.east_asian_width(char) in "WF":
+        return 1.05
+    if char in "iljt.,:;|!'()[]fIr -":
+        return 0.4
+    return 0.99 if char in "mwMW@%" else 0.76 if char.isupper() else 0.64
+
+
+def fit(text: str, room: float, size: float) -> str:
+    """The text, or as much of its start as fits with an ellipsis."""
+    text = plain(text, LONGEST_NAME)
+    if width(text, size) <= room:
+        return text
+    while text and width(f"{text}…", size) > room:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def wrap(name: str, room: float, size: float, at_most: int) -> list[str]:
+    """A name in lines that fit, broken behind `+` or a space; what is left over is cut."""
+    parts = [p for p in re.findall(r"[^+ ]*[+ ]?", plain(name, LONGEST_NAME)) if p]
+    found: list[str] = []
+    for part in parts:
+        if found and width(found[-1] + part.rstrip(), size) <= room:
+            found[-1] += part
+        else:
+            found.append(part)
+    if len(found) > at_most:
+        found = [*found[: at_most - 1], "".join(found[at_most - 1 :])]
+    return [fit(line.rstrip(), room, size) for line in found]
+
+
+def number(value: float | None) -> str:
+    """Three decimals; a dash for nothing."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """Three decimals with a sign, a real minus; a dash for nothing."""
+    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def percent(value: float) -> str:
+    """A share in per cent; what is not nothing never reads as 0 %."""
+    return "<0.1 %" if 0 < value < 0.001 else f"{100 * value:.1f} %"
+
+
+def ends(low: float | None, high: float | None, sign: bool = False) -> str:
+    """An interval, or "too few" where there is none."""
+    write = signed if sign else number
+    return "too few" if low is None or high is None else f"[{write(low)},\xa0{write(high)}]"
+
+
+def seconds(value: float | None) -> str:
+    """A duration in seconds, or minutes from two on; a dash for nothing."""
+    if value is None:
+        return "–"
+    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
+
+
+def tick(value: float) -> str:
+    """A number on an axis: no zeros behind, thousands as k."""
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:.4g}".replace("-", "−")
+
+
+def given(cell: Cell) -> str:
+    """What the seeds behind a difference limit: shared by fewer than the mean has, or one only."""
+    shared_by = cell.difference_seeds
+    if shared_by is None:
+        return ""
+    shared = f", over {shared_by} shared {'seed' if shared_by == 1 else 'seeds'}"
+    return (shared if shared_by < cell.seeds else "") + (", given this run" * (shared_by == 1))
+
+
+def verdict(cell: Cell) -> str:
+    """What the difference's interval says about the cell against its single task."""
+    said = {
+        "above": "its 95\xa0% interval lies above 0",
+        "below": "its 95\xa0% interval lies below 0",
+        "open": "its 95\xa0% interval includes 0, so the two cannot be told apart",
+        "": "there are too few clusters for an interval",
+    }
+    return said[cell.shown]
+
+
+def cell_sentence(cell: Cell, title: str) -> str:
+    """Everything a cell of the heat map says, for a tooltip and the text beside it."""
+    words = [
+        f"{plain(cell.cocktail, LONGEST_NAME)} on {plain(title, LONGEST_NAME)}",
+        f"{cell.metric} {number(cell.value)} {ends(cell.value_low, cell.value_high)}",
+    ]
+    if cell.difference is not None:
+        words.append(f"to single {signed(cell.difference)} {ends(cell.low, cell.high, True)}")
+    elif cell.is_single:
+        words.append("the single task itself")
+    if cell.to_base is not None:
+        words.append(f"to base {signed(cell.to_base)} {ends(cell.base_low, cell.base_high, True)}")
+    if cell.floored:
+        words.append(f"{cell.against_floor} the floor")
+    return "; ".join(words)
+
+
+BETTER = "▲ better than the single"
+NEAR_FLOOR = "better than the single, not above the floor"
+
+
+def headline(cell: Cell) -> tuple[str, str]:
+    """(class, words) for the first glance at a task's best cocktail."""
+    if cell.is_single:
+        return "single", "the single task itself"
+    if cell.difference is None:
+        return "", "no single to compare with"
+    if cell.shown == "above" and cell.floored:
+        return "note", NEAR_FLOOR
+    return {
+        "above": ("up", BETTER),
+        "below": ("down", "▼ worse than the single"),
+        "open": ("open", "no clear difference to the single"),
+        "": ("", "too few items to say"),
+    }[cell.shown]
+
+
+def summary(answers: Sequence[Answer], confirms: bool) -> str:
+    """One sentence over all tasks: on how many a cocktail beats the single task, and what else."""
+    kinds = Counter(headline(a.cell)[1] for a in answers if a.cell)
+    total = sum(kinds.values())
+    if not total:
+        return ""
+    better = kinds.pop(BETTER, 0)
+    who = "the chosen cocktail" if confirms else "a cocktail"
+    tasks = "task" if total == 1 else "tasks"
+    first = f"On {better} of {total} {tasks} {who} is clearly better than the single task"
+    if not better:
+        who = who.removeprefix("the ").removeprefix("a ")
+        first = f"On none of {total} {tasks} is a {who} clearly better than the single task"
+        who = f"a {who}"
+    alone = "the single was chosen" if confirms else "the single alone is best"
+    said = {
+        "the single task itself": alone,
+        NEAR_FLOOR: f"{who} is better but not above the floor",
+    }
+    rest = [f"on {n} {said.get(words, words.removeprefix('▼ '))}" for words, n in kinds.items()]
+    return "; ".join([first, *rest]) + "."

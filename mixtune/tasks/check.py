@@ -1,0 +1,225 @@
+"""What a task's rows look like, and everything that is wrong with them: for `mixtune data check`.
+
+Knows: counts, labels, lengths, repeats, where problems are. Does not know: tokenizers and leaks
+(both are asked through functions that the caller gives), terminals.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from mixtune.errors import DataError, UserError
+from mixtune.records import Example
+from mixtune.tasks.registry import Registry
+
+MOST_PROBLEMS = 20
+"""Problems that are listed; reading ends there."""
+PREVIEWS = 5
+
+CountTokens = Callable[[Example], tuple[int, int]]
+"""An example's tokens: those of the prompt, those of the answer with its end of turn."""
+FindLeaked = Callable[[Sequence[Example], Sequence[Example]], Mapping[str, Any]]
+"""Rows of the first that stand in the second, by id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Of a number per example: the middle, the 95th percentile, the largest."""
+
+    median: float
+    p95: float
+    maximum: float
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFacts:
+    """One split: records read = kept + dropped; examples; lengths in characters, or tokens.
+
+    `repeated`: examples whose prompt stands in the split before. `leaked`: examples that stand in
+    a later split, which a study drops. `over_long`: examples of more tokens than `limit`.
+    """
+
+    split: str
+    source: str
+    records: int
+    kept: int
+    dropped: dict[str, int]
+    examples: int
+    labels: dict[str, int]
+    repeated: int
+    leaked: int
+    prompt_characters: Spread
+    answer_characters: Spread
+    tokens: Spread | None = None
+    supervised_tokens: int | None = None
+    over_long: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """An example as a model gets it."""
+
+    id: str
+    split: str
+    messages: tuple[tuple[str, str], ...]
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCheck:
+    """A task, its splits, problems that stop a study, notes that do not, and a few examples."""
+
+    name: str
+    origin: str
+    kind: str
+    scored: bool
+    splits: tuple[SplitFacts, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    previews: tuple[Preview, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """How a check measures: the share carved for validation, leaks, tokens (None: not counted)."""
+
+    carve: float
+    find_leaked: FindLeaked
+    count_tokens: CountTokens | None = None
+    limit: int = 0
+
+
+class _Enough(Exception):
+    """As many problems as are listed."""
+
+
+def check_task(registry: Registry, name: str, measures: Measures) -> TaskCheck:
+    """Read every split of a task, collect what is wrong, and describe what is there.
+
+    Raises:
+        SpecError: no such task.
+    """
+    task = registry.get(name)
+    problems: list[str] = []
+
+    def collect(fault: DataError) -> None:
+        problems.append(str(fault))
+        if len(problems) == MOST_PROBLEMS:
+            raise _Enough
+
+    splits: list[SplitFacts] = []
+    shown: list[Preview] = []
+    unread = None
+    try:
+        unread = registry.unread(task.name)
+        if unread is None:
+            registry.load(task.name, collect)
+        if unread is None and not problems:
+            splits = _facts(registry, task.name, measures)
+            shown = previews(registry, task.name, "train", measures.carve, PREVIEWS)
+    except UserError as error:
+        problems.append(str(error))
+    except _Enough:
+        problems.append(f"… reading ended after {MOST_PROBLEMS} problems")
+    return TaskCheck(
+        name=task.name,
+        origin=registry.origin_of(task.name),
+        kind=task.kind,
+        scored=task.scored,
+        splits=tuple(splits),
+        problems=tuple(problems),
+        notes=tuple(_notes(splits, task.labels, measures.limit) if unread is None else [unread]),
+        previews=tuple(shown),
+    )
+
+
+def previews(registry: Registry, name: str, split: Any, carve: float, rows: int) -> list[Preview]:  # noqa: ANN401 - a Split
+    """The first examples of a split.
+
+    Raises:
+        SpecError, DataError: as Registry.examples.
+    """
+    return [
+        Preview(e.id, e.split, tuple((m.role, m.content) for m in e.messages), e.target)
+        for e in registry.examples(name, split, carve)[:rows]
+    ]
+
+
+def _facts(registry: Registry, name: str, measures: Measures) -> list[SplitFacts]:
+    carve = measures.carve
+    found = {split: registry.examples(name, split, carve) for split in registry.splits(name, carve)}
+    facts = []
+    for place, (split, examples) in enumerate(found.items()):
+        later = [e for rows in list(found.values())[place + 1 :] for e in rows]
+        report = registry.report(name, split, carve)
+        facts.append(
+            SplitFacts(
+                split=split,
+                source=report.source,
+                records=report.records,
+                kept=report.kept,
+                dropped=dict(report.dropped),
+                examples=len(examples),
+                labels=_labels(examples),
+                repeated=len(examples) - len({e.messages for e in examples}),
+                leaked=len(measures.find_leaked(examples, later)),
+                prompt_characters=_spread([_characters(e) for e in examples]),
+                answer_characters=_spread([len(e.target) for e in examples]),
+                **_tokens(examples, measures),
+            )
+        )
+    return facts
+
+
+def _tokens(examples: Sequence[Example], measures: Measures) -> dict[str, Any]:
+    if measures.count_tokens is None:
+        return {}
+    counts = [measures.count_tokens(e) for e in examples]
+    return {
+        "tokens": _spread([sum(pair) for pair in counts]),
+        "supervised_tokens": sum(answer for _, answer in counts),
+        "over_long": sum(sum(pair) > measures.limit for pair in counts),
+    }
+
+
+def _characters(example: Example) -> int:
+    return sum(len(message.content) for message in example.messages)
+
+
+def _labels(examples: Sequence[Example]) -> dict[str, int]:
+    """How often each choice is right, in the order of the choices; nothing for open answers."""
+    counts = Counter(e.target for e in examples)
+    return {label: counts[label] for label in (examples[0].choices if examples else ())}
+
+
+def _spread(values: Sequence[int]) -> Spread:
+    ordered = sorted(values)
+    return Spread(
+        median(ordered), ordered[min(len(ordered) - 1, len(ordered) * 95 // 100)], ordered[-1]
+    )
+
+
+def _notes(splits: Sequence[SplitFacts], labels: Sequence[str], limit: int) -> list[str]:
+    """What is worth a look and stops nothing."""
+    notes = []
+    for facts in splits:
+        missing = [label for label in labels if not facts.labels.get(label)]
+        if missing:
+            notes.append(f"{facts.split}: no row has the label {', '.join(missing)}")
+        if facts.repeated:
+            notes.append(f"{facts.split}: {facts.repeated} prompts stand there more than once")
+        if facts.leaked:
+            notes.append(
+                f"{facts.split}: {facts.leaked} examples also stand in a later split; a study "
+                "drops and counts them"
+            )
+        if facts.over_long:
+            notes.append(
+                f"{facts.split}: {facts.over_long} examples have over {limit} tokens; set "
+                "train.max_length, or train.over_long: drop"
+            )
+        if facts.split != "train" and facts.examples < 30:
+            notes.append(f"{facts.split}: {facts.examples} examples are few: intervals get wide")
+    return notes

@@ -1,0 +1,238 @@
+"""Tasks of the user's own: what a study's `task_files` may name, and installed packages.
+
+A file is a task YAML (a task a document), a Python file with `TASKS`, LLaMA-Factory's
+dataset_info.json or an Axolotl configuration. A package offers tasks under the entry-point group
+`mixtune.tasks`. Python files and packages are run as code: name only those that you trust.
+
+Knows: kinds of files, running code, its faults. Does not know: which names are taken
+(registry.py), keys of task files (base.py).
+"""
+
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from mixtune.errors import DataError, shorten
+from mixtune.identity import digest
+from mixtune.records import Split
+from mixtune.strict_yaml import read_documents, read_file
+from mixtune.tasks.base import Task
+from mixtune.tasks.files import Fault, Row, refuse
+from mixtune.tasks.imports import axolotl_tasks, factory_tasks
+from mixtune.tasks.sources import CARVE_TEST, Reader
+from mixtune.tasks.task_file import make_task, parse_tasks
+
+GROUP = "mixtune.tasks"
+"""The entry-point group under which installed packages offer tasks."""
+
+Records = Callable[[Split], Iterable[Mapping[str, Any]] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class PythonTask:
+    """A task whose records come from code.
+
+    `definition` has the keys of a task file without `source`; `records` gives the records of a
+    split, or None where there is no such split.
+    """
+
+    definition: Mapping[str, Any]
+    records: Records
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A task, what brought it, and its reader where it brings one."""
+
+    task: Task
+    origin: str
+    reader: Reader | None = None
+
+
+def read_own(path: Path) -> list[Own]:
+    """The tasks that a file of the user's defines.
+
+    Raises:
+        DataError: no such file, another kind of file, one that cannot be used.
+    """
+    name = shorten(str(path), 300)
+    if path.is_dir():
+        raise DataError("a folder stands where a task file is wanted", where=name)
+    if path.suffix == ".py":
+        return _from_python(path, name)
+    if path.suffix == ".json":
+        return [Own(*made) for made in factory_tasks(path)]
+    if path.suffix in (".yaml", ".yml"):
+        return _from_yaml(path, name)
+    raise DataError(
+        "no kind of task file",
+        where=name,
+        wanted=".yaml, .py, LLaMA-Factory's dataset_info.json or an Axolotl .yaml",
+        remedy="for a file of rows, `mixtune data check FILE` writes a task YAML to start from",
+    )
+
+
+def installed() -> Iterator[Own]:
+    """The tasks that installed packages offer.
+
+    Raises:
+        DataError: names the distribution whose entry point cannot be used.
+    """
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        dist = point.dist.name if point.dist else "an installed package"
+        yield from _from_entry_point(point, f"{dist} (entry point {GROUP}: {point.name})")
+
+
+def _from_yaml(path: Path, name: str) -> list[Own]:
+    text = read_file(path, DataError)
+    documents = read_documents(text, name, DataError)
+    value = documents[0].value if documents else None
+    if isinstance(value, dict) and "datasets" in value and "prompt" not in value:
+        return [Own(*made) for made in axolotl_tasks(value["datasets"], path)]
+    return [Own(task, name) for task in parse_tasks(text, name, path.parent)]
+
+
+# ---- code ---------------------------------------------------------------------------------------
+
+
+def _from_python(path: Path, name: str) -> list[Own]:
+    text = read_file(path, DataError)
+    module = ModuleType(f"mixtune_tasks_{digest(str(path.resolve()))}")
+    module.__file__ = str(path)
+    # Dataclasses and pickle look a class's module up by its name.
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(text, str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        raise _broken(error, path, "the file fails when it is run") from error
+    if not hasattr(module, "TASKS"):
+        raise DataError(
+            "the file defines no TASKS",
+            where=name,
+            wanted="TASKS = [PythonTask(definition={...}, records=function), ...]",
+            remedy="from mixtune.tasks.own import PythonTask",
+        )
+    return _given(module.TASKS, name, path)
+
+
+def _from_entry_point(point: EntryPoint, origin: str) -> list[Own]:
+    try:
+        value = point.load()
+    except (Exception, SystemExit) as error:
+        raise DataError(
+            f"cannot be loaded: {type(error).__name__}: {shorten(str(error), 200)}",
+            where=origin,
+            remedy="mend or uninstall that package",
+        ) from error
+    if isinstance(value, str | Path):
+        return [Own(own.task, origin, own.reader) for own in read_own(Path(value))]
+    return _given([value] if isinstance(value, PythonTask) else value, origin, None)
+
+
+def _given(value: object, origin: str, path: Path | None) -> list[Own]:
+    """Tasks from a list of PythonTask."""
+    if not isinstance(value, list | tuple) or not all(isinstance(v, PythonTask) for v in value):
+        raise DataError(
+            "not a list of PythonTask",
+            where=f"{origin}: TASKS" if path else origin,
+            found=type(value).__name__ if not isinstance(value, list) else repr(value),
+            wanted="[PythonTask(definition={...}, records=function), ...]",
+        )
+    return [_own(given, f"{origin}: task {i}", origin, path) for i, given in enumerate(value, 1)]
+
+
+def _own(given: PythonTask, where: str, origin: str, path: Path | None) -> Own:
+    if not isinstance(given.definition, Mapping) or not callable(given.records):
+        raise DataError(
+            "a PythonTask has a mapping and a function",
+            where=where,
+            found=f"{type(given.definition).__name__}, {type(given.records).__name__}",
+            wanted="definition={...}, records=function of the split",
+        )
+    if "source" in given.definition:
+        raise DataError("source: the records come from code", where=where, remedy="remove source")
+    raw = {**given.definition, "source": {"given": {"what": origin}}}
+    task = make_task(raw, where)
+    return Own(task, origin, CodeReader(task, given.records, origin, path))
+
+
+class CodeReader:
+    """Records from a function of the user's."""
+
+    def __init__(self, task: Task, records: Records, origin: str, path: Path | None) -> None:
+        self._name = task.name
+        self._records = records
+        self._path = path
+        self.about = f"code: {origin}"
+        self.carve_test = CARVE_TEST if task.scored else None
+        self._has: dict[Split, bool] = {}
+
+    def has(self, split: Split) -> bool:
+        """Whether the function gives anything but None."""
+        if split not in self._has:
+            self._has[split] = self._call(split) is not None
+        return self._has[split]
+
+    def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:
+        """The records, which have to be mappings with names for keys.
+
+        Raises:
+            DataError: the code fails, with its line; through `fault`, a record that is none.
+        """
+        records = iter(self._call(split) or ())
+        number = 0
+        while (record := self._next(records)) is not None:
+            where = f"{self._name}, {split} record {number + 1}"
+            if isinstance(record, Mapping) and all(isinstance(key, str) for key in record):
+                yield Row(where, number, record)
+            else:
+                found = type(record).__name__
+                fault(
+                    DataError("not a record", where=where, found=found, wanted="a mapping of names")
+                )
+            number += 1
+
+    def _call(self, split: Split) -> Iterable[Mapping[str, Any]] | None:
+        try:
+            found = self._records(split)
+        except (Exception, SystemExit) as error:
+            raise _broken(error, self._path, f"records({split!r}) fails", self.about) from error
+        if found is not None and not isinstance(found, Iterable):
+            raise DataError(
+                f"records({split!r}) gives no records",
+                where=self.about,
+                found=type(found).__name__,
+                wanted="an iterable of mappings, or None",
+            )
+        return found
+
+    def _next(self, records: Iterator[Any]) -> object:
+        """The next record, or None behind the last."""
+        try:
+            for record in records:
+                return "null" if record is None else cast(object, record)
+        except (Exception, SystemExit) as error:
+            raise _broken(error, self._path, "making records fails", self.about) from error
+        return None
+
+
+def _broken(
+    error: BaseException, path: Path | None, what: str, where: str | None = None
+) -> DataError:
+    """An error of the user's code, with the last line of the file that it came through."""
+    if isinstance(error, DataError):
+        return error
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if path and frame.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else (lines[-1] if lines else None)
+    place = shorten(str(path), 300) if path else where
+    return DataError(
+        f"{what}: {type(error).__name__}: {shorten(str(error), 200)}",
+        where=f"{place}:{line}" if line else place,
+        remedy="mend the code",
+    )

@@ -1,0 +1,241 @@
+"""Systems made elsewhere: scored as systems of a study, with PEFT as the oracle."""
+
+import json
+import sys
+import warnings
+
+import pytest
+import yaml
+from engine_oracle import write_base
+from peft import LoraConfig, get_peft_model
+from study_kit import TASK, write_data
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from mixtune import cli
+from mixtune.derive import Derived
+from mixtune.store import Store
+from mixtune.tasks.registry import Registry
+
+STUDY = {
+    "name": "weather",
+    "tasks": ["north", "south"],
+    "ingredients": {"north": {"rows": 20}, "south": {"rows": 20}},
+    "design": ["singles"],
+    "budget": {"steps": 1, "examples_per_step": 4},
+    "train": {"rank": 2, "alpha": 4},
+    "evaluate": {"validation_items": 6, "test_items": 20, "max_new_tokens": 4, "batch_size": 4},
+    "task_files": ["north.yaml", "south.yaml"],
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A study that was run, and an adapter that PEFT made on some of the layers of its base."""
+    folder = tmp_path_factory.mktemp("brought")
+    write_data(folder / "data")
+    for name in ("north", "south"):
+        (folder / f"{name}.yaml").write_text(TASK.format(name=name), encoding="utf-8")
+    base = write_base(folder / "base", "llama")
+    (folder / "study.yaml").write_text(yaml.safe_dump({**STUDY, "model": str(base)}))
+    made = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], use_rslora=True, lora_dropout=0.1
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers
+        network = get_peft_model(AutoModelForCausalLM.from_pretrained(base), made)
+    for name, parameter in network.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.4)
+    network.save_pretrained(folder / "Made Elsewhere")
+    merged = network.merge_and_unload()
+    merged.save_pretrained(folder / "merged")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (base / file).is_file():
+            (folder / "merged" / file).write_bytes((base / file).read_bytes())
+    return folder
+
+
+@pytest.fixture
+def mixtune(place, monkeypatch, capsys):
+    """Run a verb in this process: exit code, standard output, standard error."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("MIXTUNE_CACHE", str(place / "cache"))
+    monkeypatch.setenv("MIXTUNE_DATA_DIR", str(place / "data"))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mixtune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+            raise SystemExit(0)
+        out = capsys.readouterr()
+        return stop.value.code or 0, out.out, out.err
+
+    return call
+
+
+def logprobs(folder, name):
+    """Every constrained log-probability of a system, on test."""
+    store = Store(folder / "runs" / "weather")
+    rows = [r for r in store.plan() if (r.cocktail, r.split) == (name, "test")]
+    return {
+        (row.task, raw["example"]): raw["logprobs"]
+        for row in rows
+        if row.form == "constrained"
+        for raw in store.read_rows(f"{row.folder}/answers/{row.id}/predictions.parquet")
+    }
+
+
+def test_an_adapter_by_peft_answers_as_the_merged_model_does(mixtune, place):
+    code, out, err = mixtune("eval", "study.yaml", "Made Elsewhere", "--name", "theirs", "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert {row["cocktail"] for row in rows} == {"theirs"}
+    assert {row["task"] for row in rows} == {"north", "south"}
+    code, _, err = mixtune("eval", "study.yaml", "merged", "--name", "merged")
+    assert code == 0, err
+    ours, theirs = logprobs(place, "theirs"), logprobs(place, "merged")
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == 40
+    for key, values in ours.items():
+        assert values == pytest.approx(theirs[key], abs=2e-4)
+    code, _, err = mixtune("run", "study.yaml", "--workers", "1")
+    assert code == 0, err
+    base = logprobs(place, "base")
+    assert any(abs(base[key][0] - values[0]) > 0.05 for key, values in ours.items())
+
+
+def test_what_was_brought_in_stays_when_the_study_is_extended(mixtune, place):
+    code, _, err = mixtune("run", "study.yaml", "seeds=[1,2]", "--workers", "1")
+    assert code == 0, err
+    registry = Registry.open([str(place / f"{n}.yaml") for n in ("north", "south")], place / "data")
+    derived = Derived(Store(place / "runs" / "weather"), registry)
+    names = {system.cocktail for system in derived.systems()}
+    assert names == {"majority", "base", "north", "south", "theirs", "merged"}
+    assert {row.origin for row in derived.plan if row.cocktail == "theirs"} != {""}
+    code, out, _ = mixtune("compare", "study.yaml", "theirs", "south", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert {row["seeds"] for row in rows} == {1}
+    code, out, _ = mixtune("compare", "study.yaml", "merged", "theirs", "--json")
+    assert {row["value"] for row in json.loads(out)} == {0.0}
+
+
+def test_again_does_nothing_again(mixtune, place):
+    before = {p: p.stat().st_mtime_ns for p in (place / "runs").rglob("predictions.parquet")}
+    code, _, err = mixtune(
+        "eval", "study.yaml", "Made Elsewhere", "--name", "theirs", "seeds=[1,2]"
+    )
+    assert code == 0, err
+    after = {p: p.stat().st_mtime_ns for p in (place / "runs").rglob("predictions.parquet")}
+    assert before == after
+
+
+def test_a_gate_that_is_not_met_is_exit_3(mixtune):
+    again = ("eval", "study.yaml", "merged", "--name", "merged", "seeds=[1,2]")
+    code, _, err = mixtune(*again, "--gate", "north=1.01")
+    assert code == 3
+    assert "north=1.01" in err
+    assert mixtune(*again, "--gate", "north=0")[0] == 0
+    code, _, err = mixtune(*again, "--gate", "nroth=0")
+    assert code == 2
+    assert "TASK=VALUE" in err
+
+
+def test_a_comparison_can_be_a_gate(mixtune):
+    compared = ("compare", "study.yaml", "merged", "theirs", "--split", "test")
+    assert mixtune(*compared, "--no-worse-than", "0.5")[0] == 0
+    code, _, err = mixtune(*compared, "--no-worse-than", "0.01")
+    assert code == 3
+    assert "gate not met" in err
+
+
+def test_two_studies_are_compared_on_the_items_that_both_have(mixtune, place):
+    text = (place / "study.yaml").read_text(encoding="utf-8")
+    other = {**yaml.safe_load(text), "name": "other", "train": {"rank": 2, "alpha": 4, "lr": 0.01}}
+    other["evaluate"] = {**STUDY["evaluate"], "test_items": 16}
+    (place / "other.yaml").write_text(yaml.safe_dump(other), encoding="utf-8")
+    code, _, err = mixtune("run", "other.yaml", "--workers", "1")
+    assert code == 0, err
+    code, out, err = mixtune("compare", "study.yaml", "other.yaml", "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert {(row["subject"], row["reference"]) for row in rows} == {
+        (f"weather: {name}", f"other: {name}") for name in ("majority", "base", "north", "south")
+    }
+    same = [row for row in rows if row["subject"] == "weather: base"]
+    assert {row["value"] for row in same} == {0.0}
+    code, out, err = mixtune("compare", "study.yaml", "other.yaml", "--split", "test", "--json")
+    assert json.loads(out) == []
+    assert "north is left out: other items" in err
+    code, _, err = mixtune("compare", "study.yaml", "study.yaml")
+    assert code == 2
+    assert "compared with itself" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("eval", "study.yaml", "Made Elsewhere", "--name", "base"), "has this name"),
+        (("eval", "study.yaml", "base", "--name", "own"), "own base model"),
+        (("eval", "study.yaml", "nowhere"), "no such base model"),
+        (("eval", "study.yaml", "data"), "config.json"),
+        (("compare", "study.yaml", "thiers", "south"), "did you mean 'theirs'"),
+        (("compare", "study.yaml", "south", "south"), "compared with itself"),
+        (("compare", "study.yaml", "a", "b", "c"), "two systems of a study, or two studies"),
+        (("analyze", "study.yaml", "--split", "train"), "no such split"),
+    ],
+)
+def test_mistakes(mixtune, arguments, message):
+    code, _, err = mixtune(*arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern"),
+        ({"peft_type": "IA3"}, "peft_type"),
+        ({"r": None}, "does not say what it is"),
+        ({"target_modules": ["k_proj"]}, "do not fit the base model"),
+        ({"target_modules": ["nothing"]}, "no linear layers"),
+    ],
+)
+def test_an_adapter_that_cannot_be_run_exactly_is_refused(mixtune, place, change, message):
+    odd = place / "odd"
+    odd.mkdir(exist_ok=True)
+    for file in (place / "Made Elsewhere").iterdir():
+        (odd / file.name).write_bytes(file.read_bytes())
+    config = json.loads((odd / "adapter_config.json").read_text()) | change
+    (odd / "adapter_config.json").write_text(json.dumps(config))
+    label = f"odd-{next(iter(change)).replace('_', '-')}-{len(str(change))}"
+    code, _, err = mixtune("eval", "study.yaml", odd, "--name", label, "seeds=[1,2]")
+    assert code in (1, 2)
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_estimates_are_kept_as_rows(mixtune, place):
+    code, out, _ = mixtune("analyze", "study.yaml", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert {row["quantity"] for row in rows} == {
+        "mean",
+        "difference-to-single",
+        "difference-to-base",
+    }
+    store = Store(place / "runs" / "weather")
+    assert store.read_rows("estimates-validation.parquet") == rows
+
+
+def test_open_writes_the_page_and_shows_it(mixtune, monkeypatch):
+    shown = []
+    monkeypatch.setattr("webbrowser.open", lambda url: shown.append(url) or False)
+    code, _out, err = mixtune("open", "study.yaml")
+    assert code == 0
+    assert shown[0].startswith("file:///")
+    assert shown[0].endswith("weather/report/index.html")
+    assert "open the file yourself" in err

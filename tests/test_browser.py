@@ -1,0 +1,209 @@
+"""The page in a browser: Debian's Chromium driven by Playwright, from files, no network."""
+
+import csv
+import io
+import os
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from report_kit import LENGTHS, big_page, nasty_page, page_of
+
+from mixtune.report.page import render
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WIDTHS = (360, 1440)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Skips where there is no browser; in CI that is a failure."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        sync_playwright = None
+    if sync_playwright is None or not CHROMIUM.exists():
+        missing = "playwright" if sync_playwright is None else str(CHROMIUM)
+        if os.environ.get("CI"):
+            pytest.fail(f"{missing} is missing: .ci/run has to install it")
+        pytest.skip(f"{missing} is missing: apt-get install chromium, pip install playwright")
+    with sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """The pages as files, by name."""
+    folder = tmp_path_factory.mktemp("report")
+    made = {
+        "plain": page_of(lengths=[LENGTHS]),
+        "nasty": nasty_page(),
+        "bare": page_of(results=[], means=[], differences=[], mixes=[], curves={}, runs=[]),
+        "big": big_page(14, 2),
+    }
+    for name, page in made.items():
+        (folder / f"{name}.html").write_text(render(page), encoding="utf-8")
+    return {name: (folder / f"{name}.html").as_uri() for name in made}
+
+
+class Visit:
+    """A page in a window: what it complained about and asked for is kept."""
+
+    def __init__(self, browser, address, width=1440, scheme="light", script=True):
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme=scheme,
+            java_script_enabled=script,
+        )
+        self.page = self.context.new_page()
+        self.complaints, self.requests = [], []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.set_default_timeout(5000)
+        self.page.goto(address)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.context.close()
+
+    def ask(self, script):
+        return self.page.evaluate(script)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["plain", "nasty", "bare", "big"])
+def test_a_page_loads_in_silence_and_fits(browser, pages, name, width):
+    with Visit(browser, pages[name], width) as visit:
+        assert visit.complaints == []
+        assert visit.requests == [pages[name]]
+        assert visit.ask("document.documentElement.scrollWidth") <= width
+        assert visit.ask("document.body.innerText.length") > 500
+        visit.ask("document.querySelectorAll('details').forEach((part) => (part.open = true))")
+        assert visit.ask("document.documentElement.scrollWidth") <= width
+
+
+def test_light_and_dark_differ_and_the_button_chooses(browser, pages):
+    with (
+        Visit(browser, pages["plain"]) as visit,
+        Visit(browser, pages["plain"], scheme="dark") as night,
+    ):
+        light, dark = visit.page.screenshot(), night.page.screenshot()
+        assert light != dark
+        paper = "getComputedStyle(document.body).backgroundColor"
+        assert visit.ask(paper) == "rgb(255, 255, 255)" != night.ask(paper)
+        button = visit.page.locator("#theme")
+        for name, colour in (("light", visit.ask(paper)), ("dark", night.ask(paper))):
+            button.click()
+            assert button.inner_text() == f"Theme: {name}"
+            assert visit.ask(paper) == colour
+        visit.page.reload()
+        assert visit.ask(paper) == night.ask(paper)
+        button.click()
+        assert button.inner_text() == "Theme: auto" and visit.ask(paper) == "rgb(255, 255, 255)"
+
+
+def test_a_column_sorts_both_ways_by_number(browser, pages):
+    with Visit(browser, pages["plain"]) as visit:
+        table = visit.page.locator("table.matrix").first
+        rows = lambda: table.locator("tbody th").all_inner_texts()  # noqa: E731
+        before = rows()
+        press = table.locator("thead button").nth(1)
+        press.focus()
+        visit.page.keyboard.press("Enter")
+        assert rows() == ["toy-topic", "toy-sentiment", "toy-sentiment+toy-topic"] != before
+        assert table.locator("thead th").nth(1).get_attribute("aria-sort") == "ascending"
+        press.click()
+        assert rows() == ["toy-sentiment+toy-topic", "toy-sentiment", "toy-topic"]
+
+
+def test_the_heat_map_reads_out_a_cell_by_pointer_and_by_key(browser, pages):
+    with Visit(browser, pages["plain"]) as visit:
+        figure = visit.page.locator(".heat .panel").first
+        said = figure.locator(".readout")
+        figure.locator('.c[data-r="2"][data-c="0"]').hover()
+        assert "toy-sentiment+toy-topic on Sentiment of headlines" in said.inner_text()
+        assert "to single +0.054" in said.inner_text()
+        assert figure.locator(".hit").count() == 3 + 2 + 1
+        visit.page.mouse.move(1, 1)
+        figure.locator("svg").focus()
+        visit.page.keyboard.press("ArrowRight")
+        assert "toy-sentiment on Topic" in said.inner_text()
+        visit.page.keyboard.press("ArrowRight")
+        visit.page.keyboard.press("ArrowDown")
+        assert "toy-topic on Topic" in said.inner_text()
+
+
+def test_one_heat_map_is_shown_at_a_time(browser, pages):
+    with Visit(browser, pages["big"]) as visit:
+        shown = visit.page.locator(".heat .panel:visible h3")
+        assert shown.all_inner_texts() == ["constrained answers"]
+        visit.page.get_by_role("button", name="strict answers, macro-f1").click()
+        assert shown.all_inner_texts() == ["strict answers, macro-f1"]
+
+
+def test_runs_are_filtered(browser, pages):
+    with Visit(browser, pages["plain"]) as visit:
+        rows = visit.page.locator("#run-table tbody tr:visible")
+        assert rows.count() == 3
+        visit.page.locator("#find").fill("sentiment+")
+        assert rows.count() == 1 and visit.page.locator("#found").inner_text() == "1 of 3"
+
+
+def test_the_page_is_complete_without_its_script(browser, pages):
+    with Visit(browser, pages["big"], script=False) as visit:
+        assert visit.page.locator(".heat .panel:visible").count() == 4
+        assert visit.page.locator("#run-table tbody tr:visible").count() == 28
+        assert visit.page.locator("button:visible, input:visible").count() == 0
+
+
+def test_the_links_hold_the_numbers_and_the_figure(browser, pages):
+    with Visit(browser, pages["plain"]) as visit:
+        figure = visit.page.locator(".heat .panel").first
+        with visit.page.expect_download() as download:
+            figure.get_by_role("link", name="CSV").click()
+        text = Path(download.value.path()).read_text(encoding="utf-8")
+        rows = {(r["cocktail"], r["task"]): r for r in csv.DictReader(io.StringIO(text))}
+        assert float(rows["toy-sentiment+toy-topic", "toy-sentiment"]["value"]) == 0.8666
+        assert download.value.suggested_filename == "matrix-strict-main.csv"
+        link = figure.get_by_role("link", name="SVG").get_attribute("href")
+        assert ">0.867</text>" in unquote(link)
+
+
+OVERLAPS = """() => [...document.querySelectorAll('svg.fig')].flatMap((svg) => {
+  const [size, found] = [svg.viewBox.baseVal, []];
+  const boxes = [...svg.querySelectorAll('text')].map((text) => {
+    const [box, place] = [text.getBBox(), text.getCTM()];
+    const [l, t] = [box.x + place.e / place.a, box.y + place.f / place.d];
+    return {l, t, r: l + box.width, b: t + box.height, text: text.textContent};
+  });
+  boxes.forEach((a, i) => {
+    if (a.l < -1 || a.r > size.width + 1 || a.b > size.height + 2) found.push('outside: ' + a.text);
+    for (const b of boxes.slice(i + 1)) {
+      const across = Math.min(a.r, b.r) - Math.max(a.l, b.l);
+      const down = Math.min(a.b, b.b) - Math.max(a.t, b.t);
+      if (across > 0.5 && down > 4) found.push(a.text + ' | ' + b.text);
+    }
+  });
+  return found;
+})"""
+
+
+@pytest.mark.parametrize("name", ["plain", "nasty", "big"])
+def test_no_text_of_a_figure_lies_on_another_or_outside(browser, pages, name):
+    with Visit(browser, pages[name], script=False) as visit:
+        assert visit.ask(OVERLAPS) == []

@@ -1,0 +1,140 @@
+"""Whatever the rows, bytes, task files or templates: a result, or an error to mend."""
+
+import json
+
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from own_kit import TEN_LINES, changed, csv_text
+
+from mixtune.errors import UserError
+from mixtune.tasks import files
+from mixtune.tasks.dialogue import RowForm
+from mixtune.tasks.files import read_rows
+from mixtune.tasks.own import read_own
+from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.templates import render
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+names = st.sampled_from(
+    ["text", "topic", "id", "messages", "role", "content", "from", "value", "conversations",
+     "instruction", "output", "history", "system", "prompt", "completion", "input", "tools"]
+)  # fmt: skip
+turns = st.lists(
+    st.dictionaries(
+        st.sampled_from(["role", "content", "from", "value"]),
+        st.sampled_from(["user", "assistant", "system", "human", "gpt", "tool", "", "x"]) | values,
+        max_size=3,
+    ),
+    max_size=4,
+)
+rows = st.dictionaries(names, values | turns, max_size=6)
+keys = st.sampled_from(
+    ["name", "labels", "prompt", "fields", "source", "format", "columns", "roles", "turns", "kind",
+     "metrics", "parser", "system", "target", "questions", "label_values", "group_by", "aliases",
+     "datasets", "scored", "may_be_empty"]
+)  # fmt: skip
+plenty = settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+class TestAnything:
+    """Whatever the input: a result, or an error that the user can mend."""
+
+    @plenty
+    @given(rows, st.sampled_from(["prompt-completion", "alpaca", "sharegpt", "messages", "fields"]))
+    def test_rows(self, row, form):
+        text = TEN_LINES if form == "fields" else f"name: a\nformat: {form}\nsource: a.csv\n"
+        try:
+            for example in parse_task(text, "t").to_examples(row, "train"):
+                assert example.target and example.messages[-1].role == "user"
+        except UserError as error:
+            assert "\x1b" not in str(error)
+
+    @plenty
+    @given(rows)
+    def test_dialogues_alternate(self, row):
+        try:
+            dialogue = RowForm("messages", {}, {}).read(row, "w")
+        except UserError:
+            return
+        spoken = [turn.role for turn in dialogue.turns if turn.role != "system"]
+        assert spoken == ["user", "assistant"] * (len(spoken) // 2)
+
+    @plenty
+    @given(st.binary(max_size=200), st.sampled_from(files.ENDINGS))
+    def test_bytes(self, tmp_path, body, ending):
+        path = tmp_path / f"rows{ending}"
+        path.write_bytes(body)
+        try:
+            for row in read_rows(path):
+                assert isinstance(row.record, dict)
+        except UserError:
+            pass
+
+    @plenty
+    @given(st.text(alphabet='ab,"\n\r\t;\x00é ', max_size=60))
+    def test_csv(self, tmp_path, body):
+        path = tmp_path / "rows.csv"
+        path.write_text(body, encoding="utf-8", newline="")
+        try:
+            found = list(read_rows(path))
+        except UserError:
+            return
+        widths = {len(row.record) for row in found}
+        assert len(widths) <= 1
+
+    @plenty
+    @given(st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=5))
+    def test_csv_that_was_written_is_read(self, tmp_path, cells):
+        def plain(text):
+            return "".join(c for c in text if c.isprintable()).strip()
+
+        wanted = [(plain(a) or "a", plain(b) or "b") for a, b in cells]
+        path = tmp_path / "rows.csv"
+        path.write_text(csv_text(wanted), encoding="utf-8", newline="")
+        assert [tuple(row.record.values()) for row in read_rows(path)] == wanted
+
+    @plenty
+    @given(
+        st.dictionaries(keys, values | st.sampled_from(["alpaca", "messages", "a.csv", "label"]))
+    )
+    def test_task_files(self, tmp_path, changes):
+        raw = yaml.safe_load(TEN_LINES) | changes
+        path = tmp_path / "task.yaml"
+        path.write_text(yaml.safe_dump(raw, allow_unicode=True), encoding="utf-8")
+        try:
+            assert read_own(path)[0].task.name
+        except UserError as error:
+            assert str(error)
+
+    @plenty
+    @given(st.text(alphabet="{}%'\"|()[]ab~*+ .textfori\n0123", max_size=60))
+    def test_templates(self, source):
+        try:
+            made = parse_task(changed(prompt="{{ labels }}{{ text }}" + source), "t")
+            render(made.prompt, {"text": "abc", "labels": ["a"]}, "row")
+        except UserError:
+            pass
+
+    @plenty
+    @given(st.dictionaries(st.text(max_size=9), st.dictionaries(st.sampled_from(
+        ["file_name", "hf_hub_url", "formatting", "columns", "tags", "subset", "split", "ranking"]
+    ), values | st.sampled_from(["a.json", "some/set", "alpaca", "sharegpt"]))))  # fmt: skip
+    def test_dataset_info(self, tmp_path, entries):
+        path = tmp_path / "dataset_info.json"
+        path.write_text(json.dumps(entries), encoding="utf-8")
+        try:
+            for made in read_own(path):
+                assert made.task.name
+        except UserError:
+            pass
