@@ -37,7 +37,7 @@ LONGEST_SHOWN = 2_000
 """Characters of a message that are shown."""
 
 data = typer.Typer(help="Look at datasets before they are trained on.", no_args_is_help=True)
-app.add_typer(data, name="data")
+app.add_typer(data, name="data", rich_help_panel="Prepare")
 
 TaskFiles = Annotated[
     list[Path] | None,
@@ -45,7 +45,7 @@ TaskFiles = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel="Prepare")
 def tasks(data_dir: DataDir = None, task_file: TaskFiles = None, as_json: Json = False) -> None:
     """List tasks and ingredients. Next: mixtune data show TASK."""
     registry = Registry.open(map(str, task_file or ()), data_dir)

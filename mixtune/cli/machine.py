@@ -15,7 +15,7 @@ from mixtune.models.files import BaseModelFiles
 from mixtune.models.overview import Overview, overview
 
 
-@app.command()
+@app.command(rich_help_panel="Prepare")
 def models(
     prepare: Annotated[
         str | None,
@@ -40,7 +40,7 @@ def models(
     )
 
 
-@app.command()
+@app.command(rich_help_panel="Prepare")
 def doctor(
     data_dir: DataDir = None,
     runs_dir: RunsDir = RUNS,

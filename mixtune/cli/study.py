@@ -38,7 +38,7 @@ from mixtune.spec import Study
 from mixtune.tasks.registry import Registry
 
 
-@app.command()
+@app.command(rich_help_panel="Run")
 def plan(
     study_file: StudyFile,
     overrides: Overrides = None,
@@ -56,7 +56,7 @@ def plan(
     terminal.show_plan(out, made, planner)
 
 
-@app.command()
+@app.command(rich_help_panel="Run")
 def run(  # noqa: PLR0913 - a verb's options
     study_file: StudyFile,
     overrides: Overrides = None,
@@ -91,7 +91,7 @@ def run(  # noqa: PLR0913 - a verb's options
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel="Run")
 def status(
     study_file: StudyFile,
     overrides: Overrides = None,
@@ -107,7 +107,7 @@ def status(
     terminal.show_status(terminal.console(), derived)
 
 
-@app.command()
+@app.command(rich_help_panel="Read")
 def results(  # noqa: PLR0913 - a verb's options
     study_file: StudyFile,
     overrides: Overrides = None,
@@ -129,7 +129,7 @@ def results(  # noqa: PLR0913 - a verb's options
     show(terminal.console(), derived, split)
 
 
-@app.command()
+@app.command(rich_help_panel="Read")
 def score(
     study_file: StudyFile,
     overrides: Overrides = None,
@@ -148,7 +148,7 @@ def score(
     print(f"scored {done.scored}, kept {done.kept}, not answered yet {done.unanswered}")
 
 
-@app.command()
+@app.command(rich_help_panel="Read")
 def report(
     study_file: StudyFile,
     overrides: Overrides = None,
@@ -166,7 +166,7 @@ def report(
     print(terminal.printable(derived.report(split)))
 
 
-@app.command()
+@app.command(rich_help_panel="Read")
 def analyze(
     study_file: StudyFile,
     overrides: Overrides = None,
@@ -187,7 +187,7 @@ def analyze(
     print(terminal.printable(path))
 
 
-@app.command(name="eval")
+@app.command(name="eval", rich_help_panel="Run")
 def evaluate(  # noqa: PLR0913 - a verb's options
     study_file: StudyFile,
     what: Annotated[
@@ -232,7 +232,7 @@ def evaluate(  # noqa: PLR0913 - a verb's options
         raise typer.Exit(3)
 
 
-@app.command()
+@app.command(rich_help_panel="Read")
 def compare(  # noqa: PLR0913 - a verb's options
     study_file: StudyFile,
     others: Annotated[
@@ -275,7 +275,7 @@ def compare(  # noqa: PLR0913 - a verb's options
         raise typer.Exit(3)
 
 
-@app.command(name="open")
+@app.command(name="open", rich_help_panel="Read")
 def open_page(
     study_file: StudyFile,
     overrides: Overrides = None,

@@ -22,7 +22,7 @@ from mixtune.spec import Study
 from mixtune.tasks.registry import Registry
 
 
-@app.command()
+@app.command(rich_help_panel="Prepare")
 def init(  # noqa: PLR0913 - a verb's options
     file: Annotated[
         Path,
@@ -102,7 +102,7 @@ def init(  # noqa: PLR0913 - a verb's options
         print(f"wrote {shorten(str(file), 300)}\nnext: {shorten(_next(file), 300)}")
 
 
-@app.command()
+@app.command(rich_help_panel="Prepare")
 def schema(
     of: Annotated[
         Literal["study", "task"], typer.Option(help="A study file, or a file with a task.")
