@@ -38,7 +38,7 @@ ingredients: [fpb, headline]
 `mixtune init` writes a file with every key, its default and what it does; `mixtune schema` prints
 the JSON Schema that this page is made from; `runs/<name>/study.yaml` shows a study with every
 default filled in. Any key can be changed for one command:
-`mixtune plan study.yaml train.lr=3e-4 seeds=[1,2]`.
+`mixtune plan study.yaml train.lr=3e-4 'seeds=[1,2]'`.
 
 Editors that speak the YAML language server complete and check a study by the schema:
 `mixtune schema > study.schema.json`, and as the study's first line

@@ -17,7 +17,15 @@ import pyarrow.compute as pc
 
 from mixtune import __version__
 from mixtune.analysis.effects import compare, differences, select
-from mixtune.analysis.results import Measured, SystemInfo, cocktail_means, measure, results
+from mixtune.analysis.results import (
+    BASE,
+    MAJORITY,
+    Measured,
+    SystemInfo,
+    cocktail_means,
+    measure,
+    results,
+)
 from mixtune.errors import DataError, SpecError, StoreError, did_you_mean
 from mixtune.evaluation.score import score, score_version
 from mixtune.identity import make_id
@@ -33,8 +41,8 @@ from mixtune.records import (
     TrainStep,
     schema_of,
 )
-from mixtune.report.inputs import DataRow, LengthRow
-from mixtune.report.page import ReportInput, RunRow, page_files, render
+from mixtune.report.inputs import DataRow, LengthRow, ReportInput, RunRow
+from mixtune.report.page import page_files, render
 from mixtune.spec import Study, parse_study
 from mixtune.store import PlanRow, Store, Unit
 from mixtune.tasks.base import Task, fingerprint
@@ -205,16 +213,29 @@ class Derived:
         names = [self._named(name) for name in (subject, reference)]
         if names[0] == names[1]:
             raise SpecError("a system compared with itself", found=subject, remedy="name two")
-        return compare(self.measured(split), *names)
+        rows = compare(self.measured(split), *names)
+        if not rows:
+            raise SpecError(
+                "the two systems share no seed, or no task that both have answered",
+                found=" and ".join(names),
+                remedy="mixtune status STUDY.yaml shows what each has; run the seeds that lack",
+            )
+        return rows
 
     def holds(self, rows: Sequence[Estimate], least: float) -> bool:
         """Whether each difference on a task's main metric and form has its interval above `least`.
 
-        Without an interval ("too few") it does not hold; without a row neither.
+        Without an interval ("too few") it does not hold; without a row neither. Pairs of untrained
+        floors do not count: nobody made them better or worse.
         """
         tasks = self.tasks()
         main = {(n, self.main_form(t), t.metrics[0]) for n, t in tasks.items() if t.metrics}
-        judged = [row.low for row in rows if (row.target, row.form, row.metric) in main]
+        judged = [
+            row.low
+            for row in rows
+            if (row.target, row.form, row.metric) in main
+            and not row.subject.endswith((f": {MAJORITY}", f": {BASE}"))
+        ]
         return bool(judged) and all(low is not None and low > least for low in judged)
 
     def _named(self, name: str) -> str:
@@ -346,7 +367,7 @@ class Derived:
 def compare_studies(
     one: Derived, other: Derived, split: str
 ) -> tuple[list[Estimate], dict[str, str]]:
-    """Systems of one study minus those of the same name in another; and tasks left out, with why.
+    """Systems of one study minus those of the same name in another; and what is left out, and why.
 
     Only tasks whose items are the same in both studies can be compared.
 
@@ -357,6 +378,12 @@ def compare_studies(
         raise SpecError("a study compared with itself", found=one.study.name, remedy="name two")
     left_out = _different_tasks(one, other, split)
     tasks = {name: task for name, task in one.tasks().items() if name not in left_out}
+    if not tasks:
+        raise SpecError(
+            "the studies have no task that can be compared",
+            found="; ".join(f"{task}: {why}" for task, why in left_out.items()),
+            wanted="a task with the same items in both",
+        )
     tables = [_marked(derived, split, tasks) for derived in (one, other)]
     systems = [
         _renamed(derived, system) for derived in (one, other) for system in derived.systems()
@@ -375,7 +402,9 @@ def compare_studies(
         for name in dict.fromkeys(shared)
         for row in compare(found, _mark(one, name), _mark(other, name))
     ]
-    return rows, left_out
+    compared = {row.subject for row in rows}
+    alone = [name for name in dict.fromkeys(shared) if _mark(one, name) not in compared]
+    return rows, left_out | dict.fromkeys(alone, "no seed in both studies")
 
 
 def _different_tasks(one: Derived, other: Derived, split: str) -> dict[str, str]:

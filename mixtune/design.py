@@ -3,10 +3,10 @@
 Knows: what each family is. Does not know: amounts, budgets, seeds, what an ingredient holds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
-from mixtune.errors import SpecError, did_you_mean
+from mixtune.errors import SpecError
 from mixtune.spec import Design
 
 Cocktail = tuple[str, ...]
@@ -20,15 +20,15 @@ def cocktails(design: Design, ingredients: Sequence[str]) -> list[Cocktail]:
     Names are compared whole, so that leaving out "a" never leaves out "a-long".
 
     Raises:
-        SpecError: no ingredient, a repeated name, an explicit name that is no ingredient, or a
-            design that gives no cocktail at all.
+        SpecError: the design gives no cocktail at all.
     """
-    names = _checked(ingredients)
+    names = tuple(sorted(ingredients))
     found: dict[Cocktail, None] = {}
-    for family in _families(design):
-        found.update(dict.fromkeys(_FAMILIES[family](names)))
+    for family, members in _FAMILIES.items():
+        if {family, "incremental"} & set(design.families):
+            found.update(dict.fromkeys(members(names)))
     for listed in design.explicit:
-        found[_explicit(listed, names)] = None
+        found[tuple(sorted(listed))] = None
     if not found:
         raise SpecError(
             "the design gives no cocktail",
@@ -39,62 +39,14 @@ def cocktails(design: Design, ingredients: Sequence[str]) -> list[Cocktail]:
     return list(found)
 
 
-def _singles(names: Cocktail) -> list[Cocktail]:
-    return [(name,) for name in names]
-
-
-def _pairs(names: Cocktail) -> list[Cocktail]:
-    return list(combinations(names, 2))
-
-
-def _leave_one_out(names: Cocktail) -> list[Cocktail]:
-    """Everything but one; nothing for a lone ingredient, since an empty cocktail trains nothing."""
-    rests = (tuple(kept for kept in names if kept != left_out) for left_out in names)
-    return [rest for rest in rests if rest]
-
-
-def _all(names: Cocktail) -> list[Cocktail]:
-    return [names]
-
-
-_FAMILIES: dict[str, Callable[[Cocktail], list[Cocktail]]] = {
-    "singles": _singles,
-    "pairs": _pairs,
-    "leave-one-out": _leave_one_out,
-    "all": _all,
+_FAMILIES: dict[str, Callable[[Cocktail], Iterable[Cocktail]]] = {
+    "singles": lambda names: combinations(names, 1),
+    "pairs": lambda names: combinations(names, 2),
+    # Nothing for a lone ingredient, since an empty cocktail trains nothing.
+    "leave-one-out": lambda names: [
+        rest for n in names if (rest := tuple(kept for kept in names if kept != n))
+    ],
+    "all": lambda names: [names],
 }
-"""In the order in which cocktails are listed, whatever order a study names the families in."""
-
-
-def _families(design: Design) -> list[str]:
-    """The families asked for, `incremental` spelled out as the four."""
-    return [name for name in _FAMILIES if {name, "incremental"} & set(design.families)]
-
-
-def _checked(ingredients: Sequence[str]) -> Cocktail:
-    names = tuple(sorted(set(ingredients)))
-    if not names or len(names) != len(ingredients):
-        raise SpecError(
-            "ingredients must be distinct names, at least one",
-            found=list(ingredients),
-            remedy="name each ingredient once",
-        )
-    return names
-
-
-def _explicit(listed: Sequence[str], names: Cocktail) -> Cocktail:
-    for name in listed:
-        if name not in names:
-            raise SpecError(
-                f"the explicit cocktail {list(listed)} names no ingredient of the study",
-                found=name,
-                wanted=did_you_mean(name, names),
-                remedy="mend the name or add it under ingredients",
-            )
-    if not listed or len(set(listed)) != len(listed):
-        raise SpecError(
-            "an explicit cocktail is empty or names an ingredient twice",
-            found=list(listed),
-            remedy="list each ingredient once; set amounts with rows:",
-        )
-    return tuple(sorted(listed))
+"""In the order in which cocktails are listed, whatever order a study names the families in;
+`incremental` is the four."""

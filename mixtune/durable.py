@@ -3,8 +3,8 @@
 A file is written under a temporary name beside its place, flushed to the disk and renamed; so is
 a folder of files. Whatever goes wrong before the rename leaves what was there before.
 
-Knows: temporary names, flushing, checksums, kernel locks, what the system says when it refuses.
-Does not know: what is in a file, studies.
+Knows: temporary names, flushing, checksums, kernel locks, JSON objects, what the system says when
+it refuses. Does not know: what is in a file, studies, models.
 """
 
 import fcntl
@@ -15,27 +15,72 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
-from mixtune.errors import StoreError, shorten
+from mixtune.errors import StoreError, UserError, shorten
 
 _PART = ".mixtune-part"
 _REFUSED = (OSError, SafetensorError)
 """What writing raises when the system refuses; safetensors wraps it."""
 
 
-def write_whole(target: Path, write: Callable[[Path], object]) -> Path:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where files are kept: the error when it cannot be written there, and what helps."""
+
+    error: type[UserError]
+    remedy: str
+
+
+RUNS = Place(
+    StoreError,
+    "free space, check permissions or choose another --runs-dir; what was finished before is kept, "
+    "and the same command goes on",
+)
+
+
+def read_object(path: Path, error: type[UserError]) -> dict[str, Any]:
+    """A JSON object from a file; empty where there is no file.
+
+    Raises:
+        UserError: of the class `error`; unreadable, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # refuses halves of characters
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, RecursionError) as wrong:
+        raise error(
+            f"not a readable JSON file: {wrong}",
+            where=str(path),
+            remedy="fetch or save the file again",
+        ) from wrong
+    if not isinstance(value, dict):
+        raise error(
+            "not a JSON object",
+            where=str(path),
+            found=value,
+            wanted='{"key": value, …}',
+            remedy="fetch or save the file again",
+        )
+    return value
+
+
+def write_whole(target: Path, write: Callable[[Path], object], place: Place = RUNS) -> Path:
     """Write a file by `write(path)`; it appears under its name when it is complete.
 
     Raises:
-        StoreError: no space, no permission, a folder that is a file; nothing is left behind.
+        UserError: the place's; no space, no permission, a folder that is a file. Nothing is left
+            behind.
     """
-    part = _part(target)
-    with _refusals(target, part):
+    part = target.with_name(f".{target.name}.{os.getpid()}{_PART}")
+    with _refusals(target, part, place):
         target.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         _flush(part)
@@ -44,14 +89,16 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> Path:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path, place: Place = RUNS) -> Iterator[Path]:
     """An empty folder to fill; when the body ends without an error it takes the target's place.
 
+    One process at a time may do this for one target: what a killed one left is removed first.
+
     Raises:
-        StoreError: as `write_whole`.
+        UserError: as `write_whole`.
     """
-    part = _part(target)
-    with _refusals(target, part):
+    part = target.with_name(f".{target.name}{_PART}")
+    with _refusals(target, part, place):
         _remove(part)
         part.mkdir(parents=True)
         yield part
@@ -86,10 +133,7 @@ def hold(path: Path) -> Iterator[None]:
     Raises:
         StoreError: another process holds it, or it cannot be written.
     """
-    with refusing(path, "cannot write"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a+", encoding="utf-8")
-    with handle:
+    with _lock_file(path, RUNS) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -108,24 +152,33 @@ def hold(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def refusing(path: Path, what: str) -> Iterator[None]:
-    """What the system refuses in the body, as a StoreError that names the path."""
+def in_turn(path: Path, place: Place = RUNS) -> Iterator[None]:
+    """Hold the lock that stands beside a path; others wait. A dead process holds no lock.
+
+    Raises:
+        UserError: the place's; the lock file cannot be written.
+    """
+    with _lock_file(path.with_name(f".{path.name}.lock"), place) as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def refusing(path: Path, what: str, place: Place = RUNS) -> Iterator[None]:
+    """What the system refuses in the body, as the place's error that names the path."""
     try:
         yield
     except _REFUSED as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise StoreError(
-            f"{what}: {shorten(why)}",
-            where=str(path),
-            remedy="free space, check permissions or choose another --runs-dir; what was finished "
-            "before is kept, and the same command goes on",
+        raise place.error(
+            f"{what}: {shorten(why)}", where=str(path), remedy=place.remedy
         ) from error
 
 
 @contextmanager
-def _refusals(target: Path, part: Path) -> Iterator[None]:
+def _refusals(target: Path, part: Path, place: Place) -> Iterator[None]:
     """Errors of writing name the target; whatever stops it, Ctrl-C too, leaves no part behind."""
-    with refusing(target, "cannot write"):
+    with refusing(target, "cannot write", place):
         try:
             yield
         except BaseException:
@@ -134,8 +187,10 @@ def _refusals(target: Path, part: Path) -> Iterator[None]:
             raise
 
 
-def _part(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}{_PART}")
+def _lock_file(path: Path, place: Place) -> TextIO:
+    with refusing(path, "cannot write", place):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+", encoding="utf-8")
 
 
 def _flush(path: Path) -> None:

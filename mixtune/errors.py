@@ -72,7 +72,7 @@ def shorten(value: object, limit: int = 120) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """One sentence that names the closest known names, or all of them when none is close."""
-    known = sorted(known)
+    known = sorted(set(known))
     close = get_close_matches(name, known, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(repr(c) for c in close)}?"

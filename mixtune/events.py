@@ -3,64 +3,30 @@
 Knows: the names of the events. Does not know: how they are shown.
 """
 
-from typing import Protocol
-
 from mixtune.planning.plan import AnswerPlan, Plan, RunPlan
 from mixtune.records import TrainStep
 
 
-class Events(Protocol):
-    """A listener. Nothing it does changes a result."""
+class Events:
+    """A listener; this one does nothing. Nothing that one does changes a result."""
 
     def started(self, plan: Plan, todo: int, cost: float) -> None:
         """A study begins: `todo` runs are not finished; `cost` in tokens of forward pass."""
-        ...
 
     def note(self, text: str) -> None:
         """Something worth a line: a unit given back, a file found broken."""
-        ...
 
     def run_started(self, run: RunPlan, number: int, of: int) -> None:
         """A run begins or goes on."""
-        ...
 
     def trained(self, run: RunPlan, step: TrainStep, steps: int, cost: float) -> None:
         """One optimiser step was made."""
-        ...
 
     def answered(self, run: RunPlan, answer: AnswerPlan, cost: float) -> None:
         """One set of answers is kept."""
-        ...
 
     def run_finished(self, run: RunPlan, seconds: float) -> None:
         """All units of a run are done."""
-        ...
 
     def run_failed(self, run: RunPlan, error: str) -> None:
         """A run failed; the study goes on with the next."""
-        ...
-
-
-class Silent:
-    """Listens and says nothing."""
-
-    def started(self, plan: Plan, todo: int, cost: float) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-    def run_started(self, run: RunPlan, number: int, of: int) -> None:
-        """Nothing."""
-
-    def trained(self, run: RunPlan, step: TrainStep, steps: int, cost: float) -> None:
-        """Nothing."""
-
-    def answered(self, run: RunPlan, answer: AnswerPlan, cost: float) -> None:
-        """Nothing."""
-
-    def run_finished(self, run: RunPlan, seconds: float) -> None:
-        """Nothing."""
-
-    def run_failed(self, run: RunPlan, error: str) -> None:
-        """Nothing."""

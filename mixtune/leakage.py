@@ -2,14 +2,15 @@
 
 Two rows are the same when either of these agrees:
 
-- the whole last user message. It holds the instruction, so it finds repeats inside one task;
+- all that the user says. It holds the instruction, so it finds repeats inside one task; of a
+  conversation all turns are compared together, since many end with the same few words;
 - `Example.group`: for text tasks the record's own text without the instruction, so it finds the
   same text under another task's prompt too. A group is also the unit of independence (document,
   page, headline): where one group has many rows, such as nine questions about one headline, all
   of them go.
 
 What this cannot see: the same text in two tasks that both group by something else (a document
-number) under different prompts.
+number) under different prompts; a text inside a longer one.
 
 Knows: two notions of equal text. Does not know: where rows come from, what is done about a leak.
 """
@@ -19,7 +20,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mixtune.errors import DataError
 from mixtune.records import Example
 
 Kind = Literal["exact", "loose", "group"]
@@ -48,16 +48,6 @@ class LeakedBy:
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
-class LeakCount:
-    """How many of an ingredient's rows occur in one evaluation split, over all tasks."""
-
-    ingredient: str
-    split: str
-    rows: int
-    leaked: int
-
-
 def normalise(text: str) -> str:
     """Text without case and with every run of white space as one space: the exact form."""
     return " ".join(text.casefold().split())
@@ -73,12 +63,9 @@ def find_leaked(train: Sequence[Example], evaluation: Sequence[Example]) -> dict
 
     Each is given with one witness: the strictest kind (exact, loose, group), then the first by
     split, task and id, so the orders of the arguments do not matter. Time and memory grow with
-    the length of the texts: one table of keys, one look-up per key.
-
-    Raises:
-        DataError: two train rows share an id (the result could not tell them apart).
+    the length of the texts: one table of keys, one look-up per key. Ids of `train` occur once, as
+    in any split that the registry gives.
     """
-    _refuse_repeated_ids(train)
     table: dict[tuple[str, ...], Example] = {}
     for example in sorted(evaluation, key=lambda row: (row.split, row.task, row.id)):
         for _, key in _keys(example):
@@ -92,62 +79,17 @@ def find_leaked(train: Sequence[Example], evaluation: Sequence[Example]) -> dict
     return leaked
 
 
-def count_leaked(train: Sequence[Example], evaluation: Sequence[Example]) -> list[LeakCount]:
-    """Leaked rows per ingredient (the row's task) and evaluation split, sorted, zeros included.
-
-    A row that occurs in two splits counts in both.
-    """
-    counts = []
-    for ingredient in sorted({row.task for row in train}):
-        rows = [row for row in train if row.task == ingredient]
-        for split in sorted({row.split for row in evaluation}):
-            against = [row for row in evaluation if row.split == split]
-            counts.append(LeakCount(ingredient, split, len(rows), len(find_leaked(rows, against))))
-    return counts
-
-
 def _keys(example: Example) -> Iterable[tuple[Kind, tuple[str, ...]]]:
     """What a row is looked up by, strictest first.
 
     A group too short to be a text may be a running number, which says something only inside its
     own task; a longer one is compared across tasks.
     """
-    message = _last_user(example)
-    yield "exact", ("message", normalise(message))
-    if len(form := loose(message)) >= SHORTEST_LOOSE:
+    said = "\n".join(turn.content for turn in example.messages if turn.role == "user")
+    yield "exact", ("message", normalise(said))
+    if len(form := loose(said)) >= SHORTEST_LOOSE:
         yield "loose", ("message-loose", form)
     if len(form := loose(example.group)) >= SHORTEST_LOOSE:
         yield "group", ("group-loose", form)
     elif example.group:
         yield "group", ("group", example.task, normalise(example.group))
-
-
-def _last_user(example: Example) -> str:
-    """Content of the last user message.
-
-    Raises:
-        DataError: there is none.
-    """
-    for message in reversed(example.messages):
-        if message.role == "user":
-            return message.content
-    raise DataError(
-        "a row has no user message",
-        where=f"{example.task}, {example.split} {example.id}",
-        found=[message.role for message in example.messages],
-        wanted="at least one message of role user",
-    )
-
-
-def _refuse_repeated_ids(train: Sequence[Example]) -> None:
-    seen: set[str] = set()
-    for row in train:
-        if row.id in seen:
-            raise DataError(
-                "two train rows share an id",
-                where=row.task,
-                found=row.id,
-                wanted="ids that occur once",
-                remedy="check one ingredient at a time, or mend the dataset's ids",
-            )
-        seen.add(row.id)

@@ -45,6 +45,7 @@ class Asked:
     design: Sequence[str] = ()
     steps: int | None = None
     seeds: Sequence[int] = ()
+    items: int | None = None
 
 
 def draft(asked: Asked, registry: Registry, own: Iterable[str] = ()) -> Study:
@@ -71,6 +72,8 @@ def draft(asked: Asked, registry: Registry, own: Iterable[str] = ()) -> Study:
     raw |= {"seeds": list(asked.seeds)} if asked.seeds else {}
     if asked.steps is not None:
         raw["budget"] = {"steps": asked.steps}
+    if asked.items is not None:
+        raw["evaluate"] = {"validation_items": asked.items, "test_items": asked.items}
     study = parse_study(raw, "mixtune init")
     canonical(study, registry)
     cocktails(study.design, sorted(study.ingredients))

@@ -100,12 +100,6 @@ class Ingredient(Frozen):
             )
         return self
 
-    @property
-    def asked(self) -> int | dict[str, Any] | None:
-        """The amount as it stands in ids: the pool's size, or all keys that were set."""
-        keys = self.model_dump(mode="json", exclude_defaults=True)
-        return self.rows if set(keys) <= {"rows"} else keys
-
 
 class Design(Frozen):
     """Which cocktails: named families over the ingredients, and any listed by hand."""
@@ -191,7 +185,7 @@ class EvalSpec(Frozen):
     batch_size: Annotated[Int, Field(gt=0, le=65_536)] = 32
     """Prompts in one forward pass; part of the ids, because rounding depends on it."""
     carve: Annotated[Float, Field(gt=0, lt=1)] = 0.1
-    """Share of train groups that become validation where a dataset has none."""
+    """Share of train groups that become validation where a scored dataset has none."""
     leaked: Literal["drop", "error"] = "drop"
     """Train rows whose normalised text stands in an evaluation split: drop and count, or stop."""
 
@@ -211,7 +205,7 @@ class Study(Frozen):
     name: Name
     """Name of the study's folder of results: small letters, digits, "-" and "_"."""
     model: Annotated[Text, Field(max_length=400)]
-    """Base model: a name of the catalogue, a hub id, or a local folder."""
+    """Base model: a name of the catalogue, a hub id, or a folder as seen from the study file."""
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
     """Tasks to be good at: every system answers them."""
     ingredients: Annotated[dict[Name, Ingredient], Field(min_length=1)]
@@ -314,7 +308,17 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     }
     study = parse_study(raw, where, lines)
     own = tuple(str((path.parent / file).resolve()) for file in study.task_files)
-    return study.model_copy(update={"task_files": own})
+    return study.model_copy(update={"task_files": own, "model": _beside(path, study.model)})
+
+
+def _beside(path: Path, model: str) -> str:
+    """A base model's folder or file, which is meant from the study file as a task file is."""
+    found = path.parent / model
+    try:
+        gguf = found.suffix == ".gguf" and found.is_file()
+        return str(found.resolve()) if gguf or (found / "config.json").is_file() else model
+    except OSError:  # longer than a path can be: no such model, which is said where it is looked up
+        return model
 
 
 def parse_study(
@@ -399,6 +403,10 @@ _WORDS = {
     "missing": ("is missing", "add the key"),
     "extra_forbidden": ("", "mend or remove the key; mixtune schema prints all there are"),
     "string_type": ("should be a word", "put it in quotes if it looks like a number"),
+    "string_pattern_mismatch": (
+        "lower case letters, digits, - and _ only, 64 at most",
+        "write names as `mixtune tasks` shows them",
+    ),
     "tuple_type": ("should be a list", "write [a, b]"),
     "too_short": ("needs at least one item", "write [a, b]"),
     "model_type": ("should be a mapping", "write {key: value}, or leave it out for its default"),

@@ -41,6 +41,8 @@ PATIENCE = 30.0
 
 LINES = 40
 """Lines of a difference that are shown."""
+_COMPARED = ("study.yaml", "content.json")
+"""What was asked; and what data, prompts and base are known by. The rest follows from them."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS unit (
@@ -200,13 +202,8 @@ class Store:
             StoreError: a unit that is already there would get another id, or units are added
                 while others are left out; nothing is written.
         """
-        before = self.plan() if self.exists else []
-        if before:
-            self.units()  # raises where the states are lost: everything would be done again
-        # Systems that were brought in are in no study file; a study keeps them.
-        asked = {row.key for row in rows}
-        rows = [*rows, *(row for row in before if row.origin and row.key not in asked)]
-        self._refuse_changes(before, rows, {"study.yaml": study_yaml, **_as_files(facts)})
+        files = {"study.yaml": study_yaml, **_as_files(facts)}
+        before, rows = self._beside(rows, files)
         with self._state() as db:
             db.executemany(
                 "INSERT OR IGNORE INTO unit (id, kind, system, label, state) "
@@ -215,7 +212,6 @@ class Store:
             )
         known = {row.id for row in before}
         added = [row for row in rows if row.id not in known]
-        files = {"study.yaml": study_yaml, **_as_files(facts)}
         if added or not before:
             # The plan is last: a kill before it repeats all of this, a kill after it nothing.
             self._log_change(before, added)
@@ -226,6 +222,31 @@ class Store:
             for name in files:
                 if not self._readable(name):
                     self.write_text(name, files[name])
+
+    def preview(self, rows: Sequence[PlanRow], study_yaml: str, facts: Mapping[str, object]) -> int:
+        """How many units of a plan are not done yet; writes nothing.
+
+        Raises:
+            StoreError: what `save_plan` of the same would refuse.
+        """
+        if not self.exists:
+            return len(rows)
+        self._beside(rows, {"study.yaml": study_yaml, **_as_files(facts)})
+        units = self.units()
+        return sum(row.id not in units or units[row.id].state != "done" for row in rows)
+
+    def _beside(
+        self, rows: Sequence[PlanRow], files: Mapping[str, str]
+    ) -> tuple[Sequence[PlanRow], Sequence[PlanRow]]:
+        """What is planned here, and the rows with what a study keeps; refused where they differ."""
+        before = self.plan() if self.exists else []
+        if before:
+            self.units()  # raises where the states are lost: everything would be done again
+        # Systems that were brought in are in no study file; a study keeps them.
+        asked = {row.key for row in rows}
+        rows = [*rows, *(row for row in before if row.origin and row.key not in asked)]
+        self._refuse_changes(before, rows, files)
+        return before, rows
 
     def _refuse_changes(
         self, before: Sequence[PlanRow], rows: Sequence[PlanRow], files: Mapping[str, str]
@@ -249,10 +270,10 @@ class Store:
         )
 
     def _difference(self, files: Mapping[str, str]) -> str:
-        """What is kept here against what is asked, line by line; versions do not count."""
+        """What is kept here against what is asked, line by line."""
         lines: list[str] = []
-        for name in files.keys() - {"env.json"}:
-            if (self.folder / name).is_file():
+        for name in _COMPARED:
+            if name in files and (self.folder / name).is_file():
                 kept, asked = self.read_text(name).splitlines(), files[name].splitlines()
                 lines += unified_diff(kept, asked, f"{name} kept", f"{name} asked", "", "", 0, "")
         shown = lines[:LINES]
@@ -277,7 +298,10 @@ class Store:
             "at": time.time(),
             "what": "extended" if before else "planned",
             "units": len(added),
-            "added": sorted({_label(row) for row in added if row.kind == "train"}),
+            "added": sorted(
+                {_label(r) for r in added if r.kind == "train"}
+                | {f"{r.cocktail} ({r.origin})" for r in added if r.origin}
+            ),
         }
         self.write_text("changes.jsonl", self._changes() + json.dumps(entry) + "\n")
 
@@ -364,11 +388,11 @@ class Store:
                 f"UPDATE unit SET {fields}, heartbeat=? WHERE id=?", (*values, time.time(), unit)
             )
 
-    def recover(self) -> tuple[list[str], list[str]]:
+    def recover(self) -> tuple[list[Unit], list[Unit]]:
         """After the lock is held: give back units of a dead process, recheck finished ones.
 
         Returns:
-            Labels of the units given back, and of the finished ones whose files (or whose
+            The units given back, and the finished ones whose files (or whose
             adapter's files) are gone or changed; both are planned again.
         """
         units = self.units().values()
@@ -382,7 +406,7 @@ class Store:
         durable.sweep(self.folder)
         with self._state() as db:
             db.execute("DELETE FROM claim")
-        return [u.label for u in stale], [u.label for u in broken]
+        return stale, broken
 
     def damage(self, unit: Unit) -> list[str]:
         """Files of a finished unit that are missing or differ from what was written."""

@@ -20,9 +20,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from mixtune.analysis.effects import TO_SINGLE
 from mixtune.derive import Derived
 from mixtune.errors import shorten
-from mixtune.events import Silent
+from mixtune.events import Events
 from mixtune.planning.plan import AnswerPlan, Plan, Planner, RunPlan
 from mixtune.records import Estimate, MixRow, Result, TrainStep
 from mixtune.store import Unit
@@ -178,7 +179,7 @@ class Eta:
         return f"{span(elapsed * (self.cost - self.done) / self.done)} left"
 
 
-class PlainProgress(Silent):
+class PlainProgress(Events):
     """One line per event worth a line: for pipes, logs and CI."""
 
     def __init__(self, out: Console) -> None:
@@ -420,18 +421,15 @@ def show_summary(out: Console, derived: Derived, split: str) -> None:
             cells.setdefault(mean.subject, {})[mean.target] = f"{mean.value:.3f}"
     for change in derived.differences(split):
         place = (change.target, change.form, change.metric)
-        if place in wanted and change.quantity == "difference-to-single":
-            cells[change.subject][change.target] += f"  {_signed(change)}"
+        if place in wanted and change.quantity == TO_SINGLE:
+            cells[change.subject][change.target] += (
+                f"  {change.value:+.3f} [{_ends(change.low, change.high, '+')}]"
+            )
     rows = [(name, *(found.get(task, "–") for task in tasks)) for name, found in cells.items()]
     note = ", synthetic data" if any(task.synthetic for task in tasks.values()) else ""
     title = f"{derived.study.name}, {split}{note}: value, difference to the single task [95 %]"
     out.print(table(title, ("system", *tasks), rows))
     out.print(f"base model: {derived.model_note()}", soft_wrap=True, markup=False)
-
-
-def _signed(change: Estimate) -> str:
-    bounds = "too few" if change.low is None else f"{change.low:+.3f}, {change.high:+.3f}"
-    return f"{change.value:+.3f} [{bounds}]"
 
 
 def show_estimates(out: Console, found: Sequence[Estimate], title: str) -> None:
@@ -444,7 +442,7 @@ def show_estimates(out: Console, found: Sequence[Estimate], title: str) -> None:
             row.subject,
             row.reference or "–",
             f"{row.value:+.3f}" if row.reference else f"{row.value:.3f}",
-            _ends(row),
+            _ends(row.low, row.high, "+" if row.reference else ""),
             row.n,
             row.seeds,
         )
@@ -454,11 +452,8 @@ def show_estimates(out: Console, found: Sequence[Estimate], title: str) -> None:
     out.print(table(title, columns, rows))
 
 
-def _ends(row: Estimate) -> str:
-    if row.low is None or row.high is None:
-        return "too few"
-    sign = "+" if row.reference else ""
-    return f"{row.low:{sign}.3f} – {row.high:{sign}.3f}"
+def _ends(low: float | None, high: float | None, sign: str = "") -> str:
+    return "too few" if low is None or high is None else f"{low:{sign}.3f}, {high:{sign}.3f}"
 
 
 def show_results(out: Console, derived: Derived, split: str) -> None:
@@ -471,10 +466,18 @@ def show_rows(out: Console, found: Sequence[Result], title: str) -> None:
     """Results as a table."""
     rows = []
     for row in found:
-        bounds = "too few" if row.low is None else f"{row.low:.3f} – {row.high:.3f}"
         floor = "–" if row.floor is None else f"{row.floor:.3f}"
         seed = "–" if row.seed is None else str(row.seed)
         name = (row.task, row.form, row.metric, row.cocktail, seed)
-        rows.append((*name, f"{row.value:.3f}", bounds, row.n, floor, f"{row.unparsed:.1%}"))
+        rows.append(
+            (
+                *name,
+                f"{row.value:.3f}",
+                _ends(row.low, row.high),
+                row.n,
+                floor,
+                f"{row.unparsed:.1%}",
+            )
+        )
     columns = ("task", "form", "metric", "system", "seed", "value", "95 %", "n", "floor", "unread")
     out.print(table(title, columns, rows))

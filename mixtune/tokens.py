@@ -20,6 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from mixtune.durable import read_object
 from mixtune.errors import DataError, ModelError
 from mixtune.identity import digest
 from mixtune.records import Example, Message
@@ -105,11 +106,13 @@ class Tokens:
         """
         text = _read_text(folder / "tokenizer.json", _SAVE_FAST)
         tokenizer = _parse_tokenizer(text)
-        config = _read_json(folder / "tokenizer_config.json")
+        config = read_object(folder / "tokenizer_config.json", ModelError)
         _check_added(tokenizer, config, folder)
-        special = _special_texts(_read_json(folder / "special_tokens_map.json"), config)
-        model = _read_json(folder / "config.json")
-        generation = _read_json(folder / "generation_config.json")
+        special = _special_texts(
+            read_object(folder / "special_tokens_map.json", ModelError), config
+        )
+        model = read_object(folder / "config.json", ModelError)
+        generation = read_object(folder / "generation_config.json", ModelError)
         eos = _ids(model.get("eos_token_id")) | _ids(generation.get("eos_token_id"))
         eos |= _ids(tokenizer.token_to_id(special.get("eos_token", "")))
         pad = _ids(tokenizer.token_to_id(special.get("pad_token", "")))
@@ -178,11 +181,6 @@ class Tokens:
         return digest(
             {"tokenizer": parts, "template": template, **named, "today": TODAY.isoformat()}
         )
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of ids, added tokens included."""
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -343,20 +341,6 @@ def _parse_tokenizer(text: str) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where the file does not exist (these files are optional)."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(value, ensure_ascii=False).encode()  # refuses halves of characters
-    except (OSError, ValueError) as error:
-        raise ModelError(f"not a readable JSON file: {error}", where=str(path)) from error
-    if not isinstance(value, dict):
-        raise ModelError("not a JSON object", where=str(path), found=value)
-    return value
 
 
 def _read_template(folder: Path, config: Mapping[str, Any]) -> str:

@@ -39,7 +39,10 @@ BAD_ROWS = [
     ("a.csv", b"text,topic\n", ["no usable record"]),
     ("a.csv", b"text,topic\nhello,\n", ["a.csv:2", "found:  ''"]),
     ("a.json", b"", ["not a JSON list", "empty file"]),
-    ("a.json", b'{"text": "a"}', ["not a JSON list", ".jsonl"]),
+    ("a.json", b'{"text": "a"}', ["not a JSON list", "one on each line"]),
+    ("a.json", b'{"text": "a",\n "topic": "billing"}\n', ["not a JSON list"]),
+    ("a.json", b'{"text": "a", "topic": "billing"}\n{"text": }', ["a.json:2", "not valid JSON"]),
+    ("a.json", b'{"text": "a", "topic": 1}\n{"text": "b"}', ["a.json:1", "label outside"]),
     ("a.json", b'[{"text": "a"}, 3]', ["a.json:1", "no field"]),
     ("a.json", b'[{"text": "a", "topic": "billing"}\n, 3]', ["a.json:2", "not a JSON object"]),
     ("a.json", b'[{"text": "a"}', ["a.json:1", "breaks off"]),
@@ -105,7 +108,28 @@ class TestBadRows:
         (place / "a.jsonl").write_text(lines, encoding="utf-8")
         (place / "task.yaml").write_text(changed(source="a.jsonl"), encoding="utf-8")
         code, out, _ = mixtune("data", "check", place / "task.yaml", "--json")
-        assert len(json.loads(out)["tasks"][0]["problems"]) == 21
+        (found,) = json.loads(out)["tasks"]
+        assert len(found["problems"]) == 20
+        assert "ended after 20 problems" in found["notes"][0]
+        assert "\n20 problems; mend" in mixtune("data", "check", place / "task.yaml")[1]
+
+    def test_too_few_rows_to_carve_names_the_share_to_change(self, place, mixtune):
+        (place / "tickets.csv").write_text(csv_text(many(3)), encoding="utf-8", newline="")
+        for split, share in (
+            ("test", "carve_test of its source"),
+            ("validation", "evaluate.carve"),
+        ):
+            with pytest.raises(DataError, match=rf"no {split} examples(.|\n)*change {share}"):
+                examples(place, changed(source={"train": "tickets.csv", "carve_test": 1e-9}),
+                         split=split)  # fmt: skip
+
+    def test_the_remedy_for_a_row_of_an_import_is_one_that_there_is(self, tmp_path, mixtune):
+        (tmp_path / "a.jsonl").write_text('{"instruction": "a", "output": ""}\n', encoding="utf-8")
+        info = tmp_path / "dataset_info.json"
+        info.write_text('{"a": {"file_name": "a.jsonl"}}', encoding="utf-8")
+        code, out, _ = mixtune("data", "check", info)
+        assert code == 2
+        assert "remedy: mend the row or leave it out" in out and "skip_if_empty" not in out
 
     def test_control_characters_never_reach_the_terminal(self, place, mixtune):
         rows = [(f"\x1b[31mred\x07 [bold]x {n}", "billing") for n in range(60)]
@@ -134,6 +158,22 @@ class TestBadRows:
         code, _, err = mixtune("plan", place / "study.yaml")
         assert code == 2
         assert "tickets.csv:62: field 'topic': label outside" in err
+
+    @pytest.mark.parametrize("split", ["train", "validation"])
+    def test_a_study_of_which_the_gate_leaves_nothing(self, place, mixtune, split):
+        (place / "new.csv").write_text(csv_text([("all new", "billing")]), encoding="utf-8")
+        source = dict.fromkeys(("train", "validation"), "new.csv")
+        source |= {split: "tickets.csv", "test": "tickets.csv"}
+        (place / "task.yaml").write_text(changed(source=source), encoding="utf-8")
+        study = {
+            "name": "s", "model": "smollm2-135m", "task_files": ["task.yaml"],
+            "tasks": ["ticket-topic"], "ingredients": ["ticket-topic"],
+        }  # fmt: skip
+        (place / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+        code, _, err = mixtune("plan", place / "study.yaml")
+        assert code == 2
+        assert f"ticket-topic: every {split} row also stands in an evaluation split" in err
+        assert "60 of 60 rows" in err and "remedy" in err
 
 
 class TestTemplates:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -12,11 +13,11 @@ import torch
 from engine_oracle import write_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_kit import SHA, FakeHub, write_model
+from model_kit import SHA, TEMPLATE, FakeHub, write_model
 from tokenizers import Tokenizer, models
 
 from mixtune.errors import ModelError
-from mixtune.models import catalog
+from mixtune.models import catalog, files
 from mixtune.models.catalog import locate
 from mixtune.models.entries import parse_catalogue
 from mixtune.records import Message
@@ -170,8 +171,47 @@ def test_code_shipped_beside_a_known_architecture_is_left_alone(tmp_path):
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("MIXTUNE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ModelError, match=r"(?s)cache cannot be written.*MIXTUNE_CACHE"):
+    with pytest.raises(ModelError, match=r"(?s)cannot write.*MIXTUNE_CACHE"):
         locate(str(write_model(tmp_path / "m")))
+
+
+@pytest.mark.parametrize("auto_map", [{}, {"auto_map": {"AutoModel": "code.Model"}}])
+def test_an_architecture_that_is_no_name(tmp_path, auto_map):
+    folder = write_model(tmp_path / "m", **{**auto_map, "model_type": ["llama"]})
+    with pytest.raises(ModelError, match=r"(?s)model_type in config\.json.*\['llama'\].*remedy"):
+        locate(str(folder))
+
+
+TOLD = {"bytes": 1, "sha256": "0"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": None}, "name: Field required"),
+        ({"scheme": None}, "scheme: Field required"),
+        ({"name": 7}, "name: Input should be a valid string"),
+        ({"scheme": 2}, "scheme: Input should be 1"),
+        ({"scheme": "1"}, "scheme"),
+        ({"weights": ["model.safetensors"]}, "weights: Input should be a valid dict"),
+        ({"weights": {}}, "names no weights"),
+        ({"weights": {"model.safetensors": {}}}, r"weights\.model\.safetensors\.bytes: Field req"),
+        ({"weights": {"model.safetensors": {"bytes": True, "sha256": "0"}}}, "bytes"),
+        ({"weights": {"../config.json": TOLD}}, "has None bytes"),
+        ({"weights": {"x\x00y" * 9999: TOLD}}, r"x\\x00yx.*60022 characters"),
+        ({"weights": {"model.safetensors": TOLD}}, "instead of 1"),
+    ],
+)
+def test_a_manifest_that_was_not_written_here(tmp_path, change, words):
+    folder = write_model(tmp_path / "m")
+    files.write_manifest(folder, {"name": "m", "note": "", "source": "a test"})
+    assert locate(str(folder)).name == "m"
+    path = folder / files.MANIFEST
+    held = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({k: v for k, v in held.items() if v is not None}))
+    with pytest.raises(ModelError, match=rf"(?s)is damaged.*{words}.*delete this folder") as caught:
+        locate(str(folder))
+    assert len(str(caught.value)) < 1000
 
 
 # ---- weights without a turn form of their own ----------------------------------------------------
@@ -193,6 +233,49 @@ def test_a_pretrained_model_from_the_hub_gets_the_catalogues_template(hub, cache
     assert given.weights_digest == own.weights_digest
     assert locate("gemma3-270m") == given
     assert not (hub.root / SHA / "chat_template.jinja").exists()
+
+
+def test_a_folder_that_others_load_from_is_left_alone(tmp_path):
+    folder, target = write_model(tmp_path / "m"), tmp_path / "with"
+    (folder / "chat_template.jinja").unlink()
+    assert files.with_template(folder, TEMPLATE, target) == target
+    made = target.stat().st_ino, (target / "config.json").lstat().st_ino
+    assert files.with_template(folder, TEMPLATE, target) == target
+    assert (target.stat().st_ino, (target / "config.json").lstat().st_ino) == made
+    assert Tokens.load(target).digest == Tokens.load(write_model(tmp_path / "own")).digest
+
+
+@pytest.mark.parametrize("spoil", ["missing", "elsewhere", "template", "more", "file"])
+def test_a_folder_that_is_not_right_is_made_anew(tmp_path, spoil):
+    folder, target = write_model(tmp_path / "m"), tmp_path / "with"
+    (folder / "chat_template.jinja").unlink()
+    files.with_template(folder, TEMPLATE, target)
+    if spoil == "template":
+        (target / "chat_template.jinja").write_text("{{ other }}")
+    elif spoil == "more":
+        (target / "more.json").write_text("{}")
+    else:
+        (target / "config.json").unlink()
+    if spoil == "elsewhere":
+        (target / "config.json").symlink_to(folder / "tokenizer.json")
+    if spoil == "file":
+        (target / "config.json").write_text("{}")
+    files.with_template(folder, TEMPLATE, target)
+    assert (target / "chat_template.jinja").read_text() == TEMPLATE
+    found = {file.name: file.resolve() for file in target.iterdir() if file.is_symlink()}
+    assert found == {file.name: file.resolve() for file in folder.iterdir()}
+
+
+def test_makers_of_one_folder_do_not_disturb_each_other(tmp_path):
+    folder, target = write_model(tmp_path / "m"), tmp_path / "with"
+    (folder / "chat_template.jinja").unlink()
+
+    def make(_number):
+        files.with_template(folder, TEMPLATE, target)
+        return Tokens.load(target).digest
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(make, range(32)))) == 1
 
 
 def test_gemmas_turn_form():

@@ -3,12 +3,14 @@
 import csv
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from report_kit import LENGTHS, big_page, nasty_page, page_of
+from report_kit import LENGTHS, TASKS, big_page, nasty_page, page_of, result
 
+from mixtune.report.inputs import DataRow
 from mixtune.report.page import render
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -52,10 +54,25 @@ def pages(tmp_path_factory):
         "nasty": nasty_page(),
         "bare": page_of(results=[], means=[], differences=[], mixes=[], curves={}, runs=[]),
         "big": big_page(14, 2),
+        "many": many_page(),
     }
     for name, page in made.items():
         (folder / f"{name}.html").write_text(render(page), encoding="utf-8")
     return {name: (folder / f"{name}.html").as_uri() for name in made}
+
+
+def many_page():
+    """Long names: seven cocktails at the floor, one dataset dropped for many reasons."""
+    page, name = page_of(), "toy-mood+toy-sentiment+toy-topic"
+    low = [result(f"{name}-{i}", task, 0.2, i) for i in range(7) for task in TASKS]
+    theirs = [result("theirs", task, 0.6, None) for task in TASKS]
+    why = "; ".join(f"reason number {i} is: {i}" for i in range(5))
+    return replace(
+        page,
+        results=[*page.results, *low, *theirs],
+        runs=[replace(run, cocktail=name) for run in page.runs],
+        data=[DataRow("toy-topic", "validation", "hub: " + "a-name/" * 9, 500, 12, why, 7, 481)],
+    )
 
 
 class Visit:
@@ -182,6 +199,36 @@ def test_the_links_hold_the_numbers_and_the_figure(browser, pages):
         assert download.value.suggested_filename == "matrix-strict-main.csv"
         link = figure.get_by_role("link", name="SVG").get_attribute("href")
         assert ">0.867</text>" in unquote(link)
+
+
+@pytest.mark.parametrize("name", ["plain", "nasty", "bare", "big", "many"])
+def test_a_page_fits_on_paper(browser, pages, name):
+    """718 pixels: what A4 leaves between usual margins."""
+    with Visit(browser, pages[name], 718) as visit:
+        visit.page.emulate_media(media="print")
+        visit.ask("dispatchEvent(new Event('beforeprint'))")
+        assert visit.ask("document.documentElement.scrollWidth") <= 718
+        cut = "[...document.querySelectorAll('.wide')].filter((t) => t.scrollWidth > t.clientWidth)"
+        assert visit.ask(f"{cut}.length") == 0
+        shown = visit.page.locator("table.matrix:visible").count()
+        assert shown == {"plain": 1, "nasty": 1, "bare": 0, "big": 0, "many": 1}[name]
+
+
+def test_rows_of_long_lists_stay_low_on_narrow_screens(browser, pages):
+    with Visit(browser, pages["many"], 360) as visit:
+        assert "and 5 more" in visit.page.locator("#floors tbody tr").first.inner_text()
+        for part in ("#floors", "#data"):
+            rows = visit.page.locator(f"{part} tbody tr")
+            assert rows.evaluate_all("(rows) => Math.max(...rows.map((r) => r.offsetHeight))") < 125
+
+
+def test_the_table_of_counts_is_whole_on_a_wide_screen(browser, pages):
+    with Visit(browser, pages["many"], 1440) as visit:
+        table = visit.page.locator("table.counts")
+        assert table.evaluate("(t) => t.scrollWidth - t.parentElement.clientWidth") <= 0
+        name = table.locator("tbody tr").first
+        assert name.inner_text().startswith("toy-mood+toy-sentiment+toy-topic")
+        assert name.evaluate("(row) => row.offsetHeight") < 60  # two lines
 
 
 OVERLAPS = """() => [...document.querySelectorAll('svg.fig')].flatMap((svg) => {

@@ -154,7 +154,7 @@ def test_checksums_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
     folder = write_model(tmp_path / "m")
     first = locate(str(folder))
     hashed = []
-    monkeypatch.setattr(files, "_hash", lambda path: hashed.append(path) or "0" * 64)
+    monkeypatch.setattr(files.durable, "fingerprint", lambda path: (0, hashed.append(path) or "0"))
     assert locate(str(folder)) == first
     assert hashed == []
     write_model(folder, value=7.0)

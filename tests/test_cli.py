@@ -110,6 +110,16 @@ def test_a_run_can_end_in_json(mixtune, place):
     assert "5 done, 0 to do" in err
     plan = json.loads(mixtune("run", "study.yaml", "--dry-run", "--json")[1])
     assert len(plan["runs"]) == 5
+    assert plan["todo"] == 0
+
+
+def test_a_dry_run_is_refused_where_the_run_would_be(mixtune):
+    code, out, err = mixtune("run", "study.yaml", "train.lr=0.01", "--dry-run")
+    assert code == 2
+    assert "would get another id" in err
+    code, out, _ = mixtune("plan", "study.yaml", "seeds=[1,2]")
+    assert code == 0
+    assert "27 of 70 units of work to do" in out
 
 
 def test_status_shows_every_run(mixtune):

@@ -48,7 +48,7 @@ def test_conversion_is_whole_or_nothing(tmp_path, cache, monkeypatch):
     file = tmp_path / "toy.gguf"
     file.write_bytes(b"GGUF")
     source = locate(str(file))
-    stale = source.target.with_name(f".{source.target.name}.part-99")
+    stale = source.target.with_name(f".{source.target.name}.mixtune-part")
     stale.mkdir(parents=True)
 
     def cut_off(source, folder):
@@ -203,7 +203,7 @@ def test_a_killed_conversion_does_not_count(tmp_path, cache):
     )
     done = subprocess.run([sys.executable, "-c", code, str(source.gguf)])
     assert done.returncode == -signal.SIGKILL
-    assert list((cache / "models").glob(".*.part-*"))
+    assert list((cache / "models").glob(".*.mixtune-part"))
     assert locate(str(source.gguf)) == source
 
 

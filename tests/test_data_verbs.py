@@ -1,6 +1,7 @@
 """`mixtune data check`, `mixtune data show`, `mixtune tasks`."""
 
 import json
+import shlex
 
 import pytest
 from engine_oracle import write_base
@@ -18,7 +19,9 @@ class TestVerbs:
         code, out, _ = mixtune("data", "check", place / "task.yaml")
         assert code == 0
         assert out.count("── train") == 5
-        assert "→ delivery" in out and "mixtune plan STUDY.yaml" in out
+        assert "→ delivery" in out
+        next_one = f"mixtune init study.yaml --task-file {place}/task.yaml --task ticket-topic"
+        assert f"{next_one} --ingredient ticket-topic\n" in out
         assert "--model" in out
 
     def test_tokens_are_counted_with_a_models_own_tokenizer(self, place, mixtune):
@@ -54,6 +57,15 @@ class TestVerbs:
         [
             ("a.csv", csv_text(many()), "one of 3 labels in topic"),
             ("a.csv", csv_text(many(), ("the text", "Topic")), "text in the text"),
+            ("a.csv", csv_text(many(), ("text", "labels")), "one of 3 labels in labels"),
+            ("a.csv", csv_text(many(), ("label", "labels")), "text in label"),
+            ("a.csv", csv_text(many(), ("labels", "class")), "text in labels"),
+            ("a.csv", csv_text(many(), ("question", "label")), "text in question"),
+            ("a.csv", csv_text(many(), ("not", "text")), "text in not, one of 3 labels in text"),
+            ("a.csv", csv_text([(f"t {n}", ["Yes", "yes", "NO", "No"][n % 4]) for n in range(80)]),
+             "one of 2 labels"),
+            ("a.csv", csv_text([(f"t{n}", ["TRUE", "true", "True", "b"][n % 4]) for n in range(8)]),
+             "one of 2 labels"),
             ("a.csv", csv_text([(f"t {n}", f"a{'b' * (n % 2)}") for n in range(60)]), "2 labels"),
             ("a.jsonl", json.dumps({"instruction": "a", "output": "b"}) + "\n", "alpaca"),
             ("a.jsonl", json.dumps({"prompt": "a", "completion": "b"}) + "\n", "completion"),
@@ -70,7 +82,73 @@ class TestVerbs:
         (tmp_path / "task.yaml").write_text(made.text, encoding="utf-8")
         (task,) = read_own(tmp_path / "task.yaml")
         assert Registry([task]).examples(task.task.name, "train", 1e-9)
-        assert mixtune("data", "check", tmp_path / name)[0] == (2 if name == "a.jsonl" else 0)
+        assert mixtune("data", "check", tmp_path / name)[0] == 0
+
+    def test_a_json_file_with_an_object_a_line_is_one_of_rows(self, tmp_path, mixtune):
+        rows = [json.dumps({"text": t, "topic": topic}) for t, topic in many()]
+        (tmp_path / "a.json").write_text("\ufeff" + "\n\n".join(rows), encoding="utf-8")
+        code, out, _ = mixtune("data", "check", tmp_path / "a.json", "--json")
+        assert code == 0
+        assert sum(row["examples"] for row in json.loads(out)["tasks"][0]["splits"]) == 60
+
+    def test_the_task_file_is_written_once(self, place, mixtune, monkeypatch):
+        (place / "own").mkdir()
+        made = place / "own" / "it's mine.yaml"
+        check = ("data", "check", place / "tickets.csv", "--write")
+        code, out, _ = mixtune(*check, made)
+        assert code == 0
+        assert f"\nwrote {made}\n" in out
+        command = shlex.split(out.partition("good. next: ")[2])
+        assert command == ["mixtune", "init", "study.yaml", "--task-file", str(made),
+                           "--task", "tickets", "--ingredient", "tickets"]  # fmt: skip
+        monkeypatch.chdir(place)
+        assert mixtune(*command[1:])[0] == 0
+        before = made.read_bytes()
+        code, _, err = mixtune(*check, made)
+        assert (code, made.read_bytes()) == (2, before)
+        assert "there is a file already" in err and "remedy" in err
+        assert mixtune(*check, place / "own.txt")[0] == 2
+        code, _, err = mixtune("data", "check", made, "--write", place / "b.yaml")
+        assert code == 2
+        assert "for a file of rows" in err
+
+    def test_a_file_named_like_a_built_in_task_gets_another_name(self, tmp_path, mixtune):
+        (tmp_path / "FPB.csv").write_text(csv_text(many()), encoding="utf-8", newline="")
+        assert (
+            mixtune("data", "check", tmp_path / "FPB.csv", "--write", tmp_path / "t.yaml")[0] == 0
+        )
+        assert "own-fpb" in Registry.open([str(tmp_path / "t.yaml")]).names()
+
+    def test_an_ingredient_is_not_measured_as_a_task(self, place, mixtune):
+        (place / "test.csv").write_text(csv_text(many(6)), encoding="utf-8", newline="")
+        source = {"train": "tickets.csv", "test": "test.csv"}
+        labels = ["billing", "delivery", "returns", "gifts"]
+        prompt = "{{ labels | join(', ') }}: {{ text }}"
+        text = changed(source=source, labels=labels, prompt=prompt, scored=False)
+        (place / "task.yaml").write_text(text, encoding="utf-8")
+        code, out, _ = mixtune("data", "check", place / "task.yaml", "--json")
+        assert code == 0
+        assert json.loads(out)["tasks"][0]["notes"] == []
+
+    def test_a_split_that_leaks_as_a_whole_is_a_problem(self, place, mixtune):
+        source = {"train": "tickets.csv", "validation": "tickets.csv", "test": "tickets.csv"}
+        (place / "task.yaml").write_text(changed(source=source), encoding="utf-8")
+        code, out, _ = mixtune("data", "check", place / "task.yaml")
+        assert code == 2
+        for split in ("train", "validation"):
+            assert f"problem: ticket-topic: every example of {split} also stands" in out
+        assert "60 of 60, read from tickets.csv" in out and "2 problems; mend" in out
+
+    def test_an_open_prompt_that_shows_its_answer_is_noted(self, place, mixtune):
+        text = "name: a\nprompt: '{{ ask }}'\ntarget: '{{ text }}'\nsource: tickets.csv\n"
+        (place / "task.yaml").write_text(text + "columns: {ask: topic}\n", encoding="utf-8")
+        check = ("data", "check", place / "task.yaml")
+        assert "the prompt shows" not in mixtune(*check)[1]
+        text = text.replace("ask }}", "text }} {{ topic }}")
+        (place / "task.yaml").write_text(text, encoding="utf-8")
+        code, out, _ = mixtune(*check)
+        assert code == 0
+        assert "the prompt shows what the answer is made of: text\n" in out
 
     def test_columns_that_fit_nothing(self, tmp_path, mixtune):
         (tmp_path / "a.csv").write_text("a,b\n1,2\n3,4\n", encoding="utf-8")

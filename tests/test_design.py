@@ -70,23 +70,6 @@ def test_explicit_comes_last_sorted_and_without_repeats():
     assert found == [("a",), ("b",), ("c",), ("a", "c")]
 
 
-def test_explicit_name_that_is_only_part_of_an_ingredient_is_refused():
-    with pytest.raises(SpecError, match="did you mean 'convfinqa'"):
-        cocktails(design(explicit=(("finqa",),)), ["convfinqa", "fpb"])
-
-
-@pytest.mark.parametrize("listed", [(), ("a", "a")])
-def test_empty_or_repeating_explicit_is_refused(listed):
-    with pytest.raises(SpecError, match="empty or names an ingredient twice"):
-        cocktails(design(explicit=(listed,)), ["a", "b"])
-
-
-@pytest.mark.parametrize("ingredients", [[], ["a", "a"]])
-def test_ingredients_must_be_distinct_and_some(ingredients):
-    with pytest.raises(SpecError, match="distinct"):
-        cocktails(design("singles"), ingredients)
-
-
 @given(
     st.lists(st.from_regex(r"\A[a-z][a-z0-9-]{0,5}\Z"), unique=True, min_size=1, max_size=8),
     st.randoms(use_true_random=False),

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from functools import partial
 from types import ModuleType, SimpleNamespace
 
 import huggingface_hub
@@ -99,16 +100,23 @@ def test_offline_and_package(place, monkeypatch):
     assert (row.state, row.disk, row.here) == ("package", 4, True)
 
 
-@pytest.mark.parametrize(("total", "fits"), [(16, "yes"), (15.9, "tight"), (5, "tight"), (4, "no")])
+@pytest.mark.parametrize(
+    ("total", "fits"), [(20.01, "yes"), (19.9, "tight"), (5, "tight"), (4, "no")]
+)
 def test_what_fits(total, fits):
     row = states(int(total * 134515008))["smollm2-135m"]
     assert (row.fits, row.memory) == (fits, 16 * 134515008)
 
 
-def test_the_estimate_is_what_a_worker_is_given():
-    from mixtune.execution.pool import COPIES
+def test_the_estimate_is_what_a_worker_is_given(monkeypatch):
+    from mixtune.execution import pool
 
-    assert overview.BYTES_PER_PARAMETER == 2 * COPIES
+    weights = 2 * 134515008  # bytes, as it is kept in bfloat16
+    for runs in (1, 3):
+        each = states(1)["smollm2-135m"].memory / pool.SHARE_OF_MEMORY
+        monkeypatch.setattr(pool, "available_cores", lambda: 8)
+        monkeypatch.setattr(pool, "main_memory", partial(int, each * runs + 1))
+        assert pool.default_workers(weights, 8) == runs
 
 
 def test_models_verb(mixtune, place):
@@ -190,6 +198,9 @@ def test_torch_that_cannot_be_loaded(monkeypatch, said):
 def test_torch_that_hangs_and_torch_with_a_card(monkeypatch):
     answer(monkeypatch, json.dumps({"threads": 1, "cuda": [["A card", 80 * 10**9]]}))
     assert lines()["device"].found == "A card with 80.0 GB"
+    for threads, said in ((1, "1 thread"), (2, "2 threads")):
+        answer(monkeypatch, json.dumps({"threads": threads, "cuda": []}))
+        assert lines()["device"].found == f"CPU, torch would use {said}"
 
     def hang(*_, timeout, **__):
         raise subprocess.TimeoutExpired("python", timeout)

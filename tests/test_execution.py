@@ -7,7 +7,7 @@ from study_kit import record, registry, study, write_rows
 
 from mixtune.derive import Derived
 from mixtune.errors import DataError, RunFailed, StoreError
-from mixtune.events import Silent
+from mixtune.events import Events
 from mixtune.execution import local
 from mixtune.execution.local import Session, begin, local_model
 from mixtune.execution.pool import default_workers
@@ -16,7 +16,7 @@ from mixtune.spec import dump_study
 from mixtune.store import Store
 
 
-class Listener(Silent):
+class Listener(Events):
     def __init__(self):
         self.ran, self.failed, self.notes = [], [], []
 

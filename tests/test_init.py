@@ -102,6 +102,30 @@ def test_tasks_of_ones_own_are_taken_from_their_file(mixtune, tmp_path):
     assert list(study.ingredients) == ["north"]
 
 
+def test_a_base_model_is_named_as_seen_from_the_study_file(mixtune, tmp_path):
+    base = write_base(tmp_path / "models" / "base", "llama")
+    assert mixtune("init", "studies/a.yaml", "--model", "models/base")[0] == 0
+    text = (tmp_path / "studies" / "a.yaml").read_text(encoding="utf-8")
+    assert '\nmodel: "../models/base"\n' in text
+    assert load_study(tmp_path / "studies" / "a.yaml").model == str(base)
+    assert mixtune("init", "studies/b.yaml", "--model", str(base))[0] == 0
+    assert load_study(tmp_path / "studies" / "b.yaml").model == str(base)
+
+
+def test_a_folder_named_like_a_model_of_the_catalogue_changes_nothing(mixtune, tmp_path):
+    (tmp_path / "smollm2-135m").mkdir()
+    assert mixtune("init", "a.yaml", "--model", "smollm2-135m")[0] == 0
+    assert yaml.safe_load((tmp_path / "a.yaml").read_text("utf-8"))["model"] == "smollm2-135m"
+
+
+def test_the_number_of_questions_is_that_of_both_splits(mixtune, tmp_path):
+    assert mixtune("init", "--items", "7")[0] == 0
+    found = load_study(tmp_path / "study.yaml").evaluate
+    assert (found.validation_items, found.test_items) == (7, 7)
+    code, _, err = mixtune("init", "other.yaml", "--items", "0")
+    assert code == 2 and "validation_items" in err
+
+
 def test_what_is_written_can_be_planned(mixtune, tmp_path):
     base = write_base(tmp_path / "base", "llama")
     assert mixtune("init", "--model", base)[0] == 0

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.errors import DataError
-from mixtune.leakage import LeakCount, LeakedBy, count_leaked, find_leaked, loose, normalise
+from mixtune.leakage import LeakedBy, find_leaked, loose, normalise
 from mixtune.records import Example, Message
 
 HEADERS = {"news": "Is the tone good or bad?", "mood": "Bullish or bearish?"}
@@ -83,16 +82,19 @@ def test_short_groups_are_running_numbers_that_count_inside_their_task_only():
     assert find_leaked(train, same_task)["t-1"] == LeakedBy("test", "news", "v-2", "group")
 
 
-def test_only_the_last_user_message_counts():
-    def dialogue(id, split, first, last):
-        turns = (Message("user", first), Message("assistant", "3"), Message("user", last))
-        return Example("chat", id, split, f"page {id} of its own", "", turns, "4")
+def dialogue(id, split, *said):
+    turns = [t for text in said for t in (Message("user", text), Message("assistant", "3"))]
+    return Example("chat", id, split, f"page {id} of its own", "", tuple(turns[:-1]), "4")
 
-    train = dialogue("t", "train", "what was it in 2008?", "and the year after?")
-    same_first = dialogue("v", "test", "what was it in 2008?", "what is the difference?")
-    assert find_leaked([train], [same_first]) == {}
-    same_last = dialogue("v", "test", "how much in total?", "And the year after?")
-    assert find_leaked([train], [same_last])["t"].kind == "exact"
+
+def test_all_user_turns_of_a_conversation_count_together():
+    train = dialogue("t", "train", "Write about the sea.", "Please continue with it.")
+    same_last = dialogue("v", "test", "Write about the moon.", "Please continue with it.")
+    same_first = dialogue("v", "test", "Write about the sea.", "Make it shorter now.")
+    only_last = dialogue("v", "test", "Please continue with it.")
+    assert find_leaked([train], [same_last, same_first, only_last]) == {}
+    same = dialogue("v", "test", "write about the sea.", "Please  continue with it!")
+    assert find_leaked([train], [same])["t"].kind == "loose"
 
 
 def test_different_texts_with_the_same_header_do_not_match():
@@ -113,44 +115,9 @@ def test_order_of_the_rows_does_not_change_the_witness():
     assert found["t-1"] == LeakedBy("test", "news", "v-1", "exact")
 
 
-def test_counts_per_ingredient_and_split_with_zeros():
-    train = [
-        row(TEXT, "t-1"),
-        row("Sales were flat all year", "t-2"),
-        row(TEXT, "t-3", task="mood"),
-    ]
-    evaluation = [
-        row(TEXT, "v-1", "validation"),
-        row(TEXT, "e-1", "test"),
-        row("Sales were flat, all year!", "e-2", "test"),
-    ]
-    assert count_leaked(train, evaluation) == [
-        LeakCount("mood", "test", rows=1, leaked=1),
-        LeakCount("mood", "validation", rows=1, leaked=1),
-        LeakCount("news", "test", rows=2, leaked=2),
-        LeakCount("news", "validation", rows=2, leaked=1),
-    ]
-
-
-def test_counts_of_clean_data_are_zero_not_absent():
-    counts = count_leaked([row("one text here", "t")], [row("quite another text", "v", "test")])
-    assert counts == [LeakCount("news", "test", rows=1, leaked=0)]
-
-
 def test_validation_is_checked_against_test_with_the_same_function():
     validation = [row(TEXT, "v-1", "validation")]
     assert set(find_leaked(validation, [row(TEXT, "e-1", "test")])) == {"v-1"}
-
-
-def test_repeated_train_ids_are_refused():
-    with pytest.raises(DataError, match="share an id"):
-        find_leaked([row("one", "t"), row("two", "t")], [])
-
-
-def test_a_row_without_a_user_message_is_refused():
-    silent = Example("news", "t", "train", "g", "", (Message("system", "hello"),), "good")
-    with pytest.raises(DataError, match="no user message"):
-        find_leaked([silent], [])
 
 
 LATIN = st.text(st.characters(max_codepoint=0xFF))

@@ -9,9 +9,10 @@ from own_kit import TEN_LINES, changed, csv_text
 
 from mixtune.errors import UserError
 from mixtune.tasks import files
-from mixtune.tasks.dialogue import RowForm
+from mixtune.tasks.dialogue import read_dialogue
 from mixtune.tasks.files import read_rows
 from mixtune.tasks.own import read_own
+from mixtune.tasks.starter import starter
 from mixtune.tasks.task_file import parse_task
 from mixtune.tasks.templates import render
 
@@ -64,7 +65,7 @@ class TestAnything:
     @given(rows)
     def test_dialogues_alternate(self, row):
         try:
-            dialogue = RowForm("messages", {}, {}).read(row, "w")
+            dialogue = read_dialogue(row, "w", "messages")
         except UserError:
             return
         spoken = [turn.role for turn in dialogue.turns if turn.role != "system"]
@@ -116,6 +117,25 @@ class TestAnything:
             assert read_own(path)[0].task.name
         except UserError as error:
             assert str(error)
+
+    @plenty
+    @given(
+        st.lists(st.text(min_size=1, max_size=6) | st.booleans() | st.integers(0, 12),
+                 min_size=2, max_size=6).filter(lambda v: all(str(x).strip() for x in v)),
+        st.permutations(["text", "label", "labels", "question", "not", "Topic", "a b", "{{"]),
+    )  # fmt: skip
+    def test_a_starter_fits_its_rows(self, tmp_path, labels, names):
+        path = tmp_path / "rows.jsonl"
+        rows = [{names[0]: f"a text {n}", names[1]: labels[n % len(labels)]} for n in range(40)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        try:
+            made = starter(path)
+        except UserError as error:
+            assert "fit no form" in str(error)
+            return
+        if "labels in" in made.found:
+            task = parse_task(made.text, "t")
+            assert all(task.to_examples(row, "train")[0].target in task.labels for row in rows)
 
     @plenty
     @given(st.text(alphabet="{}%'\"|()[]ab~*+ .textfori\n0123", max_size=60))

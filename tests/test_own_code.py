@@ -1,6 +1,7 @@
 """Tasks from Python files, packages and the files of other trainers."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -49,6 +50,7 @@ class TestPython:
             ("import no_such_module\n", ["tasks.py:1", "no_such_module"]),
             ("TASKS = 3\n", ["not a list of PythonTask", "int"]),
             ("TASKS = [3]\n", ["not a list of PythonTask"]),
+            ("TASKS = []\n", ["not a list of PythonTask", "found:  []"]),
             (PYTHON.replace("records)]", "3)]"), ["task 1", "a mapping and a function"]),
             (PYTHON.replace('"prompt"', '"promt"'), ["task 1", "promt: no such key", "'prompt'"]),
             (PYTHON.replace('"name"', '"source": 1, "name"'), ["remove source"]),
@@ -60,6 +62,33 @@ class TestPython:
         for word in words:
             assert word in err
         assert "Traceback" not in out + err
+
+    def test_it_is_run_once_by_a_check(self, tmp_path, mixtune):
+        run = f"with open({str(tmp_path / 'runs')!r}, 'a') as log:\n    log.write('x')\n"
+        assert mixtune("data", "check", self.write(tmp_path, run + PYTHON))[0] == 0
+        assert (tmp_path / "runs").read_text() == "x"
+
+    def test_it_may_import_what_lies_beside_it(self, tmp_path, monkeypatch):
+        for name in ("desk_words", "desk_later"):
+            (tmp_path / f"{name}.py").write_text("TOPIC = 'billing'\n", encoding="utf-8")
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        text = PYTHON.replace("    if split", "    import desk_later\n    if split")
+        path = self.write(tmp_path, f"import desk_words\n{text}")
+        before = list(sys.path)
+        assert Registry.open([str(path)]).examples("from-code", "train", 0.1)
+        assert sys.path == before
+
+    @pytest.mark.parametrize("given", ["iter(rows)", "(row for row in rows)"])
+    def test_a_generator_that_yields_nothing_is_no_split(self, tmp_path, given):
+        text = PYTHON.replace("return None", "return iter(())").replace(
+            "    return ({", "    rows = ({"
+        ).replace("\nTASKS", f"    return {given}\n\nTASKS", 1)  # fmt: skip
+        made = Registry.open([str(self.write(tmp_path, text))])
+        splits = [made.examples("from-code", s, 0.1) for s in made.splits("from-code", 0.1)]
+        assert len(splits) == 3
+        assert {e.messages[0].content for rows in splits for e in rows} == {
+            f"billing or returns? ticket {n}" for n in range(60)
+        }
 
     @pytest.mark.parametrize(
         ("body", "words"),
@@ -125,7 +154,13 @@ FACTORY = {
         "file_name": "chat.json", "formatting": "sharegpt", "columns": {"messages": "chat"},
         "tags": {"role_tag": "who", "content_tag": "what", "user_tag": "me", "assistant_tag": "it"},
     },
-    "hub": {"hf_hub_url": "some/set", "split": "half"},
+    "hub": {"hf_hub_url": "some/set", "split": "half", "ms_hub_url": "x", "script_url": "y"},
+    "named": {"file_name": "alpaca.jsonl", "columns": {"prompt": "instruction",
+        "response": "output"}},
+    "no-answer": {"file_name": "alpaca.jsonl", "columns": {"prompt": "instruction"}},
+    "no-question": {"file_name": "alpaca.jsonl", "columns": {"response": "output"}},
+    "no-turns": {"file_name": "chat.json", "formatting": "sharegpt", "columns": {"system": "s"}},
+    "no-roles": {"file_name": "chat.json", "formatting": "sharegpt", "tags": {"user_tag": "me"}},
     "pairs": {"file_name": "alpaca.jsonl", "ranking": True},
     "script": {"script_url": "x"},
     "media": {"file_name": "chat.json", "columns": {"images": "images"}},
@@ -160,7 +195,8 @@ class TestImports:
 
     @pytest.fixture
     def folder(self, tmp_path):
-        rows = [{"instruction": f"q {n}", "input": "x", "output": "y"} for n in range(30)]
+        rows = [{"instruction": f"q {n}", "input": "x", "output": "y",
+                 "system": "S", "history": [["a", "b"]]} for n in range(30)]  # fmt: skip
         text = "".join(json.dumps(row) + "\n" for row in rows)
         for name in ("alpaca.jsonl", "own.jsonl"):
             (tmp_path / name).write_text(text, encoding="utf-8")
@@ -178,12 +214,23 @@ class TestImports:
         assert made.examples("chat-set", "train", 0.1)[0].target == "b"
         assert not made.get("my-alpaca").scored
         assert made.get("hub").source.hub.splits == {"train": "half"}
+        assert made.get("hub").source.hub.path == "some/set"
+
+    def test_a_column_that_llama_factory_does_not_read_is_not_read(self, folder):
+        made = Registry.open([str(folder / "dataset_info.json")])
+        first = made.examples("named", "train", 0.1)[0]
+        assert [m.content for m in first.messages] == ["q 0"]
+        assert [m.content for m in made.examples("my-alpaca", "train", 0.1)[0].messages] == [
+            "q 0\nx"
+        ]
 
     @pytest.mark.parametrize(
         ("name", "reason"),
         [
             ("pairs", "preferences"), ("script", "scripts are not run"), ("media", "pictures"),
-            ("samples", "rows: N"), ("odd", "did you mean 'formatting'"),
+            ("no-answer", "'response'"), ("no-question", "'prompt'"), ("no-turns", "'messages'"),
+            ("no-roles", "'role_tag'"), ("samples", "rows: N"),
+            ("odd", "did you mean 'formatting'"),
             ("nothing", "no file_name"), ("text", "a file of rows ends in"),
         ],
     )  # fmt: skip
@@ -199,9 +246,19 @@ class TestImports:
         for words in ("note: hub: hub: some/set", "not fetched", "note: pairs: cannot be used"):
             assert words in out
 
+    def test_axolotl_trains_on_inputs_only_elsewhere(self, folder):
+        text = f"train_on_inputs: true\n{AXOLOTL}"
+        (folder / "inputs.yaml").write_text(text, encoding="utf-8")
+        made = Registry.open([str(folder / "inputs.yaml")])
+        for name in ("chat", "some-set"):
+            assert "'train_on_inputs': the answers are what is learnt" in made.source_of(name)
+
     def test_axolotl(self, folder):
         made = Registry.open([str(folder / "axolotl.yaml")])
-        assert made.examples("own-2", "train", 0.1)[0].messages[0].content == "x"
+        first = made.examples("own", "train", 0.1)[0]
+        assert [m.role for m in first.messages] == ["user"]
+        second = made.examples("own-2", "train", 0.1)[0]
+        assert [m.content for m in second.messages] == ["S", "x"]
         assert made.examples("chat", "train", 0.1)[0].target == "b"
         assert made.get("some-set").source.hub.path == "some/set"
         for name, reason in [("plain", "no question"), ("other", "input_output"),

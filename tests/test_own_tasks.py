@@ -16,6 +16,7 @@ from engine_oracle import write_base
 from own_kit import MESSAGES, TEN_LINES, changed, csv_text, examples, many, registry
 
 from mixtune.errors import DataError
+from mixtune.leakage import find_leaked
 from mixtune.records import Message
 from mixtune.tasks import files
 from mixtune.tasks.files import read_rows
@@ -58,7 +59,10 @@ class TestShortTaskFile:
 
     def test_a_set_that_is_only_trained_on_keeps_its_rows(self, place):
         made = registry(place, changed(scored=False, metrics=None))
-        assert made.splits("ticket-topic", 0.1) == ["train", "validation"]
+        assert made.splits("ticket-topic", 0.1) == ["train"]
+        assert len(made.examples("ticket-topic", "train", 0.5)) == 60
+        with pytest.raises(DataError, match="no validation split"):
+            made.examples("ticket-topic", "validation", 0.1)
 
     def test_files_per_split(self, place):
         (place / "eval.tsv").write_text("text\ttopic\nall new\tbilling\n", encoding="utf-8")
@@ -101,6 +105,7 @@ class TestShortTaskFile:
             (["0", "1"], {0: "billing", 1: "returns"}),
             (["true", "FALSE"], {True: "billing", False: "returns"}),
             (["1.0", "0.0"], {1.0: "billing", 0.0: "returns"}),
+            (["true", "False"], {"True": "billing", "FALSE": "returns"}),
         ],
     )
     def test_label_values_of_csv(self, place, cells, values):
@@ -117,6 +122,18 @@ class TestShortTaskFile:
         values = {pair[0]: "billing", pair[1]: "returns"}
         text = changed(label_values=values, source="rows.parquet")
         assert {e.target for e in examples(place, text)} == {"billing", "returns"}
+
+    def test_true_and_false_in_json_whatever_their_case_in_the_task_file(self, place):
+        rows = "".join(f'{{"text": "t {n}", "topic": {"true" if n % 2 else "false"}}}\n'
+                       for n in range(60))  # fmt: skip
+        (place / "rows.jsonl").write_text(rows, encoding="utf-8")
+        text = changed(source="rows.jsonl") + "label_values: {True: billing, False: returns}\n"
+        assert {e.target for e in examples(place, text)} == {"billing", "returns"}
+        text = changed(labels=["True", "False"], prompt="{{ labels }} {{ text }}",
+                       source="rows.jsonl")  # fmt: skip
+        assert {e.target for e in examples(place, text)} == {"True", "False"}
+        with pytest.raises(DataError, match=r"label_values(.|\n)*'true' is there twice"):
+            parse_task(changed(label_values={"True": "billing", "true": "returns"}), "t")
 
     def test_columns_give_names_that_templates_can_use(self, place):
         text = csv_text(many(), ("Ticket text", "topic"))
@@ -146,6 +163,15 @@ class TestShortTaskFile:
         with pytest.raises(DataError, match=r"'fpb' is already taken(.|\n)*from the package"):
             registry(place, changed(name="fpb"))
 
+    def test_an_alias_of_the_label_column_is_the_answer_too(self):
+        prompt = "billing, delivery, returns: {{ text }} {{ hint }}"
+        for columns in ({"hint": "topic"}, {"hint": "Topic", "topic": "Topic"}):
+            with pytest.raises(DataError, match="prompt: shows the answer"):
+                parse_task(changed(columns=columns, prompt=prompt), "t")
+        prompt = "{{ labels }}: {{ text }}"
+        for label in ("labels", "question"):
+            assert parse_task(changed(fields={"label": label}, prompt=prompt), "t")
+
     def test_prefix_labels(self):
         labels = ["positive", "Positive  outlook", "bad"]
         prompt = "{{ labels | join(', ') }} {{ text }}"
@@ -170,6 +196,28 @@ class TestConversations:
         assert (example.target, example.id, example.choices) == ("3", "train-0/2", ())
         (example,) = self.made("alpaca", {"instruction": "Add.", "output": "3"})
         assert example.messages == (Message("user", "Add."),)
+        (example,) = self.made("alpaca", {"instruction": " ", "input": "Add.", "output": "3"})
+        assert example.messages == (Message("user", "Add."),)
+
+    def test_an_alpaca_row_is_compared_by_its_input(self):
+        row = {"instruction": "Answer the customer.", "input": "Where is it?", "output": "Here."}
+        assert self.made("alpaca", row)[0].group == "where is it"
+        assert self.made("alpaca", row | {"input": ""})[0].group == "answer the customer"
+        built_in = Registry.builtin().get("alpaca")
+        (example,) = built_in.to_examples(row | {"id": 1}, "train")
+        assert example.group == "where is it"
+        (example,) = built_in.to_examples(row | {"id": 1, "input": ""}, "train")
+        assert example.group == "answer the customer"
+
+    def test_the_leakage_gate_sees_a_test_text_in_the_input(self, place):
+        rows = [{"instruction": "Reply.", "input": t, "output": "Yes."} for t, _ in many()]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (place / "replies.jsonl").write_text(text, encoding="utf-8")
+        reply = "name: replies\nformat: alpaca\nsource: replies.jsonl\n"
+        made = registry(place, f"{TEN_LINES}---\n{reply}")
+        test = made.examples("ticket-topic", "test", 0.1)
+        found = find_leaked(made.examples("replies", "train", 0.1), test)
+        assert len(found) == len(test) > 4
 
     def test_sharegpt_gives_an_example_for_each_answer(self):
         turns = [("system", "S"), ("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d")]
@@ -228,6 +276,8 @@ class TestConversations:
             ("sharegpt", {"conversations": [{"from": "bot", "value": "a"}]}, ["unknown role"]),
             ("alpaca", {"instruction": "a"}, ["no field 'output'"]),
             ("alpaca", {"instruction": "a", "output": ""}, ["field 'output'", "empty"]),
+            ("alpaca", {"instruction": "", "input": "", "output": "b"}, ["field 'instruction'"]),
+            ("alpaca", {"input": "a", "output": "b"}, ["no field 'instruction'"]),
             ("alpaca", {"instruction": 3, "output": "b"}, ["field 'instruction'", "not a text"]),
             ("alpaca", {"instruction": "a", "output": "b", "history": ["x"]}, ["history"]),
             ("prompt-completion", {"prompt": "a", "completion": []}, ["another kind"]),
@@ -309,6 +359,13 @@ class TestDocumentation:
         scope["main"]()
         for name in ("tickets.csv", "replies.jsonl"):
             assert (tmp_path / name).read_bytes() == (TICKETS / name).read_bytes()
+
+    def test_nothing_of_the_example_leaks(self):
+        made = Registry.open([str(TICKETS / name) for name in ("tickets.yaml", "replies.yaml")])
+        tickets = [e for s in ("validation", "test") for e in made.examples("ticket-topic", s, 0.1)]
+        replies = made.examples("ticket-replies", "train", 0.1)
+        assert len(replies) == 120
+        assert find_leaked(replies, tickets) == {}
 
     def test_from_the_csv_to_a_report(self, tmp_path, mixtune, monkeypatch):
         for path in TICKETS.iterdir():

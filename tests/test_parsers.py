@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.tasks.parsers import PARSERS, parse_label
+from mixtune.tasks.parsers import PARSERS, lenient_label, strict_label
+
+
+def parse_label(text, labels):
+    return strict_label(text, labels), lenient_label(text, labels)
+
 
 TONE = ("negative", "neutral", "positive")
 YESNO = ("Yes", "No")

@@ -27,6 +27,28 @@ def trained(plan):
     return {run.name: run.system for run in plan.runs if run.kind == "trained"}
 
 
+def test_rows_that_changed_under_a_plan_are_not_trained_on(data, files):
+    """What a worker process reads has to be what the ids were made of."""
+    planned = plan(data, files)
+    run = next(run for run in planned.runs if run.name == "north")
+    write_rows(data, "north", "train", [record("north", "train", i) for i in range(59)])
+    write_rows(data, "north", "test", [record("north", "test", i) for i in range(3, 20)])
+    later = Planner(study(), registry(data), files)
+    with pytest.raises(DataError, match=r"north: the data is no longer what was planned"):
+        later.training_rows(run)
+    answer = next(a for a in run.answers if (a.task, a.split) == ("north", "test"))
+    with pytest.raises(DataError, match=r"north/test: the data is no longer what was planned"):
+        later.items(answer)
+    other = next(a for a in run.answers if (a.task, a.split) == ("south", "test"))
+    assert len(later.items(other)) == other.items
+
+
+def test_a_mix_that_cannot_be_made_is_named(data, files):
+    stop = {"north": {"rows": 5, "when_exhausted": "stop"}, "south": {"rows": 20}}
+    with pytest.raises(SpecError, match="cocktail north: "):
+        plan(data, files, ingredients=stop)
+
+
 class TestIds:
     def test_the_same_study_gets_the_same_ids_wherever_its_data_lie(self, data, files, tmp_path):
         elsewhere = write_data(tmp_path / "else" / "where")
@@ -43,7 +65,7 @@ class TestIds:
             {"train": {"rank": 4, "alpha": 4}},
             {"budget": {"steps": 4, "examples_per_step": 4}},
             {"seeds": [2]},
-            {"ingredients": {"north": {"rows": 19}, "south": {"rows": 19}}},
+            {"ingredients": {"north": {"rows": 9}, "south": {"rows": 11}}},
         ],
     )
     def test_what_can_change_the_weights_changes_the_train_id(self, data, files, changes):
@@ -212,12 +234,14 @@ class TestAmounts:
         with pytest.raises(SpecError, match="12 examples needed, 2 there"):
             plan(data, files, ingredients=error, design=["singles"])
 
-    def test_a_way_of_giving_an_amount_that_is_the_default_changes_no_id(self, data, files):
+    def test_another_way_of_asking_for_the_same_rows_changes_no_id(self, data, files):
         plain = trained(plan(data, files))
-        same = {name: {"rows": 20, "when_exhausted": "repeat"} for name in ("north", "south")}
-        other = {name: {"rows": 20, "repeat": 2} for name in ("north", "south")}
-        assert trained(plan(data, files, ingredients=same)) == plain
-        assert not set(trained(plan(data, files, ingredients=other)).values()) & set(plain.values())
+        for keys in ({"when_exhausted": "stop"}, {"repeat": 2}, {"rows": None, "share": 0.5}):
+            asked = {name: {"rows": 20} | keys for name in ("north", "south")}
+            assert trained(plan(data, files, ingredients=asked)) == plain
+        other = {"north": {"rows": 20, "repeat": 2}, "south": {"rows": 20}}
+        changed = trained(plan(data, files, ingredients=other))
+        assert {name for name in plain if changed[name] != plain[name]} == {"north+south"}
 
     def test_runs_of_before_there_were_shares_are_still_read(self):
         names = "ingredient rows_asked rows_available rows_got rows_distinct repeats"

@@ -18,12 +18,14 @@ from report_kit import (
     nasty_page,
     on_test,
     page_of,
+    result,
 )
 
-from mixtune.report import figures
+from mixtune.report import draw, figures, plots
 from mixtune.report.inputs import DataRow
 from mixtune.report.page import CUTS, LARGEST, page_files, render
 from mixtune.report.wording import ends, number, signed
+from mixtune.spec import parse_study
 
 
 def answer_of(page):
@@ -62,7 +64,8 @@ def test_the_first_sentence_is_the_answer():
         "On 1 of 2 tasks a cocktail is clearly better than the single task; on 1 "
     )
     assert "No cocktail did better than the single task; next is toy-sentiment+toy-topic" in answer
-    assert "exploratory: the best was picked and is read on the same data (validation)" in answer
+    assert "sentences are exploratory: the best was picked and is read on the same data" in answer
+    assert "(validation). The best of several always looks better than it is. Sentiment" in answer
 
 
 def test_a_cell_chosen_on_validation_is_the_one_that_test_shows():
@@ -71,7 +74,8 @@ def test_a_cell_chosen_on_validation_is_the_one_that_test_shows():
     answer = text_of(section(html, "answer"))
     assert "best is" not in answer
     assert "worse than the single chosen on validation: toy-topic 0.404 accuracy" in answer
-    assert "a confirmed claim needs fresh seeds" in answer
+    assert "A confirmed claim needs fresh seeds. Sentiment" in answer
+    assert "looks better than it is" not in answer  # true of the best of several, picked here
     assert "NOT CONFIRMED" in html and "EXPLORATORY" not in html
 
 
@@ -171,8 +175,8 @@ def test_floors_stand_beside_scores_and_are_flagged():
     shown = text_of(section(render(page), "floors"))
     assert "Sentiment of headlines strict accuracy 0.333 0.411 0.411 0.378" in shown
     # 0.4044 on sentiment: the interval holds 0.4111; 0.3311 on topic ends at 0.378, below it
-    assert "· not above the floor 1 of 3 toy-topic Topic" in shown
-    assert shown.endswith("1 of 3 toy-sentiment below: 1 toy-sentiment")
+    assert "not above the floor 1 of 3 toy-topic Topic" in shown
+    assert shown.endswith("1 of 3 toy-sentiment 1 below it")
     rows = {(f.task, f.form): f for f in figures.floors(page)}
     assert rows["toy-topic", "strict"].cocktails == "toy-sentiment"
     assert (rows["toy-topic", "strict"].not_above, rows["toy-topic", "strict"].below) == (1, 1)
@@ -180,6 +184,32 @@ def test_floors_stand_beside_scores_and_are_flagged():
     matrix = section(render(page), "matrix")
     assert matrix.count(">not above the floor<") == matrix.count(">below the floor<") == 1
     assert "at floor" not in render(page)
+
+
+def test_systems_from_elsewhere_stand_by_themselves_and_in_the_plots():
+    page = page_of()
+    theirs = [result("theirs", t, v, None) for t, v in zip(TASKS, (0.9, 0.4), strict=True)]
+    both = replace(page, results=[*page.results, *theirs])
+    html = render(both)
+    shown = text_of(section(html, "brought"))
+    assert "theirs Sentiment of headlines strict accuracy 0.900 [0.849, 0.947] above" in shown
+    assert "theirs Topic strict accuracy 0.400 [0.349, 0.447] not above the floor" in shown
+    assert "base" not in shown and "majority" not in shown
+    best, topic = plots.forests(both, figures.cells(both))
+    assert best.cells[0].cocktail == topic.cells[2].cocktail == "theirs"
+    assert "a square a system from elsewhere" in section(html, "tasks")
+    assert "h8v8h-8z" in draw.forest_plot(best) and "h8v8h-8z" not in draw.forest_plot(
+        plots.forests(page, figures.cells(page))[0]
+    )
+    assert "theirs" not in section(html, "answer")  # it is no cocktail of the study
+    assert "brought" not in render(page) and "from elsewhere" not in render(page)
+
+
+def test_a_system_from_elsewhere_that_is_named_like_a_task_is_not_its_single():
+    page = page_of()
+    like = replace(page, results=[*page.results, result("toy-topic", "toy-topic", 0.1, None)])
+    (cell,) = figures.brought(like)
+    assert not cell.is_single and cell.value == 0.1
 
 
 @pytest.mark.parametrize(
@@ -232,9 +262,8 @@ def test_unread_answers_are_counted_apart():
 
 def test_data_counts_are_the_runs_own():
     shown = text_of(section(render(page_of()), "data"))
-    assert (
-        "toy-sentiment+toy-topic 1 toy-topic 400 390 380 – – rows 190 2.00 12345 67890 3 7" in shown
-    )
+    assert "toy-sentiment+toy-topic 1 toy-topic 400 390 380 190 2.00 12345 67890 3 7" in shown
+    assert "–" not in shown and "Share" not in shown  # this study asked for none
 
 
 def test_what_was_asked_as_a_share_stands_beside_what_was_got():
@@ -243,6 +272,14 @@ def test_what_was_asked_as_a_share_stands_beside_what_was_got():
     mix = replace(mix, unit="tokens", share_asked=0.25, share_got=0.2411)
     shown = text_of(section(render(replace(page, mixes=[(run, mix)])), "data"))
     assert "380 25.0 % 24.1 % tokens 190" in shown
+
+
+def test_amounts_are_shown_as_they_were_asked_for():
+    page = page_of()
+    raw = page.study.model_dump(mode="json", exclude_unset=True)
+    raw["ingredients"] = {"a": {"rows": 5, "repeat": 2}, "b": {"share": 0.2, "unit": "tokens"}}
+    shown = text_of(section(render(replace(page, study=parse_study(raw))), "asked"))
+    assert "a (5 rows × 2.0), b (all rows, share 0.2 of tokens)" in shown
 
 
 def test_tokens_per_row_are_drawn_where_they_are_known():
@@ -325,7 +362,7 @@ def test_text_is_escaped_everywhere():
     assert not [a for a in tags.attributes if a[1].startswith("on")]
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 10
     assert "{{ 7 * 7 }}" in html  # names are data, never templates
-    assert parsed(render(page_of())).tags.count("section") == html.count("<section ")
+    assert parsed(render(page_of())).tags.count("section") == html.count("<section ") - 1
 
 
 def test_names_of_ten_thousand_characters_are_cut():
@@ -411,6 +448,47 @@ def test_a_study_without_a_single_score_has_a_page():
     html = render(bare)
     assert "No trained system has scores" in html and "No training log" in html
     parsed(html)
+
+
+def only(**changes):
+    """A study of one task and one ingredient, trained once."""
+    page = page_of()
+    kept = {
+        name: [r for r in getattr(page, name) if r.target == "toy-topic" == r.subject]
+        for name in ("means", "differences")
+    }
+    rows = [
+        r
+        for r in page.results
+        if r.task == "toy-topic" and (r.seed is None or r.cocktail == "toy-topic")
+    ]
+    alone = {"tasks": {"toy-topic": "Topic"}, "main_forms": {"toy-topic": "strict"}}
+    return replace(page, results=rows, runs=page.runs[1:2], **{**kept, **alone, **changes})
+
+
+def test_a_study_of_one_ingredient_and_one_task_has_a_page():
+    html = render(only())
+    parsed(html)
+    answer = text_of(section(html, "answer"))
+    assert answer.startswith("On none of 1 task is a cocktail clearly better than the single task")
+    assert "No cocktail did better than the single task." in answer
+
+
+@pytest.mark.parametrize("state", ["failed", "running", "planned"])
+def test_a_study_whose_runs_have_no_scores_has_a_page(state):
+    page = page_of(means=[], differences=[], mixes=[], curves={})
+    error = "out of memory\n at step 3" if state == "failed" else None
+    runs = [replace(run, state=state, error=error) for run in page.runs]
+    floors_only = [r for r in page.results if r.seed is None]
+    for rows in ([], floors_only):
+        html = render(replace(page, runs=runs, results=rows))
+        parsed(html)
+        assert "No trained system has scores" in html and "0 of 3 runs are done" in html
+        assert section(html, "failures").count("out of memory") == 3 * (state == "failed")
+        assert (
+            ("No answers yet" in html) == (not rows) == ("No scores yet" in section(html, "floors"))
+        )
+        assert "<table" not in section(html, "data") and "\\n" not in section(html, "runs")
 
 
 def test_the_same_input_gives_the_same_page():

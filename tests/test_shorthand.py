@@ -47,11 +47,12 @@ def test_short_amounts(text, wanted):
     assert amounts(text, HERE) == wanted
 
 
-def test_the_issues_own_example_is_a_study():
+def test_rows_passes_and_shares_in_one_line_are_a_study():
     study = parse_study(SMALL | {"ingredients": "headline:10000, fpb, ner*3, 0.2*orca"})
-    assert {name: one.asked for name, one in study.ingredients.items()} == {
-        "headline": 10000,
-        "fpb": None,
+    dumped = study.model_dump(exclude_defaults=True)
+    assert dumped["ingredients"] == {
+        "headline": {"rows": 10000},
+        "fpb": {},
         "ner": {"repeat": 3.0},
         "orca": {"share": 0.2},
     }
@@ -291,10 +292,13 @@ def test_the_two_halves_of_a_batch_are_overridden_apart(load, held, overrides, w
 def test_overrides_reach_into_short_amounts(load):
     for held in ({"ingredients": "a, b*2"}, {"ingredients": ["a", "b*2"]}):
         study = load(held, "ingredients.a.rows=7", "ingredients.b.repeat=3")
-        assert study.ingredients["a"].asked == 7
-        assert study.ingredients["b"].asked == {"repeat": 3.0}
+        assert study.ingredients["a"].rows == 7
+        assert study.ingredients["b"].repeat == 3
     study = load({}, "datasets=a:9, c", "datasets.c.rows=4")
-    assert {name: one.asked for name, one in study.ingredients.items()} == {"a": 9, "c": 4}
+    assert study.model_dump(exclude_defaults=True)["ingredients"] == {
+        "a": {"rows": 9},
+        "c": {"rows": 4},
+    }
     assert load({}, "seed=5").seeds == (5,)
 
 

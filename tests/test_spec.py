@@ -217,14 +217,6 @@ def test_shares_that_add_up_to_one_are_fine_when_all_have_one():
         parse_study(SMALL | {"ingredients": shares | {"k": None}})
 
 
-def test_an_amount_stands_in_ids_as_rows_or_as_the_keys_that_were_set():
-    assert Ingredient(rows=5).asked == 5
-    assert Ingredient().asked is None
-    assert Ingredient(rows=5, when_exhausted="repeat").asked == 5
-    assert Ingredient(rows=5, repeat=2).asked == {"rows": 5, "repeat": 2.0}
-    assert Ingredient(share=0.5, unit="tokens").asked == {"share": 0.5, "unit": "tokens"}
-
-
 @pytest.mark.parametrize("text", ["- a\n", "name: [\n", "", "# nothing\n", "null\n", "5\n"])
 def test_a_file_that_is_no_study_is_refused(load, text):
     with pytest.raises(SpecError, match=r"s\.yaml"):

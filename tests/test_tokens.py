@@ -285,4 +285,3 @@ def test_smollm2_end_of_turn(smollm2):
     assert tokens.end_of_turn == (2,)
     assert tokens.eos_ids == {2}
     assert tokens.pad_id == 2
-    assert tokens.vocabulary == 49152

@@ -6,6 +6,7 @@ The same seed gives the same rows. Nothing here is anybody's real text.
 import csv
 import json
 import random
+from itertools import islice
 from pathlib import Path
 
 TOPICS = {
@@ -55,9 +56,10 @@ def main(rows: int = 300) -> None:
         "delivery": "I am sorry for the wait. We will ask the carrier and tell you by tomorrow.",
         "returns": "No problem. A return label is on its way to you by e-mail.",
     }
+    # None of the tickets again: mixtune would drop those that stand in its test split.
+    others = (made for made in iter(lambda: ticket(rng), None) if made not in tickets)
     with (folder / "replies.jsonl").open("w", encoding="utf-8") as file:
-        for _ in range(120):
-            text, topic = ticket(rng)
+        for text, topic in islice(others, 120):
             row = {"instruction": "Answer this customer.", "input": text, "output": replies[topic]}
             file.write(json.dumps(row) + "\n")
 

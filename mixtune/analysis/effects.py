@@ -7,7 +7,7 @@ shown.
 from collections import defaultdict
 from collections.abc import Sequence
 
-from mixtune.analysis.results import BASE, Measured, estimate
+from mixtune.analysis.results import BASE, MAJORITY, Measured, estimate
 from mixtune.errors import DataError
 from mixtune.metrics import METRICS
 from mixtune.records import Estimate, Result
@@ -67,12 +67,14 @@ def _to_single(measured: Measured) -> list[Estimate]:
 
 
 def _to_base(measured: Measured) -> list[Estimate]:
-    bases = [s for s in measured.values if measured.infos[s].cocktail == BASE]
-    return [
-        _difference(measured, (TO_BASE, cocktail, BASE), list(by_seed.values()), [base])
-        for base in bases
-        for cocktail, by_seed in measured.cells().items()
-    ]
+    """Cocktails, and systems that were brought in, minus the base."""
+    names = dict.fromkeys(measured.infos[system].cocktail for system in measured.values)
+    sides = {name: list(measured.named(name).values()) for name in names}
+    base = sides.pop(BASE, [])
+    sides.pop(MAJORITY, None)
+    if not base:
+        return []
+    return [_difference(measured, (TO_BASE, name, BASE), own, base) for name, own in sides.items()]
 
 
 def _difference(

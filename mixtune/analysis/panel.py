@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from mixtune.errors import DataError, did_you_mean
+from mixtune.errors import DataError
 from mixtune.metrics import METRICS, FloatArray, IntArray, Metric, tallies
 from mixtune.records import Score
 
@@ -63,17 +63,14 @@ def panels(scores: Sequence[Score] | pa.Table, tasks: Mapping[str, Scored]) -> l
     """Panels in order of tasks, splits and forms.
 
     Raises:
-        DataError: an unknown task, metric or label, systems that answered different items, one
-            item in two clusters.
+        DataError: an unknown label, systems that answered different items, one item in two
+            clusters.
     """
     rows = scores if isinstance(scores, Sequence) else [Score(**r) for r in scores.to_pylist()]
     grouped: defaultdict[tuple[str, str, str], list[Score]] = defaultdict(list)
     for row in rows:
         grouped[row.task, row.split, row.form].append(row)
     order = {name: place for place, name in enumerate(tasks)}
-    for task, _, _ in grouped:
-        if task not in order:
-            raise DataError("scores of an unknown task", found=task, wanted=", ".join(tasks))
 
     def place(key: tuple[str, str, str]) -> tuple[int, int, int]:
         return order[key[0]], SPLITS.index(key[1]), FORMS.index(key[2])
@@ -82,7 +79,7 @@ def panels(scores: Sequence[Score] | pa.Table, tasks: Mapping[str, Scored]) -> l
 
 
 def _panel(key: tuple[str, str, str], rows: Sequence[Score], task: Scored) -> Panel:
-    metrics = _metrics(key[0], task)
+    metrics = tuple(METRICS[name] for name in task.metrics)
     by_system: defaultdict[str, dict[str, Score]] = defaultdict(dict)
     for row in rows:
         if row.example in by_system[row.system]:
@@ -101,17 +98,6 @@ def _panel(key: tuple[str, str, str], rows: Sequence[Score], task: Scored) -> Pa
         counts[system] = _by_cluster(*codes[system], cluster, max(1, len(task.labels)))
         unread[system] = float(np.mean([row.status != "ok" for row in ordered]))
     return Panel(*key, task.labels, metrics, len(ids), len(names), codes, counts, unread)
-
-
-def _metrics(name: str, task: Scored) -> tuple[Metric, ...]:
-    for metric in task.metrics:
-        if metric not in METRICS:
-            raise DataError(
-                f"unknown metric {metric!r}; {did_you_mean(metric, METRICS)}", where=name
-            )
-        if METRICS[metric].needs_labels and not task.labels:
-            raise DataError(f"{metric} needs labels", where=name, remedy="use accuracy")
-    return tuple(METRICS[metric] for metric in task.metrics)
 
 
 def _check_same_items(

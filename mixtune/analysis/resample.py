@@ -129,19 +129,17 @@ def interval(arm: Arm, against: Arm | None, items: Items, rng: np.random.Generat
         why = f"{TOO_FEW}: {items.clusters} clusters, {MIN_CLUSTERS} needed"
         return Interval(None, None, why)
     if seeds == 1 and against is None and items.independent:
-        return Interval(*_wilson_of(arm, items), "Wilson over independent items, given this run")
+        ends = wilson(round(arm.value * items.clusters), items.clusters)
+        return Interval(*ends, "Wilson over independent items, given this run")
     value = arm.value - (against.value if against else 0.0)
     if seeds == 1:
         found = _of_items(arm, against, items)
     elif seeds < RESAMPLE_SEEDS_FROM:
         found = _t(arms, value, items.clusters)
     else:
-        found = _crossed(arm, against, items.clusters, rng)
+        draws = _reseeded(arm, rng) - (_reseeded(against, rng) if against else 0.0)
+        found = _percentiles(draws, items.clusters, "crossed bootstrap of clusters and seeds")
     return _within(_not_too_narrow(found, value, items, seeds), -1.0 if against else 0.0, 1.0)
-
-
-def _wilson_of(arm: Arm, items: Items) -> tuple[float, float]:
-    return wilson(round(arm.value * items.clusters), items.clusters)
 
 
 def _of_items(arm: Arm, against: Arm | None, items: Items) -> Interval:
@@ -201,11 +199,6 @@ def _t(arms: list[Arm], value: float, clusters: int) -> Interval:
     half = float(_special().stdtrit(df, 0.5 + LEVEL / 2)) * variance**0.5
     method = f"t, {df:.0f} df: item variance plus between-run variance pooled over cells"
     return Interval(value - half, value + half, method)
-
-
-def _crossed(arm: Arm, against: Arm | None, clusters: int, rng: np.random.Generator) -> Interval:
-    draws = _reseeded(arm, rng) - (_reseeded(against, rng) if against else 0.0)
-    return _percentiles(draws, clusters, "crossed bootstrap of clusters and seeds")
 
 
 def _reseeded(arm: Arm, rng: np.random.Generator) -> FloatArray:

@@ -64,7 +64,7 @@ StudyFile = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY.SUB=VALUE]...", help="Change keys of the study, e.g. seeds=[1,2]."
+        metavar="[KEY.SUB=VALUE]...", help="Change keys of the study, e.g. 'seeds=[1,2]'."
     ),
 ]
 DataDir = Annotated[

@@ -1,6 +1,7 @@
 """Verbs on datasets: tasks, data check, data show."""
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from mixtune import terminal
 from mixtune.cli.app import DataDir, Json, app, show
+from mixtune.durable import write_whole
 from mixtune.errors import UserError, shorten
 from mixtune.leakage import find_leaked
 from mixtune.models.catalog import BaseModelFiles, locate
@@ -26,9 +28,10 @@ from mixtune.tasks.check import (
     check_task,
     previews,
 )
-from mixtune.tasks.own import Own, read_own
-from mixtune.tasks.places import ending
+from mixtune.tasks.files import is_rows
+from mixtune.tasks.own import read_own
 from mixtune.tasks.registry import Registry
+from mixtune.tasks.sources import Own
 from mixtune.tasks.starter import Starter, starter
 from mixtune.tasks.task_file import parse_task
 from mixtune.tokens import Tokens
@@ -60,11 +63,22 @@ def check(
         str | None, typer.Option(help="Count tokens with this base model's tokenizer.")
     ] = None,
     data_dir: DataDir = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(metavar="TASK.yaml", help="Write the task file that fits a file of rows."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check every row of a task file, or of a file of rows. Next: mixtune plan STUDY.yaml."""
-    made = starter(file) if _is_rows(file) else None
-    registry, names = _of_file(file, made, data_dir)
+    """Check every row of a task file, or of a file of rows. Next: mixtune init STUDY.yaml."""
+    builtin = Registry.open((), data_dir)
+    made = _started(file, write, builtin)
+    if made is None:
+        owns = read_own(file)
+    else:
+        origin = f"the task made for {shorten(file.name)}"
+        folder = file.parent if write is None else write.parent
+        owns = [Own(parse_task(made.text, origin, folder), origin)]
+    registry, names = builtin.with_own(owns), [own.task.name for own in owns]
     count, note = _counter(model)
     measures = Measures(EvalSpec().carve, find_leaked, count, TrainSpec().max_length)
     checks = [check_task(registry, name, measures) for name in names]
@@ -73,7 +87,9 @@ def check(
         print(json.dumps({"start": start, "note": note, "tasks": [asdict(c) for c in checks]}))
     else:
         _show_checks(terminal.console(), checks, made, note)
-        _next(file, checks, made)
+        if write is not None:
+            _say(terminal.console(), f"wrote {write}")
+        _next(write or file, checks, made is not None and write is None)
     if any(found.problems for found in checks):
         raise typer.Exit(2)
 
@@ -118,22 +134,28 @@ def _task_row(registry: Registry, name: str) -> dict[str, Any]:
     }
 
 
-def _is_rows(file: Path) -> bool:
-    """Whether a file holds rows; a .json file does if it is a list."""
-    if file.suffix != ".json" or not file.is_file():
-        return ending(file.name) is not None and file.suffix != ".json"
-    with file.open("rb") as opened:
-        return opened.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
-
-
-def _of_file(file: Path, made: Starter | None, data_dir: Path | None) -> tuple[Registry, list[str]]:
-    """A registry with the file's tasks, and their names."""
-    if made is None:
-        names = [own.task.name for own in read_own(file)]
-        return Registry.open([str(file)], data_dir), names
-    origin = f"the task made for {shorten(file.name)}"
-    task = parse_task(made.text, origin, file.parent)
-    return Registry([Own(task, origin)]), [task.name]
+def _started(file: Path, write: Path | None, builtin: Registry) -> Starter | None:
+    """The task made for a file of rows, written where that was asked for; None for a task file."""
+    if not is_rows(file):
+        if write is not None:
+            raise UserError(
+                "--write is for a file of rows, and this is none",
+                where=shorten(str(file), 300),
+                remedy="leave --write out to check a task file",
+            )
+        return None
+    if write is None:
+        return starter(file, builtin)
+    if write.suffix not in (".yaml", ".yml") or write.exists():
+        raise UserError(
+            "there is a file already" if write.exists() else "a task file is YAML",
+            where=shorten(str(write), 300),
+            wanted="a new file that ends in .yaml",
+            remedy="choose another name",
+        )
+    made = starter(file, builtin, write.parent)
+    write_whole(write, lambda path: path.write_text(made.text, encoding="utf-8"))
+    return made
 
 
 def _counter(model: str | None) -> tuple[CountTokens | None, str]:
@@ -209,18 +231,22 @@ def _say(out: Console, text: str) -> None:
     out.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
-def _next(file: Path, checks: list[TaskCheck], made: Starter | None) -> None:
+def _next(file: Path, checks: list[TaskCheck], unwritten: bool) -> None:
     out = terminal.console()
     count = sum(len(found.problems) for found in checks)
     if count:
-        _say(out, f"{count} problems; mend them and run mixtune data check again")
+        _say(out, f"{count} problem{'s' * (count > 1)}; mend and run mixtune data check again")
         return
-    names = ", ".join(found.name for found in checks)
-    where = shorten(file.name) if made is None else "TASK.yaml"
-    first = "" if made is None else "save the task file above as TASK.yaml beside the rows; "
-    key = "tasks and ingredients" if any(found.scored for found in checks) else "ingredients"
-    _say(
-        out,
-        f"good. next: {first}in a study, task_files: [{where}] and {names} under {key}; then "
-        "mixtune plan STUDY.yaml",
-    )
+    usable = [found for found in checks if found.splits] or checks
+    scored = [found.name for found in usable if found.scored] or ["TASK"]
+    words = [
+        "mixtune",
+        "init",
+        "study.yaml",
+        "--task-file",
+        "TASK.yaml" if unwritten else str(file),
+    ]
+    words += [word for name in scored for word in ("--task", name)]
+    words += [word for found in usable for word in ("--ingredient", found.name)]
+    first = "write the task file above with --write TASK.yaml; then " if unwritten else ""
+    _say(out, f"good. next: {first}{shlex.join(words)}")

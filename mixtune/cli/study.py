@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import shlex
 import sys
 import webbrowser
@@ -32,9 +33,11 @@ from mixtune.cli.app import (
 from mixtune.derive import Derived, compare_studies
 from mixtune.errors import UserError
 from mixtune.models.catalog import BaseModelFiles, locate
+from mixtune.planning.facts import facts_of
 from mixtune.planning.plan import Plan, Planner, RunPlan
 from mixtune.records import Result
-from mixtune.spec import Study
+from mixtune.spec import dump_study
+from mixtune.store import Store
 from mixtune.tasks.registry import Registry
 
 
@@ -43,17 +46,24 @@ def plan(
     study_file: StudyFile,
     overrides: Overrides = None,
     data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Show cells, runs, ids, rows and tokens before anything is trained. Next: mixtune run."""
     study = study_of(study_file, overrides, limit)
-    planner, made = _plan(study, data_dir, _located(study))
+    found = locate(study.model, download=False)
+    files = found if isinstance(found, BaseModelFiles) else None
+    planner = Planner(study, Registry.open(study.task_files, data_dir), files)
+    made = planner.plan()
+    todo = _todo(Store(runs_dir / study.name), planner, made) if files else None
     if as_json:
-        print(json.dumps(terminal.plan_json(made), indent=1))
+        print(json.dumps({**terminal.plan_json(made), "todo": todo}, indent=1))
         return
     out = terminal.console()
     terminal.show_plan(out, made, planner)
+    left = "" if todo is None else f"{todo} of {len(made.rows())} units of work to do; "
+    out.print(f"{left}next: mixtune run {study_file}", markup=False)
 
 
 @app.command(rich_help_panel="Run")
@@ -70,7 +80,7 @@ def run(  # noqa: PLR0913 - a verb's options
     """Train and score what is missing or failed, then write the report. Next: mixtune results."""
     study = study_of(study_file, overrides, limit)
     if dry_run:
-        plan(study_file, overrides, data_dir, limit, as_json)
+        plan(study_file, overrides, data_dir, runs_dir, limit, as_json)
         return
     run_study = _heavy("start")
     with terminal.progress(terminal.console(stderr=True)) as events:
@@ -130,13 +140,14 @@ def results(  # noqa: PLR0913 - a verb's options
 
 
 @app.command(rich_help_panel="Read")
-def score(
+def score(  # noqa: PLR0913 - a verb's options
     study_file: StudyFile,
     overrides: Overrides = None,
     data_dir: DataDir = None,
     runs_dir: RunsDir = RUNS,
     limit: Limit = None,
     dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Score kept answers with this version's parsers; needs no model. Next: mixtune results."""
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir, data_dir)
@@ -145,6 +156,9 @@ def score(
         return
     with derived.store.lock():
         done = derived.score()
+    if as_json:
+        print(json.dumps(asdict(done)))
+        return
     print(f"scored {done.scored}, kept {done.kept}, not answered yet {done.unanswered}")
 
 
@@ -210,9 +224,10 @@ def evaluate(  # noqa: PLR0913 - a verb's options
 ) -> None:
     """Score an adapter or model made elsewhere, as a system of the study. Next: mixtune compare."""
     study = study_of(study_file, overrides, limit)
-    gates = [_gate(text, study) for text in gate or ()]
+    registry = Registry.open(study.task_files, data_dir)
+    gates = [_gate(text, [registry.get(task).name for task in study.tasks]) for text in gate or ()]
     brought = _heavy("brought")
-    label = name or Path(what).expanduser().resolve().name
+    label = name or Path(what).name or what
     with terminal.progress(terminal.console(stderr=True)) as events:
         failed = brought(study, what, label, (data_dir, runs_dir), events)
     derived = derived_of(study, runs_dir, data_dir)
@@ -270,7 +285,7 @@ def compare(  # noqa: PLR0913 - a verb's options
         print(json.dumps([asdict(row) for row in rows], indent=1))
     else:
         terminal.show_estimates(terminal.console(), rows, f"{one.study.name}, {split}")
-    if no_worse_than is not None and not one.holds(rows, -no_worse_than):
+    if no_worse_than is not None and (left_out or not one.holds(rows, -no_worse_than)):
         print(f"gate not met: not shown to be within {no_worse_than} everywhere", file=sys.stderr)
         raise typer.Exit(3)
 
@@ -283,12 +298,10 @@ def open_page(
     split: SplitName = "validation",
     limit: Limit = None,
 ) -> None:
-    """Open the report in a browser; write it where it is missing. Next: mixtune compare."""
+    """Write the report and open it in a browser. Next: mixtune compare."""
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
     look_at(split, derived.store, "open")
-    path = derived.report_path(split)
-    if not path.is_file():
-        path = derived.report(split)
+    path = derived.report(split)
     print(terminal.printable(path))
     if not webbrowser.open(path.resolve().as_uri()):
         print("no browser could be started: open the file yourself", file=sys.stderr)
@@ -302,17 +315,9 @@ def _show_end(derived: Derived, look: str, page: Path) -> None:
     out.print(f"report: {page}", soft_wrap=True, markup=False)
 
 
-def _located(study: Study) -> BaseModelFiles | None:
-    """The base model's files if they are ready; a plan can be shown without them."""
-    found = locate(study.model, download=False)
-    return found if isinstance(found, BaseModelFiles) else None
-
-
-def _plan(
-    study: Study, data_dir: Path | None, files: BaseModelFiles | None
-) -> tuple[Planner, Plan]:
-    planner = Planner(study, Registry.open(study.task_files, data_dir), files)
-    return planner, planner.plan()
+def _todo(store: Store, planner: Planner, made: Plan) -> int:
+    """Units that a run would do; refused where the run would be."""
+    return store.preview(made.rows(), dump_study(planner.study), facts_of(planner))
 
 
 def _heavy(name: str) -> Callable[..., list[RunPlan]]:
@@ -331,17 +336,16 @@ def _heavy(name: str) -> Callable[..., list[RunPlan]]:
 _ENTRY = {"start": "run_study", "brought": "evaluate"}
 
 
-def _gate(text: str, study: Study) -> tuple[str, float, str]:
+def _gate(text: str, tasks: Sequence[str]) -> tuple[str, float, str]:
     """TASK=VALUE as task, value and text."""
     task, equals, value = text.partition("=")
     try:
         least = float(value)
     except ValueError:
-        equals = ""
-        least = 0.0
-    if not equals or task not in study.tasks:
+        least = math.nan
+    if not equals or task not in tasks or not math.isfinite(least):
         raise UserError(
-            "not a gate", found=text, wanted=f"TASK=VALUE, TASK one of {', '.join(study.tasks)}"
+            "not a gate", found=text, wanted=f"TASK=VALUE, TASK one of {', '.join(tasks)}"
         )
     return task, least, text
 

@@ -16,6 +16,7 @@ from mixtune.cli.app import DataDir, Json, app
 from mixtune.durable import write_whole
 from mixtune.errors import SpecError, shorten
 from mixtune.models.catalog import locate
+from mixtune.models.entries import catalogue
 from mixtune.models.hub import Unreachable
 from mixtune.schema import json_schema
 from mixtune.spec import Study
@@ -64,6 +65,9 @@ def init(  # noqa: PLR0913 - a verb's options
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of each run.")] = None,
+    items: Annotated[
+        int | None, typer.Option(help="Questions of each task and split. Default: all.")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, such as 1,2. Default: 1.")] = "",
     name: Annotated[
         str, typer.Option(help="Name of the folder of results. Default: the file's name.")
@@ -89,6 +93,7 @@ def init(  # noqa: PLR0913 - a verb's options
         design=design or (),
         steps=steps,
         seeds=_seeds(seeds),
+        items=items,
     )
     study = _checked(asked, data_dir)
     text = scaffold.study_text(_beside(study, file), _head(file))
@@ -123,10 +128,17 @@ def _checked(asked: scaffold.Asked, data_dir: Path | None) -> Study:
 
 
 def _beside(study: Study, file: Path) -> Study:
-    """The study with the paths of its task files as seen from the study file's folder."""
-    folder = file.parent.resolve()
-    paths = [os.path.relpath(Path(path).resolve(), folder) for path in study.task_files]
-    return study.model_copy(update={"task_files": tuple(paths)}) if paths else study
+    """The study with the paths that it names as seen from the study file's folder."""
+
+    def seen(path: str) -> str:
+        return os.path.relpath(Path(path).resolve(), file.parent.resolve())
+
+    found: dict[str, object] = {}
+    if study.task_files:
+        found["task_files"] = tuple(map(seen, study.task_files))
+    if study.model not in catalogue() and os.path.exists(study.model):  # noqa: PTH110 - no errors
+        found["model"] = study.model if Path(study.model).is_absolute() else seen(study.model)
+    return study.model_copy(update=found)
 
 
 def _name(file: Path) -> str:

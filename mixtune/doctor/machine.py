@@ -1,7 +1,7 @@
 """What this machine can do for a study: each line ok, a warning or a problem with a remedy.
 
 Knows: versions, cores, memory, disks, caches, data folders, the environment's HF_* variables.
-Does not know: the hub (hubcheck.py), how lines are shown. torch is asked in a process of its own;
+Does not know: the hub (hub.py), how lines are shown. torch is asked in a process of its own;
 values of tokens are never read into a line.
 """
 
@@ -141,7 +141,8 @@ def _device() -> Line:
     except (OSError, ValueError):
         return Line("device", "problem", "torch cannot be loaded", INSTALL, needed=True)
     cards = ", ".join(f"{name} with {size(memory)}" for name, memory in facts["cuda"])
-    return Line("device", "ok", cards or f"CPU, torch would use {facts['threads']} threads")
+    threads = "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
+    return Line("device", "ok", cards or f"CPU, torch would use {threads}")
 
 
 def _disks(runs_dir: Path) -> Iterator[Line]:

@@ -6,7 +6,6 @@ Knows: transformers' GGUF reader, what a prepared folder holds. Does not know: w
 
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -18,16 +17,16 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-from transformers.utils import logging
 
+from mixtune import durable
+from mixtune.engine.forward import quiet
 from mixtune.errors import ModelError
 from mixtune.models.catalog import GgufSource, locate
 from mixtune.models.files import (
+    CACHE,
     MANIFEST,
     BaseModelFiles,
-    cannot_write,
     describe_prepared,
-    locked,
     read_object,
     sha256_of,
     weight_files,
@@ -71,41 +70,20 @@ def prepare(name: str, *, verify: bool = False) -> BaseModelFiles:
 def convert(source: GgufSource) -> BaseModelFiles:
     """Convert a GGUF file into `source.target`; done by another process meanwhile: its result.
 
-    Written into a temporary folder beside the target and renamed at the end, manifest last.
-
     Raises:
         ModelError: the file is cut off, of a foreign kind, or gives values that are not finite;
             the cache cannot be written.
     """
     target = source.target
-    try:
-        with locked(target):
-            if not (target / MANIFEST).is_file():
-                _convert_into(source, target)
-    except (OSError, SafetensorError) as error:
-        raise cannot_write(target.parent, error) from error
+    with durable.in_turn(target, CACHE):
+        if not (target / MANIFEST).is_file():
+            with durable.whole_folder(target, CACHE) as part:
+                with _whole(source, part / _JOINED) as whole:
+                    _write(whole, part)
+                    _check(part, whole)
+                    facts = _facts(whole)
+                write_manifest(part, facts)
     return describe_prepared(target)
-
-
-def _convert_into(source: GgufSource, target: Path) -> None:
-    """Write the folder under another name and rename it; called with the target's lock held."""
-    prefix = f".{target.name}.part-"
-    # Under the lock nobody else writes here: what is left is of processes that were killed.
-    for stale in target.parent.glob(f"{prefix}*"):
-        shutil.rmtree(stale)
-    if target.exists():
-        shutil.rmtree(target)
-    part = target.with_name(f"{prefix}{os.getpid()}")
-    part.mkdir()
-    try:
-        with _whole(source, part / _JOINED) as whole:
-            _write(whole, part)
-            _check(part, whole)
-            facts = _facts(whole)
-        write_manifest(part, facts)
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
@@ -153,7 +131,7 @@ def _write(source: GgufSource, folder: Path) -> None:
     """Weights, configuration and tokenizer as transformers writes them, mended where needed."""
     pre = _check_header(source)
     place, file = str(source.gguf.parent), source.gguf.name
-    with _quiet(), _gguf_errors(source.gguf):
+    with quiet(), _gguf_errors(source.gguf), redirect_stderr(io.StringIO()):  # a bar without switch
         model = AutoModelForCausalLM.from_pretrained(
             place,
             gguf_file=file,
@@ -163,12 +141,14 @@ def _write(source: GgufSource, folder: Path) -> None:
         tokenizer = None
         if source.tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file)
-    with _quiet():
+    with quiet():
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     if source.tokenizer is not None:
-        _copy_tokenizer(source.tokenizer, folder)
+        for name in _TOKENIZER_FILES:
+            if (source.tokenizer / name).is_file():
+                shutil.copyfile(source.tokenizer / name, folder / name)
     elif pre in _DIGITS_FIRST:
         _split_digits(folder / "tokenizer.json")
     if source.template is not None:
@@ -259,27 +239,8 @@ def _split_digits(path: Path) -> None:
     path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
 
 
-def _copy_tokenizer(origin: Path, folder: Path) -> None:
-    for name in _TOKENIZER_FILES:
-        if (origin / name).is_file():
-            shutil.copyfile(origin / name, folder / name)
-
-
 def _strip(path: Path) -> None:
     """Remove what says where a file was made from."""
     if path.is_file():
         held = read_object(path)
         write_object(path, {k: v for k, v in held.items() if k not in _MACHINE_KEYS})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The progress bars and warnings of transformers off, and back as they were."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        # The bar of the GGUF reader knows no switch.
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(level)

@@ -4,7 +4,8 @@ Knows: the network's decoder and head, caches of keys and values, padding. Does 
 losses, choices, text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +49,21 @@ class Decoder:
             ModelError: the folder cannot be read, or weights are missing.
         """
         auto: Any = AutoModelForCausalLM
-        logging: Any = transformers_logging
-        bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()  # its report of missing weights: the error below says it
         try:
             # The attention function is transformers' own choice: torch's fused one ("sdpa"), or
             # plain matmuls where a model needs them (Gemma 2 caps its scores). On two AVX-512
             # cores, SmolLM2-135M, float32, rows of 100 tokens: both take 5.3 s of one core for a
             # training step of 16 rows and the same for ranking; the fused one generates 4 % faster
             # and keeps no [heads, row, row] tensors for the backward pass.
-            network, info = auto.from_pretrained(
-                folder,
-                dtype=dtype,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
+            with quiet():  # its report of missing weights: the error below says it
+                network, info = auto.from_pretrained(
+                    folder,
+                    dtype=dtype,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(
                 f"the base model cannot be loaded: {error}",
@@ -73,10 +71,6 @@ class Decoder:
                 wanted="config.json and safetensors of a causal language model",
                 remedy="name the folder of a whole model that transformers knows",
             ) from error
-        finally:
-            logging.set_verbosity(level)
-            if bar:
-                logging.enable_progress_bar()
         absent = sorted([*info["missing_keys"], *map(str, info["mismatched_keys"])])
         if absent:
             # transformers fills these with random numbers and goes on.
@@ -173,6 +167,21 @@ class Decoder:
                 wanted="an architecture such as Llama, Qwen, Mistral, Phi-3 or Gemma",
                 remedy="use another base model",
             )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The progress bars and warnings of transformers off, and back as they were."""
+    logging: Any = transformers_logging
+    bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _span(config: Any) -> int | None:  # noqa: ANN401 - transformers' configs are untyped

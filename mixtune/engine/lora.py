@@ -7,34 +7,40 @@ know: tokens, batches, optimisers.
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mixtune.errors import ModelError
+from mixtune.durable import read_object
+from mixtune.errors import ModelError, shorten
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_BEYOND = (
-    "alpha_pattern",
-    "alora_invocation_tokens",
-    "exclude_modules",
-    "layers_to_transform",
-    "lora_bias",
-    "modules_to_save",
-    "rank_pattern",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_dora",
-)
+_PLAIN = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+}
+"""Values under which PEFT computes what `LoraLinear` computes. Other ways to begin (PiSSA, OLoRA,
+CorDA, LoftQ and more) change the base model's weights, also when the adapter is loaded."""
+
+_HARMLESS = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"),
+    *("eva_config", "layers_pattern", "lora_dropout", "megatron_core", "qalora_group_size"),
+    *("runtime_config", "task_type"),
+}
+"""Keys that say nothing about the computation, or only beside a key that is refused."""
+
+_FORM = {"r", "lora_alpha", "target_modules", "use_rslora"}
 
 
 class LoraLinear(nn.Module):
@@ -80,28 +86,27 @@ class Form:
         """The form of an adapter in PEFT's format, whoever made it.
 
         Raises:
-            ModelError: no readable configuration, or one that is more than plain LoRA.
+            ModelError: a file that cannot be read, more than plain LoRA, or a form that is not
+                said or is not that of the weights.
         """
         path = folder / CONFIG_FILE
-        config = _read_config(path)
+        config = read_object(path, ModelError)
+        if not config:
+            raise _unreadable(path, "there is nothing in it")
         _refuse_more_than_lora(config, path)
-        targets: Any = config.get("target_modules")
         rank: Any = config.get("r")
         alpha: Any = config.get("lora_alpha")
-        numbers = type(rank) is int and rank > 0 and isinstance(alpha, int | float)
-        if not numbers or not targets or not isinstance(targets, str | list):
-            raise ModelError(
-                "the adapter does not say what it is",
-                where=str(path),
-                found={
-                    "r": rank,
-                    "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-                    "target_modules": targets,
-                },
-                wanted="a rank, an alpha and the modules that it adapts",
-            )
-        named = tuple(map(str, targets)) if isinstance(targets, list) else targets
-        every = None if named == "all-linear" else named
+        targets: Any = config.get("target_modules")
+        if type(rank) is not int or rank < 1:
+            raise _not_said(path, "r", rank, "a whole number from 1")
+        if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max:
+            raise _not_said(path, "lora_alpha", alpha, "a number")
+        if not _is_pattern(targets):
+            wanted = "names of modules, or one regular expression"
+            raise _not_said(path, "target_modules", targets, wanted)
+        _check_rank(folder / WEIGHTS_FILE, rank)
+        named = tuple(targets) if isinstance(targets, list) else targets
+        every = None if isinstance(named, str) and named.lower() == "all-linear" else named
         return cls(rank, float(alpha), every, bool(config.get("use_rslora")))
 
     @property
@@ -187,13 +192,16 @@ class Adapter:
         (folder / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """Read an adapter that `save` wrote for a network of the same form.
+        """Read an adapter of the same form and base model, written by `save` or by PEFT.
 
         Raises:
             ModelError: a file is missing, broken or foreign; rank, alpha, targets or shapes differ.
         """
-        self._check_config(_read_config(folder / CONFIG_FILE), folder)
-        held = _read_weights(folder / WEIGHTS_FILE)
+        self._check_form(Form.read(folder), folder / CONFIG_FILE)
+        try:
+            held = load_file(folder / WEIGHTS_FILE)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(folder / WEIGHTS_FILE, error) from error
         wanted = dict(self._named())
         shapes = {key: tuple(tensor.shape) for key, tensor in held.items()}
         differing = shapes.items() ^ {(key, tuple(t.shape)) for key, t in wanted.items()}
@@ -209,12 +217,24 @@ class Adapter:
             for key, parameter in wanted.items():
                 parameter.copy_(held[key])
 
-    def _reached(self, targets: object) -> list[str]:
-        """Last parts of the layers here that another adapter's targets name, as `targets`."""
-        if isinstance(targets, list):
-            return sorted(map(str, targets))
-        every = Form(1, 1.0, None if targets == "all-linear" else str(targets))
-        return sorted({name.rpartition(".")[2] for name in self.layers if every.wraps(name)})
+    def _check_form(self, theirs: Form, path: Path) -> None:
+        """Refuse an adapter that would compute something else here than where it was trained."""
+        mine = self.form
+        reached = [name for name in self.layers if theirs.wraps(name)]
+        for key, found, wanted in (
+            ("r", theirs.rank, mine.rank),
+            ("lora_alpha", theirs.alpha, mine.alpha),
+            ("use_rslora", theirs.rslora, mine.rslora),
+            ("target_modules", reached, list(self.layers)),
+        ):
+            if found != wanted:
+                raise ModelError(
+                    f"the adapter differs in {key}",
+                    where=str(path),
+                    found=found,
+                    wanted=shorten(wanted),
+                    remedy="load it under the training settings that it was made with",
+                )
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters under the keys that PEFT gives them."""
@@ -242,59 +262,63 @@ class Adapter:
             "use_rslora": self.form.rslora,
         }
 
-    def _check_config(self, config: Mapping[str, Any], folder: Path) -> None:
-        """Refuse an adapter that would compute something else here than where it was trained."""
-        wanted = self._config("")
-        _refuse_more_than_lora(config, folder / CONFIG_FILE)
-        found = {**config, "target_modules": self._reached(config.get("target_modules"))}
-        # Absent keys have PEFT's defaults, which are the values wanted, but for these three.
-        required = {"peft_type", "r", "lora_alpha"}
-        for key in wanted.keys() - {"base_model_name_or_path", "inference_mode", "task_type"}:
-            if key == "init_lora_weights" or (key not in found and key not in required):
-                continue
-            if found.get(key) != wanted[key] and not (key == "lora_dropout"):
-                raise ModelError(
-                    f"the adapter differs in {key}",
-                    where=str(folder / CONFIG_FILE),
-                    found=found.get(key),
-                    wanted=str(wanted[key]),
-                    remedy="load it under the training settings that it was made with",
-                )
-
 
 def _refuse_more_than_lora(config: Mapping[str, Any], path: Path) -> None:
-    """PEFT's options that would compute something else than `LoraLinear`."""
-    plain = config.get("peft_type") == "LORA" and config.get("bias", "none") == "none"
-    beyond = [key for key in _BEYOND if config.get(key)]
-    if not plain or beyond:
+    """Whatever would compute something else than `LoraLinear`, known here or not."""
+    beyond = [key for key, plain in _PLAIN.items() if config.get(key) not in plain]
+    for key in sorted(config.keys() - _PLAIN.keys() - _HARMLESS - _FORM):
+        if config[key] is not False and config[key] not in (None, [], {}):
+            beyond.append(key)
+    if beyond:
         raise ModelError(
-            f"the adapter differs in {', '.join(beyond) or 'peft_type or bias'}: more than LoRA",
+            f"the adapter differs in {', '.join(beyond)}: more than plain LoRA",
             where=str(path),
-            found={key: config.get(key) for key in ("peft_type", "bias", *beyond)},
+            found={key: config.get(key) for key in beyond},
             wanted="plain LoRA (rank-stabilised or not) on linear layers",
             remedy="merge it into its base (PEFT's merge_and_unload, save_pretrained) and score "
             "the merged model's folder",
         )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _is_pattern(targets: object) -> bool:
+    """Whether a value is one of the forms of `target_modules`."""
+    if isinstance(targets, list):
+        return bool(targets) and all(isinstance(target, str) for target in targets)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(config, dict):
-        raise ModelError("not an adapter's configuration", where=str(path), found=config)
-    return config
+        return isinstance(targets, str) and targets != "" and bool(re.compile(targets))
+    except (re.error, OverflowError, RecursionError):
+        return False
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _check_rank(path: Path, rank: int) -> None:
+    """Refuse weights of another rank, before memory is taken for what the configuration says."""
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as held:
+            keys = [key for key in held.keys() if ".lora_A." in key]  # noqa: SIM118 - no mapping
+            ranks = sorted({tuple(held.get_slice(key).get_shape()[:1]) for key in keys})
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
+    if ranks != [(rank,)]:
+        raise ModelError(
+            "the adapter differs in r from its weights",
+            where=str(path),
+            found=", ".join(str(one) for shape in ranks for one in shape),
+            wanted=f"{shorten(rank)}, as {CONFIG_FILE} says",
+            remedy="use the configuration and the weights of one adapter",
+        )
 
 
-def _unreadable(path: Path, error: Exception) -> ModelError:
+def _not_said(path: Path, key: str, found: object, wanted: str) -> ModelError:
+    return ModelError(
+        f"the adapter does not say what it is: {key}",
+        where=str(path),
+        found=found if found is not None else "null, or no such key",
+        wanted=wanted,
+        remedy="save the adapter again with PEFT's save_pretrained",
+    )
+
+
+def _unreadable(path: Path, error: object) -> ModelError:
     return ModelError(
         f"the adapter has no readable {path.name}: {error}",
         where=str(path),

@@ -5,9 +5,11 @@ how answers are made or scored.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+
+import yaml
 
 from mixtune.engine.convert import prepare
 from mixtune.engine.forward import Decoder
@@ -16,24 +18,28 @@ from mixtune.engine.model import DTYPES, LocalModel
 from mixtune.errors import SpecError
 from mixtune.events import Events
 from mixtune.execution.local import Session, begin
-from mixtune.execution.start import facts_of
 from mixtune.identity import make_id
+from mixtune.models.catalog import local_path
 from mixtune.models.files import read_object, sha256_of
+from mixtune.planning.facts import facts_of
 from mixtune.planning.plan import Plan, Planner, RunPlan, plan_row
-from mixtune.spec import Study, dump_study
-from mixtune.store import Store, slug
+from mixtune.spec import Study, dump_study, parse_study
+from mixtune.store import PlanRow, Store
 from mixtune.tasks.registry import Registry
+
+_FLOORS = {"majority": "", "base": ""}
+"""Names that mean the study's own floors, whether it has them or not."""
 
 
 def evaluate(
-    study: Study, what: str, label: str | None, folders: tuple[Path | None, Path], events: Events
+    study: Study, what: str, label: str, folders: tuple[Path | None, Path], events: Events
 ) -> list[RunPlan]:
     """Score an adapter or a model on a study's tasks; it stays a system of the study.
 
     Args:
         study: its tasks, items, base model and number format are used.
         what: a folder with a PEFT adapter; or a model: folder, .gguf file, catalogue name, hub id.
-        label: what tables call it; by default the folder's name.
+        label: what tables call it.
         folders: data directory (None: the hub) and runs directory.
         events: told of progress.
 
@@ -46,29 +52,43 @@ def evaluate(
         StoreError: the folder is in use, or holds other results under this study's name.
     """
     data_dir, runs_dir = folders
-    files = prepare(study.model)
-    registry = Registry.open(study.task_files, data_dir)
-    planner = Planner(study, registry, files)
-    plan = planner.plan()
-    name = label or slug(Path(what).resolve().name)
-    _refuse_taken(name, plan)
-    adapter = Path(what).expanduser()
-    if (adapter / CONFIG_FILE).is_file():
-        run, load = _adapter(planner, adapter, name)
-    else:
-        planner, run = _model(planner, registry, what, name)
-        load = partial(_load, planner, Form(1, 1.0))
     store = Store(runs_dir / study.name)
+    kept = store.plan() if store.exists else []
+    # Where the study has been planned it is what is kept there, seeds added by hand and all; a
+    # system brought in asks nothing of the study file.
+    study = _kept(store, study) if kept else study
+    registry = Registry.open(study.task_files, data_dir)
+    home = planner = Planner(study, registry, prepare(study.model))
+    plan = home.plan().rows()
+    adapter = local_path(what)
+    if adapter is not None and (adapter / CONFIG_FILE).is_file():
+        run, load = _adapter(home, adapter, label)
+    else:
+        planner, run = _model(home, registry, what, label)
+        load = partial(_load, planner, Form(1, 1.0))
+    _refuse_taken(run, [*plan, *kept])
+    units = store.units() if kept else {}
+    rows = [plan_row(run, answer) for answer in run.answers]
+    if all(row.id in units and units[row.id].state == "done" for row in rows):
+        return []
+    model = load()
+    if adapter is not None and run.kind == "adapter":
+        model.load_adapter(adapter)  # what does not fit is refused before it has a name here
     with store.lock():
-        rows = [*plan.rows(), *(plan_row(run, answer) for answer in run.answers)]
-        store.save_plan(rows, dump_study(planner.study), facts_of(planner))
-        own = Plan(study, files, (run,))
-        if not begin(own, store, events):
-            return []
-        if run.kind == "adapter":
+        store.save_plan([*plan, *rows], dump_study(home.study), facts_of(home))
+        own = Plan(study, planner.files, (run,))
+        begin(own, store, events)
+        if adapter is not None and run.kind == "adapter":
             with store.new_folder(f"{run.folder}/adapter") as folder:
-                _copy(adapter, folder)
-        return Session(planner, store, load, events).run(own)
+                for name in (CONFIG_FILE, WEIGHTS_FILE):
+                    shutil.copyfile(adapter / name, folder / name)
+        return Session(planner, store, lambda: model, events).run(own)
+
+
+def _kept(store: Store, study: Study) -> Study:
+    """The study as it is kept, its own files where the study file says that they are now."""
+    raw = yaml.safe_load(store.read_text("study.yaml"))
+    return parse_study(raw | {"task_files": study.task_files, "model": study.model})
 
 
 def _adapter(
@@ -77,10 +97,11 @@ def _adapter(
     """An adapter of the study's base model."""
     assert planner.files is not None
     form = Form.read(folder)
+    targets = sorted(form.targets) if isinstance(form.targets, tuple) else form.targets
     parts = {
         "model": planner.files.digest,
         "weights": sha256_of(folder / WEIGHTS_FILE),
-        "form": [form.rank, form.alpha, form.targets, form.rslora],
+        "form": [form.rank, form.alpha, targets, form.rslora],
     }
     origin = str(read_object(folder / CONFIG_FILE).get("base_model_name_or_path"))
     origin = f"adapter {folder.name}, made for {origin}"
@@ -111,17 +132,25 @@ def _load(planner: Planner, form: Form) -> LocalModel:
     return LocalModel.adapted(decoder, form, planner.tokens, study.evaluate)
 
 
-def _copy(adapter: Path, target: Path) -> None:
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        shutil.copyfile(adapter / name, target / name)
-
-
-def _refuse_taken(label: str, plan: Plan) -> None:
-    taken = {run.name for run in plan.runs}
-    if label in taken or not label:
+def _refuse_taken(run: RunPlan, rows: Sequence[PlanRow]) -> None:
+    """One name, one system."""
+    if not run.name.isprintable() or not 0 < len(run.name) <= 64:
         raise SpecError(
-            "a system of the study has this name",
-            found=label,
-            wanted=f"a name that is none of {', '.join(sorted(taken))}",
+            "not a name", found=run.name, wanted="1 to 64 characters", remedy="give one with --name"
+        )
+    named = {row.cocktail: row.system for row in rows} | _FLOORS
+    if named.get(run.name, run.system) != run.system:
+        raise SpecError(
+            "another system of the study has this name",
+            found=run.name,
+            wanted=f"a name that is none of {', '.join(sorted(named))}",
             remedy="give one with --name",
+        )
+    others = [row.cocktail for row in rows if row.system == run.system]
+    if others and run.name not in others:
+        raise SpecError(
+            "this system is scored already, under another name",
+            found=run.name,
+            wanted=others[0],
+            remedy=f"mixtune compare STUDY.yaml {others[0]} OTHER shows it beside others",
         )

@@ -172,7 +172,7 @@ class Session:
         """
         if run.kind == "majority":
             known = self.planner.corpus.known
-            return lambda answer: MajorityModel.from_examples(known[answer.task], run.system)
+            return lambda answer: MajorityModel(known[answer.task], run.system)
         model = self.model
         if run.kind in ("base", "model"):
             model.use_base()
@@ -211,10 +211,11 @@ def begin(plan: Plan, store: Store, events: Events) -> int:
         How many runs are not finished.
     """
     stale, broken = store.recover()
-    for label in stale:
-        events.note(f"{label}: was cut off, done again")
-    for label in broken:
-        events.note(f"{label}: its files are missing or changed, done again")
+    planned = {row.id for row in plan.rows()}
+    for unit in [*stale, *broken]:
+        what = "its files are missing or changed" if unit in broken else "was cut off"
+        then = "done again" if unit.id in planned else "mixtune eval scores it again"
+        events.note(f"{unit.label}: {what}, {then}")
     units = store.units()
     todo = [run for run in plan.runs if missing(run, units)]
     events.started(plan, len(todo), sum(_cost(run, units) for run in todo))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -24,10 +25,10 @@ from typing import Any
 import torch
 
 from mixtune.errors import MixtuneError, RunFailed, UserError
-from mixtune.events import Events, Silent
+from mixtune.events import Events
 from mixtune.execution.local import Session, local_model
-from mixtune.planning.plan import AnswerPlan, Plan, Planner, RunPlan
-from mixtune.records import TrainStep
+from mixtune.models.overview import BYTES_PER_PARAMETER, main_memory
+from mixtune.planning.plan import Plan, Planner, RunPlan
 from mixtune.store import Store
 
 Message = tuple[str, tuple[Any, ...]]
@@ -40,9 +41,7 @@ PATIENCE = 10.0
 """Seconds that a worker has to end by itself once it is asked to."""
 
 SHARE_OF_MEMORY = 0.5
-COPIES = 8
-"""Room for one worker, in sizes of the bfloat16 weights: the base in float32 takes two, optimiser
-state and activations the rest."""
+"""Of main memory that workers may take together; weights are counted as if in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ class Work:
 
 def default_workers(weights_bytes: int, runs: int) -> int:
     """Worker processes for this machine: at most one per core and per run, as memory allows."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    fit = int(memory * SHARE_OF_MEMORY / (COPIES * weights_bytes))
+    each = weights_bytes / 2 * BYTES_PER_PARAMETER
+    fit = int(main_memory() * SHARE_OF_MEMORY / each)
     return max(1, min(available_cores(), fit, runs))
 
 
@@ -163,26 +162,16 @@ def _stop(processes: Sequence[BaseProcess]) -> None:
             process.join()
 
 
-class _Sender(Silent):
-    """Sends events to the parent process."""
+class _Sender(Events):
+    """Sends the events of runs to the parent process."""
 
     def __init__(self, pipe: "Connection[Message, Any]") -> None:
-        self._pipe = pipe
+        for name in ("run_started", "trained", "answered", "run_finished", "run_failed"):
+            setattr(self, name, partial(self._send, pipe, name))
 
-    def run_started(self, run: RunPlan, number: int, of: int) -> None:
-        self._pipe.send(("run_started", (run, number, of)))
-
-    def trained(self, run: RunPlan, step: TrainStep, steps: int, cost: float) -> None:
-        self._pipe.send(("trained", (run, step, steps, cost)))
-
-    def answered(self, run: RunPlan, answer: AnswerPlan, cost: float) -> None:
-        self._pipe.send(("answered", (run, answer, cost)))
-
-    def run_finished(self, run: RunPlan, seconds: float) -> None:
-        self._pipe.send(("run_finished", (run, seconds)))
-
-    def run_failed(self, run: RunPlan, error: str) -> None:
-        self._pipe.send(("run_failed", (run, error)))
+    @staticmethod
+    def _send(pipe: "Connection[Message, Any]", name: str, *arguments: object) -> None:
+        pipe.send((name, arguments))
 
 
 def _work(work: Work, pipe: "Connection[Message, Any]", parent: int) -> None:

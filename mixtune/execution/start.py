@@ -7,16 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from mixtune.engine.convert import prepare
-from mixtune.environment import environment
 from mixtune.events import Events
 from mixtune.execution.local import begin
 from mixtune.execution.pool import Work, available_cores, default_workers, run_pool
 from mixtune.models.catalog import BaseModelFiles
-from mixtune.planning.lengths import length_rows
+from mixtune.planning.facts import facts_of
 from mixtune.planning.plan import Planner, RunPlan
 from mixtune.spec import Study, dump_study
 from mixtune.store import Store
-from mixtune.tasks.base import fingerprint
 from mixtune.tasks.registry import Registry
 
 
@@ -48,21 +46,6 @@ def run_study(
         count = min(full, todo)
         events.note(f"worker processes: {count}, threads in each: {threads}")
         return run_pool(Work(make_planner, plan, store.folder, threads), count, events)
-
-
-def facts_of(planner: Planner) -> dict[str, object]:
-    """What is kept beside a plan: versions, what was read, and by what each part is known."""
-    files, corpus, registry = planner.files, planner.corpus, planner.registry
-    used = {**dict.fromkeys(planner.study.ingredients), **dict.fromkeys(planner.study.tasks)}
-    rows = {f"{name}/train": fingerprint(pool) for name, pool in corpus.pools.items()}
-    rows |= {f"{name}/{split}": fingerprint(i) for (name, split), i in corpus.items.items()}
-    content = {
-        "base model": files and {"name": files.name, "digest": files.digest},
-        "prompts": {name: registry.get(name).prompt_version for name in used},
-        "rows": dict(sorted(rows.items())),
-    }
-    facts = {"data": planner.data_rows(), "lengths": length_rows(planner), "content": content}
-    return {"env": environment(), **facts}
 
 
 def _planner(study: Study, data_dir: Path | None, files: BaseModelFiles) -> Planner:

@@ -1,4 +1,4 @@
-"""The protocol every answering system keeps: local model, API, majority class, script.
+"""The protocol every answering system keeps: local model, majority class, script.
 
 Knows: queries in, answers out, in order. Does not know: targets, tasks, metrics.
 """

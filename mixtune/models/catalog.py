@@ -69,7 +69,7 @@ def locate(name: str, *, download: bool = True, verify: bool = False) -> Located
     entry = catalogue().get(name)
     if entry is not None:
         return _from_catalogue(name, entry, download, verify)
-    path = _path(name)
+    path = local_path(name)
     if path is not None and path.exists():
         return _from_path(path, verify)
     if path is not None and _means_a_path(name):
@@ -96,7 +96,7 @@ def prepared_folder(name: str) -> Path:
     return cache_dir() / "models" / name
 
 
-def _path(name: str) -> Path | None:
+def local_path(name: str) -> Path | None:
     """The path that a name may be; None for what no system takes as a path."""
     try:
         path = Path(name).expanduser()

@@ -6,7 +6,7 @@ query, evaluation targets, metrics.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from mixtune.errors import DataError
 from mixtune.records import Answer, Example, Query
@@ -20,36 +20,19 @@ class MajorityModel:
     answers: the first by name), so that generating and ranking agree.
     """
 
-    def __init__(self, counts: Mapping[str, Mapping[str, int]], system: str = "majority") -> None:
-        """`counts`: stratum → answer → train rows."""
-        self._counts = {stratum: Counter(answers) for stratum, answers in counts.items()}
-        self._all: Counter[str] = Counter()
-        for answers in self._counts.values():
-            self._all.update(answers)
+    def __init__(self, train: Sequence[Example], system: str = "majority") -> None:
+        """Count the train rows of one task.
+
+        Raises:
+            DataError: no rows.
+        """
+        self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for example in train:
+            self._counts[example.stratum][example.target] += 1
+        self._all = sum(self._counts.values(), Counter[str]())
         if not self._all:
             raise DataError("a majority class needs train rows", found=0)
         self._system = system
-
-    @classmethod
-    def from_examples(cls, train: Sequence[Example], system: str = "majority") -> "MajorityModel":
-        """Counts the train rows of one task.
-
-        Raises:
-            DataError: no rows, rows of another split, rows of several tasks.
-        """
-        names = sorted({example.task for example in train})
-        if len(names) > 1:
-            raise DataError("one majority model per task", found=names)
-        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for example in train:
-            if example.split != "train":
-                raise DataError(
-                    "the majority class is taken from train",
-                    where=f"{example.task}/{example.id}",
-                    found=example.split,
-                )
-            counts[example.stratum][example.target] += 1
-        return cls(counts, system)
 
     @property
     def system(self) -> str:

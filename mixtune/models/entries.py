@@ -11,18 +11,15 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from mixtune.errors import ModelError
+from mixtune.spec import Frozen
 
 Text = Annotated[str, Field(min_length=1)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Package(_Frozen):
+class Package(Frozen):
     """A PyPI package whose `files` (package/path, joined in order) are a GGUF file."""
 
     name: Text
@@ -37,7 +34,7 @@ class Package(_Frozen):
         return [path for path in paths if path] if all(paths) else []
 
 
-class Entry(_Frozen):
+class Entry(Frozen):
     """A base model: its hub id, number of parameters, licence, and a package that ships it.
 
     `template`: the turn form for weights that come without a chat template.

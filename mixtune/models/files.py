@@ -1,21 +1,20 @@
 """Weight files on disk: which ones a folder holds, their checksums, the user's cache.
 
-Knows: safetensors folders, SHA-256, atomic writes, the manifest of a prepared folder. Does not
-know: where a name leads (catalog.py), the hub (hub.py), how weights are read or converted.
+Knows: safetensors folders, SHA-256, the manifest of a prepared folder. Does not know: where a name
+leads (catalog.py), the hub (hub.py), how weights are read or converted.
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from mixtune import durable
 from mixtune.errors import ModelError
 from mixtune.identity import digest
 from mixtune.tokens import Tokens
@@ -23,7 +22,9 @@ from mixtune.tokens import Tokens
 MANIFEST = "mixtune.json"
 """Written last into a prepared folder: a folder without it does not count."""
 
-MANIFEST_SCHEME = 1
+CACHE = durable.Place(
+    ModelError, "make room in the cache there, or set MIXTUNE_CACHE to a folder that can be written"
+)
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 LONGEST = 256
@@ -31,6 +32,8 @@ LONGEST = 256
 
 _TEMPLATE = "chat_template.jinja"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+"""Formats that can run code when they are read."""
+
 _BOOKKEEPING = (
     "_name_or_path",
     "_model_name_or_path",
@@ -62,6 +65,25 @@ class BaseModelFiles:
     digest: str
 
 
+class _Told(BaseModel):
+    """What the manifest says of one weight file."""
+
+    model_config = ConfigDict(strict=True)
+    bytes: int
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    """What is read of a manifest; it holds more, for people."""
+
+    model_config = ConfigDict(strict=True)
+    scheme: Literal[1]
+    name: str
+    source: str
+    note: str
+    weights: dict[str, _Told]
+
+
 def cache_dir() -> Path:
     """The user's cache: $MIXTUNE_CACHE, else $XDG_CACHE_HOME/mixtune, else ~/.cache/mixtune."""
     own = os.environ.get("MIXTUNE_CACHE")
@@ -72,31 +94,8 @@ def cache_dir() -> Path:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where there is no file.
-
-    Raises:
-        ModelError: unreadable, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(value, ensure_ascii=False).encode()  # refuses halves of characters
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"not a readable JSON file: {error}",
-            where=str(path),
-            remedy="fetch or save the file again",
-        ) from error
-    if not isinstance(value, dict):
-        raise ModelError(
-            "not a JSON object",
-            where=str(path),
-            found=value,
-            wanted='{"key": value, …}',
-            remedy="fetch or save the file again",
-        )
-    return value
+    """`durable.read_object` for a model's files: a ModelError where it cannot be read."""
+    return durable.read_object(path, ModelError)
 
 
 def write_object(path: Path, value: Mapping[str, Any]) -> None:
@@ -105,39 +104,14 @@ def write_object(path: Path, value: Mapping[str, Any]) -> None:
     Raises:
         ModelError: the folder cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def cannot_write(path: Path, error: Exception) -> ModelError:
-    """The error for a cache that is full or read-only."""
-    return ModelError(
-        f"the cache cannot be written: {error}",
-        where=str(path),
-        remedy="make room there, or set MIXTUNE_CACHE to a folder that can be written",
-    )
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock beside `path`; other processes wait. A dead process holds no lock."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        yield
+    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    durable.write_whole(path, lambda part: part.write_text(text, encoding="utf-8"), CACHE)
 
 
 def remember(path: Path, key: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
     """Set one key of a JSON object that several processes may write."""
-    try:
-        with locked(path):
-            write_object(path, {**read_object(path), key: value})
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    with durable.in_turn(path, CACHE):
+        write_object(path, {**read_object(path), key: value})
 
 
 def sha256_of(path: Path, fresh: bool = False) -> str:
@@ -150,19 +124,14 @@ def sha256_of(path: Path, fresh: bool = False) -> str:
     try:
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns]
-        held = {} if fresh else read_object(book).get(key, {})
-        if held.get("stamp") == stamp:
+        held = {} if fresh else read_object(book).get(key)
+        if isinstance(held, dict) and held.get("stamp") == stamp and "sha256" in held:
             return str(held["sha256"])
-        found = _hash(path)
+        found = durable.fingerprint(path)[1]
     except OSError as error:
         raise ModelError(f"cannot read a weight file: {error}", where=str(path)) from error
     remember(book, key, {"stamp": stamp, "sha256": found})
     return found
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -213,20 +182,23 @@ def _is_part(folder: Path, name: str) -> bool:
     return len(name) < LONGEST and Path(name).name == name and (folder / name).is_file()
 
 
-def pickles_in(folder: Path) -> list[str]:
-    """Names of files in formats that can run code when read."""
-    return sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-
-
 def refuse_remote_code(folder: Path, where: str) -> dict[str, Any]:
     """The folder's config.json, if transformers' own code can load it.
 
     Raises:
-        ModelError: no config.json, or one that asks for code shipped with the model.
+        ModelError: no usable config.json, or one that asks for code shipped with the model.
     """
     config = read_object(folder / "config.json")
     if not config:
         raise ModelError("the model has no config.json", where=where)
+    if not isinstance(config.get("model_type", ""), str):
+        raise ModelError(
+            "model_type in config.json is not a name",
+            where=where,
+            found=config["model_type"],
+            wanted='an architecture, such as "llama"',
+            remedy="fetch or save the model again",
+        )
     if config.get("auto_map") and config.get("model_type") not in _NATIVE:
         raise ModelError(
             "the model wants to run code that is shipped with it, which is never done here",
@@ -259,22 +231,31 @@ def describe(
 def with_template(folder: Path, template: str, target: Path) -> Path:
     """The folder, or one that links to its files and adds a chat template that it lacks.
 
+    A folder that is right is left alone: another process may be loading from it.
+
     Raises:
         ModelError: the cache cannot be written.
     """
     if has_template(folder):
         return folder
-    try:
-        with locked(target):
-            target.mkdir(exist_ok=True)
-            for file in folder.iterdir():
-                link = target / file.name
-                link.unlink(missing_ok=True)
-                link.symlink_to(file.resolve())
-            (target / _TEMPLATE).write_text(template, encoding="utf-8")
-    except OSError as error:
-        raise cannot_write(target, error) from error
+    links = {file.name: file.resolve() for file in folder.iterdir() if file.is_file()}
+    if _is_made(target, links, template):
+        return target
+    with durable.in_turn(target, CACHE):
+        if not _is_made(target, links, template):
+            with durable.whole_folder(target, CACHE) as part:
+                (part / _TEMPLATE).write_text(template, encoding="utf-8")
+                for name, file in links.items():
+                    (part / name).symlink_to(file)
     return target
+
+
+def _is_made(target: Path, links: Mapping[str, Path], template: str) -> bool:
+    """Whether a folder of links holds these links and this chat template, and nothing else."""
+    given = target / _TEMPLATE
+    held = {file.name: file.resolve() for file in target.iterdir()} if target.is_dir() else {}
+    held.pop(_TEMPLATE, None)
+    return given.is_file() and given.read_bytes() == template.encode() and held == links
 
 
 def has_template(folder: Path) -> bool:
@@ -311,23 +292,28 @@ def describe_prepared(folder: Path, verify: bool = False) -> BaseModelFiles:
     Raises:
         ModelError: the folder is not what was written.
     """
-    manifest = read_object(folder / MANIFEST)
-    if manifest.get("scheme") != MANIFEST_SCHEME or not manifest.get("weights"):
-        raise _damaged(folder, f"manifest of scheme {manifest.get('scheme')}")
-    for name, told in manifest["weights"].items():
+    try:
+        manifest = _Manifest.model_validate(read_object(folder / MANIFEST))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise _damaged(folder, f"{MANIFEST}: {key}: {first['msg']}") from error
+    if not manifest.weights:
+        raise _damaged(folder, f"{MANIFEST} names no weights")
+    for name, told in manifest.weights.items():
         path = folder / name
-        size = path.stat().st_size if path.is_file() else None
-        if size != told["bytes"]:
-            raise _damaged(folder, f"{name} has {size} bytes instead of {told['bytes']}")
-        if sha256_of(path, fresh=verify) != told["sha256"]:
+        size = path.stat().st_size if _is_part(folder, name) else None
+        if size != told.bytes:
+            raise _damaged(folder, f"{name} has {size} bytes instead of {told.bytes}")
+        if sha256_of(path, fresh=verify) != told.sha256:
             raise _damaged(folder, f"{name} has another checksum")
-    weights = {name: str(told["sha256"]) for name, told in manifest["weights"].items()}
+    weights = {name: told.sha256 for name, told in manifest.weights.items()}
     config = refuse_remote_code(folder, str(folder))
     return BaseModelFiles(
-        manifest["name"],
+        manifest.name,
         folder,
-        manifest["source"],
-        manifest["note"],
+        manifest.source,
+        manifest.note,
         None,
         *_digests(folder, weights, config),
     )
@@ -335,11 +321,11 @@ def describe_prepared(folder: Path, verify: bool = False) -> BaseModelFiles:
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write the manifest of a prepared folder: `facts` and the checksums of its weights."""
-    weights = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)}
-        for path in weight_files(folder)
-    }
-    write_object(folder / MANIFEST, {"scheme": MANIFEST_SCHEME, **facts, "weights": weights})
+    weights = {}
+    for path in weight_files(folder):
+        size, sha = durable.fingerprint(path)
+        weights[path.name] = {"bytes": size, "sha256": sha}
+    write_object(folder / MANIFEST, {"scheme": 1, **facts, "weights": weights})
 
 
 def _digests(
@@ -353,7 +339,7 @@ def _digests(
 
 
 def _no_weights(folder: Path) -> ModelError:
-    pickles = pickles_in(folder)
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     return ModelError(
         "no safetensors weights",
         where=str(folder),

@@ -22,6 +22,10 @@ state and activations (execution/pool.py counts with the same)."""
 BYTES_AT_LEAST = 5
 """Per parameter: the weights in float32 and a quarter more."""
 
+SHARE_OF_MEMORY = 0.8
+"""Of the machine's main memory that training may take and be called comfortable: the system, the
+page cache and other programs need the rest."""
+
 State = Literal["prepared", "package", "hub cache", "download", "licence", "offline", "damaged"]
 Fit = Literal["yes", "tight", "no"]
 
@@ -44,7 +48,8 @@ class Overview:
     """One catalogue model on this machine; sizes in bytes.
 
     `disk`: what lies on this machine now, or 0. `memory`: main memory that one training process
-    is given (LoRA, float32); `fits`: "tight" where only the weights and a little more fit.
+    is given (LoRA, float32); `fits`: "tight" where it takes nearly all
+    memory, or where only the weights and a little more fit.
     """
 
     name: str
@@ -95,7 +100,7 @@ def _look(name: str, entry: Entry, total: int) -> Overview:
         state=state,
         disk=disk,
         memory=needed,
-        fits="yes" if needed <= total else "tight" if least <= total else "no",
+        fits="yes" if needed <= SHARE_OF_MEMORY * total else "tight" if least <= total else "no",
         install=entry.package.install if entry.package else "",
         note=entry.note,
     )

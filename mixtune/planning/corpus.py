@@ -42,8 +42,8 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
     so that asking for more items never changes what is trained on.
 
     Raises:
-        DataError: a dataset cannot be read, a task has no evaluation items, an ingredient has no
-            rows left, or rows leak under `leaked: error`.
+        DataError: a dataset cannot be read, the gate leaves nothing of a split, or rows leak under
+            `leaked: error`.
     """
     carve = study.evaluate.carve
     test = [e for task in study.tasks for e in registry.examples(task, "test", carve)]
@@ -55,15 +55,14 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
         clean = _gate(task, rows, test, study)
         leaked_validation[task] = len(rows) - len(clean)
         held_out += rows
-        items[task, "validation"] = _items(task, "validation", clean, study)
-        items[task, "test"] = _items(task, "test", [e for e in test if e.task == task], study)
+        tested = [e for e in test if e.task == task]
+        items[task, "validation"] = select_evaluation(clean, study.evaluate.validation_items)
+        items[task, "test"] = select_evaluation(tested, study.evaluate.test_items)
     pools, leaked_train = {}, {}
     for name in study.ingredients:
         rows = registry.examples(name, "train", carve)
         pools[name] = _gate(name, rows, held_out, study)
         leaked_train[name] = len(rows) - len(pools[name])
-        if not pools[name]:
-            raise DataError("an ingredient has no rows to train on", where=name, found=len(rows))
     known = {}
     if "majority" in study.baselines:
         labelled = [task for task in study.tasks if registry.get(task).kind == "label"]
@@ -117,21 +116,14 @@ def _gate(
             wanted="no shared rows",
             remedy="set evaluate.leaked: drop, to drop and count them",
         )
-    return [row for row in rows if row.id not in leaked]
-
-
-def _items(task: str, split: Split, rows: Sequence[Example], study: Study) -> list[Example]:
-    wanted = {
-        "validation": study.evaluate.validation_items,
-        "test": study.evaluate.test_items,
-    }[split]
-    chosen = select_evaluation(rows, wanted)
-    if not chosen:
+    kept = [row for row in rows if row.id not in leaked]
+    if not kept:
+        split = rows[0].split
         raise DataError(
-            f"no {split} items to score on",
-            where=task,
-            found=0,
-            wanted="at least one item",
-            remedy=f"give the task a {split} split, or a larger evaluate.carve",
+            f"every {split} row also stands in an evaluation split",
+            where=name,
+            found=f"{len(leaked)} of {len(rows)} rows",
+            wanted="rows that no evaluation split has",
+            remedy=f"give it other {split} rows; mixtune data show {name} shows them",
         )
-    return chosen
+    return kept

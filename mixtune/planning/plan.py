@@ -1,7 +1,7 @@
 """Study → cells → runs with ids, rows and tokens: what will be done, by name, before it is done.
 
 Three chained ids, each a hash of what can change that result and of nothing else: `train_id`
-(base weights, rows in order, cocktail, budget, settings, seed) → `answer_id` (system, prompts,
+(base weights, rows in order, budget, settings, seed) → `answer_id` (system, prompts,
 items, decoding, number format) → `score_id` (parser, metrics: derive.py). Device, workers, paths
 and the study's name are in none of them.
 
@@ -130,14 +130,25 @@ class Planner:
 
         Raises:
             SpecError: the base model is not resolved.
+            DataError: the data is no longer what the run was planned with.
         """
         if self.tokens is None or run.seed is None:
             raise SpecError("this run cannot be resolved: the base model's files are not here")
-        return self._encode(self._mixture(run.cocktail, run.seed))
+        mixture = self._mixture(run.cocktail, run.seed)
+        if self._train_id(run.seed, mixture) != run.system:
+            raise _moved(run.name)
+        return self._encode(mixture)
 
     def items(self, answer: AnswerPlan) -> list[Example]:
-        """The examples of one set of answers."""
-        return self.corpus.items[answer.task, answer.split]
+        """The examples of one set of answers.
+
+        Raises:
+            DataError: the data is no longer what the answers were planned with.
+        """
+        items = self.corpus.items[answer.task, answer.split]
+        if self._facts(answer.task, answer.split)[1] != answer.items_digest:
+            raise _moved(f"{answer.task}/{answer.split}")
+        return items
 
     def prompt_hash(self, query: Query) -> str:
         """Names the prompt that a query is put as; of its messages where there is no tokenizer."""
@@ -150,7 +161,10 @@ class Planner:
     def _mixture(self, cocktail: Sequence[str], seed: int) -> Mixture:
         amounts = {name: self.study.ingredients[name] for name in cocktail}
         budget = self.study.budget.examples
-        return mix(self.corpus.pools, amounts, budget, seed, self._costs)
+        try:
+            return mix(self.corpus.pools, amounts, budget, seed, self._costs)
+        except SpecError as error:
+            raise SpecError(str(error), where=f"cocktail {'+'.join(cocktail)}") from error
 
     @cached_property
     def _costs(self) -> dict[str, Fraction]:
@@ -192,7 +206,7 @@ class Planner:
             return RunPlan("", "trained", cocktail, seed, (), self._answers(""), 0)
         mixture = self._mixture(cocktail, seed)
         rows = self._encode(mixture) if self.tokens else []
-        system = self._train_id(cocktail, seed, mixture) if self.files else ""
+        system = self._train_id(seed, mixture) if self.files else ""
         return RunPlan(
             system=system,
             kind="trained",
@@ -203,7 +217,7 @@ class Planner:
             tokens=sum(row.length for row in rows),
         )
 
-    def _train_id(self, cocktail: tuple[str, ...], seed: int, mixture: Mixture) -> str:
+    def _train_id(self, seed: int, mixture: Mixture) -> str:
         assert self.files is not None
         study = self.study
         return make_id(
@@ -211,7 +225,6 @@ class Planner:
             {
                 "model": self.files.digest,
                 "rows": [[name, self._digest(example)] for name, example in mixture.order],
-                "cocktail": {name: study.ingredients[name].asked for name in cocktail},
                 "budget": study.budget.model_dump(mode="json"),
                 "train": study.train.model_dump(mode="json", exclude=LIMITS),
                 "seed": seed,
@@ -347,6 +360,18 @@ class Planner:
 def _size(row: Row, unit: UnitName) -> int:
     """What a row counts for where shares are of tokens."""
     return row.length if unit == "tokens" else len(row.answer)
+
+
+def _moved(where: str) -> DataError:
+    return DataError(
+        "the data is no longer what was planned",
+        where=where,
+        found="other rows, or another order of them, than when the study was planned",
+        wanted="files that stay as they are while a study runs, and code that gives the same rows "
+        "each time",
+        remedy="leave the files alone and type the command again; in a Python task, sort what has "
+        "no order of its own, such as a set",
+    )
 
 
 def canonical(study: Study, registry: Registry) -> Study:

@@ -66,11 +66,9 @@ def _svg(size: tuple[float, float], name: str, parts: Iterable[Markup]) -> Marku
     return head.format(w, h, plain(name)) + Markup("").join(parts) + Markup("</svg>")
 
 
-def _text(x: float, y: float, content: str, kind: str = "") -> Markup:
-    content = plain(content)
-    if kind:
-        return Markup('<text x="{:g}" y="{:g}" class="{}">{}</text>').format(x, y, kind, content)
-    return Markup('<text x="{:g}" y="{:g}">{}</text>').format(x, y, content)
+def _text(x: float, y: float, content: str, kind: str) -> Markup:
+    text = '<text x="{:g}" y="{:g}" class="{}">{}</text>'
+    return Markup(text).format(x, y, kind, plain(content))
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
@@ -163,16 +161,9 @@ def _heat_cell(
     if cell.floored:
         path = '<path d="M0 {:g}h{:g}v5h-{:g}z" style="fill:url(#{})"/>'
         parts.append(Markup(path).format(h - 5, w, w, key))
-    below = "single" if cell.is_single else signed(cell.difference)
+    below = "no single" if cell.difference is None else signed(cell.difference)
     parts.append(_text(w / 2, 14, number(cell.value), "v mid"))
-    parts.append(
-        _text(
-            w / 2,
-            27,
-            below if cell.difference is not None or cell.is_single else "no single",
-            "g mid",
-        )
-    )
+    parts.append(_text(w / 2, 27, "single" if cell.is_single else below, "g mid"))
     return Markup("").join(parts) + Markup("</g>")
 
 
@@ -192,34 +183,23 @@ def _heat_legend(heat: Heat, y: float, key: str) -> tuple[list[Markup], float]:
     names = [*(f"d{i}" for i in range(LEVELS, 0, -1)), *(f"u{i}" for i in range(1, LEVELS + 1))]
     parts = [_text(0, y + 8, "Difference to the single, 95 % interval excludes 0:", "l")]
     for i, name in enumerate(names):
-        x = side * i + (4 if i >= LEVELS else 0) + 16
-        parts.append(Markup('<g class="c {}">').format(name))
-        parts.append(_rect(x, y + 15, side, 12, "") + Markup("</g>"))
-    ends_of = [-LEVELS, -LEVELS // 2, 0, LEVELS // 2, LEVELS]
-    for bound in ends_of:
-        x = side * (bound + LEVELS) + (2 if bound == 0 else 4 if bound > 0 else 0) + 16
-        shown = tick(bound * heat.step) if bound <= 0 else f"+{tick(bound * heat.step)}"
-        parts.append(_text(x, y + 39, shown, "l mid"))
+        parts.append(_swatch(name, side * i + (20 if i >= LEVELS else 16), y + 15, side))
+    for bound in range(-LEVELS, LEVELS + 1, LEVELS // 2):
+        side_of_0 = (bound > 0) - (bound < 0)
+        shown = "+" * (bound > 0) + tick(bound * heat.step)
+        parts.append(_text(side * (bound + LEVELS) + 18 + 2 * side_of_0, y + 39, shown, "l mid"))
     y += 50
-    marks = [("d0", "u0", "pale: the interval includes 0"), ("s", "", "the single itself")]
-    marks += [("hatched", "", "not above the floor (chance or majority class)")]
-    x = 16.0
-    for first, second, said in marks:
-        if x > 16 and x + 40 + width(said, SMALL) > 336:
-            x, y = 16.0, y + 18
-        if first == "hatched":
-            fill = '<path d="M{:g} {:g}h24v5h-24z" style="fill:url(#{})"/>'
-            parts.append(Markup(fill).format(x, y + 3, key))
-        else:
-            half = 12.0 if second else 24.0
-            parts.append(Markup('<g class="c {}">').format(first))
-            parts.append(_rect(x, y, half, 12, "") + Markup("</g>"))
-            if second:
-                parts.append(Markup('<g class="c {}">').format(second))
-                parts.append(_rect(x + half, y, half, 12, "") + Markup("</g>"))
-        parts.append(_text(x + 30, y + 9.5, said, "l"))
-        x += 44 + width(said, SMALL)
-    return parts, y + 18
+    parts += [_swatch("d0", 16, y, 12), _swatch("u0", 28, y, 12), _swatch("s", 16, y + 18, 24)]
+    hatched = Markup('<path d="M16 {:g}h24v5h-24z" style="fill:url(#{})"/>')
+    parts.append(hatched.format(y + 39, key))
+    said = ("pale: the interval includes 0", "the single itself")
+    for i, words in enumerate((*said, "not above the floor (chance or majority class)")):
+        parts.append(_text(46, y + 9.5 + 18 * i, words, "l"))
+    return parts, y + 54
+
+
+def _swatch(shade_of: str, x: float, y: float, wide: float) -> Markup:
+    return Markup('<g class="c {}">{}</g>').format(shade_of, _rect(x, y, wide, 12, ""))
 
 
 # ---- forest plot --------------------------------------------------------------------------------
@@ -265,11 +245,12 @@ def _forest_row(cell: Cell, scale: Scale, y: float, title: str) -> Markup:
     if cell.value_low is not None and cell.value_high is not None:
         parts.append(_line(scale(cell.value_low), y, scale(cell.value_high), y, "bar"))
     x = scale(cell.value)
-    if cell.is_single:
-        mark = '<path class="dot" d="M{:g} {:g}l5 5l-5 5l-5 -5z"/>'
-        parts.append(Markup(mark).format(x, y - 5))
-    else:
+    if cell.seeds and not cell.is_single:
         parts.append(Markup('<circle class="dot" cx="{:g}" cy="{:g}" r="4"/>').format(x, y))
+    else:
+        corner, rest = ((0, -5), "l5 5l-5 5l-5 -5z") if cell.is_single else ((-4, -4), "h8v8h-8z")
+        mark = Markup('<path class="dot" d="M{:g} {:g}{}"/>')
+        parts.append(mark.format(x + corner[0], y + corner[1], rest))
     parts.append(_text(PLOT, y + 4, number(cell.value), "v end"))
     return Markup('<g class="row {}">').format(kind) + Markup("").join(parts) + Markup("</g>")
 
@@ -354,19 +335,11 @@ def length_plot(rows: Sequence[LengthRow]) -> Markup:
     return _svg((WIDE, y + 8), "tokens per row of each ingredient", parts)
 
 
-def _lengths(row: LengthRow, kind: str) -> tuple[int, int, int, int, int]:
-    if kind == "tokens":
-        return row.tokens_min, row.tokens_p5, row.tokens_median, row.tokens_p95, row.tokens_max
-    return (
-        row.supervised_min,
-        row.supervised_p5,
-        row.supervised_median,
-        row.supervised_p95,
-        row.supervised_max,
-    )
+def _lengths(row: LengthRow, kind: str) -> list[int]:
+    return [getattr(row, f"{kind}_{end}") for end in ("min", "p5", "median", "p95", "max")]
 
 
-def _box(scale: Scale, y: float, at: tuple[int, int, int, int, int], kind: str) -> Markup:
+def _box(scale: Scale, y: float, at: Sequence[int], kind: str) -> Markup:
     least, p5, median, p95, most = (scale(v) for v in at)
     half = 5.0 if kind == "all" else 2.5
     said = _title("{}: {}, p5 {}, median {}, p95 {}, {}".format(kind, *at))

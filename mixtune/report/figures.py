@@ -5,10 +5,10 @@ Knows: which number stands where. Does not know: HTML, colours, how a number was
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mixtune.analysis.effects import TO_BASE, TO_SINGLE
-from mixtune.analysis.results import BASE
+from mixtune.analysis.results import BASE, MAJORITY
 from mixtune.metrics import METRICS
 from mixtune.records import Estimate, MixRow, Result
 from mixtune.report.inputs import ReportInput
@@ -22,7 +22,7 @@ class Cell:
     is itself the single. `difference`, `low`, `high` and `difference_seeds` (the seeds that both
     sides have) are against it; `to_base` and its ends against the untuned base. `against_floor`:
     see `against_floor`, for the interval of the mean. `unread`: share of answers without a readable
-    value.
+    value. A system that was brought in from elsewhere has no differences, and 0 `seeds`.
     """
 
     form: str
@@ -32,26 +32,26 @@ class Cell:
     value: float
     value_low: float | None
     value_high: float | None
-    reference: str
-    difference: float | None
-    low: float | None
-    high: float | None
-    seeds: int
-    difference_seeds: int | None
-    to_base: float | None
-    base_low: float | None
-    base_high: float | None
-    n: int
-    clusters: int
-    against_floor: str
-    unread: float
-    value_method: str
-    method: str
+    reference: str = ""
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 0
+    difference_seeds: int | None = None
+    to_base: float | None = None
+    base_low: float | None = None
+    base_high: float | None = None
+    n: int = 0
+    clusters: int = 0
+    against_floor: str = ""
+    unread: float = 0.0
+    value_method: str = ""
+    method: str = ""
 
     @property
     def is_single(self) -> bool:
         """Whether it is itself the single that the others on its task are compared with."""
-        return self.cocktail in (self.reference, self.task)
+        return bool(self.seeds) and self.cocktail in (self.reference, self.task)
 
     @property
     def floored(self) -> bool:
@@ -128,26 +128,20 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The page's first sentence for one task: a cell and the split that it was picked on.
+    """The page's first sentence for one task: the best cell and the next.
 
-    On a page that reads on test what was chosen on validation, `chosen` is the name chosen there
-    ("": nothing was), `cell` is None where it has no scores, and nobody comes second: a runner-up
-    would be picked on test.
+    On a page that reads on test what was chosen on validation it is the cell of what was chosen,
+    None where that has no scores, and nobody comes second: a runner-up would be picked on test.
     """
 
     task: str
     cell: Cell | None
-    runner_up: Cell | None
-    picked: str
-    chosen: str
+    runner_up: Cell | None = None
 
 
 def main_metrics(page: ReportInput) -> dict[str, str]:
     """Task → the metric that its results name first."""
-    found: dict[str, str] = {}
-    for row in page.results:
-        found.setdefault(row.task, row.metric)
-    return found
+    return {row.task: row.metric for row in reversed(page.results)}
 
 
 def cells(page: ReportInput) -> list[Cell]:
@@ -160,9 +154,14 @@ def cells(page: ReportInput) -> list[Cell]:
         if mean.split != page.split or mean.target not in page.tasks:
             continue
         key = (mean.form, mean.target, mean.metric)
-        own = runs.get((*key, mean.subject), [])
-        single, base = singles.get((*key, mean.subject)), bases.get((*key, mean.subject))
-        found.append(_cell(mean, single, base, references.get(key, ""), own))
+        cell = _cell(mean, mean.target, mean.subject, runs.get((*key, mean.subject), []))
+        cell = replace(cell, reference=references.get(key, ""), seeds=mean.seeds)
+        if single := singles.get((*key, mean.subject)):
+            cell = replace(cell, difference=single.value, low=single.low, high=single.high)
+            cell = replace(cell, difference_seeds=single.seeds, method=single.method)
+        if base := bases.get((*key, mean.subject)):
+            cell = replace(cell, to_base=base.value, base_low=base.low, base_high=base.high)
+        found.append(cell)
     return found
 
 
@@ -183,37 +182,35 @@ def _by_cell(page: ReportInput) -> dict[tuple[str, str, str, str], list[Result]]
     return found
 
 
-def _cell(
-    mean: Estimate,
-    single: Estimate | None,
-    base: Estimate | None,
-    reference: str,
-    own: Sequence[Result],
-) -> Cell:
+def _cell(row: Estimate | Result, task: str, cocktail: str, runs: Sequence[Result]) -> Cell:
+    """A cell that is compared with nothing but the floor."""
     return Cell(
-        form=mean.form,
-        task=mean.target,
-        metric=mean.metric,
-        cocktail=mean.subject,
-        value=mean.value,
-        value_low=mean.low,
-        value_high=mean.high,
-        reference=reference,
-        difference=single.value if single else None,
-        low=single.low if single else None,
-        high=single.high if single else None,
-        seeds=mean.seeds,
-        difference_seeds=single.seeds if single else None,
-        to_base=base.value if base else None,
-        base_low=base.low if base else None,
-        base_high=base.high if base else None,
-        n=mean.n,
-        clusters=mean.clusters,
-        against_floor=against_floor(mean.low, mean.high, own[0].floor if own else None),
-        unread=sum(row.unparsed for row in own) / len(own) if own else 0.0,
-        value_method=mean.method,
-        method=single.method if single else "",
+        form=row.form,
+        task=task,
+        metric=row.metric,
+        cocktail=cocktail,
+        value=row.value,
+        value_low=row.low,
+        value_high=row.high,
+        n=row.n,
+        clusters=row.clusters,
+        against_floor=against_floor(row.low, row.high, runs[0].floor if runs else None),
+        unread=sum(run.unparsed for run in runs) / max(1, len(runs)),
+        value_method=row.method,
     )
+
+
+def brought(page: ReportInput) -> list[Cell]:
+    """Systems that were brought in from elsewhere, each task in its main metric."""
+    main = main_metrics(page)
+    return [
+        _cell(row, row.task, row.cocktail, [row])
+        for row in page.results
+        if row.split == page.split
+        and (row.seed, row.metric) == (None, main[row.task])
+        and row.cocktail not in (MAJORITY, BASE)
+        and row.task in page.tasks
+    ]
 
 
 def against_floor(low: float | None, high: float | None, floor: float | None) -> str:
@@ -283,12 +280,8 @@ def curves(page: ReportInput) -> list[CurvePoint]:
 
 def counts(page: ReportInput) -> list[Count]:
     """Data counts, in the order given; a row of no known run keeps its name and has no seed."""
-    runs = {run.id: run for run in page.runs}
-    found = []
-    for name, mix in page.mixes:
-        run = runs.get(name)
-        found.append(Count(name, run.cocktail if run else name, run.seed if run else None, mix))
-    return found
+    runs = {run.id: (run.cocktail, run.seed) for run in page.runs}
+    return [Count(name, *runs.get(name, (name, None)), mix) for name, mix in page.mixes]
 
 
 def answers(page: ReportInput) -> list[Answer]:
@@ -303,16 +296,13 @@ def answers(page: ReportInput) -> list[Answer]:
         if (cell.form, cell.metric) == (page.main_forms[cell.task], main.get(cell.task)):
             own[cell.task].append(cell)
     if page.confirms:
-        return [_confirmed(task, page.chosen.get(task, ""), own[task]) for task in page.tasks]
-    return [_best(task, own[task], page.split) for task in page.tasks if own[task]]
+        return [
+            Answer(task, next((c for c in own[task] if c.cocktail == page.chosen.get(task)), None))
+            for task in page.tasks
+        ]
+    return [_best(task, own[task]) for task in page.tasks if own[task]]
 
 
-def _confirmed(task: str, chosen: str, own: Sequence[Cell]) -> Answer:
-    cell = next((c for c in own if c.cocktail == chosen), None)
-    return Answer(task, cell, None, "validation", chosen)
-
-
-def _best(task: str, own: Sequence[Cell], split: str) -> Answer:
+def _best(task: str, own: Sequence[Cell]) -> Answer:
     sign = -1 if METRICS[own[0].metric].higher_is_better else 1
-    ranked = sorted(own, key=lambda c: (sign * c.value, c.cocktail))
-    return Answer(task, ranked[0], ranked[1] if len(ranked) > 1 else None, split, "")
+    return Answer(task, *sorted(own, key=lambda c: (sign * c.value, c.cocktail))[:2])

@@ -45,7 +45,7 @@ class DataRow:
 
 @dataclass(frozen=True, slots=True)
 class LengthRow:
-    """Tokens per row of an ingredient's pool (planning.lengths): sums and quantiles.
+    """Tokens per row of an ingredient's pool (planning.facts): sums and quantiles.
 
     `supervised`: the answer's part. Sums, quantiles and `over_long` are of the `measured` rows.
     """

@@ -5,10 +5,13 @@ made, stores, how a figure is drawn.
 """
 
 from base64 import b64encode
+from bisect import bisect_left
+from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
+from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
@@ -16,13 +19,10 @@ from markupsafe import Markup, escape
 
 from mixtune.analysis.resample import FEW_VARY, MIN_CLUSTERS
 from mixtune.report import draw, figures, plots, wording
-from mixtune.report.figures import Cell, CurvePoint
-from mixtune.report.inputs import DataRow, LengthRow, ReportInput, RunRow
+from mixtune.report.figures import Cell
+from mixtune.report.inputs import ReportInput
 from mixtune.report.links import data_link, file, standalone, svg_link
-from mixtune.report.plots import Portion
 from mixtune.report.tables import csv_files, csv_of
-
-__all__ = ["DataRow", "LengthRow", "ReportInput", "RunRow", "page_files", "render"]
 
 LARGEST = 1_000_000
 """Bytes of a page."""
@@ -59,49 +59,30 @@ CUTS: tuple[tuple[dict[str, Any], str], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A figure on the page, and where its SVG and its numbers can be had."""
-
-    name: str
-    title: str
-    svg: Markup
-    svg_link: str
-    csv_link: str
-    csv_name: str
-
-
-@dataclass(frozen=True, slots=True)
 class Drawing:
     """A figure and its numbers. `table`: the CSV file beside the page that holds them."""
 
     name: str
     svg: Markup
-    table: str
-    row_type: type
     rows: Sequence[object]
+    table: str
     title: str = ""
 
 
 def render(page: ReportInput) -> str:
     """The page as text, at most a megabyte; every name, note and error on it is escaped."""
-    html = _cut(page, 0)
-    if len(html.encode()) <= LARGEST:
-        return html
-    first, last = 1, len(CUTS)  # each cut makes the page smaller: halve the range
-    found = {}
-    while first < last:
-        middle = (first + last) // 2
-        found[middle] = _cut(page, middle)
-        fits = len(found[middle].encode()) <= LARGEST
-        first, last = (first, middle) if fits else (middle + 1, last)
-    return found[first] if first in found else _cut(page, first)
+    cut = lru_cache(partial(_cut, page))
+
+    def fits(count: int) -> bool:
+        return len(cut(count).encode()) <= LARGEST
+
+    # Each cut makes the page smaller.
+    return cut(0) if fits(0) else cut(1 + bisect_left(range(1, len(CUTS)), True, key=fits))
 
 
 def _cut(page: ReportInput, count: int) -> str:
     """The page with the first so many cuts made."""
-    changes: dict[str, Any] = {}
-    for change, _ in CUTS[:count]:
-        changes |= change
+    changes = ChainMap(*(change for change, _ in reversed(CUTS[:count])))
     return _rendered(page, replace(FULL, **changes), [words for _, words in CUTS[:count]])
 
 
@@ -113,22 +94,22 @@ def page_files(page: ReportInput) -> dict[str, str]:
 
 def drawings(page: ReportInput, detail: Detail) -> dict[str, list[Drawing]]:
     """Every figure, by the part of the page that it is in."""
-    shown = _shown(page, detail)
+    shown, runs = _shown(page, detail), page.runs
+    timed = any(run.seconds for run in runs)
     return {
         "heat": _heat_maps(page, detail, shown),
-        "forest": _forests(page, shown),
+        "forest": [
+            Drawing(_name("task", i, forest.task), draw.forest_plot(forest), forest.cells, "matrix")
+            for i, forest in enumerate(plots.forests(page, shown), 1)
+        ],
         "curves": _curves(page, detail),
         "data": _data(page, detail),
-        "runs": [_drawing("runs", draw.time_bars(page.runs[: detail.rows]), RunRow, page.runs)]
-        if any(run.seconds for run in page.runs)
-        else [],
+        "runs": [Drawing("runs", draw.time_bars(runs[: detail.rows]), runs, "runs")] * timed,
     }
 
 
-def _drawing(
-    name: str, svg: Markup, row_type: type, rows: Sequence[object], table: str = ""
-) -> Drawing:
-    return Drawing(name, svg, f"{table or name}.csv", row_type, rows)
+def _name(kind: str, number: int, text: str) -> str:
+    return f"{kind}-{number}-{wording.slug(text)}"
 
 
 def _shown(page: ReportInput, detail: Detail) -> list[Cell]:
@@ -149,35 +130,17 @@ def _heat_maps(page: ReportInput, detail: Detail, shown: Sequence[Cell]) -> list
         name = f"matrix-{wording.slug(heat.form)}-{wording.slug(heat.metric or 'main')}"
         svg = draw.heat_map(heat, page.tasks, main, f"h{len(found)}")
         title = f"{heat.form} answers{f', {heat.metric}' if heat.metric else ''}"
-        drawing = _drawing(name, svg, Cell, list(heat.at.values()), "matrix")
-        found.append(replace(drawing, title=title))
+        found.append(Drawing(name, svg, list(heat.at.values()), "matrix", title))
     return found
-
-
-def _forests(page: ReportInput, shown: Sequence[Cell]) -> list[Drawing]:
-    return [
-        _drawing(
-            f"task-{i}-{wording.slug(forest.task)}",
-            draw.forest_plot(forest),
-            Cell,
-            forest.cells,
-            "matrix",
-        )
-        for i, forest in enumerate(plots.forests(page, shown), 1)
-    ]
 
 
 def _curves(page: ReportInput, detail: Detail) -> list[Drawing]:
     points = figures.curves(page)
-    own: dict[str, list[CurvePoint]] = {}
-    for point in points:
-        own.setdefault(point.cocktail, []).append(point)
     return [
-        _drawing(
-            f"curve-{i}-{wording.slug(chart.cocktail)}",
+        Drawing(
+            _name("curve", i, chart.cocktail),
             draw.curve_chart(chart),
-            CurvePoint,
-            own[chart.cocktail],
+            [point for point in points if point.cocktail == chart.cocktail],
             "curves",
         )
         for i, chart in enumerate(plots.charts(points, detail.points)[: detail.cocktails], 1)
@@ -185,42 +148,33 @@ def _curves(page: ReportInput, detail: Detail) -> list[Drawing]:
 
 
 def _data(page: ReportInput, detail: Detail) -> list[Drawing]:
-    found = []
-    if page.lengths:
-        found.append(_drawing("lengths", draw.length_plot(page.lengths), LengthRow, page.lengths))
     rows = plots.portions(page)
     names = list(dict.fromkeys(row.cocktail for row in rows))[: detail.cocktails]
     kept = [row for row in rows if row.cocktail in names]
+    found = []
+    if page.lengths:
+        found.append(Drawing("lengths", draw.length_plot(page.lengths), page.lengths, "lengths"))
     if kept:
-        found.append(_drawing("shares", draw.share_bars(kept), Portion, kept))
+        found.append(Drawing("shares", draw.share_bars(kept), kept, "shares"))
     return found
 
 
-def _figure(drawing: Drawing, page: ReportInput, detail: Detail) -> Figure:
-    """With links to copies inside the page, which are safe in an attribute, or to files beside."""
+def _links(figure: Drawing, page: ReportInput, detail: Detail) -> dict[str, str]:
+    """Where a figure and its numbers can be had: copies inside the page, or files beside it."""
     if not detail.copies:
-        svg, table = f"{page.split}/{drawing.name}.svg", f"{page.split}/{drawing.table}"
-        return Figure(drawing.name, drawing.title, drawing.svg, svg, table, drawing.table)
-    numbers = data_link(csv_of(drawing.row_type, drawing.rows), "text/csv")
-    return Figure(
-        name=drawing.name,
-        title=drawing.title,
-        svg=drawing.svg,
-        svg_link=Markup(svg_link(drawing.svg)),
-        csv_link=Markup(numbers),
-        csv_name=f"{drawing.name}.csv",
-    )
+        folder = f"{page.split}/"
+        return {"svg": f"{folder}{figure.name}.svg", "csv": f"{folder}{figure.table}.csv"}
+    numbers = data_link(csv_of(type(figure.rows[0]), figure.rows), "text/csv")
+    # Both are written so that they are safe in an attribute.
+    return {"svg": Markup(svg_link(figure.svg)), "csv": Markup(numbers)}
 
 
 def _rendered(page: ReportInput, detail: Detail, left_out: Sequence[str]) -> str:
     shown, main = _shown(page, detail), figures.main_metrics(page)
     heats = [h for h in plots.heats(page, shown) if not h.metric]
     forms = set(page.main_forms.values())
-    answers = figures.answers(page)
-    drawn = {
-        part: [_figure(drawing, page, detail) for drawing in group]
-        for part, group in drawings(page, detail).items()
-    }
+    answers, counts = figures.answers(page), figures.counts(page)
+    failures = [run for run in page.runs if run.state == "failed" or run.error]
     return _template().render(
         page=page,
         answers=answers,
@@ -233,12 +187,15 @@ def _rendered(page: ReportInput, detail: Detail, left_out: Sequence[str]) -> str
         others=[c for c in shown if c.metric != main[c.task]] if detail.metrics else [],
         main=main,
         unread=_unread(page)[: detail.rows],
-        figures=drawn,
+        figures=drawings(page, detail),
+        links_of=lambda figure: _links(figure, page, detail),
+        brought=figures.brought(page),
         seeds=list(dict.fromkeys(point.seed for point in figures.curves(page))),
-        counts=figures.counts(page)[: detail.rows],
+        counts=counts[: detail.rows],
+        shared=any(row.mix.share_asked is not None for row in counts),
         runs=page.runs[: detail.rows],
-        failures=[run for run in page.runs if run.state == "failed" or run.error][: detail.rows],
-        failed=sum(run.state == "failed" or bool(run.error) for run in page.runs),
+        failures=failures[: detail.rows],
+        failed=len(failures),
         methods=sorted({m for c in shown for m in (c.value_method, c.method) if m}),
         done=sum(run.state == "done" for run in page.runs),
         clustered=sorted({r.task for r in page.results if r.clusters < r.n}),
@@ -250,10 +207,13 @@ def _exploratory(page: ReportInput) -> str:
     """Why the first sentences are no confirmed claim."""
     if page.confirms:
         return (
-            "chosen on validation and read on test, with the seeds that it was chosen by: "
-            "a confirmed claim needs fresh seeds"
+            "What these sentences speak of was chosen on validation and is read on test, with the "
+            "seeds that it was chosen by. A confirmed claim needs fresh seeds."
         )
-    return f"exploratory: the best was picked and is read on the same data ({page.split})"
+    return (
+        "These sentences are exploratory: the best was picked and is read on the same data "
+        f"({page.split}). The best of several always looks better than it is."
+    )
 
 
 def _unread(page: ReportInput) -> list[tuple[str, str, dict[str, float]]]:
@@ -264,11 +224,11 @@ def _unread(page: ReportInput) -> list[tuple[str, str, dict[str, float]]]:
         if row.split == page.split and row.metric == main[row.task]:
             by_task = rates.setdefault((row.form, row.cocktail), {})
             by_task.setdefault(row.task, []).append(row.unparsed)
-    means = [
-        (form, cocktail, {task: sum(v) / len(v) for task, v in by_task.items()})
+    return [
+        (form, cocktail, {task: fmean(own) for task, own in by_task.items()})
         for (form, cocktail), by_task in rates.items()
+        if any(map(any, by_task.values()))
     ]
-    return [row for row in means if any(row[2].values())]
 
 
 @lru_cache(maxsize=1)
@@ -290,6 +250,7 @@ def _template() -> Template:
         "headline": wording.headline,
         "lines": lambda text: escape(wording.lines(text)),
         "named": named,
+        "some": wording.some,
     }
     script = file("page.js")
     environment.globals |= {

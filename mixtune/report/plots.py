@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixtune.metrics import METRICS
-from mixtune.report.figures import Cell, CurvePoint, counts, floors, main_metrics
+from mixtune.report.figures import Cell, CurvePoint, brought, counts, floors, main_metrics
 from mixtune.report.inputs import ReportInput
 
 LEVELS = 4
@@ -36,7 +36,10 @@ class Heat:
 
 @dataclass(frozen=True, slots=True)
 class Forest:
-    """All cocktails of one task with their intervals, the best first, and what they are read by."""
+    """All cocktails of one task and what was brought in, the best first, and what they are read by.
+
+    `references`: name → value of a line behind them.
+    """
 
     task: str
     title: str
@@ -47,17 +50,12 @@ class Forest:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One cocktail's loss: (seed, thinned points) per run; the axes' ends are those of all charts.
-
-    `first` and `last`: mean over the runs of the first and last point drawn.
-    """
+    """One cocktail's loss: (seed, thinned points) per run; the axes end where those of all do."""
 
     cocktail: str
     runs: list[tuple[int | None, list[tuple[float, float]]]]
     steps: int
     top: float
-    first: float
-    last: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,9 @@ class Portion:
 def heats(page: ReportInput, shown: Sequence[Cell]) -> list[Heat]:
     """One per form in the tasks' own main metrics, main forms first; then every other metric."""
     main = main_metrics(page)
-    forms = forms_of(page, shown)
+    there = {c.form for c in shown}
+    first = (form for form in map(page.main_forms.get, page.tasks) if form in there)
+    forms = list(dict.fromkeys([*first, *(c.form for c in shown)]))
     others = dict.fromkeys(c.metric for c in shown if c.metric != main[c.task])
     asked = [(form, "") for form in forms] + [(form, m) for form in forms for m in others]
     found = []
@@ -88,13 +88,6 @@ def heats(page: ReportInput, shown: Sequence[Cell]) -> list[Heat]:
         if own:
             found.append(_heat(page, form, metric, own))
     return found
-
-
-def forms_of(page: ReportInput, shown: Sequence[Cell]) -> list[str]:
-    """The forms that have cells, the tasks' main ones first."""
-    there = {c.form for c in shown}
-    main = [page.main_forms[task] for task in page.tasks if page.main_forms[task] in there]
-    return list(dict.fromkeys([*main, *(c.form for c in shown)]))
 
 
 def _heat(page: ReportInput, form: str, metric: str, own: Sequence[Cell]) -> Heat:
@@ -124,6 +117,7 @@ def forests(page: ReportInput, shown: Sequence[Cell]) -> list[Forest]:
     for task, title in page.tasks.items():
         form = page.main_forms[task]
         own = [c for c in shown if (c.task, c.form, c.metric) == (task, form, main.get(task))]
+        own += [c for c in brought(page) if (c.task, c.form) == (task, form)]
         if not own:
             continue
         sign = -1 if METRICS[own[0].metric].higher_is_better else 1
@@ -142,26 +136,17 @@ def forests(page: ReportInput, shown: Sequence[Cell]) -> list[Forest]:
 
 def charts(points: Sequence[CurvePoint], at_most: int) -> list[Chart]:
     """A chart per cocktail with a line per run, on common axes."""
-    runs: dict[str, list[CurvePoint]] = {}
+    grouped: dict[str, dict[str, list[CurvePoint]]] = {}
     for point in points:
-        runs.setdefault(point.run, []).append(point)
-    drawn = {run: thinned(own, at_most) for run, own in runs.items()}
-    top = max((loss for line in drawn.values() for _, loss in line), default=0.0) or 1.0
+        grouped.setdefault(point.cocktail, {}).setdefault(point.run, []).append(point)
+    drawn = {
+        cocktail: [(own[0].seed, thinned(own, at_most)) for own in runs.values()]
+        for cocktail, runs in grouped.items()
+    }
+    losses = [loss for runs in drawn.values() for _, line in runs for _, loss in line]
     steps = max((point.step for point in points), default=0)
-    by_cocktail: dict[str, list[str]] = {}
-    for run, own in runs.items():
-        by_cocktail.setdefault(own[0].cocktail, []).append(run)
-    return [
-        Chart(
-            cocktail,
-            [(runs[run][0].seed, drawn[run]) for run in names],
-            steps,
-            top,
-            sum(drawn[run][0][1] for run in names) / len(names),
-            sum(drawn[run][-1][1] for run in names) / len(names),
-        )
-        for cocktail, names in by_cocktail.items()
-    ]
+    top = max(losses, default=0.0) or 1.0
+    return [Chart(cocktail, runs, steps, top) for cocktail, runs in drawn.items()]
 
 
 def portions(page: ReportInput) -> list[Portion]:

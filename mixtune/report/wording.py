@@ -84,6 +84,13 @@ def wrap(name: str, room: float, size: float, at_most: int) -> list[str]:
     return [fit(line.rstrip(), room, size) for line in found]
 
 
+def some(names: str, at_most: int = 3) -> str:
+    """The first of a list of names, and how many more there are."""
+    found = names.split(", ")
+    rest = len(found) - at_most
+    return names if rest < 2 else f"{', '.join(found[:at_most])} and {rest} more"
+
+
 def number(value: float | None) -> str:
     """Three decimals; a dash for nothing."""
     return "–" if value is None else f"{value:.3f}"

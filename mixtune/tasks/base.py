@@ -25,9 +25,9 @@ from mixtune.tasks.dialogue import (
     Format,
     Record,
     Role,
-    RowForm,
+    blank,
     check_columns,
-    first_texts,
+    read_dialogue,
 )
 from mixtune.tasks.parsers import PARSERS, fold
 from mixtune.tasks.places import FILE_KEYS, Source, Text
@@ -113,8 +113,12 @@ class Task(Frozen):
     def _string_keys(cls, value: Any) -> Any:  # noqa: ANN401 - raw YAML
         if not isinstance(value, dict):
             return value
-        scalars = (bool, int, float)
-        return {_spellings(k)[0] if isinstance(k, scalars) else k: v for k, v in value.items()}
+        made: dict[Any, Any] = {}
+        for key, label in value.items():
+            text = _spellings(key)[0] if isinstance(key, str | int | float) else key
+            if made.setdefault(text, label) != label:
+                raise ValueError(f"{text!r} is there twice, with two labels")
+        return made
 
     @field_validator("prompt", "system", "target", "group_by")
     @classmethod
@@ -147,11 +151,6 @@ class Task(Frozen):
         return self
 
     @property
-    def main_metric(self) -> str | None:
-        """The first metric; None for a set that is not scored."""
-        return self.metrics[0] if self.metrics else None
-
-    @property
     def prompt_version(self) -> str:
         """Digest of everything that shapes a prompt or its target, for one given record."""
         shown = {"system", "prompt", "target", "labels", "questions"}
@@ -172,7 +171,7 @@ class Task(Frozen):
         """The reason why the task's own policy leaves a record out, or None."""
         for field in self.skip_if_empty:
             theirs = self.columns.get(field) or field
-            if theirs in record and _blank(record[theirs]):
+            if theirs in record and blank(record[theirs]):
                 return f"empty {field}"
         return None
 
@@ -207,8 +206,8 @@ class Task(Frozen):
 
     def _turns(self, record: Record, where: str, key: str, split: Split) -> list[Example]:
         """An example for each of the assistant's turns that is learnt, with the turns before it."""
-        dialogue = RowForm(self.format, self.columns, self.roles).read(record, where)
-        group = _group(self, record, where, first_texts(dialogue.turns))
+        dialogue = read_dialogue(record, where, self.format, self.columns, self.roles)
+        group = _group(self, record, where, dialogue.own_text())
         before: tuple[Message, ...] = ()
         if self.system is not None and dialogue.turns[0].role != "system":
             before = (Message("system", render(self.system, record, f"{where}: system")),)
@@ -257,24 +256,19 @@ class Task(Frozen):
     def _label(self, record: Record, field: str, where: str) -> str:
         raw = record[field] if field in record else _missing(field, record, where)
         if self.kind == "open":
-            return "" if _blank(raw) else str(raw)
-        text = next((t for t in _spellings(raw) if t in self.label_values), _spellings(raw)[-1])
+            return "" if blank(raw) else str(raw)
+        known = {*self.labels, *self.label_values}
+        text = next((t for t in _spellings(raw) if t in known), _spellings(raw)[-1])
         label = self.label_values.get(text, text)
         if isinstance(raw, list | dict | None) or label not in self.labels:
-            known = sorted({*self.labels, *self.label_values})
             raise DataError(
                 "label outside the declared set",
                 where=f"{where}: field {field!r}",
                 found=raw if isinstance(raw, str) and raw.strip() else repr(raw),
-                wanted=f"one of {shorten(', '.join(known), 300)}",
+                wanted=f"one of {shorten(', '.join(sorted(known)), 300)}",
                 remedy="mend the row, or add the value to labels or label_values of the task file",
             )
         return label
-
-
-def chance(task: Task) -> float | None:
-    """Accuracy of guessing evenly among the labels; None for open tasks."""
-    return 1 / len(task.labels) if task.kind == "label" else None
 
 
 def query_of(example: Example) -> Query:
@@ -392,11 +386,9 @@ def _check_prompt(task: Task) -> None:
     if task.format != "fields":
         return
     seen = variables(task.prompt, task.system)
-    answers = {"label", *([task.fields.label] if task.kind == "label" else []), *task.questions}
-    if seen & answers:
-        raise ValueError(
-            f"prompt: shows the answer ({', '.join(sorted(map(str, seen & answers)))})"
-        )
+    given = (seen & {"label"}) or (task.kind == "label" and shared_fields(task))
+    if given:
+        raise ValueError(f"prompt: shows the answer ({', '.join(sorted(given))})")
     if task.questions and "question" not in seen:
         raise ValueError("prompt: the task has questions, so the prompt needs {{ question }}")
     if not _content_fields(task):
@@ -412,6 +404,16 @@ def _check_prompt(task: Task) -> None:
             )
 
 
+def shared_fields(task: Task) -> set[str]:
+    """Fields of the file that both the prompt and the answer are made of, by whatever names."""
+    told = set(variables(task.target))
+    if "label" in told:
+        told = told - {"label"} | ({task.fields.label} if task.fields.label else {*task.questions})
+    sides = _content_fields(task), told
+    shown, answered = ({task.columns.get(n) or n for n in names} for names in sides)
+    return shown & answered
+
+
 def _content_fields(task: Task) -> list[str]:
     """Record fields that the prompt reads, by name."""
     seen = variables(task.prompt, task.system)
@@ -425,7 +427,7 @@ def _require(task: Task, record: Record, where: str) -> None:
     for field in sorted((read - ({"question"} if task.questions else set())) | named):
         if field not in record:
             _missing(field, record, where)
-        if field not in task.may_be_empty and _blank(record[field]):
+        if field not in task.may_be_empty and blank(record[field]):
             raise DataError(
                 "the field is empty",
                 where=f"{where}: field {field!r}",
@@ -445,13 +447,6 @@ def _missing(field: str, record: Record, where: str) -> Any:  # noqa: ANN401 - n
     )
 
 
-def _blank(value: object) -> bool:
-    """Nothing to read: null, white space, an empty list or mapping."""
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None or value == [] or value == {}
-
-
 def _renamed(task: Task, record: Record, where: str) -> Record:
     """The record by the names that the task file uses."""
     for ours, theirs in task.columns.items():
@@ -468,7 +463,7 @@ def _spellings(raw: object) -> tuple[str, ...]:
     CSV keeps texts only, and other programs write whole numbers as 1.0 where a row has none.
     """
     if isinstance(raw, bool):
-        return (str(raw).lower(),)
+        return (str(raw).lower(), str(raw))
     if isinstance(raw, float) and raw.is_integer():
         return (str(raw), str(int(raw)))
     text = raw.strip() if isinstance(raw, str) else str(raw)

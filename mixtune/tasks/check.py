@@ -5,13 +5,14 @@ Knows: counts, labels, lengths, repeats, where problems are. Does not know: toke
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from mixtune.errors import DataError, UserError
 from mixtune.records import Example
+from mixtune.tasks.base import Task, shared_fields
 from mixtune.tasks.registry import Registry
 
 MOST_PROBLEMS = 20
@@ -103,6 +104,7 @@ def check_task(registry: Registry, name: str, measures: Measures) -> TaskCheck:
     """
     task = registry.get(name)
     problems: list[str] = []
+    notes: list[str] = []
 
     def collect(fault: DataError) -> None:
         problems.append(str(fault))
@@ -111,18 +113,21 @@ def check_task(registry: Registry, name: str, measures: Measures) -> TaskCheck:
 
     splits: list[SplitFacts] = []
     shown: list[Preview] = []
-    unread = None
     try:
         unread = registry.unread(task.name)
-        if unread is None:
+        if unread is not None:
+            notes.append(unread)
+        else:
             registry.load(task.name, collect)
         if unread is None and not problems:
             splits = _facts(registry, task.name, measures)
             shown = previews(registry, task.name, "train", measures.carve, PREVIEWS)
+            notes += _notes(splits, task, measures.limit)
+            problems += _emptied(splits, task)
     except UserError as error:
         problems.append(str(error))
     except _Enough:
-        problems.append(f"… reading ended after {MOST_PROBLEMS} problems")
+        notes.append(f"reading ended after {MOST_PROBLEMS} problems; there may be more")
     return TaskCheck(
         name=task.name,
         origin=registry.origin_of(task.name),
@@ -130,7 +135,7 @@ def check_task(registry: Registry, name: str, measures: Measures) -> TaskCheck:
         scored=task.scored,
         splits=tuple(splits),
         problems=tuple(problems),
-        notes=tuple(_notes(splits, task.labels, measures.limit) if unread is None else [unread]),
+        notes=tuple(notes),
         previews=tuple(shown),
     )
 
@@ -201,25 +206,50 @@ def _spread(values: Sequence[int]) -> Spread:
     )
 
 
-def _notes(splits: Sequence[SplitFacts], labels: Sequence[str], limit: int) -> list[str]:
+def _emptied(splits: Sequence[SplitFacts], task: Task) -> list[str]:
+    """Splits of which a study would drop every example."""
+    return [
+        str(
+            DataError(
+                f"every example of {facts.split} also stands in a later split",
+                where=task.name,
+                found=f"{facts.leaked} of {facts.examples}, read from {facts.source}",
+                wanted="rows that no later split has; a study drops the others",
+                remedy="name another file for one of the splits",
+            )
+        )
+        for facts in splits
+        if task.scored and facts.leaked == facts.examples
+    ]
+
+
+def _notes(splits: Sequence[SplitFacts], task: Task, limit: int) -> list[str]:
     """What is worth a look and stops nothing."""
     notes = []
+    if task.kind == "open" and (shared := shared_fields(task)):
+        notes.append(f"the prompt shows what the answer is made of: {', '.join(sorted(shared))}")
     for facts in splits:
-        missing = [label for label in labels if not facts.labels.get(label)]
-        if missing:
-            notes.append(f"{facts.split}: no row has the label {', '.join(missing)}")
+        if task.scored:
+            notes += _notes_on_scores(facts, task.labels)
         if facts.repeated:
             notes.append(f"{facts.split}: {facts.repeated} prompts stand there more than once")
-        if facts.leaked:
-            notes.append(
-                f"{facts.split}: {facts.leaked} examples also stand in a later split; a study "
-                "drops and counts them"
-            )
         if facts.over_long:
             notes.append(
                 f"{facts.split}: {facts.over_long} examples have over {limit} tokens; set "
                 "train.max_length, or train.over_long: drop"
             )
-        if facts.split != "train" and facts.examples < 30:
-            notes.append(f"{facts.split}: {facts.examples} examples are few: intervals get wide")
     return notes
+
+
+def _notes_on_scores(facts: SplitFacts, labels: Sequence[str]) -> Iterator[str]:
+    """What matters only to a task that is scored."""
+    missing = [label for label in labels if not facts.labels.get(label)]
+    if missing:
+        yield f"{facts.split}: no row has the label {', '.join(missing)}"
+    if facts.leaked:
+        yield (
+            f"{facts.split}: {facts.leaked} examples also stand in a later split; a study drops "
+            "and counts them"
+        )
+    if facts.split != "train" and facts.examples < 30:
+        yield f"{facts.split}: {facts.examples} examples are few: intervals get wide"

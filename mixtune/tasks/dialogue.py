@@ -4,7 +4,7 @@ Knows: the four forms, the names of their fields and roles. Does not know: task 
 where a row is stored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -43,38 +43,44 @@ _TOOLS = {"tool", "function", "observation", "function_call", "tool_calls", "too
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """Turns in their order; those of the assistant from `first` on are to be learnt."""
+    """Turns in their order; those of the assistant from `first` on are to be learnt.
+
+    `about`: the text that an instruction is about, where the row has one apart.
+    """
 
     turns: tuple[Message, ...]
     first: int = 0
+    about: str = ""
 
     def answers(self) -> list[int]:
         """Places of the assistant's turns that are to be learnt."""
         spoken = range(self.first, len(self.turns))
         return [i for i in spoken if self.turns[i].role == "assistant"]
 
+    def own_text(self) -> str:
+        """What rows are compared by: the text an instruction is about, else all the user says."""
+        return self.about or "\n".join(t.content for t in self.turns if t.role == "user")
 
-@dataclass(frozen=True, slots=True)
-class RowForm:
-    """A form with its fields' own names (None: there is no such field) and extra role names."""
 
-    kind: Format
-    columns: Mapping[str, str | None]
-    roles: Mapping[str, Role]
+def read_dialogue(
+    record: Record,
+    where: str,
+    kind: Format,
+    columns: Mapping[str, str | None] | None = None,
+    roles: Mapping[str, Role] | None = None,
+) -> Dialogue:
+    """The turns of a row, whose fields (None: there is no such field) and roles may be named.
 
-    def read(self, record: Record, where: str) -> Dialogue:
-        """The turns of a row.
-
-        Raises:
-            DataError: a field that is missing, empty or no text, an unknown role, a wrong order.
-        """
-        names = {**COLUMNS[self.kind], **self.columns}
-        reading = _Reading(record, where, names, {**ROLES, **self.roles})
-        if self.kind == "alpaca":
-            return reading.checked(reading.alpaca())
-        if self.kind == "prompt-completion":
-            return reading.checked(reading.completion())
-        return reading.checked(reading.messages())
+    Raises:
+        DataError: a field that is missing, empty or no text, an unknown role, a wrong order.
+    """
+    names = {**COLUMNS[kind], **(columns or {})}
+    reading = _Reading(record, where, names, {**ROLES, **(roles or {})})
+    if kind == "alpaca":
+        return reading.checked(reading.alpaca())
+    if kind == "prompt-completion":
+        return reading.checked(reading.completion())
+    return reading.checked(reading.messages())
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +93,12 @@ class _Reading:
     roles: Mapping[str, Role]
 
     def alpaca(self) -> Dialogue:
-        asked = [self._text("instruction"), self._optional("input")]
-        turns = [Message("user", "\n".join(part for part in asked if part))]
+        about = self._optional("input")
+        instruction = self._value("instruction")
+        asked = [] if about and blank(instruction) else [self._text("instruction")]
+        turns = [Message("user", "\n".join([*asked, about] if about else asked))]
         turns.append(Message("assistant", self._text("output")))
-        return Dialogue((*self._system(), *self._history(), *turns))
+        return Dialogue((*self._system(), *self._history(), *turns), about=about)
 
     def completion(self) -> Dialogue:
         prompt, completion = self._value("prompt"), self._value("completion")
@@ -179,11 +187,7 @@ class _Reading:
         return known
 
     def _turn(self, role: Any, value: object, field: str) -> Message:  # noqa: ANN401 - a Role
-        if not isinstance(value, str) or not value.strip():
-            what = "the turn is empty" if value is None or value == "" else "not a text"
-            what = "the turn is empty" if isinstance(value, str) else what
-            self._fault(what, field, value, "text that is not blank")
-        return Message(role, value.strip())
+        return Message(role, self._said(value, field, "the turn is empty"))
 
     def _value(self, name: str) -> Any:  # noqa: ANN401 - any field
         field = str(self.names[name])
@@ -199,20 +203,18 @@ class _Reading:
         return self.record[field]
 
     def _text(self, name: str) -> str:
-        value = self._value(name)
+        return self._said(self._value(name), str(self.names[name]), "the field is empty")
+
+    def _said(self, value: object, field: str, empty: str) -> str:
         if not isinstance(value, str) or not value.strip():
-            self._fault(
-                "the field is empty" if not value or isinstance(value, str) else "not a text",
-                str(self.names[name]), value, "text that is not blank",
-            )  # fmt: skip
-        return str(value).strip()
+            what = empty if blank(value) else "not a text"
+            self._fault(what, field, value, "text that is not blank")
+        return value.strip()
 
     def _optional(self, name: str) -> str:
         field = self.names.get(name)
         value = self.record.get(field) if field else None
-        if value is None or (isinstance(value, str) and not value.strip()):
-            return ""
-        return self._text(name)
+        return "" if blank(value) else self._text(name)
 
     def _fault(
         self,
@@ -220,7 +222,7 @@ class _Reading:
         field: str,
         found: object,
         wanted: str,
-        remedy: str = "mend the row, or name the field in skip_if_empty if it may be empty",
+        remedy: str = "mend the row or leave it out",
     ) -> NoReturn:
         where = f"{self.where}: field {shorten(field)!r}"
         shown = found if isinstance(found, str) and found.strip() else repr(found)
@@ -241,6 +243,8 @@ def check_columns(kind: Format, columns: Mapping[str, str | None]) -> None:
             raise ValueError(f"columns.{name}: has to be there")
 
 
-def first_texts(turns: Sequence[Message]) -> str:
-    """What the user says in a dialogue: what rows are compared by."""
-    return "\n".join(turn.content for turn in turns if turn.role == "user")
+def blank(value: object) -> bool:
+    """Nothing to read: null, white space, an empty list or mapping."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or value == [] or value == {}

@@ -49,10 +49,12 @@ def read_rows(path: Path, fault: Fault = refuse) -> Iterator[Row]:
             encoding, a header without names; and, through `fault`, rows that cannot be read.
     """
     _check_file(path)
-    read = {
-        ".csv": _read_csv, ".tsv": _read_csv, ".json": _read_list, ".parquet": _read_parquet,
-    }.get(ending(path.name) or "", read_jsonl)  # fmt: skip
+    kind = ending(path.name)
+    read = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}.get(kind or "")
     try:
+        if read is None:
+            lines = kind != ".json" or _is_lines(path)
+            read = read_jsonl if lines else _read_list
         yield from read(path, fault)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
@@ -81,6 +83,26 @@ def read_jsonl(path: Path, fault: Fault = refuse) -> Iterator[Row]:
             except DataError as error:
                 fault(error)
             number += 1
+
+
+def is_rows(path: Path) -> bool:
+    """Whether a file is one of rows: a .json file if it is a list, or has an object a line."""
+    kind = ending(path.name)
+    if kind != ".json" or not path.is_file():
+        return kind not in (None, ".json")
+    return _is_lines(path) or _start(path)[0][:1] == b"["
+
+
+def _is_lines(path: Path) -> bool:
+    """Whether a .json file holds an object a line, which other tools read too."""
+    return all(line.startswith(b"{") for line in _start(path))
+
+
+def _start(path: Path) -> tuple[bytes, bytes]:
+    """The first two lines that are not blank."""
+    with path.open("rb") as file:
+        lines = (line for line in iter(lambda: file.readline(LONGEST_LINE), b"") if line.strip())
+        return next(lines, b"").removeprefix(b"\xef\xbb\xbf").lstrip(), next(lines, b"")
 
 
 def _name(path: Path) -> str:
@@ -202,7 +224,7 @@ def _read_list(path: Path, fault: Fault) -> Iterator[Row]:
             where=where,
             found=text[space : space + 200] or "an empty file",
             wanted='[{"field": value, …}, …]',
-            remedy="put the objects in a list; a file with one object a line ends in .jsonl",
+            remedy="put the objects in a list, or one on each line",
         )
     yield from _items(text, space, where, fault)
 
@@ -347,7 +369,7 @@ def _header(cells: list[str], where: str, separator: str) -> list[str]:
             wanted="commas in .csv, tabs in .tsv",
             remedy="save the file again with that separator",
         )
-    check_names(names, where, wanted)
+    _check_names(names, where, wanted)
     odd = [n for n in names if len(n) > 100 or "\n" in n or n.replace(".", "").isdigit()]
     if odd:
         raise DataError(
@@ -360,12 +382,8 @@ def _header(cells: list[str], where: str, separator: str) -> list[str]:
     return names
 
 
-def check_names(names: Iterable[str], where: str, wanted: str) -> None:
-    """Refuse columns without a name, and names that are there twice.
-
-    Raises:
-        DataError: with the column's number or name.
-    """
+def _check_names(names: Iterable[str], where: str, wanted: str) -> None:
+    """Refuse columns without a name, and names that are there twice."""
     seen: set[str] = set()
     for place, name in enumerate(names, start=1):
         if not name:
@@ -397,7 +415,7 @@ def _read_parquet(path: Path, fault: Fault) -> Iterator[Row]:
     where = _name(path)
     try:
         with pq.ParquetFile(path) as file:
-            check_names(file.schema_arrow.names, where, "columns with names, each once")
+            _check_names(file.schema_arrow.names, where, "columns with names, each once")
             number = 0
             for batch in file.iter_batches(batch_size=1000):
                 for record in batch.to_pylist():

@@ -15,15 +15,12 @@ from typing import Any, NoReturn
 from mixtune.errors import DataError, did_you_mean, shorten
 from mixtune.records import Split
 from mixtune.strict_yaml import read_file
-from mixtune.tasks.base import Task
 from mixtune.tasks.dialogue import COLUMNS
 from mixtune.tasks.files import Fault, Row, refuse
 from mixtune.tasks.places import ending
-from mixtune.tasks.sources import Reader
+from mixtune.tasks.sources import Own
 from mixtune.tasks.task_file import make_task
 
-Imported = tuple[Task, str, Reader | None]
-"""A task, what brought it, and a reader that refuses where the entry cannot be used."""
 Raw = dict[str, Any]
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -40,12 +37,7 @@ class RefusingReader:
 
     def __init__(self, where: str, reason: str) -> None:
         self._where = where
-        self._reason = reason
-
-    @property
-    def about(self) -> str:
-        """The reason."""
-        return f"cannot be used: {self._reason}"
+        self.about = f"cannot be used: {reason}"
 
     def has(self, split: Split) -> bool:
         """Raises: see `rows`."""
@@ -61,13 +53,13 @@ class RefusingReader:
 
     def _refuse(self) -> NoReturn:
         raise DataError(
-            f"this entry cannot be used here: {self._reason}",
+            f"this entry {self.about}",
             where=self._where,
             remedy="leave it out of the study, or write a task file for it (docs/your-own-task.md)",
         )
 
 
-def factory_tasks(path: Path) -> list[Imported]:
+def factory_tasks(path: Path) -> list[Own]:
     """The datasets of LLaMA-Factory's dataset_info.json; file names start from its folder.
 
     Raises:
@@ -89,13 +81,14 @@ def factory_tasks(path: Path) -> list[Imported]:
     return _imported(raw, _factory, path, where)
 
 
-def axolotl_tasks(entries: object, path: Path) -> list[Imported]:
+def axolotl_tasks(config: Raw, path: Path) -> list[Own]:
     """The datasets of an Axolotl configuration; local paths start from its folder.
 
     Raises:
         DataError: not a list of mappings with a path.
     """
     where = shorten(str(path), 300)
+    entries = config["datasets"]
     if not isinstance(entries, list) or not all(
         isinstance(e, dict) and isinstance(e.get("path"), str) for e in entries
     ):
@@ -112,14 +105,14 @@ def axolotl_tasks(entries: object, path: Path) -> list[Imported]:
         while name in named:
             head, _, count = name.rpartition("-")
             name = f"{head}-{int(count) + 1}" if head and count.isdigit() else f"{name}-2"
-        named[name] = entry
-    return _imported(named, _axolotl, path, where)
+        named[name] = {"train_on_inputs": config.get("train_on_inputs"), **entry}
+    return _imported(named, lambda entry: _axolotl(entry, path.parent), path, where)
 
 
 def _imported(
-    entries: Mapping[str, Raw], read: Callable[[Raw, Path], Raw], path: Path, where: str
-) -> list[Imported]:
-    made: list[Imported] = []
+    entries: Mapping[str, Raw], read: Callable[[Raw], Raw], path: Path, where: str
+) -> list[Own]:
+    made: list[Own] = []
     taken: dict[str, str] = {}
     for name, entry in entries.items():
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64].strip("-") or "dataset"
@@ -132,8 +125,8 @@ def _imported(
         base: Raw = {"name": slug, "title": shorten(name, 80) or slug, "scored": False}
         place = f"{where}: {shorten(name)}"
         try:
-            task = make_task({**base, **read(entry, path.parent)}, place, folder=path.parent)
-            made.append((task, where, None))
+            task = make_task({**base, **read(entry)}, place, folder=path.parent)
+            made.append(Own(task, where))
         except _Unsupported as error:
             made.append(_refusing(base, place, where, str(error)))
         except DataError as error:
@@ -141,9 +134,9 @@ def _imported(
     return made
 
 
-def _refusing(base: Raw, place: str, where: str, reason: str) -> Imported:
+def _refusing(base: Raw, place: str, where: str, reason: str) -> Own:
     raw = {**base, "format": "messages", "source": {"given": {"what": where}}}
-    return make_task(raw, place), where, RefusingReader(place, reason)
+    return Own(make_task(raw, place), where, RefusingReader(place, reason))
 
 
 def _known(entry: Raw, known: Mapping[str, str | None], what: str) -> None:
@@ -183,33 +176,58 @@ _FACTORY_TAGS = dict.fromkeys(
     ("role_tag", "content_tag", "user_tag", "assistant_tag", "system_tag", "observation_tag",
      "function_tag")
 )  # fmt: skip
-_ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
+_FACTORY_NAMES = {
+    "alpaca": {
+        "prompt": "instruction", "query": "input", "response": "output", "history": "history",
+        "system": "system",
+    },
+    "sharegpt": {"messages": "messages", "system": "system"},
+}  # fmt: skip
+_FACTORY_USUAL: dict[str, Raw] = {
+    "columns": {
+        "prompt": "instruction", "query": "input", "response": "output",
+        "messages": "conversations",
+    },
+    "tags": {
+        "role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
+        "system_tag": "system",
+    },
+}  # fmt: skip
+_OTHER_PLACES = ("file_name", "script_url", "cloud_file_name", "ms_hub_url", "om_hub_url")
 
 
-def _factory(entry: Raw, folder: Path) -> Raw:
+def _factory(entry: Raw) -> Raw:
     """The keys of a task that an entry of dataset_info.json stands for."""
+    if entry.get("hf_hub_url"):
+        entry = {key: value for key, value in entry.items() if key not in _OTHER_PLACES}
     _known(entry, _FACTORY_KEYS, "key")
     form = entry.get("formatting", "alpaca")
     if form not in ("alpaca", "sharegpt"):
         raise _Unsupported(f"formatting {shorten(form)!r}; alpaca and sharegpt can be")
-    columns, tags = entry.get("columns") or {}, entry.get("tags") or {}
+    # Its own names hold only where `columns`, or `tags`, is left out altogether.
+    columns = entry.get("columns", _FACTORY_USUAL["columns"])
+    tags = entry.get("tags", _FACTORY_USUAL["tags"])
     for part, value in (("columns", columns), ("tags", tags)):
         if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
             raise _Unsupported(f"{part} is not an object of names")
     _known(columns, _FACTORY_COLUMNS, "column")
     _known(tags, _FACTORY_TAGS, "tag")
-    # LLaMA-Factory reads system and history only where they are named.
-    named: dict[str, str | None] = {"system": columns.get("system")}
-    raw: Raw = {"format": form, "columns": named, "source": _factory_source(entry)}
+    names = {ours: columns.get(theirs) for theirs, ours in _FACTORY_NAMES[form].items()}
+    raw: Raw = {"format": form, "columns": names, "source": _factory_source(entry)}
     if form == "alpaca":
-        named["history"] = columns.get("history")
-        named |= {ours: columns[theirs] for theirs, ours in _ALPACA.items() if theirs in columns}
+        _need(columns, "columns", "prompt", "response")
         return raw
-    named["messages"] = columns.get("messages", "conversations")
-    named |= {"role": tags.get("role_tag", "from"), "content": tags.get("content_tag", "value")}
-    roles = {"user": "human", "assistant": "gpt", "system": "system"}
-    raw["roles"] = {tags.get(f"{ours}_tag", usual): ours for ours, usual in roles.items()}
-    return raw
+    _need(columns, "columns", "messages")
+    _need(tags, "tags", "role_tag", "content_tag", "user_tag", "assistant_tag")
+    names |= {"role": tags["role_tag"], "content": tags["content_tag"]}
+    roles = [role for role in ("user", "assistant", "system") if f"{role}_tag" in tags]
+    return {**raw, "roles": {tags[f"{role}_tag"]: role for role in roles}}
+
+
+def _need(given: Raw, part: str, *keys: str) -> None:
+    for key in keys:
+        if not given.get(key):
+            raise _Unsupported(f"{part} has no {key!r}, which LLaMA-Factory cannot do without")
 
 
 def _factory_source(entry: Raw) -> Raw | str:
@@ -244,6 +262,7 @@ _AXOLOTL_KEYS: dict[str, str | None] = dict.fromkeys(
      "roles_to_train", "field_system", "conversation")
 ) | {
     "shards": "say how many rows in the study: ingredients: {NAME: {rows: N}}",
+    "train_on_inputs": "the answers are what is learnt, not the prompts",
     "trust_remote_code": "loading scripts are not run",
     "chat_template": "the base model's own chat template is used; leave this out",
     "train_on_eos": "the end of turn is always learnt; leave this out",
@@ -272,7 +291,7 @@ def _axolotl(entry: Raw, folder: Path) -> Raw:
         raise _Unsupported(f"type {shorten(kind)}; {', '.join(_AXOLOTL_TYPES)} can be")
     form = _AXOLOTL_TYPES[kind]
     if form == "alpaca":
-        return {"format": form, "source": source}
+        return {"format": form, "columns": {"system": None, "history": None}, "source": source}
     raw: Raw = {"format": form, "source": source, "columns": _message_columns(entry, form)}
     return {**raw, "roles": _roles(entry)}
 
@@ -281,7 +300,7 @@ def _user_columns(kind: Raw) -> Raw:
     """Columns of a prompt that the user put together."""
     for key in kind.keys() - set(_USER_FIELDS):
         raise _Unsupported(f"type.{shorten(key)}: prompts put together by hand are not imported")
-    return {_USER_FIELDS[key]: value for key, value in kind.items()}
+    return {"history": None, **{_USER_FIELDS[key]: value for key, value in kind.items()}}
 
 
 def _message_columns(entry: Raw, form: str) -> Raw:

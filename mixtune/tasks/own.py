@@ -11,8 +11,10 @@ Knows: kinds of files, running code, its faults. Does not know: which names are 
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -24,7 +26,7 @@ from mixtune.strict_yaml import read_documents, read_file
 from mixtune.tasks.base import Task
 from mixtune.tasks.files import Fault, Row, refuse
 from mixtune.tasks.imports import axolotl_tasks, factory_tasks
-from mixtune.tasks.sources import CARVE_TEST, Reader
+from mixtune.tasks.sources import CARVE_TEST, Own
 from mixtune.tasks.task_file import make_task, parse_tasks
 
 GROUP = "mixtune.tasks"
@@ -38,20 +40,11 @@ class PythonTask:
     """A task whose records come from code.
 
     `definition` has the keys of a task file without `source`; `records` gives the records of a
-    split, or None where there is no such split.
+    split, or None where there is no such split; a generator that yields nothing says the same.
     """
 
     definition: Mapping[str, Any]
     records: Records
-
-
-@dataclass(frozen=True, slots=True)
-class Own:
-    """A task, what brought it, and its reader where it brings one."""
-
-    task: Task
-    origin: str
-    reader: Reader | None = None
 
 
 def read_own(path: Path) -> list[Own]:
@@ -66,14 +59,14 @@ def read_own(path: Path) -> list[Own]:
     if path.suffix == ".py":
         return _from_python(path, name)
     if path.suffix == ".json":
-        return [Own(*made) for made in factory_tasks(path)]
+        return factory_tasks(path)
     if path.suffix in (".yaml", ".yml"):
         return _from_yaml(path, name)
     raise DataError(
         "no kind of task file",
         where=name,
         wanted=".yaml, .py, LLaMA-Factory's dataset_info.json or an Axolotl .yaml",
-        remedy="for a file of rows, `mixtune data check FILE` writes a task YAML to start from",
+        remedy="for a file of rows: mixtune data check FILE --write TASK.yaml",
     )
 
 
@@ -93,7 +86,7 @@ def _from_yaml(path: Path, name: str) -> list[Own]:
     documents = read_documents(text, name, DataError)
     value = documents[0].value if documents else None
     if isinstance(value, dict) and "datasets" in value and "prompt" not in value:
-        return [Own(*made) for made in axolotl_tasks(value["datasets"], path)]
+        return axolotl_tasks(value, path)
     return [Own(task, name) for task in parse_tasks(text, name, path.parent)]
 
 
@@ -107,7 +100,8 @@ def _from_python(path: Path, name: str) -> list[Own]:
     # Dataclasses and pickle look a class's module up by its name.
     sys.modules[module.__name__] = module
     try:
-        exec(compile(text, str(path), "exec"), module.__dict__)
+        with _beside(path):
+            exec(compile(text, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         raise _broken(error, path, "the file fails when it is run") from error
     if not hasattr(module, "TASKS"):
@@ -118,6 +112,19 @@ def _from_python(path: Path, name: str) -> list[Own]:
             remedy="from mixtune.tasks.own import PythonTask",
         )
     return _given(module.TASKS, name, path)
+
+
+@contextmanager
+def _beside(path: Path | None) -> Iterator[None]:
+    """While code of a file runs, it may import what lies beside it, as a script may."""
+    folder = str(path.parent.resolve()) if path else None
+    if folder:
+        sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
 
 
 def _from_entry_point(point: EntryPoint, origin: str) -> list[Own]:
@@ -136,14 +143,15 @@ def _from_entry_point(point: EntryPoint, origin: str) -> list[Own]:
 
 def _given(value: object, origin: str, path: Path | None) -> list[Own]:
     """Tasks from a list of PythonTask."""
-    if not isinstance(value, list | tuple) or not all(isinstance(v, PythonTask) for v in value):
+    listed = isinstance(value, list | tuple) and value
+    if not listed or not all(isinstance(v, PythonTask) for v in listed):
         raise DataError(
             "not a list of PythonTask",
             where=f"{origin}: TASKS" if path else origin,
             found=type(value).__name__ if not isinstance(value, list) else repr(value),
             wanted="[PythonTask(definition={...}, records=function), ...]",
         )
-    return [_own(given, f"{origin}: task {i}", origin, path) for i, given in enumerate(value, 1)]
+    return [_own(given, f"{origin}: task {i}", origin, path) for i, given in enumerate(listed, 1)]
 
 
 def _own(given: PythonTask, where: str, origin: str, path: Path | None) -> Own:
@@ -171,11 +179,18 @@ class CodeReader:
         self.about = f"code: {origin}"
         self.carve_test = CARVE_TEST if task.scored else None
         self._has: dict[Split, bool] = {}
+        self._begun: dict[Split, Iterable[object]] = {}
 
     def has(self, split: Split) -> bool:
-        """Whether the function gives anything but None."""
+        """Whether the function gives anything: not None, nor a generator that yields nothing."""
         if split not in self._has:
-            self._has[split] = self._call(split) is not None
+            found: Iterable[object] | None = self._call(split)
+            if isinstance(found, Iterator):
+                first = self._next(found)
+                found = None if first is None else chain([first], found)
+            self._has[split] = found is not None
+            if found is not None:
+                self._begun[split] = found
         return self._has[split]
 
     def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:
@@ -184,7 +199,8 @@ class CodeReader:
         Raises:
             DataError: the code fails, with its line; through `fault`, a record that is none.
         """
-        records = iter(self._call(split) or ())
+        begun = self._begun.pop(split, None)
+        records = iter(self._call(split) or () if begun is None else begun)
         number = 0
         while (record := self._next(records)) is not None:
             where = f"{self._name}, {split} record {number + 1}"
@@ -199,7 +215,8 @@ class CodeReader:
 
     def _call(self, split: Split) -> Iterable[Mapping[str, Any]] | None:
         try:
-            found = self._records(split)
+            with _beside(self._path):
+                found = self._records(split)
         except (Exception, SystemExit) as error:
             raise _broken(error, self._path, f"records({split!r}) fails", self.about) from error
         if found is not None and not isinstance(found, Iterable):
@@ -214,8 +231,9 @@ class CodeReader:
     def _next(self, records: Iterator[Any]) -> object:
         """The next record, or None behind the last."""
         try:
-            for record in records:
-                return "null" if record is None else cast(object, record)
+            with _beside(self._path):
+                for record in records:
+                    return "null" if record is None else cast(object, record)
         except (Exception, SystemExit) as error:
             raise _broken(error, self._path, "making records fails", self.about) from error
         return None

@@ -39,11 +39,6 @@ A word that is part of a label ("no" of yes and no) is no negation for that task
 """
 
 
-def parse_label(text: str, labels: Sequence[str]) -> tuple[str | None, str | None]:
-    """The label that an output gives, read strictly and leniently."""
-    return strict_label(text, labels), lenient_label(text, labels)
-
-
 def strict_label(text: str, labels: Sequence[str]) -> str | None:
     """The label that the output is, letter for letter, but for white space at both ends."""
     trimmed = text.strip()

@@ -51,9 +51,8 @@ class FileSource(Frozen):
 
     def within(self, folder: Path) -> "FileSource":
         """The same files, with paths from a folder."""
-        named = {"train": self.train, "validation": self.validation, "test": self.test}
-        paths = {split: str(folder / path) for split, path in named.items() if path}
-        return self.model_copy(update=paths)
+        paths = self.paths().items()
+        return self.model_copy(update={str(split): str(folder / path) for split, path in paths})
 
     def paths(self) -> dict[Split, Path]:
         """The file of every split that has one."""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from typing import get_args
 
@@ -17,8 +18,8 @@ from mixtune.records import Example, Split
 from mixtune.tasks.base import Task
 from mixtune.tasks.files import Fault, Row, refuse
 from mixtune.tasks.imports import RefusingReader
-from mixtune.tasks.own import Own, installed, read_own
-from mixtune.tasks.sources import HubReader, Reader, reader_for
+from mixtune.tasks.own import installed, read_own
+from mixtune.tasks.sources import HubReader, Own, Reader, reader_for
 from mixtune.tasks.task_file import parse_task
 
 
@@ -26,19 +27,16 @@ from mixtune.tasks.task_file import parse_task
 class LoadReport:
     """What a split was made of: records read = kept + dropped, and examples made of those kept.
 
-    `read_from` is the stored split; `examples` those of the split asked for, `elsewhere` those of
-    the stored split that carving gives to another split. `dropped` counts records by reason.
+    `read_from` is the stored split; `examples` those of the split asked for, without those that
+    carving gives to another split. `dropped` counts records by reason.
     """
 
-    task: str
-    split: Split
     source: str
     read_from: Split
     records: int
     kept: int
     dropped: Mapping[str, int]
     examples: int
-    elsewhere: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +60,10 @@ class Registry:
                 remedy="check --data-dir, or leave it out to use the hub",
             )
         self._data_dir = data_dir
-        self._tasks: dict[str, Task] = {}
+        self._tasks: dict[str, Own] = {}
         self._aliases: dict[str, str] = {}
         self._readers: dict[str, Reader] = {}
-        self._given: dict[str, Reader] = {}
         self._stored: dict[tuple[str, Split], _Stored] = {}
-        self._origins: dict[str, str] = {}
         for task in tasks:
             self._add(task if isinstance(task, Own) else Own(task, "the package"))
 
@@ -79,7 +75,9 @@ class Registry:
             DataError: the data directory is not there.
         """
         folder = resources.files("mixtune.tasks") / "builtin"
-        files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=_file_name)
+        files = sorted(
+            (f for f in folder.iterdir() if f.name.endswith(".yaml")), key=attrgetter("name")
+        )
         return cls((parse_task(f.read_text(encoding="utf-8"), f.name) for f in files), data_dir)
 
     @classmethod
@@ -89,7 +87,7 @@ class Registry:
         Raises:
             DataError: the data directory is not there; a file or package that cannot be used.
         """
-        return cls.builtin(data_dir)._with(installed()).with_files(map(Path, task_files))
+        return cls.builtin(data_dir).with_own(installed()).with_files(map(Path, task_files))
 
     def with_files(self, paths: Iterable[Path]) -> "Registry":
         """A registry with tasks of the user's own added: see own.py for the kinds of files.
@@ -97,11 +95,19 @@ class Registry:
         Raises:
             DataError: a file that cannot be read or used, a name that is already taken.
         """
-        return self._with(own for path in paths for own in read_own(path))
+        return self.with_own(own for path in paths for own in read_own(path))
 
-    def _with(self, more: Iterable[Own]) -> "Registry":
-        here = [Own(t, self._origins[n], self._given.get(n)) for n, t in self._tasks.items()]
-        return Registry([*here, *more], self._data_dir)
+    def with_own(self, more: Iterable[Own]) -> "Registry":
+        """A registry with more tasks.
+
+        Raises:
+            DataError: a name that is already taken.
+        """
+        return Registry([*self._tasks.values(), *more], self._data_dir)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a task has the name, or has it among its aliases."""
+        return name in self._tasks or _key(str(name)) in self._aliases
 
     def names(self) -> list[str]:
         """Names of all tasks, sorted."""
@@ -121,7 +127,7 @@ class Registry:
                 wanted=did_you_mean(key, [*self._tasks, *self._aliases]),
                 remedy="`mixtune tasks` lists them all",
             )
-        return self._tasks[key]
+        return self._tasks[key].task
 
     def source_of(self, name: str) -> str:
         """Where a task is read from, for people.
@@ -137,7 +143,7 @@ class Registry:
         Raises:
             SpecError: no such task.
         """
-        return self._origins[self.get(name).name]
+        return self._tasks[self.get(name).name].origin
 
     def splits(self, name: str, carve: float) -> list[Split]:
         """The splits that there are, stored or carved.
@@ -145,8 +151,9 @@ class Registry:
         Raises:
             SpecError: no such task. DataError: there is no place to read it from.
         """
-        carved = dict(self._shares(self.get(name), carve))
-        return [split for split in get_args(Split) if split in carved or self._has(name, split)]
+        task = self.get(name)
+        there, carved = self._reader(task).has, self._shares(task, carve)
+        return [split for split in get_args(Split) if split in carved or there(split)]
 
     def unread(self, name: str) -> str | None:
         """Why a check leaves a task alone: it is on the hub, or an import that cannot be used.
@@ -166,7 +173,7 @@ class Registry:
             SpecError: no such task. DataError: a fault of a whole file.
         """
         task = self.get(name)
-        for split in (split for split in get_args(Split) if self._has(name, split)):
+        for split in filter(self._reader(task).has, get_args(Split)):
             clean = True
 
             def found(error: DataError) -> None:
@@ -181,24 +188,25 @@ class Registry:
     def examples(self, name: str, split: Split, carve: float) -> list[Example]:
         """The examples of a split, in stored order.
 
-        Where there is no validation split, the train groups with unit_interval("carve", group)
-        below `carve` are validation and the others train; a split given upstream stays whole.
+        Where a scored task has no validation split, the train groups with unit_interval("carve",
+        group) below `carve` become it and the others train; a split given upstream stays whole.
 
         Raises:
             SpecError: no such task. DataError: no such split, or a record that cannot be used.
         """
         task = self.get(name)
-        read_from, stored = self._source_split(task, split)
         shares = self._shares(task, carve)
+        read_from, stored = self._source_split(task, split, shares)
         if read_from == split and (split != "train" or not shares):
             return list(stored.examples)
         found = [e for e in stored.examples if _place(e.group, shares) == split]
         if not found:
+            knob = "carve_test of its source" if split == "test" else "evaluate.carve"
             raise DataError(
                 f"carving leaves no {split} examples",
                 where=task.name,
-                found=f"{len(stored.examples)} train examples, shares {dict(shares)}",
-                remedy="give the task more data or a split of its own, or change evaluate.carve",
+                found=f"{len(stored.examples)} train examples, shares {shares}",
+                remedy=f"give the task more data or a split of its own, or change {knob}",
             )
         return [e if e.split == split else replace(e, split=split) for e in found]
 
@@ -206,64 +214,61 @@ class Registry:
         """What `examples` of the same arguments was made of."""
         task = self.get(name)
         examples = self.examples(name, split, carve)
-        read_from, stored = self._source_split(task, split)
+        shares = self._shares(task, carve)
+        read_from, stored = self._source_split(task, split, shares)
         dropped = sum(stored.dropped.values())
-        share = dict(self._shares(task, carve)).get(split)
+        share = shares.get(split)
         carved = f", carved from train, {share:.0%} of groups" if share else ""
         return LoadReport(
-            task=task.name,
-            split=split,
             source=self.source_of(name) + carved,
             read_from=read_from,
             records=stored.records,
             kept=stored.records - dropped,
             dropped=dict(stored.dropped),
             examples=len(examples),
-            elsewhere=len(stored.examples) - len(examples),
         )
 
     def _add(self, own: Own) -> None:
         task = own.task
-        for name in (task.name, *map(_key, (task.name, *task.aliases))):
-            holder = task.name if name in self._tasks else self._aliases.get(name, task.name)
-            if name in self._tasks or holder != task.name:
-                there = name if name in self._tasks else holder
+        keys = {_key(alias): task.name for alias in (task.name, *task.aliases)}
+        for name in (task.name, *keys):
+            if name in self:
+                holder = self._tasks[self._aliases.get(name, name)]
                 raise DataError(
                     f"the name {shorten(name)!r} is already taken",
                     where=f"{own.origin}, task {task.name}",
-                    found=f"{there}, from {self._origins[there]}",
+                    found=f"{holder.task.name}, from {holder.origin}",
                     remedy="give the task another name or alias",
                 )
-        self._tasks[task.name] = task
-        self._origins[task.name] = own.origin
-        if own.reader is not None:
-            self._given[task.name] = own.reader
-        self._aliases |= {_key(alias): task.name for alias in (task.name, *task.aliases)}
-
-    def _has(self, name: str, split: Split) -> bool:
-        return self._reader(self.get(name)).has(split)
+        self._tasks[task.name] = own
+        self._aliases |= keys
 
     def _reader(self, task: Task) -> Reader:
         if task.name not in self._readers:
-            given = self._given.get(task.name)
+            given = self._tasks[task.name].reader
             self._readers[task.name] = given or reader_for(task, self._data_dir)
         return self._readers[task.name]
 
-    def _shares(self, task: Task, carve: float) -> tuple[tuple[Split, float], ...]:
-        """The splits that are carved from train, with the share of groups that each takes."""
-        reader = self._reader(task)
-        shares: list[tuple[Split, float]] = []
-        if not reader.has("test") and reader.carve_test is not None:
-            shares.append(("test", reader.carve_test))
-        if not reader.has("validation"):
-            shares.append(("validation", carve))
-        return tuple(shares)
+    def _shares(self, task: Task, carve: float) -> dict[Split, float]:
+        """The splits that are carved from train, with the share of groups that each takes.
 
-    def _source_split(self, task: Task, split: Split) -> tuple[Split, _Stored]:
+        Of a set that is only trained on nobody reads a validation split, so it loses no rows to
+        one.
+        """
+        reader = self._reader(task)
+        shares: dict[Split, float] = {}
+        if not reader.has("test") and reader.carve_test is not None:
+            shares["test"] = reader.carve_test
+        if not reader.has("validation") and task.scored:
+            shares["validation"] = carve
+        return shares
+
+    def _source_split(
+        self, task: Task, split: Split, shares: Mapping[Split, float]
+    ) -> tuple[Split, _Stored]:
         """The stored split that a split is read from: itself, or train where it is carved."""
         reader = self._reader(task)
-        carved = split == "validation" or (split == "test" and reader.carve_test is not None)
-        read_from: Split = "train" if carved and not reader.has(split) else split
+        read_from: Split = "train" if split in shares else split
         if not reader.has(read_from):
             raise DataError(
                 f"the dataset has no {read_from} split",
@@ -334,17 +339,13 @@ def _refuse_repeats(made: Iterable[Example], seen: dict[str, str], row: Row) -> 
         seen[example.id] = row.where
 
 
-def _place(group: str, shares: Iterable[tuple[Split, float]]) -> Split:
+def _place(group: str, shares: Mapping[Split, float]) -> Split:
     """The split that a train group belongs to: a function of the group's text alone."""
-    for split, share in shares:
+    for split, share in shares.items():
         purpose = "carve" if split == "validation" else f"carve-{split}"
         if unit_interval(purpose, group) < share:
             return split
     return "train"
-
-
-def _file_name(file: resources.abc.Traversable) -> str:
-    return file.name
 
 
 def _key(name: str) -> str:

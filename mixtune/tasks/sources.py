@@ -5,8 +5,9 @@ prompts and labels (base.py), caching and splitting (registry.py).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from mixtune.errors import DataError, did_you_mean, shorten
 from mixtune.records import Split
@@ -42,6 +43,15 @@ class Reader(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A task, what brought it, and its reader where it brings one."""
+
+    task: Task
+    origin: str
+    reader: Reader | None = None
+
+
 def reader_for(task: Task, data_dir: Path | None) -> Reader:
     """The one place a task is read from: own files, toy generator, data directory, or the hub.
 
@@ -52,11 +62,11 @@ def reader_for(task: Task, data_dir: Path | None) -> Reader:
     """
     source = task.source
     if source.files is not None:
-        return FileReader(task, source.files)
+        return _own_files(task, source.files)
     if source.toy is not None:
         return ToyReader(task.name)
     if data_dir is not None and source.local is not None:
-        return LocalReader(task.name, source.local, data_dir)
+        return _folder(task.name, source.local, data_dir)
     if source.hub is not None:
         return HubReader(task.name, source.hub)
     if source.given is not None:
@@ -76,119 +86,81 @@ def reader_for(task: Task, data_dir: Path | None) -> Reader:
 class ToyReader:
     """Records of the embedded suite, from its seeded generator."""
 
+    about = "synthetic: the embedded seeded generator"
     carve_test = None
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._made: dict[Split, list[dict[str, str]]] = {}
-
-    @property
-    def about(self) -> str:
-        """A text that says "synthetic"."""
-        return "synthetic: the embedded seeded generator"
 
     def has(self, split: Split) -> bool:
-        """Whether the generator gives the split any record."""
-        return bool(self._records(split))
+        """Every split is there."""
+        return True
 
     def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:
         """The generated records."""
-        for number, record in enumerate(self._records(split)):
-            yield Row(f"{self._name}, {split} record {number}", number, record)
-
-    def _records(self, split: Split) -> list[dict[str, str]]:
         from mixtune.tasks import toy
 
-        if split not in self._made:
-            self._made[split] = toy.records(self._name, split)
-        return self._made[split]
-
-
-class LocalReader:
-    """Records of a folder below the data directory."""
-
-    carve_test = None
-
-    def __init__(self, name: str, source: LocalSource, data_dir: Path) -> None:
-        self._name = name
-        self._source = source
-        self._folder = data_dir / source.folder
-        if not self._folder.is_dir():
-            there = sorted(p.name for p in data_dir.iterdir() if p.is_dir())
-            raise DataError(
-                "the data directory has no folder for this task",
-                where=name,
-                found=f"{data_dir} with {', '.join(there) or 'no folders'}",
-                wanted=f"{self._folder} ({LAYOUT})",
-                remedy="put the task's files there, or leave --data-dir out to use the hub",
-            )
-
-    @property
-    def about(self) -> str:
-        """The folder."""
-        return str(self._folder)
-
-    def has(self, split: Split) -> bool:
-        """Whether the split's file is there."""
-        return self._file(split) is not None
-
-    def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:
-        """The records of the split's file."""
-        path = self._file(split)
-        if path is None:
-            raise DataError(
-                f"the folder has no {split} split",
-                where=self._name,
-                found=self.about,
-                wanted=LAYOUT,
-            )
-        yield from read_rows(path, fault)
-
-    def _file(self, split: Split) -> Path | None:
-        """The split's file; one that the task file names has to be there."""
-        if self._source.files:
-            named = self._source.files.get(split)
-            if named is not None and not (self._folder / named).is_file():
-                raise DataError(
-                    "the file that the task file names is not there",
-                    where=self._name,
-                    wanted=str(self._folder / named),
-                    remedy="put it there, or mend source.local.files",
-                )
-            return None if named is None else self._folder / named
-        both = [self._folder / f"{split}.jsonl", self._folder / f"{split}.jsonl.gz"]
-        there = [path for path in both if path.is_file()]
-        if len(there) == 2:
-            raise DataError(
-                "the split is there twice, plain and compressed",
-                where=self._name,
-                found=", ".join(map(str, there)),
-                remedy="remove one of them",
-            )
-        return there[0] if there else None
+        for number, record in enumerate(toy.records(self._name, split)):
+            yield Row(f"{self._name}, {split} record {number}", number, record)
 
 
 class FileReader:
-    """Records of files of one's own, one for each split."""
+    """Records of files, one for each split."""
 
-    def __init__(self, task: Task, source: FileSource) -> None:
-        self._paths = source.paths()
-        share = source.carve_test
-        # A set that is only trained on loses no rows to a test that nobody takes.
-        self.carve_test = CARVE_TEST if share is None and task.scored else share
-
-    @property
-    def about(self) -> str:
-        """The files' names."""
-        return ", ".join(shorten(path.name) for path in self._paths.values())
+    def __init__(self, paths: Mapping[Split, Path], about: str, carve_test: float | None) -> None:
+        self._paths = paths
+        self.about = about
+        self.carve_test = carve_test
 
     def has(self, split: Split) -> bool:
-        """Whether the task file names a file for the split."""
+        """Whether there is a file for the split."""
         return split in self._paths
 
     def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:
         """The records of the split's file."""
         return read_rows(self._paths[split], fault)
+
+
+def _own_files(task: Task, source: FileSource) -> FileReader:
+    paths = source.paths()
+    # A set that is only trained on loses no rows to a test that nobody takes.
+    usual = CARVE_TEST if task.scored else None
+    about = ", ".join(shorten(path.name) for path in paths.values())
+    return FileReader(paths, about, source.carve_test or usual)
+
+
+def _folder(name: str, source: LocalSource, data_dir: Path) -> FileReader:
+    """The files of a folder below the data directory; one that the task file names has to be there.
+
+    Raises:
+        DataError: no such folder, a split that is there twice.
+    """
+    folder = data_dir / source.folder
+    if not folder.is_dir():
+        there = sorted(p.name for p in data_dir.iterdir() if p.is_dir())
+        raise DataError(
+            "the data directory has no folder for this task",
+            where=name,
+            found=f"{data_dir} with {', '.join(there) or 'no folders'}",
+            wanted=f"{folder} ({LAYOUT})",
+            remedy="put the task's files there, or leave --data-dir out to use the hub",
+        )
+    if source.files:
+        paths = {split: folder / file for split, file in source.files.items()}
+        return FileReader(paths, str(folder), None)
+    paths = {}
+    for split in get_args(Split):
+        plain, gzipped = folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz"
+        if plain.is_file() and gzipped.is_file():
+            raise DataError(
+                "the split is there twice, plain and compressed",
+                where=name,
+                found=f"{plain}, {gzipped}",
+                remedy="remove one of them",
+            )
+        if plain.is_file() or gzipped.is_file():
+            paths[split] = plain if plain.is_file() else gzipped
+    return FileReader(paths, str(folder), None)
 
 
 class HubReader:

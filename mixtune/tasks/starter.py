@@ -4,9 +4,10 @@ Knows: what columns are usually called, the row forms. Does not know: what the r
 """
 
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from mixtune.errors import DataError, shorten
 from mixtune.tasks.files import Row, read_rows
+from mixtune.tasks.parsers import fold
 from mixtune.tasks.places import ending
 
 LOOKED_AT = 20_000
@@ -33,8 +35,11 @@ class Starter:
     text: str
 
 
-def starter(path: Path) -> Starter:
+def starter(path: Path, taken: Container[str] = (), folder: Path | None = None) -> Starter:
     """Look at a file of rows and write the task YAML that fits them.
+
+    `taken`: names that the task cannot have. `folder`: where the YAML will lie, if not beside the
+    rows.
 
     Raises:
         DataError: the file cannot be read, has no rows, or its columns fit no form.
@@ -43,9 +48,11 @@ def starter(path: Path) -> Starter:
     if not rows:
         raise DataError("the file has no rows to look at", where=shorten(str(path), 300))
     stem = path.name.removesuffix(ending(path.name) or "").lower()
-    name = re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:64] or "task"
+    name = re.sub(r"[^a-z0-9]+", "-", stem)[:60].strip("-") or "task"
+    name = f"own-{name}" if name in taken else name
+    source = os.path.relpath(path, folder or path.parent)
     found, lines = _form(rows, path)
-    head = [f"name: {_quoted(name)}", *lines, f"source: {_quoted(path.name)}"]
+    head = [f"name: {_quoted(name)}", *lines, f"source: {_quoted(source)}"]
     return Starter(found, "\n".join(head) + "\n")
 
 
@@ -114,11 +121,16 @@ def _text_column(rows: Sequence[Row], label: str | None) -> str | None:
 
 
 def _labelled(rows: Sequence[Row], text: str, label: str) -> tuple[str, list[str]]:
-    labels = sorted({_written(row.record[label]) for row in rows})
-    folded = sorted(value.casefold() for value in labels)
-    begins = any(b.startswith(a) for a, b in pairwise(folded))
-    columns = {"text": text} if not text.isidentifier() else {}
-    shown = "text" if columns else text
+    counts = Counter(_written(row.record[label]) for row in rows)
+    # The commonest spelling is the label; others differ from it by case or spacing alone.
+    chosen: dict[str, str] = {}
+    for value, _ in counts.most_common():
+        chosen.setdefault(fold(value), value)
+    labels = sorted(chosen.values())
+    others = [f"{_quoted(v)}: {_quoted(chosen[fold(v)])}" for v in sorted({*counts} - {*labels})]
+    begins = any(b.startswith(a) for a, b in pairwise(sorted(chosen)))
+    # A template can name the usual columns; another name may mean something else in it.
+    shown = text if text in _TEXTS else "content" if label == "text" else "text"
     lines = [
         f"labels: [{', '.join(map(_quoted, labels))}]",
         *(["allow_prefix_labels: true  # one label begins like another"] if begins else []),
@@ -127,7 +139,8 @@ def _labelled(rows: Sequence[Row], text: str, label: str) -> tuple[str, list[str
         "",
         f"  {{{{ {shown} }}}}",
         f"fields: {{label: {_quoted(label)}}}",
-        *(f"columns: {{{ours}: {_quoted(theirs)}}}" for ours, theirs in columns.items()),
+        *([f"label_values: {{{', '.join(others)}}}"] if others else []),
+        *([f"columns: {{{shown}: {_quoted(text)}}}"] if shown != text else []),
     ]
     return f"text in {shorten(text)}, one of {len(labels)} labels in {shorten(label)}", lines
 
@@ -137,5 +150,6 @@ def _written(value: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A JSON string, which is a YAML one too."""
-    return json.dumps(text, ensure_ascii=False)
+    """A YAML string: JSON's, with escapes for all that cannot be seen."""
+    written = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in written)

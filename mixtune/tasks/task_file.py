@@ -4,6 +4,7 @@ Knows: YAML documents, pydantic's faults. Does not know: what else may stand in 
 `task_files` (own.py), rows.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -82,6 +83,9 @@ def _explain(fault: Any, origin: Origin | None) -> str:  # noqa: ANN401 - pydant
     message = shorten(str(fault["msg"]).removeprefix("Value error, "), 400)
     if fault["type"] == "string_type" and isinstance(fault["input"], bool):
         message += "; YAML reads true and false as booleans: put quotes around the word"
+    if loc == ("name",) and fault["type"] == "string_pattern_mismatch":
+        kebab = re.sub(r"[^a-z0-9]+", "-", fault["input"].lower()).strip("-")[:64]
+        message = f"lower case letters, digits and - only, such as {kebab or 'my-task'}"
     found = "" if not loc else f" (found {shorten(fault['input'])})"
     return f"{key}: {message}{found}"
 

@@ -24,9 +24,6 @@ VERSION = "1"
 SIZES: dict[Split, int] = {"train": 600, "validation": 150, "test": 300}
 """Records per task and split."""
 
-RELATIONS_WRITTEN = "2026-11-22"
-"""The day on which RELATIONS was written, before any model was trained on these tasks."""
-
 Record = dict[str, str]
 Half = Literal["a", "b"]
 T = TypeVar("T")
@@ -64,7 +61,8 @@ RELATIONS = (
     Relation("toy-topic", "toy-rise", "0", _UNRELATED),
     Relation("toy-topic", "toy-fall", "0", _UNRELATED),
 )
-"""Pairs that are not listed carry no expectation."""
+"""Written on 2026-11-22, before any model was trained on these tasks; pairs that are not listed
+carry no expectation."""
 
 
 def records(name: str, split: Split) -> list[Record]:
@@ -290,12 +288,8 @@ _TOPICS = {
         *("agrees to buy a rival", "bids for a smaller firm", "plans to join forces with a peer"),
         *("sells its stake to a competitor", "ends takeover talks", "completes an acquisition"),
         *("rejects an offer for the group", "combines two units with a partner's"),
-        *(
-            "swaps shares in a tie-up",
-            "is bought by a fund",
-            "absorbs its sister firm",
-            "buys out a partner",
-        ),
+        *("swaps shares in a tie-up", "is bought by a fund"),
+        *("absorbs its sister firm", "buys out a partner"),
     ),
     "staff": (
         *("names a new treasurer", "cuts two hundred jobs", "loses its finance chief"),

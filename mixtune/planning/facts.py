@@ -1,4 +1,4 @@
-"""How long an ingredient's rows are in tokens: of its pool, before anything is trained.
+"""What is kept beside a plan: what was read, how long its rows are, by what each part is known.
 
 Knows: pools and the tokenizer. Does not know: cocktails, budgets, where the numbers are shown.
 """
@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mixtune.environment import environment
 from mixtune.planning.plan import Planner
 from mixtune.records import Example
+from mixtune.tasks.base import fingerprint
 from mixtune.tokens import Tokens
 
 QUANTILES = {"min": 0.0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
@@ -49,3 +51,18 @@ def _measured(pool: Sequence[Example], tokens: Tokens, limit: int) -> dict[str, 
 
 def _quantile(values: np.ndarray, at: float) -> int:
     return int(np.quantile(values, at, method="inverted_cdf")) if values.size else 0
+
+
+def facts_of(planner: Planner) -> dict[str, object]:
+    """What is kept beside a plan: versions, what was read, and by what each part is known."""
+    files, corpus, registry = planner.files, planner.corpus, planner.registry
+    used = {**dict.fromkeys(planner.study.ingredients), **dict.fromkeys(planner.study.tasks)}
+    rows = {f"{name}/train": fingerprint(pool) for name, pool in corpus.pools.items()}
+    rows |= {f"{name}/{split}": fingerprint(i) for (name, split), i in corpus.items.items()}
+    content = {
+        "base model": files and {"name": files.name, "digest": files.digest},
+        "prompts": {name: registry.get(name).prompt_version for name in used},
+        "rows": dict(sorted(rows.items())),
+    }
+    facts = {"data": planner.data_rows(), "lengths": length_rows(planner), "content": content}
+    return {"env": environment(), **facts}

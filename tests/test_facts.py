@@ -6,8 +6,8 @@ import pytest
 from engine_oracle import write_base
 from study_kit import base_files, registry, study, write_data
 
-from mixtune.planning import lengths
-from mixtune.planning.lengths import length_rows
+from mixtune.planning import facts
+from mixtune.planning.facts import length_rows
 from mixtune.planning.plan import Planner
 from mixtune.report.inputs import LengthRow
 from mixtune.tokens import encode_rows
@@ -55,7 +55,7 @@ def test_rows_longer_than_the_limit_are_counted(planner):
 
 
 def test_a_large_pool_is_measured_in_part(planner, monkeypatch):
-    monkeypatch.setattr(lengths, "AT_MOST", 10)
+    monkeypatch.setattr(facts, "AT_MOST", 10)
     for row in length_rows(planner):
         assert row["measured"] <= 10 < row["rows"]
 

@@ -1,0 +1,128 @@
+"""Two runs at once, and a run that is stopped: told, given back, ended the same."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from finished_kit import MORE, environment, outcome, states
+
+AT = """
+import importlib, os, signal, sys, time
+from pathlib import Path
+module, name = os.environ["STOP_AT"].rsplit(".", 1)
+def here(*arguments, **named):
+    if os.environ.get("STUBBORN"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path("reached").touch()
+    while not Path("go").exists():
+        time.sleep(0.02)
+    return there(*arguments, **named)
+owner = importlib.import_module(module)
+there = getattr(owner, name)
+setattr(owner, name, here)
+if __name__ == "__main__":
+    from mixtune.cli import main
+    main()
+"""
+
+
+@contextlib.contextmanager
+def stopped_at(place, function, *arguments, **more):
+    """A run in a session of its own that waits where it first calls a function."""
+    (place / "at.py").write_text(AT, encoding="utf-8")
+    command = [sys.executable, "at.py", "run", "study.yaml", "--workers", "1", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = environment(place, STOP_AT=function, **more)
+    process = subprocess.Popen(command, cwd=place, env=env, start_new_session=True, **pipes)
+    deadline = time.monotonic() + 60
+    while not (place / "reached").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_second_run_is_told_who_is_at_work_and_harms_nothing(place, mixtune, kept):
+    with stopped_at(place, "mixtune.execution.local.train", MORE) as first:
+        code, _, err = mixtune("run", "study.yaml", MORE)
+        assert code == 2
+        assert f"found:  process {first.pid}, since 20" in err
+        assert "wait for it" in err
+        code, out, _ = mixtune("status", "study.yaml")
+        assert code == 0
+        assert "running" in out
+        assert mixtune("results", "study.yaml")[0] == 0
+        (place / "go").touch()
+        _, errors = first.communicate(timeout=60)
+        assert first.returncode == 0, errors
+    assert set(states(place / "runs/weather").values()) == {"done"}
+    kept(more=True)
+
+
+STOPS = [
+    ("mixtune.planning.plan.load_corpus", signal.SIGINT, True),
+    ("mixtune.execution.local.train", signal.SIGINT, True),
+    ("mixtune.execution.local.predict", signal.SIGTERM, True),
+    ("mixtune.derive.score", signal.SIGHUP, False),
+    ("mixtune.derive.render", signal.SIGINT, False),
+]
+
+
+@pytest.mark.parametrize(("function", "number", "anew"), STOPS, ids=lambda x: str(x))
+def test_stopped_anywhere_it_says_how_to_go_on_and_ends_the_same(
+    place, finished, mixtune, function, number, anew
+):
+    runs = place / "runs" / "weather"
+    if anew:
+        shutil.rmtree(runs)
+    for path in runs.rglob("scores"):
+        shutil.rmtree(path)
+    with stopped_at(place, function) as process:
+        os.killpg(process.pid, number)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("stopped; what is finished is kept. Go on with: mixtune")
+    assert "running" not in (states(runs).values() if runs.exists() and number != 1 else ())
+    assert not list(runs.rglob("*.mixtune-part"))
+    assert mixtune("run", "study.yaml")[0] == 0
+    assert outcome(runs) == outcome(finished / "runs" / "weather")
+
+
+def test_a_second_ctrl_c_ends_at_once_and_consistently(place, finished, mixtune):
+    runs = place / "runs" / "weather"
+    shutil.rmtree(runs)
+    with stopped_at(place, "mixtune.execution.local.train", STUBBORN="1") as process:
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None, "the worker was to be asked first"
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=4)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert mixtune("run", "study.yaml")[0] == 0
+    assert outcome(runs) == outcome(finished / "runs" / "weather")
+
+
+def test_a_worker_that_somebody_ended_is_an_error(place, mixtune, kept):
+    with stopped_at(place, "mixtune.execution.local.train", MORE) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(max(map(int, children)), signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "a worker process ended early" in err
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    assert "running" not in states(place / "runs/weather").values()
+    kept(more=True)

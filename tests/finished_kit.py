@@ -1,0 +1,70 @@
+"""A small finished study that faults are tried on, and what it takes to look at it."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from mixtune.store import Store
+
+RUN = "from mixtune.cli import main; main()"
+STUDY = {
+    "name": "weather",
+    "model": "base",
+    "tasks": ["north"],
+    "task_files": ["north.yaml", "south.yaml"],
+    "ingredients": {"north": {"rows": 8}, "south": {"rows": 8}},
+    "design": ["all"],
+    "budget": {"steps": 2, "examples_per_step": 4},
+    "train": {"rank": 16, "alpha": 4},
+    "evaluate": {"validation_items": 6, "test_items": 6, "max_new_tokens": 4},
+}
+ADAPTER = "cells/*/adapter/adapter_model.safetensors"
+MORE = "seeds=[1,2]"
+LARGE = 80_000
+HOSTILE = ["\x1b[31mred\x1b[0m", "[bold]x[/bold]", "a\nb", "\u202egnp.exe", "x" * 10_000, "../up"]
+
+
+def environment(folder, **more):
+    fixed = {"MIXTUNE_CACHE": str(folder / "cache"), "MIXTUNE_DATA_DIR": "data"}
+    return {**os.environ, **fixed, "OMP_NUM_THREADS": "1", **more}
+
+
+def python(folder, *arguments, code=RUN, **more):
+    """A real process with the command line."""
+    command = [sys.executable, "-c", code, *arguments]
+    quiet = {"capture_output": True, "text": True, "timeout": 120}
+    return subprocess.run(command, cwd=folder, env=environment(folder), **quiet, **more)
+
+
+def outcome(folder):
+    """Adapters to the last bit, and answers without the time that they took."""
+    study = Store(folder)
+    answers = {
+        row.id: study.read_table(f"{row.folder}/answers/{row.id}/predictions.parquet")
+        .drop_columns(["latency"])
+        .to_pylist()
+        for row in study.plan()
+        if row.kind == "answer"
+    }
+    weights = sorted(folder.rglob("*.safetensors"))
+    return answers, {w.parent.parent.name: digest(w) for w in weights}, states(folder)
+
+
+def states(folder):
+    return {unit.id: unit.state for unit in Store(folder).units().values()}
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def edit(path, old, new):
+    text = Path(path).read_text(encoding="utf-8")
+    assert old in text
+    Path(path).write_text(text.replace(old, new), encoding="utf-8")
+
+
+def only(pattern):
+    return sorted(Path("runs/weather").glob(pattern))[-1]
