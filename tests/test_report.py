@@ -470,7 +470,7 @@ def test_a_study_of_one_ingredient_and_one_task_has_a_page():
     html = render(only())
     parsed(html)
     answer = text_of(section(html, "answer"))
-    assert answer.startswith("On none of 1 task is a cocktail clearly better than the single task")
+    assert answer.startswith("No cocktail is clearly better than the single task; ")
     assert "No cocktail did better than the single task." in answer
 
 

@@ -191,16 +191,22 @@ def summary(answers: Sequence[Answer], confirms: bool) -> str:
         return ""
     better = kinds.pop(BETTER, 0)
     who = "the chosen cocktail" if confirms else "a cocktail"
-    tasks = "task" if total == 1 else "tasks"
-    first = f"On {better} of {total} {tasks} {who} is clearly better than the single task"
+    first = f"On {better} of {total} tasks {who} is clearly better than the single task"
     if not better:
         who = who.removeprefix("the ").removeprefix("a ")
-        first = f"On none of {total} {tasks} is a {who} clearly better than the single task"
+        first = f"On none of {total} tasks is a {who} clearly better than the single task"
+        if total == 1:
+            first = f"No {who} is clearly better than the single task"
         who = f"a {who}"
+    elif total == 1:
+        first = f"{who[:1].upper()}{who[1:]} is clearly better than the single task"
     alone = "the single was chosen" if confirms else "the single alone is best"
     said = {
         "the single task itself": alone,
         NEAR_FLOOR: f"{who} is better but not above the floor",
     }
-    rest = [f"on {n} {said.get(words, words.removeprefix('▼ '))}" for words, n in kinds.items()]
+    rest = [
+        f"{f'on {n} ' if total > 1 else ''}{said.get(words, words.removeprefix('▼ '))}"
+        for words, n in kinds.items()
+    ]
     return "; ".join([first, *rest]) + "."
