@@ -199,10 +199,10 @@ class Derived:
         """Each cocktail against the step-matched single task, and against the base."""
         return differences(self.measured(split))
 
-    def analyze(self, split: str) -> Path:
-        """Write every estimate of a split as rows; returns the file's path."""
+    def analyze(self, split: str) -> tuple[list[Estimate], Path]:
+        """Every estimate of a split, and the file that they were written to."""
         rows = [*self.means(split), *self.differences(split)]
-        return self.store.write_rows(f"estimates-{split}.parquet", Estimate, rows)
+        return rows, self.store.write_rows(f"estimates-{split}.parquet", Estimate, rows)
 
     def compare(self, subject: str, reference: str, split: str) -> list[Estimate]:
         """One system minus another, each named by its cocktail or its id.

@@ -1,7 +1,6 @@
 """Systems made elsewhere: scored as systems of a study, with PEFT as the oracle."""
 
 import json
-import sys
 import warnings
 
 import pytest
@@ -12,7 +11,6 @@ from study_kit import TASK, write_data
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from mixtune import cli
 from mixtune.derive import Derived
 from mixtune.store import Store
 from mixtune.tasks.registry import Registry
@@ -57,21 +55,12 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def mixtune(place, monkeypatch, capsys):
+def mixtune(place, monkeypatch, mixtune):
     """Run a verb in this process: exit code, standard output, standard error."""
     monkeypatch.chdir(place)
     monkeypatch.setenv("MIXTUNE_CACHE", str(place / "cache"))
     monkeypatch.setenv("MIXTUNE_DATA_DIR", str(place / "data"))
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mixtune", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-            raise SystemExit(0)
-        out = capsys.readouterr()
-        return stop.value.code or 0, out.out, out.err
-
-    return call
+    return mixtune
 
 
 def logprobs(folder, name):

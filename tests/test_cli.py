@@ -9,7 +9,6 @@ import pytest
 import yaml
 from engine_oracle import write_base
 
-from mixtune import cli
 from mixtune.store import Store
 
 STUDY = {
@@ -45,20 +44,11 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def mixtune(place, monkeypatch, capsys):
+def mixtune(place, monkeypatch, mixtune):
     """Run a verb in this process: exit code, standard output, standard error."""
     monkeypatch.chdir(place)
     monkeypatch.setenv("MIXTUNE_CACHE", str(place / "cache"))
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mixtune", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-            raise SystemExit(0)
-        out = capsys.readouterr()
-        return stop.value.code or 0, out.out, out.err
-
-    return call
+    return mixtune
 
 
 def test_a_run_ends_with_a_table_and_the_reports_path(place):

@@ -12,7 +12,6 @@ import huggingface_hub.errors as hub_errors
 import pytest
 from model_kit import SHA, FakeHub, response, write_model
 
-from mixtune import cli
 from mixtune.doctor import hub as at_the_hub
 from mixtune.doctor import machine
 from mixtune.errors import UserError
@@ -48,18 +47,6 @@ def prepared(place, name="smollm2-135m"):
     folder = write_model(place / "cache" / "models" / name)
     files.write_manifest(folder, {"name": name, "note": "4-bit", "source": "a package"})
     return folder
-
-
-@pytest.fixture
-def mixtune(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mixtune", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out = capsys.readouterr()
-        return stop.value.code or 0, out.out, out.err
-
-    return call
 
 
 def lines(**given):

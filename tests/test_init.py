@@ -31,19 +31,11 @@ LABELLED = ["toy-sentiment", "toy-mood", "toy-rise", "toy-topic"]
 
 
 @pytest.fixture
-def mixtune(tmp_path, monkeypatch, capsys):
+def mixtune(tmp_path, monkeypatch, mixtune):
     """Run a verb in this process, in an empty folder: exit code, standard output and error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MIXTUNE_CACHE", str(tmp_path / "cache"))
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mixtune", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out = capsys.readouterr()
-        return stop.value.code or 0, out.out, out.err
-
-    return call
+    return mixtune
 
 
 # ---- what is written ----------------------------------------------------------------------------

@@ -12,7 +12,9 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,6 +126,11 @@ def look_at(split: str, store: Store, command: str) -> None:
         store.require()
         looks = store.count_test_read(command)
         print(f"test scores of this study were looked at {looks} times", file=sys.stderr)
+
+
+def print_rows(rows: Sequence[Any]) -> None:
+    """Print rows of one type as JSON."""
+    print(json.dumps([asdict(row) for row in rows], indent=1))
 
 
 def show(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:

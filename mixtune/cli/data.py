@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from mixtune import terminal
-from mixtune.cli.app import DataDir, Json, app, show
+from mixtune.cli.app import DataDir, Json, app, print_rows, show
 from mixtune.durable import write_whole
 from mixtune.errors import UserError, shorten
 from mixtune.leakage import find_leaked
@@ -109,7 +109,7 @@ def show_data(
     registry = Registry.open(map(str, task_file or ()), data_dir)
     found = previews(registry, task, split, EvalSpec().carve, rows)
     if as_json:
-        print(json.dumps([asdict(preview) for preview in found], indent=1))
+        print_rows(found)
         return
     out = terminal.console()
     _say(out, f"{registry.get(task).name}: {registry.source_of(task)}")

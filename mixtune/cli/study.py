@@ -28,12 +28,13 @@ from mixtune.cli.app import (
     app,
     derived_of,
     look_at,
+    print_rows,
     study_of,
 )
 from mixtune.derive import Derived, compare_studies
 from mixtune.errors import UserError
 from mixtune.models.catalog import BaseModelFiles, locate
-from mixtune.planning.facts import facts_of
+from mixtune.planning.facts import content_of
 from mixtune.planning.plan import Plan, Planner, RunPlan
 from mixtune.records import Result
 from mixtune.spec import dump_study
@@ -133,7 +134,7 @@ def results(  # noqa: PLR0913 - a verb's options
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
     look_at(split, derived.store, "results")
     if as_json:
-        print(json.dumps([asdict(row) for row in derived.results(split)], indent=1))
+        print_rows(derived.results(split))
         return
     show = terminal.show_summary if summary else terminal.show_results
     show(terminal.console(), derived, split)
@@ -192,10 +193,9 @@ def analyze(
     """Write every mean and difference with its interval as rows. Next: mixtune report."""
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
     look_at(split, derived.store, "analyze")
-    path = derived.analyze(split)
-    rows = [*derived.means(split), *derived.differences(split)]
+    rows, path = derived.analyze(split)
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
+        print_rows(rows)
         return
     terminal.show_estimates(terminal.console(), rows, f"{derived.study.name}, {split}")
     print(terminal.printable(path))
@@ -235,7 +235,7 @@ def evaluate(  # noqa: PLR0913 - a verb's options
         derived.score()
     rows = [row for row in derived.results("validation") if row.cocktail == label]
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
+        print_rows(rows)
     else:
         terminal.show_rows(terminal.console(), rows, f"{label}, validation")
     if failed:
@@ -282,7 +282,7 @@ def compare(  # noqa: PLR0913 - a verb's options
     for task, why in left_out.items():
         print(f"{task} is left out: {why}", file=sys.stderr)
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
+        print_rows(rows)
     else:
         terminal.show_estimates(terminal.console(), rows, f"{one.study.name}, {split}")
     if no_worse_than is not None and (left_out or not one.holds(rows, -no_worse_than)):
@@ -317,7 +317,8 @@ def _show_end(derived: Derived, look: str, page: Path) -> None:
 
 def _todo(store: Store, planner: Planner, made: Plan) -> int:
     """Units that a run would do; refused where the run would be."""
-    return store.preview(made.rows(), dump_study(planner.study), facts_of(planner))
+    content = {"content": content_of(planner)}
+    return store.preview(made.rows(), dump_study(planner.study), content)
 
 
 def _heavy(name: str) -> Callable[..., list[RunPlan]]:

@@ -9,15 +9,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import yaml
-
 from mixtune.engine.convert import prepare
 from mixtune.engine.forward import Decoder
 from mixtune.engine.lora import CONFIG_FILE, WEIGHTS_FILE, Form
 from mixtune.engine.model import DTYPES, LocalModel
 from mixtune.errors import SpecError
 from mixtune.events import Events
-from mixtune.execution.local import Session, begin
+from mixtune.execution.local import Session, begin, local_model
 from mixtune.identity import make_id
 from mixtune.models.catalog import local_path
 from mixtune.models.files import read_object, sha256_of
@@ -65,7 +63,7 @@ def evaluate(
         run, load = _adapter(home, adapter, label)
     else:
         planner, run = _model(home, registry, what, label)
-        load = partial(_load, planner, Form(1, 1.0))
+        load = partial(local_model, planner)
     _refuse_taken(run, [*plan, *kept])
     units = store.units() if kept else {}
     rows = [plan_row(run, answer) for answer in run.answers]
@@ -87,7 +85,7 @@ def evaluate(
 
 def _kept(store: Store, study: Study) -> Study:
     """The study as it is kept, its own files where the study file says that they are now."""
-    raw = yaml.safe_load(store.read_text("study.yaml"))
+    raw = store.read_value("study.yaml")
     return parse_study(raw | {"task_files": study.task_files, "model": study.model})
 
 

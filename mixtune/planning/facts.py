@@ -55,14 +55,18 @@ def _quantile(values: np.ndarray, at: float) -> int:
 
 def facts_of(planner: Planner) -> dict[str, object]:
     """What is kept beside a plan: versions, what was read, and by what each part is known."""
+    facts = {"data": planner.data_rows(), "lengths": length_rows(planner)}
+    return {"env": environment(), **facts, "content": content_of(planner)}
+
+
+def content_of(planner: Planner) -> dict[str, object]:
+    """By what base model, prompts and rows are known: what tells a changed study from another."""
     files, corpus, registry = planner.files, planner.corpus, planner.registry
     used = {**dict.fromkeys(planner.study.ingredients), **dict.fromkeys(planner.study.tasks)}
     rows = {f"{name}/train": fingerprint(pool) for name, pool in corpus.pools.items()}
     rows |= {f"{name}/{split}": fingerprint(i) for (name, split), i in corpus.items.items()}
-    content = {
+    return {
         "base model": files and {"name": files.name, "digest": files.digest},
         "prompts": {name: registry.get(name).prompt_version for name in used},
         "rows": dict(sorted(rows.items())),
     }
-    facts = {"data": planner.data_rows(), "lengths": length_rows(planner), "content": content}
-    return {"env": environment(), **facts}
