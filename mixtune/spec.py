@@ -52,6 +52,7 @@ Count = Annotated[Int, Field(gt=0, le=10**9)]
 Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 DesignName = Literal["singles", "pairs", "leave-one-out", "all", "incremental"]
 FormName = Literal["strict", "constrained"]
+LossName = Literal["example-mean", "batch-token-mean"]
 UnitName = Literal["rows", "tokens", "supervised_tokens"]
 
 
@@ -159,8 +160,9 @@ class TrainSpec(Frozen):
     """Weight decay of AdamW."""
     clip: Annotated[Float, Field(gt=0)] = 1.0
     """Global gradient norm above which gradients are scaled down."""
-    loss: Literal["example-mean"] = "example-mean"
-    """Mean over examples of the mean over each one's supervised tokens."""
+    loss: LossName = "example-mean"
+    """Mean over examples of the mean over each one's supervised tokens (example-mean), or over all
+    supervised tokens of a step (batch-token-mean: long answers weigh more than labels)."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Number format of the frozen base and its activations; adapter weights are float32."""
     max_length: Annotated[Int, Field(ge=16, le=1_000_000)] = 1024

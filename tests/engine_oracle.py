@@ -30,6 +30,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
+# Products this small gain nothing from threads, and waiting for one on a busy core costs a lot.
+torch.set_num_threads(1)
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

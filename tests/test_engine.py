@@ -9,7 +9,6 @@ import torch
 from engine_oracle import (
     END,
     FAMILIES,
-    WINDOW,
     greedy,
     log_probability,
     loss_and_gradients,
@@ -20,8 +19,10 @@ from engine_oracle import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixtune.engine import batching, forward
-from mixtune.engine.batching import common_prefix, micro_batches, shared_header
+from mixtune.engine import forward
+from mixtune.engine.batching import Text, passes, text_of
+from mixtune.engine.forest import Branch, plant
+from mixtune.engine.loss import token_weights
 from mixtune.engine.model import LocalModel
 from mixtune.engine.score import Tree
 from mixtune.engine.train import accumulate, learning_rate, train
@@ -71,8 +72,14 @@ def randomise(model, seed=5):
     model.reset(seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for layer in model.adapter.layers.values():
+        for layer in model.bank.layers.values():
             layer.B.copy_(torch.randn(layer.B.shape, generator=generator) * 0.1)
+
+
+def hidden(model, ids):
+    """Last hidden states of one plain row under the adapter that answers."""
+    row = Branch(ids, adapter=model.slot)
+    return model.decoder.run(plant([row], model.decoder.device))
 
 
 def rows_of(*shapes, seed=0):
@@ -88,10 +95,10 @@ def rows_of(*shapes, seed=0):
 
 def gradients(model, rows):
     """Loss and gradients by the engine, under PEFT's names."""
-    for parameter in model.adapter.parameters():
-        parameter.grad = None
-    loss = accumulate(model.decoder, rows)
-    return loss, {key: tensor.grad.clone() for key, tensor in model.adapter._named()}
+    model.bank.gradients.zero_()
+    weights = token_weights(rows, "example-mean")
+    loss = sum(part for _, part in accumulate(model, rows, [0] * len(rows), weights))
+    return loss, {key: grad.clone() for key, grad in model.bank.named(0, gradients=True)}
 
 
 def assert_same(found, wanted):
@@ -142,7 +149,7 @@ class TestTraining:
             min_size=1,
             max_size=9,
         ),
-        st.sampled_from([1, 3, 16]),
+        st.sampled_from([1, 100, 4096]),
     )
     @settings(
         max_examples=15,
@@ -155,19 +162,20 @@ class TestTraining:
         model.save_adapter(tmp_path, "base")
         oracle = peft_network(folders("llama"), tmp_path, trainable=True)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(batching, "MAX_ROWS", limit)
+            patch.setattr(passes, "__defaults__", (limit, None))
             found = gradients(model, rows)
         assert_same(found, loss_and_gradients(oracle, rows))
 
     def test_headers_are_shared_in_these_tests(self, models):
         """Without this the equivalence tests could pass on the plain path alone."""
         rows = rows_of(*SHAPES["two-headers"], *SHAPES["header"])
-        assert any(batch.header > 40 and len(batch.rows) > 1 for batch in micro_batches(rows))
+        (work,) = passes([text_of(row) for row in rows])
+        assert sum(seat.skip > 40 for seat in work.seats) > 4
 
     def test_logits_in_blocks_change_nothing(self, models, monkeypatch):
         rows = rows_of(*[("a", 0, 5, 9)] * 4)
         whole = gradients(models(), rows)
-        monkeypatch.setattr("mixtune.engine.train.LOGIT_ROWS", 7)
+        monkeypatch.setattr("mixtune.engine.loss.LOGIT_ROWS", 7)
         assert_same(gradients(models(), rows), whole)
 
     def test_same_seed_same_bits(self, models, tmp_path):
@@ -208,7 +216,7 @@ class TestTraining:
             assert steps[step].supervised_tokens == sum(len(row.answer) for row in part)
         assert seen == steps
         assert norm > 0.5, "clipping was not exercised"
-        found = dict(model.adapter._named())
+        found = dict(model.bank.named(0))
         for name, parameter in oracle.named_parameters():
             if parameter.requires_grad:
                 mine = found[name.replace(".default", "")]
@@ -232,12 +240,12 @@ class TestTraining:
     def test_divergence_fails_the_run(self, models):
         model = models()
         with torch.no_grad():
-            next(model.adapter.parameters()).fill_(math.nan)
+            model.bank.weights.fill_(math.nan)
         with pytest.raises(RunFailed, match="step 0: loss nan"):
             train(model, rows_of(("a", 0, 4, 2)), SPEC, Budget(steps=1, examples_per_step=1), None)
 
     def test_rows_must_fill_the_budget(self, models):
-        with pytest.raises(ValueError, match="1 rows for a budget of 2"):
+        with pytest.raises(ValueError, match="1 rows for 2 examples"):
             train(models(), rows_of(("a", 0, 4, 2)), SPEC, Budget(steps=2, examples_per_step=1))
 
     def test_bfloat16_trains_float32_weights(self, folders):
@@ -248,7 +256,7 @@ class TestTraining:
             step.loss for step in train(model, rows * 5, SPEC, Budget(steps=5, examples_per_step=4))
         ]
         assert losses[-1] < losses[0]
-        assert {p.dtype for p in model.adapter.parameters()} == {torch.float32}
+        assert model.bank.weights.dtype == torch.float32
         assert model.decoder.dtype == torch.bfloat16
 
 
@@ -273,44 +281,80 @@ class TestLearningRate:
 
 
 class TestBatching:
-    def test_common_prefix_leaves_a_token(self):
-        assert common_prefix([[1, 2, 3], [1, 2, 4], [1, 2, 3, 9]]) == 2
-        assert common_prefix([[1, 2], [1, 2, 4]]) == 1
-        assert common_prefix([[5], [5]]) == 0
+    @staticmethod
+    def seated(rows, slots=None, **limits):
+        texts = [
+            text_of(row, slot) for row, slot in zip(rows, slots or [0] * len(rows), strict=True)
+        ]
+        return texts, passes(texts, **limits)
 
-    def test_header_is_shared_only_where_it_pays(self):
-        long = [[*range(90), row] for row in range(3)]
-        assert shared_header(long) == 90
-        assert shared_header(long[:1]) == 0
-        assert shared_header([[1, 2, row] for row in range(3)]) == 0
-
-    def test_every_row_once_within_the_limits(self):
+    def test_every_row_once_within_the_budget(self):
         rows = rows_of(*[("abc"[i % 3], 70, 1 + 37 * i % 200, 2) for i in range(40)])
-        batches = micro_batches(rows)
-        ids = [row.example_id for batch in batches for row in batch.rows]
-        assert sorted(ids) == sorted(row.example_id for row in rows)
-        for batch in batches:
-            longest = max(row.length for row in batch.rows) - batch.header
-            assert len(batch.rows) <= batching.MAX_ROWS
-            assert len(batch.rows) * longest <= batching.MAX_TOKENS
+        _, found = self.seated(rows, budget=900)
+        assert sorted(seat.row for work in found for seat in work.seats) == list(range(40))
+        assert all(work.tokens <= 900 for work in found)
+        assert len(found) > 1
+
+    def test_a_row_is_what_stands_on_its_way_to_the_root(self):
+        """Headers of two levels, several adapters, identical prompts: no token lost or doubled."""
+        rows = rows_of(*[("ab"[i % 2], 40, i % 4, 1 + i % 3) for i in range(30)])
+        system = tuple(range(3, 40))
+        rows = [dataclasses.replace(row, prompt=system + row.prompt) for row in rows]
+        slots = [i % 3 for i in range(30)]
+        _, found = self.seated(rows, slots)
+        levels = set()
+        for work in found:
+            for seat in work.seats:
+                way, index, level = [], seat.branch, 0
+                while index >= 0:
+                    branch = work.branches[index]
+                    assert branch.adapter == seat.slot == slots[seat.row]
+                    way[:0] = branch.tokens
+                    index, level = branch.parent, level + 1
+                levels.add(level)
+                assert way == [*rows[seat.row].prompt, *rows[seat.row].answer[:-1]]
+                skipped = len(way) - len(work.branches[seat.branch].tokens)
+                assert seat.skip == skipped < len(rows[seat.row].prompt)
+        assert max(levels) == 3, "no header of two levels in this test"
+
+    def test_headers_only_where_they_pay(self):
+        def tokens(*prompts):
+            texts = [Text(0, prompt, (9,)) for prompt in prompts]
+            return [work.tokens for work in passes(texts)]
+
+        long = [[*range(90), row] for row in range(3)]
+        assert tokens(*long) == [90 + 3 * 2]
+        assert tokens(long[0]) == [92]
+        assert tokens([1, 2, 3], [1, 2, 4]) == [8]
+        assert tokens([5] * 60, [5] * 60) == [59 + 2 * 2]
+
+    def test_adapters_share_no_header(self):
+        rows = rows_of(("a", 60, 4, 2), ("a", 60, 5, 2))
+        _, (work,) = self.seated(rows, [0, 1])
+        assert len(work.branches) == 2
 
     def test_rows_too_long_for_the_limit_go_alone(self):
         rows = rows_of(("a", 0, 3000, 2), ("a", 0, 3000, 2), ("a", 0, 30, 2))
-        assert [len(batch.rows) for batch in micro_batches(rows)] == [1, 1, 1]
-
-    def test_rows_beyond_the_span_go_alone(self):
-        rows = rows_of(*[("a", 60, 4, 1)] * 3, *[("a", 60, 9, 1)] * 2)
-        assert [len(b.rows) for b in micro_batches(rows, span=67)] == [3, 1, 1]
+        _, found = self.seated(rows, budget=2000)
+        assert sorted(len(work.seats) for work in found) == [1, 1, 1]
+        _, found = self.seated(rows, span=100, budget=10**6)
+        assert sorted(len(work.seats) for work in found) == [1, 1, 1]
 
     def test_order_of_rows_does_not_matter(self):
-        rows = rows_of(*[("ab"[i % 2], 60, 1 + i, 2) for i in range(9)])
-        assert micro_batches(rows) == micro_batches(rows[::-1])
+        rows = rows_of(*[("ab"[i % 2], 60, 5 + i, 2) for i in range(9)])
+        _, there = self.seated(rows)
+        _, back = self.seated(rows[::-1])
+        assert [work.branches for work in there] == [work.branches for work in back]
 
     @pytest.mark.parametrize("part", ["prompt", "answer"])
     def test_rows_with_nothing_in_them_are_refused(self, part):
         (row,) = rows_of(("a", 0, 3, 2))
         with pytest.raises(ValueError, match="a/0"):
-            micro_batches([dataclasses.replace(row, **{part: ()})])
+            text_of(dataclasses.replace(row, **{part: ()}))
+
+    def test_children_of_strangers_are_refused(self):
+        with pytest.raises(ValueError, match="branch 1 cannot continue branch 0"):
+            plant([Branch([1]), Branch([2], parent=0, adapter=1)], torch.device("cpu"))
 
 
 class TestRank:
@@ -383,7 +427,7 @@ class TestGenerate:
         stop = ids[0][3]
         tokens = Tokens.load(folders("llama"))
         tokens.eos_ids = {stop}
-        other = LocalModel(model.decoder, model.adapter, tokens, EVALUATE)
+        other = LocalModel(model.decoder, model.bank, tokens, EVALUATE)
         answers = other.generate(QUERIES, 8)
         assert {a.finish for a in answers} == {"stop", "length"}
         for answer, row in zip(answers, ids, strict=True):
@@ -419,7 +463,7 @@ class TestAdapterFiles:
         model.save_adapter(tmp_path, "org/base")
         ids = torch.arange(3, 40).unsqueeze(0)
         with torch.no_grad():
-            mine = model.decoder.logits(model.decoder.hidden(ids.tolist()))
+            mine = model.decoder.logits(hidden(model, ids[0].tolist()))
             peft = peft_network(folders("llama"), tmp_path)(input_ids=ids).logits
             base = plain_network(folders("llama"))(input_ids=ids).logits
         assert torch.allclose(mine, peft, atol=1e-5)
@@ -430,7 +474,7 @@ class TestAdapterFiles:
         model.use_base()
         ids = torch.arange(3, 40).unsqueeze(0)
         with torch.no_grad():
-            mine = model.decoder.logits(model.decoder.hidden(ids.tolist()))
+            mine = model.decoder.logits(hidden(model, ids[0].tolist()))
             plain = plain_network(folders("llama"))(input_ids=ids).logits
         assert torch.allclose(mine, plain, atol=1e-5)
 
@@ -504,14 +548,15 @@ class TestAdapterFiles:
 
     def test_every_linear_but_the_head(self, models):
         model = models()
-        assert len(model.adapter.layers) == 2 * 7
-        assert not any("lm_head" in name for name in model.adapter.layers)
+        assert len(model.bank.layers) == 2 * 7
+        assert not any("lm_head" in name for name in model.bank.layers)
         assert not any(p.requires_grad for p in model.decoder.head.parameters())
 
 
 class TestLoading:
-    def test_span_is_the_window(self, models):
-        assert models("gemma3").decoder.span == WINDOW
+    def test_windows_need_no_span(self, models):
+        """Sliding windows are exact in any pass; only stretched rotations are not."""
+        assert models("gemma3").decoder.span is None
         assert models("llama").decoder.span is None
 
     def test_no_folder(self, folders, tmp_path):
@@ -530,7 +575,6 @@ class TestLoading:
 
     def test_unknown_logits_are_refused(self, folders):
         network = plain_network(folders("llama"))
-        forward.Decoder(network)
         network.register_forward_hook(lambda _model, _args, out: type(out)(logits=out.logits * 2))
-        with pytest.raises(ModelError, match="more to its logits"):
+        with pytest.raises(ModelError, match="does more than attention"):
             forward.Decoder(network)

@@ -8,8 +8,10 @@ import torch
 from engine_oracle import peft_network, plain_network, write_base
 from peft import LoraConfig, get_peft_model
 
+from mixtune.engine.forest import Branch, plant
+from mixtune.engine.form import CONFIG_FILE, WEIGHTS_FILE, Form
 from mixtune.engine.forward import Decoder
-from mixtune.engine.lora import CONFIG_FILE, WEIGHTS_FILE, Adapter, Form
+from mixtune.engine.lora import Bank
 from mixtune.errors import ModelError
 
 IDS = torch.arange(3, 40).unsqueeze(0)
@@ -49,9 +51,9 @@ def by_peft(base, folder):
 @torch.no_grad()
 def by_mixtune(base, folder):
     decoder = Decoder.load(base, torch.float32, "cpu")
-    adapter = Adapter.install(decoder.network, decoder.head, Form.read(folder))
-    adapter.load(folder)
-    return decoder.logits(decoder.hidden(IDS.tolist()))
+    bank = Bank(decoder, Form.read(folder))
+    bank.load(0, folder)
+    return decoder.logits(decoder.run(plant([Branch(IDS[0].tolist())], decoder.device)))
 
 
 @pytest.mark.parametrize(
@@ -181,13 +183,13 @@ def test_lora_alpha_is_never_supposed(plain):
 )
 def test_targets_are_compared_by_the_layers_that_they_name(base, plain, targets, accepted):
     decoder = Decoder.load(base, torch.float32, "cpu")
-    adapter = Adapter.install(decoder.network, decoder.head, Form.read(plain))
+    bank = Bank(decoder, Form.read(plain))
     change(plain, {"target_modules": targets})
     if accepted:
-        adapter.load(plain)
+        bank.load(0, plain)
         return
     with pytest.raises(ModelError, match="differs in target_modules"):
-        adapter.load(plain)
+        bank.load(0, plain)
 
 
 @pytest.mark.parametrize("held", [{}, {"x.lora_A.weight": torch.tensor(1.0)}])

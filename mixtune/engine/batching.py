@@ -1,95 +1,189 @@
-"""Which rows share a forward pass: rows of one header, of similar length, within a size limit.
+"""Which rows share a pass, and which starts of their prompts are computed once.
 
-Knows: token ids, lengths, common prefixes, what a pass costs in tokens. Does not know: torch,
-what the tokens mean.
+Knows: token ids, common prefixes, what a pass may hold. Does not know: networks, what the tokens
+mean.
 
-A pass with a shared header computes the header once and only the remainders per row:
+Headers are found by themselves: among the rows of one adapter, sorted by their prompts, whatever
+start several of them share is computed once, in trees of up to two levels:
 
-    header   |----------|
-    row 1               |------|
-    row 2               |--------|          cost = header + rows x longest remainder
-    row 3               |-----|
+    system prompt ─┬─ instruction of task A ─┬─ text 1, answer
+                   │                         └─ text 2, answer
+                   └─ instruction of task B ─── text 3, answer      (alone: no header of its own)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+from torch import Tensor
+
+from mixtune.engine.forest import ROOT, Branch
 from mixtune.tokens import Row
 
-MAX_ROWS = 16
-MAX_TOKENS = 2048
-"""Limits of one pass (remainders with their padding): they bound the memory of activations."""
+PASS_TOKENS = 4096
+"""Tokens of one pass on a CPU: beyond it products get no faster, and activations cost memory."""
 
-PASS_COST = 48
-"""What one more pass costs beside its tokens, in tokens: reading all weights, starting kernels."""
+WORTH = 24
+"""Tokens that a header must save: it costs a block of attention more."""
+
+LEVELS = 2
+"""Headers behind one another."""
 
 
 @dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Rows of one pass, and the length of the header that is computed once for all (0: none)."""
+class Seat:
+    """A row in a pass: whose it is, and where its branch and header are.
 
-    rows: tuple[Row, ...]
-    header: int
+    `row`: its number among the rows that were given. `skip`: tokens of it that stand in headers.
+    """
+
+    slot: int
+    row: int
+    branch: int
+    skip: int
 
 
-def micro_batches(rows: Sequence[Row], span: int | None = None) -> list[MicroBatch]:
-    """Split a step's rows into the passes that cost least; a function of the rows alone.
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass computes: branches (headers among them) and the seats of its rows."""
 
-    Rows are ordered by ingredient and length (rows of an ingredient share its header) and cut into
-    contiguous runs by dynamic programming over the cost of each run. Rows longer than `span` go
-    alone.
+    branches: tuple[Branch, ...]
+    seats: tuple[Seat, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the network."""
+        return sum(len(branch.tokens) for branch in self.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A row to seat: its prompt, what follows it, and the adapter that reads it.
+
+    `lineage`, `depths`: of the rest, where that is a tree of tokens (see `Branch`).
+    """
+
+    slot: int
+    prompt: Sequence[int]
+    rest: Sequence[int] = ()
+    lineage: Tensor | None = None
+    depths: Sequence[int] = ()
+
+    @property
+    def size(self) -> int:
+        """Tokens without shared headers."""
+        return len(self.prompt) + len(self.rest)
+
+
+def text_of(row: Row, slot: int = 0) -> Text:
+    """A training row; the last token of its answer is only ever a target.
 
     Raises:
-        ValueError: a row has no prompt or no answer.
+        ValueError: the row has no prompt or no answer.
     """
-    for row in rows:
-        if not row.prompt or not row.answer:
-            raise ValueError(f"{row.ingredient}/{row.example_id} has no prompt or no answer")
-    ordered = sorted(rows, key=lambda row: (row.ingredient, row.length, row.prompt, row.answer))
-    cheapest: list[tuple[int, int, int]] = [(0, 0, 0)]  # cost up to here, start and header of run
-    for end in range(1, len(ordered) + 1):
-        cheapest.append(_best_run(ordered, end, cheapest, span))
-    batches: list[MicroBatch] = []
-    end = len(ordered)
-    while end:
-        _, start, header = cheapest[end]
-        batches.append(MicroBatch(tuple(ordered[start:end]), header))
-        end = start
-    return batches[::-1]
+    if not row.prompt or not row.answer:
+        raise ValueError(f"{row.ingredient}/{row.example_id} has no prompt or no answer")
+    return Text(slot, row.prompt, row.answer[:-1])
 
 
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Length of the longest common prefix that leaves every prompt at least one token."""
-    # The prefix that the smallest and the largest sequence share is shared by all between them.
-    low, high = min(map(tuple, prompts)), max(map(tuple, prompts))
-    limit = min(len(prompt) for prompt in prompts) - 1
-    for position in range(limit):
-        if low[position] != high[position]:
-            return position
-    return limit
+def passes(texts: Sequence[Text], budget: int = PASS_TOKENS, span: int | None = None) -> list[Pass]:
+    """Seat every text in a pass of at most `budget` tokens; a function of the texts alone.
 
-
-def shared_header(prompts: Sequence[Sequence[int]]) -> int:
-    """Common prefix to compute once for all prompts of a pass; 0 where that makes it no cheaper."""
-    header = common_prefix(prompts)
-    return header if header * (len(prompts) - 1) > PASS_COST else 0
-
-
-def _best_run(
-    rows: Sequence[Row], end: int, cheapest: Sequence[tuple[int, int, int]], span: int | None
-) -> tuple[int, int, int]:
-    """The cheapest way to cover rows[:end]: total cost, start and header of its last run."""
-    best: tuple[int, int, int] | None = None
-    for start in range(end - 1, max(end - MAX_ROWS, 0) - 1, -1):
-        run = rows[start:end]
-        header = shared_header([row.prompt for row in run])
-        longest = max(row.length for row in run)
-        tokens = len(run) * (longest - header)
-        if len(run) > 1 and (tokens > MAX_TOKENS or (span is not None and longest > span)):
+    Texts are taken by adapter and in the order of their prompts, so that shared starts meet; one
+    that is longer than the budget, or than `span`, goes alone.
+    """
+    order = sorted(range(len(texts)), key=lambda i: (texts[i].slot, *_key(texts[i])))
+    found: list[Pass] = []
+    waiting: list[int] = []
+    used = 0
+    for index in order:
+        text = texts[index]
+        if span is not None and text.size > span:
+            found.append(seat(texts, [index]))
             continue
-        cost = cheapest[start][0] + PASS_COST + tokens + (header + PASS_COST if header else 0)
-        if best is None or cost < best[0]:
-            best = (cost, start, header)
-    if best is None:
-        raise AssertionError("a run of one row is always allowed")
-    return best
+        # What a text adds at most: all of it that its forerunner does not share.
+        adds = text.size
+        if waiting and texts[waiting[-1]].slot == text.slot:
+            adds -= common_start(texts[waiting[-1]].prompt, text.prompt)
+        if waiting and used + adds > budget:
+            found.append(seat(texts, waiting))
+            waiting, used, adds = [], 0, text.size
+        waiting.append(index)
+        used += adds
+    return [*found, *([seat(texts, waiting)] if waiting else [])]
+
+
+def _key(text: Text) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(text.prompt), tuple(text.rest)
+
+
+def seat(texts: Sequence[Text], order: Sequence[int], levels: int = LEVELS) -> Pass:
+    """One pass for these texts, sorted by adapter and prompt, with the headers that pay."""
+    branches: list[Branch] = []
+    seats: list[Seat] = []
+    slots: dict[int, list[int]] = {}
+    for index in order:
+        slots.setdefault(texts[index].slot, []).append(index)
+    for members in slots.values():
+        _grow(texts, members, (ROOT, 0, levels, 0), (branches, seats))
+    return Pass(tuple(branches), tuple(seats))
+
+
+def _grow(
+    texts: Sequence[Text],
+    members: Sequence[int],
+    place: tuple[int, int, int, int],
+    into: tuple[list[Branch], list[Seat]],
+) -> None:
+    """Add members' branches behind a place.
+
+    A place: parent, tokens in front, levels of headers left, tokens that all members share.
+    """
+    parent, skip, levels, known = place
+    branches, seats = into
+    for cluster in _clusters(texts, members, known):
+        first = texts[cluster[0]]
+        shared = _shared([texts[i].prompt for i in cluster])
+        if not levels or len(cluster) == 1 or shared <= known:
+            for index in cluster:
+                text = texts[index]
+                seats.append(Seat(text.slot, index, len(branches), skip))
+                branches.append(
+                    Branch(
+                        [*text.prompt[skip:], *text.rest],
+                        parent,
+                        text.slot,
+                        text.lineage,
+                        text.depths,
+                    )
+                )
+        elif (shared - skip) * (len(cluster) - 1) >= WORTH:
+            branches.append(Branch(first.prompt[skip:shared], parent, first.slot))
+            _grow(texts, cluster, (len(branches) - 1, shared, levels - 1, shared), into)
+        else:  # some of them may still share more
+            _grow(texts, cluster, (parent, skip, levels, shared), into)
+
+
+def _clusters(texts: Sequence[Text], members: Sequence[int], known: int) -> Iterator[list[int]]:
+    """Runs of neighbours that share more tokens than `known`."""
+    run = [members[0]]
+    for before, index in pairwise(members):
+        if common_start(texts[before].prompt, texts[index].prompt) <= known:
+            yield run
+            run = []
+        run.append(index)
+    yield run
+
+
+def _shared(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with; each keeps one of its own."""
+    # Prompts are sorted: what the first and the last share is shared by all between them.
+    return min(common_start(prompts[0], prompts[-1]), min(map(len, prompts)) - 1)
+
+
+def common_start(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens that two sequences begin with."""
+    for position, (mine, theirs) in enumerate(zip(one, other, strict=False)):
+        if mine != theirs:
+            return position
+    return min(len(one), len(other))

@@ -1,10 +1,9 @@
-"""Token ids in, hidden states and logits out: the one place that calls the network.
+"""Forests of tokens in, hidden states and logits out: the one place that calls the network.
 
-Knows: the network's decoder and head, caches of keys and values, padding. Does not know: LoRA,
-losses, choices, text.
+Knows: the network's decoder and head. Does not know: LoRA, losses, choices, text.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,25 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from mixtune.engine.attention import NAME
+from mixtune.engine.forest import Branch, Forest, Routes, plant
+from mixtune.engine.memory import Memory
 from mixtune.errors import ModelError
 
-_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+_LAYERS = {"full_attention", "sliding_attention"}
 _STRETCHED = {"dynamic", "longrope"}
 _PROBE = 4
+_AGREE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Relative distance to the network's own logits up to which the rest is rounding."""
 
 
 class Decoder:
     """A causal language model, split into the decoder and the head on top of it."""
 
-    def __init__(self, network: Any) -> None:  # noqa: ANN401 - transformers' models are untyped
+    def __init__(self, network: Any) -> None:
         """Take a network in evaluation mode.
 
         Raises:
@@ -38,8 +42,9 @@ class Decoder:
         self.dtype: torch.dtype = network.dtype
         self.device: torch.device = network.device
         self.span = _span(network.config)
+        self.routes = Routes()
         _check_layers(network)
-        self._check_logits()
+        self._check()
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype, device: str) -> "Decoder":
@@ -50,11 +55,6 @@ class Decoder:
         """
         auto: Any = AutoModelForCausalLM
         try:
-            # The attention function is transformers' own choice: torch's fused one ("sdpa"), or
-            # plain matmuls where a model needs them (Gemma 2 caps its scores). On two AVX-512
-            # cores, SmolLM2-135M, float32, rows of 100 tokens: both take 5.3 s of one core for a
-            # training step of 16 rows and the same for ranking; the fused one generates 4 % faster
-            # and keeps no [heads, row, row] tensors for the backward pass.
             with quiet():  # its report of missing weights: the error below says it
                 network, info = auto.from_pretrained(
                     folder,
@@ -84,54 +84,21 @@ class Decoder:
             )
         return cls(network.to(device).eval())
 
-    def hidden(self, rows: Sequence[Sequence[int]], header: int = 0) -> Tensor:
-        """Last hidden states of right-padded rows behind their shared header.
-
-        Exact without a padding mask: attention is causal, so a row's tokens never see the padding
-        behind them, and the states at padding are read by nobody.
+    def run(self, forest: Forest, memory: Memory | None = None) -> Tensor:
+        """Last hidden states [N, width] of a forest's packed tokens.
 
         Args:
-            rows: token ids; the first `header` of them are the same in every row.
-            header: computed once, as a batch of one (with gradient, if gradients are on).
-
-        Returns:
-            [rows, longest remainder, width]; position i is token `header + i` of its row.
+            forest: tokens and what each sees.
+            memory: keeps keys and values for tokens that follow (see `follow`).
         """
-        if not header:
-            return self._run(self.pad(rows))
-        cache = self.prefill(rows[0][:header], len(rows))
-        return self._run(self.pad([row[header:] for row in rows]), cache)
+        self.routes.slices = forest.slices
+        return self._run(forest.ids, forest.positions, forest=forest, memory=memory)
 
-    def prefill(self, header: Sequence[int], rows: int) -> DynamicCache:
-        """Keys and values of a header, seen by each of `rows` rows; empty for an empty header."""
-        # Without the config, so that sliding layers keep every position: masks see to the rest.
-        cache = DynamicCache()
-        if header:
-            self._run(self.pad([header]), cache)
-            layers: Any = cache.layers
-            for layer in layers:
-                layer.keys = layer.keys.expand(rows, -1, -1, -1)
-                layer.values = layer.values.expand(rows, -1, -1, -1)
-        return cache
-
-    def extend(
-        self, ids: Tensor, cache: DynamicCache, allowed: Tensor | None, positions: Tensor | None
-    ) -> Tensor:
-        """Hidden states of more tokens behind a cache, which grows by them.
-
-        Args:
-            ids: [rows, tokens].
-            cache: keys and values so far.
-            allowed: [rows, tokens, cached + tokens] bool, which keys a token attends to; None for
-                plain causal attention.
-            positions: [rows, tokens], None for consecutive ones behind the cache.
-        """
-        if allowed is None:
-            return self._run(ids, cache)
-        # An additive mask is what both of transformers' attention functions take.
-        mask = torch.zeros(allowed.shape, dtype=self.dtype, device=self.device)
-        mask.masked_fill_(~allowed, torch.finfo(self.dtype).min)
-        return self._run(ids, cache, attention_mask=mask.unsqueeze(1), position_ids=positions)
+    def follow(self, ids: Tensor, memory: Memory) -> Tensor:
+        """Last hidden states [rows, width] of one more token for each row of a memory."""
+        positions = memory.advance()
+        self.routes.slices = memory.slices
+        return self._run(ids, positions, memory=memory)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., width] → [..., vocabulary], float32."""
@@ -140,29 +107,43 @@ class Decoder:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
 
-    def pad(self, rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
-        """Right-padded [rows, longest] tensor; no result depends on the padding's value."""
-        longest = max(len(row) for row in rows)
-        padded = [[*row, *[value] * (longest - len(row))] for row in rows]
-        return torch.tensor(padded, device=self.device)
-
     def alone(self, length: int) -> bool:
-        """Whether a row this long must be run by itself, from its start, to be exact."""
+        """Whether a row this long must be run by itself to be exact."""
         return self.span is not None and length > self.span
 
-    def _run(self, ids: Tensor, cache: DynamicCache | None = None, **more: Tensor | None) -> Tensor:
-        out = self.inner(input_ids=ids, past_key_values=cache, use_cache=cache is not None, **more)
-        hidden: Tensor = out.last_hidden_state
+    def _run(self, ids: Tensor, positions: Tensor, **more: object) -> Tensor:
+        out = self.inner(
+            input_ids=ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            use_cache=False,
+            **more,
+        )
+        hidden: Tensor = out.last_hidden_state[0]
         return hidden
 
     @torch.no_grad()
-    def _check_logits(self) -> None:
-        """Compare `logits` with the network's own: architectures may scale or cap them."""
-        ids = torch.arange(1, 1 + _PROBE, device=self.device).unsqueeze(0)
-        own = self.network(input_ids=ids, use_cache=False).logits.float()
-        if not torch.allclose(self.logits(self._run(ids)), own, rtol=1e-2, atol=1e-2):
+    def _check(self) -> None:
+        """Compare with the network's own attention and logits: architectures may do more to them.
+
+        The probe has a shared start, so that a layer that looks across tokens in another way than
+        by attention is found out.
+        """
+        probe = list(range(1, 1 + _PROBE))
+        other = [*probe[:2], *reversed(probe[2:])]
+        own = [
+            self.network(input_ids=torch.tensor([row], device=self.device), use_cache=False)
+            for row in (probe, other)
+        ]
+        self.network.set_attn_implementation(NAME)
+        forest = plant(
+            [Branch(probe[:2]), Branch(probe[2:], parent=0), Branch(other[2:], parent=0)],
+            self.device,
+        )
+        mine = self.logits(self.run(forest))
+        theirs = torch.cat([own[0].logits[0], own[1].logits[0, 2:]]).float()
+        if not float((mine - theirs).norm() / theirs.norm()) < _AGREE[self.dtype]:
             raise ModelError(
-                "the model does more to its logits than apply its output head",
+                "the model does more than attention over its tokens and an output head",
                 found=type(self.network).__name__,
                 wanted="an architecture such as Llama, Qwen, Mistral, Phi-3 or Gemma",
                 remedy="use another base model",
@@ -184,22 +165,21 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _span(config: Any) -> int | None:  # noqa: ANN401 - transformers' configs are untyped
-    """Tokens up to which every layer is plain causal attention with fixed rotations.
+def _span(config: Any) -> int | None:
+    """Tokens up to which the rotations of positions are fixed.
 
-    Beyond a sliding window or chunk, index and position must agree, which layouts with padding or
-    branches in the middle break; stretched rotary embeddings depend on the longest row of a pass.
+    Stretched rotary embeddings depend on the longest row of a pass.
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    limits: list[int] = []
     for part in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
         if part.get("rope_type") in _STRETCHED:
             original = part.get("original_max_position_embeddings")
-            limits.append(original or config.max_position_embeddings)
-    return min((int(limit) for limit in limits if limit is not None), default=None)
+            limits.append(int(original or config.max_position_embeddings))
+    return min(limits, default=None)
 
 
-def _check_layers(network: Any) -> None:  # noqa: ANN401 - transformers' models are untyped
+def _check_layers(network: Any) -> None:
     """Refuse recurrent and other layers whose state is not one key and value per token."""
     kinds = set(getattr(network.config, "layer_types", None) or []) - _LAYERS
     if kinds or getattr(network, "_is_stateful", False):

@@ -1,76 +1,74 @@
 """Greedy text: many prompts at once, each until its end of turn.
 
-Knows: caches, padding, when a row is finished. Does not know: tasks, parsing, LoRA.
-
-Layout of the keys and values (padding is masked, positions count a row's own tokens):
-
-    header | rest of the prompt, right-padded to the longest | tokens generated so far
+Knows: rows that go on token by token, when one is finished. Does not know: tasks, parsing, LoRA.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain
 
 import torch
-from torch import Tensor
 
-from mixtune.engine.batching import shared_header
+from mixtune.engine.batching import Text, seat
+from mixtune.engine.forest import plant
 from mixtune.engine.forward import Decoder
+from mixtune.engine.memory import Memory
 from mixtune.records import Answer
 from mixtune.tokens import Tokens
 
 
 def generate(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], tokens: Tokens, max_new_tokens: int
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    tokens: Tokens,
+    max_new_tokens: int,
+    slot: int,
 ) -> list[Answer]:
-    """Answers of one chunk of prompts, in their order; latency is shared equally.
+    """An adapter's answers to one chunk of prompts, in their order; latency is shared equally.
 
     A row that does not end its turn within `max_new_tokens` has the finish "length".
     """
     began = time.perf_counter()
     longest = max(len(prompt) for prompt in prompts) + max_new_tokens
-    # Beyond the span a row must stand alone and without padding to be exact.
+    # Beyond the span a row must stand alone to be exact.
     groups = [[prompt] for prompt in prompts] if decoder.alone(longest) else [prompts]
+    stops = tokens.eos_ids
     with torch.inference_mode():
-        rows = [_greedy(decoder, group, tokens.eos_ids, max_new_tokens) for group in groups]
+        rows = [_greedy(decoder, group, stops, (max_new_tokens, slot)) for group in groups]
     latency = (time.perf_counter() - began) / len(prompts)
     return [answer_of(ids, tokens, latency) for ids in chain.from_iterable(rows)]
 
 
 def _greedy(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], stops: set[int], limit: int
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    stops: Collection[int],
+    how: tuple[int, int],
 ) -> list[list[int]]:
     """Likeliest next tokens of each prompt, up to and including its stop token."""
-    header = shared_header(prompts)
-    rests = [prompt[header:] for prompt in prompts]
-    lengths = torch.tensor([len(rest) for rest in rests], device=decoder.device)
-    cache = decoder.prefill(prompts[0][:header], len(prompts))
-    hidden = decoder.extend(decoder.pad(rests), cache, None, None)
-    last = hidden[torch.arange(len(prompts), device=decoder.device), lengths - 1]
-    seen = _seen(header, lengths, hidden.shape[1])
+    limit, slot = how
+    texts = [Text(slot, prompt) for prompt in prompts]
+    order = sorted(range(len(texts)), key=lambda i: tuple(texts[i].prompt))
+    work = seat(texts, order, levels=1)
+    # Stacked: the rows are one block, and they are its last one.
+    forest = plant(work.branches, decoder.device, stacked=True)
+    memory = Memory(forest, limit, ((slot, 0, len(prompts)),))
+    hidden = decoder.run(forest, memory)
+    ends = [
+        forest.starts[each.branch] + len(prompts[each.row]) - each.skip - 1 for each in work.seats
+    ]
+    last = hidden[torch.tensor(ends, device=decoder.device)]
     found: list[list[int]] = [[] for _ in prompts]
+    rows = [found[each.row] for each in work.seats]
     for step in range(limit):
         following = decoder.logits(last).argmax(dim=-1)
-        for row, token in zip(found, following.tolist(), strict=True):
+        for row, token in zip(rows, following.tolist(), strict=True):
             if not row or row[-1] not in stops:
                 row.append(token)
-        if step + 1 == limit or all(row[-1] in stops for row in found):
+        if step + 1 == limit or all(row[-1] in stops for row in rows):
             break
-        ids = following.unsqueeze(1)
-        if len(prompts) == 1:
-            # Nothing is padded: the network's own masks hold, sliding windows among them.
-            last = decoder.extend(ids, cache, None, None)[:, 0]
-            continue
-        seen = torch.cat([seen, seen.new_ones(len(prompts), 1)], dim=1)
-        positions = (header + lengths + step).unsqueeze(1)
-        last = decoder.extend(ids, cache, seen.unsqueeze(1), positions)[:, 0]
+        last = decoder.follow(following, memory)
     return found
-
-
-def _seen(header: int, lengths: Tensor, width: int) -> Tensor:
-    """[rows, header + width] bool: whether a cached position holds a token or padding."""
-    real = torch.arange(width, device=lengths.device) < lengths.unsqueeze(1)
-    return torch.cat([real.new_ones(len(lengths), header), real], dim=1)
 
 
 def answer_of(ids: Sequence[int], tokens: Tokens, latency: float) -> Answer:

@@ -1,4 +1,8 @@
-"""The adapter: low-rank products beside every linear layer of a frozen network, on disk as PEFT's.
+"""The bank: low-rank products of several adapters beside every linear layer of one frozen network.
+
+K adapters of one form live in two flat buffers, weights [K, P] and gradients [K, P] (P numbers of
+an adapter); every layer's A and B are views of them. A pass says which packed tokens belong to
+which adapter, and each layer multiplies each adapter's slice by that adapter's A and B.
 
 Knows: LoRA's arithmetic (arXiv 2106.09685), seeded initialisation, PEFT's two files. Does not
 know: tokens, batches, optimisers.
@@ -6,192 +10,208 @@ know: tokens, batches, optimisers.
 
 import json
 import math
-import re
-import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mixtune.durable import read_object
+from mixtune.engine.forest import Slices
+from mixtune.engine.form import CONFIG_FILE, WEIGHTS_FILE, Form, unreadable
+from mixtune.engine.forward import Decoder
 from mixtune.errors import ModelError, shorten
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
+BASE = -1
+"""Slot of tokens that no adapter touches: the frozen base alone."""
+
 _PREFIX = "base_model.model."
-_PLAIN = {
-    "peft_type": ("LORA",),
-    "bias": ("none", None),
-    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
-}
-"""Values under which PEFT computes what `LoraLinear` computes. Other ways to begin (PiSSA, OLoRA,
-CorDA, LoftQ and more) change the base model's weights, also when the adapter is loaded."""
 
-_HARMLESS = {
-    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"),
-    *("eva_config", "layers_pattern", "lora_dropout", "megatron_core", "qalora_group_size"),
-    *("runtime_config", "task_type"),
-}
-"""Keys that say nothing about the computation, or only beside a key that is refused."""
 
-_FORM = {"r", "lora_alpha", "target_modules", "use_rslora"}
+class _LowRank(torch.autograd.Function):
+    """`x Wᵀ + b + scale · x Aᵀ Bᵀ`, the product of each slice with its own adapter's A and B.
+
+    The gradients of A and B are added to the layer's buffers in place; the function returns that
+    of `x` alone, and `A` is an argument only so that autograd knows that something is to be learnt.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, A: Tensor, layer: "LoraLinear", slices: Slices) -> Tensor:
+        """[tokens, in] → [tokens, out]."""
+        down, up = layer.A.to(x.dtype), layer.B.to(x.dtype)
+        out = functional.linear(x, layer.base.weight, layer.base.bias)
+        low = torch.zeros(len(x), down.shape[1], dtype=x.dtype, device=x.device)
+        together = stack(slices)
+        if together is not None:
+            which, count = together
+            mine = x.view(count, -1, x.shape[1])
+            torch.bmm(mine, down[which].mT, out=low.view(count, -1, low.shape[1]))
+            out.view(count, -1, out.shape[1]).baddbmm_(
+                low.view(count, -1, low.shape[1]), up[which].mT, alpha=layer.scale
+            )
+        else:
+            for slot, start, stop in slices:
+                if slot != BASE:
+                    torch.mm(x[start:stop], down[slot].t(), out=low[start:stop])
+                    out[start:stop].addmm_(low[start:stop], up[slot].t(), alpha=layer.scale)
+        ctx.save_for_backward(x, low, layer.base.weight)
+        ctx.layer, ctx.slices, ctx.factors = layer, slices, (down, up)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of `x`; those of A and B go to the layer's buffers."""
+        (grad,) = grads
+        x, low, weight = ctx.saved_tensors
+        layer, (down, up) = ctx.layer, ctx.factors
+        back = grad @ weight if ctx.needs_input_grad[0] else None
+        together = stack(ctx.slices)
+        if together is not None:
+            which, count = together
+            mine, x, low = (t.view(count, -1, t.shape[1]) for t in (grad, x, low))
+            high = torch.bmm(mine, up[which]).mul_(layer.scale)
+            _add(layer.grad_B[which], mine.mT, low, layer.scale)
+            _add(layer.grad_A[which], high.mT, x, 1.0)
+            if back is not None:
+                back.view(count, -1, back.shape[1]).baddbmm_(high, down[which])
+            return back, None, None, None
+        for slot, start, stop in ctx.slices:
+            if slot == BASE:
+                continue
+            mine = grad[start:stop]
+            high = torch.mm(mine, up[slot]).mul_(layer.scale)
+            _add(layer.grad_B[slot], mine.t(), low[start:stop], layer.scale)
+            _add(layer.grad_A[slot], high.t(), x[start:stop], 1.0)
+            if back is not None:
+                back[start:stop].addmm_(high, down[slot])
+        return back, None, None, None
+
+
+def _add(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """Total += scale · left @ right, in the total's float32."""
+    if left.dtype == total.dtype:
+        if total.dim() == 2:
+            total.addmm_(left, right, alpha=scale)
+        else:
+            total.baddbmm_(left, right, alpha=scale)
+    else:
+        total.add_(torch.matmul(left, right), alpha=scale)
+
+
+def stack(slices: Slices) -> tuple[slice, int] | None:
+    """Slots as one range where several slices are equally long and their slots consecutive."""
+    slots = [slot for slot, _, _ in slices]
+    long = {stop - start for _, start, stop in slices}
+    if len(slots) < 2 or len(long) > 1 or slots != list(range(slots[0], slots[0] + len(slots))):
+        return None
+    return None if slots[0] == BASE else (slice(slots[0], slots[-1] + 1), len(slots))
 
 
 class LoraLinear(nn.Module):
-    """`base(x) + scale · x Aᵀ Bᵀ`; A is [rank, in], B is [out, rank], both float32."""
+    """A frozen linear layer and its part of the bank: A [K, rank, in], B [K, out, rank]."""
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float) -> None:
-        """Wrap a frozen linear layer with an adapter that starts at zero."""
+    A: Tensor
+    B: Tensor
+    grad_A: Tensor
+    grad_B: Tensor
+
+    def __init__(self, base: nn.Linear, bank: "Bank") -> None:
+        """Wrap a layer; the bank hands out A, B and their gradients."""
         super().__init__()
         self.base = base
-        self.scale = scale
-        self.enabled = True
-        device = base.weight.device
-        self.A = nn.Parameter(torch.zeros(rank, base.in_features, device=device))
-        self.B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.bank = bank
+        self.scale = bank.form.scale
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out], in the dtype of `x`."""
-        y: Tensor = self.base(x)
-        if not self.enabled:
-            return y
-        low = functional.linear(x.flatten(0, -2), self.A.to(x.dtype))
-        # addmm adds the product into the base's output in one pass over it.
-        fused = torch.addmm(y.flatten(0, -2), low, self.B.to(x.dtype).t(), alpha=self.scale)
-        return fused.view(y.shape)
+        slices = self.bank.routes.slices
+        if all(slot == BASE for slot, _, _ in slices):
+            out: Tensor = self.base(x)
+            return out
+        flat = x.reshape(-1, x.shape[-1])
+        out = _LowRank.apply(flat, self.A, self, slices)  # type: ignore[no-untyped-call]
+        return out.view(*x.shape[:-1], -1)
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What an adapter looks like: its rank, alpha, which layers it wraps, how it is scaled.
+class Bank:
+    """The adapters of one network: K slots of one form."""
 
-    `targets`: None for every linear layer but the head; names or last parts of names; or one
-    regular expression over whole names (PEFT's `target_modules`). `rslora`: alpha / √rank instead
-    of alpha / rank (arXiv 2312.03732).
-    """
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...] | str | None = None
-    rslora: bool = False
-
-    @classmethod
-    def read(cls, folder: Path) -> "Form":
-        """The form of an adapter in PEFT's format, whoever made it.
-
-        Raises:
-            ModelError: a file that cannot be read, more than plain LoRA, or a form that is not
-                said or is not that of the weights.
-        """
-        path = folder / CONFIG_FILE
-        config = read_object(path, ModelError)
-        if not config:
-            raise _unreadable(path, "there is nothing in it")
-        _refuse_more_than_lora(config, path)
-        rank: Any = config.get("r")
-        alpha: Any = config.get("lora_alpha")
-        targets: Any = config.get("target_modules")
-        if type(rank) is not int or rank < 1:
-            raise _not_said(path, "r", rank, "a whole number from 1")
-        if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max:
-            raise _not_said(path, "lora_alpha", alpha, "a number")
-        if not _is_pattern(targets):
-            wanted = "names of modules, or one regular expression"
-            raise _not_said(path, "target_modules", targets, wanted)
-        _check_rank(folder / WEIGHTS_FILE, rank)
-        named = tuple(targets) if isinstance(targets, list) else targets
-        every = None if isinstance(named, str) and named.lower() == "all-linear" else named
-        return cls(rank, float(alpha), every, bool(config.get("use_rslora")))
-
-    @property
-    def scale(self) -> float:
-        """What the product of B and A is multiplied by."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
-
-    def wraps(self, name: str) -> bool:
-        """Whether a linear layer of that name gets an adapter."""
-        if self.targets is None:
-            return True
-        if isinstance(self.targets, str):
-            return re.fullmatch(self.targets, name) is not None
-        return any(name == target or name.endswith(f".{target}") for target in self.targets)
-
-
-class Adapter:
-    """All LoRA layers of one network, by the name of the module that each one wraps."""
-
-    def __init__(self, layers: Mapping[str, LoraLinear], form: Form) -> None:
-        """Hold the layers in the order of their names."""
-        self.layers = dict(sorted(layers.items()))
-        self.form = form
-
-    @classmethod
-    def install(cls, network: nn.Module, head: nn.Module, form: Form) -> "Adapter":
+    def __init__(self, decoder: Decoder, form: Form, slots: int = 1) -> None:
         """Freeze a network and wrap its linear layers, but not the output head.
 
         Raises:
             ModelError: the network has no linear layers of that form.
         """
+        network, head = decoder.network, decoder.head
         network.requires_grad_(False)
-        layers: dict[str, LoraLinear] = {}
-        for name, module in list(network.named_modules()):
+        self.form, self.slots, self.routes = form, slots, decoder.routes
+        self.layers: dict[str, LoraLinear] = {}
+        for name, module in sorted(network.named_modules()):
             linear = isinstance(module, nn.Linear) and module is not head
             if linear and form.wraps(name):
                 parent, _, leaf = name.rpartition(".")
-                layers[name] = LoraLinear(module, form.rank, form.scale)
-                setattr(network.get_submodule(parent), leaf, layers[name])
-        if not layers:
+                self.layers[name] = LoraLinear(module, self)
+                setattr(network.get_submodule(parent), leaf, self.layers[name])
+        if not self.layers:
             raise ModelError(
                 "the network has no linear layers to adapt",
                 found=type(network).__name__,
+                wanted="the layers that the adapter names" if form.targets else "linear layers",
                 remedy="use a model of the Llama, Qwen, Mistral, Phi or Gemma families",
             )
-        return cls(layers, form)
+        self._hand_out(next(iter(self.layers.values())).base.weight.device)
+
+    def _hand_out(self, device: torch.device) -> None:
+        """The two flat buffers, and each layer's views of them."""
+        rank = self.form.rank
+        shapes = [
+            (layer, name, shape)
+            for layer in self.layers.values()
+            for name, shape in (
+                ("A", (rank, layer.base.in_features)),
+                ("B", (layer.base.out_features, rank)),
+            )
+        ]
+        size = sum(math.prod(shape) for _, _, shape in shapes)
+        self.weights = torch.zeros(self.slots, size, device=device)
+        self.gradients = torch.zeros(self.slots, size, device=device)
+        first = 0
+        for layer, name, shape in shapes:
+            part = slice(first, first := first + math.prod(shape))
+            setattr(layer, name, self.weights[:, part].view(-1, *shape).requires_grad_())
+            setattr(layer, f"grad_{name}", self.gradients[:, part].view(-1, *shape))
 
     @property
     def targets(self) -> list[str]:
         """Last parts of the adapted modules' names, as PEFT's `target_modules`."""
         return sorted({name.rpartition(".")[2] for name in self.layers})
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """A and B of every layer, in the order of the names."""
-        for layer in self.layers.values():
-            yield layer.A
-            yield layer.B
-
-    def enable(self, enabled: bool) -> None:
-        """Switch the adapter on or off in every layer."""
-        for layer in self.layers.values():
-            layer.enabled = enabled
-
-    def reset(self, seed: int) -> None:
+    def reset(self, slot: int, seed: int) -> None:
         """Start anew: A uniform as PEFT draws it, from one generator in name order; B zero."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for layer in self.layers.values():
                 # Drawn on the CPU: the same numbers whatever the device is.
-                drawn = torch.empty(layer.A.shape)
+                drawn = torch.empty(layer.A.shape[1:])
                 nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
-                layer.A.copy_(drawn)
-                layer.B.zero_()
-        for parameter in self.parameters():
-            parameter.grad = None
+                layer.A[slot].copy_(drawn)
+                layer.B[slot].zero_()
+        self.gradients[slot].zero_()
 
-    def save(self, folder: Path, base_name: str) -> None:
+    def save(self, slot: int, folder: Path, base_name: str) -> None:
         """Write the two files that `peft.PeftModel.from_pretrained` reads, weights in float32."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in self._named()}
+        tensors = {
+            key: tensor.detach().cpu().contiguous().clone() for key, tensor in self.named(slot)
+        }
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         config = json.dumps(self._config(base_name), indent=2, sort_keys=True)
         (folder / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
 
-    def load(self, folder: Path) -> None:
+    def load(self, slot: int, folder: Path) -> None:
         """Read an adapter of the same form and base model, written by `save` or by PEFT.
 
         Raises:
@@ -201,8 +221,8 @@ class Adapter:
         try:
             held = load_file(folder / WEIGHTS_FILE)
         except (OSError, SafetensorError) as error:
-            raise _unreadable(folder / WEIGHTS_FILE, error) from error
-        wanted = dict(self._named())
+            raise unreadable(folder / WEIGHTS_FILE, error) from error
+        wanted = dict(self.named(slot))
         shapes = {key: tuple(tensor.shape) for key, tensor in held.items()}
         differing = shapes.items() ^ {(key, tuple(t.shape)) for key, t in wanted.items()}
         if differing:
@@ -236,14 +256,15 @@ class Adapter:
                     remedy="load it under the training settings that it was made with",
                 )
 
-    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters under the keys that PEFT gives them."""
+    def named(self, slot: int, *, gradients: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """One adapter's weights (or gradients) under the keys that PEFT gives them."""
         for name, layer in self.layers.items():
-            yield f"{_PREFIX}{name}.lora_A.weight", layer.A
-            yield f"{_PREFIX}{name}.lora_B.weight", layer.B
+            pair = (layer.grad_A, layer.grad_B) if gradients else (layer.A, layer.B)
+            yield f"{_PREFIX}{name}.lora_A.weight", pair[0][slot]
+            yield f"{_PREFIX}{name}.lora_B.weight", pair[1][slot]
 
-    def _config(self, base_name: str) -> dict[str, Any]:
-        """PEFT's description of this adapter (its LoraConfig, the fields that matter)."""
+    def _config(self, base_name: str) -> Mapping[str, Any]:
+        """PEFT's description of an adapter (its LoraConfig, the fields that matter)."""
         alpha = self.form.alpha
         return {
             "base_model_name_or_path": base_name,
@@ -261,66 +282,3 @@ class Adapter:
             "use_dora": False,
             "use_rslora": self.form.rslora,
         }
-
-
-def _refuse_more_than_lora(config: Mapping[str, Any], path: Path) -> None:
-    """Whatever would compute something else than `LoraLinear`, known here or not."""
-    beyond = [key for key, plain in _PLAIN.items() if config.get(key) not in plain]
-    for key in sorted(config.keys() - _PLAIN.keys() - _HARMLESS - _FORM):
-        if config[key] is not False and config[key] not in (None, [], {}):
-            beyond.append(key)
-    if beyond:
-        raise ModelError(
-            f"the adapter differs in {', '.join(beyond)}: more than plain LoRA",
-            where=str(path),
-            found={key: config.get(key) for key in beyond},
-            wanted="plain LoRA (rank-stabilised or not) on linear layers",
-            remedy="merge it into its base (PEFT's merge_and_unload, save_pretrained) and score "
-            "the merged model's folder",
-        )
-
-
-def _is_pattern(targets: object) -> bool:
-    """Whether a value is one of the forms of `target_modules`."""
-    if isinstance(targets, list):
-        return bool(targets) and all(isinstance(target, str) for target in targets)
-    try:
-        return isinstance(targets, str) and targets != "" and bool(re.compile(targets))
-    except (re.error, OverflowError, RecursionError):
-        return False
-
-
-def _check_rank(path: Path, rank: int) -> None:
-    """Refuse weights of another rank, before memory is taken for what the configuration says."""
-    try:
-        with safe_open(path, framework="pt") as held:
-            keys = [key for key in held.keys() if ".lora_A." in key]  # noqa: SIM118 - no mapping
-            ranks = sorted({tuple(held.get_slice(key).get_shape()[:1]) for key in keys})
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
-    if ranks != [(rank,)]:
-        raise ModelError(
-            "the adapter differs in r from its weights",
-            where=str(path),
-            found=", ".join(str(one) for shape in ranks for one in shape),
-            wanted=f"{shorten(rank)}, as {CONFIG_FILE} says",
-            remedy="use the configuration and the weights of one adapter",
-        )
-
-
-def _not_said(path: Path, key: str, found: object, wanted: str) -> ModelError:
-    return ModelError(
-        f"the adapter does not say what it is: {key}",
-        where=str(path),
-        found=found if found is not None else "null, or no such key",
-        wanted=wanted,
-        remedy="save the adapter again with PEFT's save_pretrained",
-    )
-
-
-def _unreadable(path: Path, error: object) -> ModelError:
-    return ModelError(
-        f"the adapter has no readable {path.name}: {error}",
-        where=str(path),
-        remedy="train this run again, or name the folder of a whole PEFT adapter",
-    )

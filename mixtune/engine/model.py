@@ -1,4 +1,4 @@
-"""A base model on this machine with one adapter: trained, saved, and asked.
+"""A base model on this machine with its bank of adapters: trained, saved, and asked.
 
 Knows: how the engine's parts fit together; the canonical order of batches. Does not know: tasks,
 runs, where predictions go. Keeps the protocol of models/base.py.
@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from mixtune.engine import generate, score
+from mixtune.engine.form import Form
 from mixtune.engine.forward import Decoder
-from mixtune.engine.lora import Adapter, Form
+from mixtune.engine.lora import BASE, Bank
 from mixtune.errors import ModelError
 from mixtune.records import Answer, Query
 from mixtune.spec import EvalSpec, TrainSpec
@@ -25,17 +26,17 @@ _Key = tuple[str, tuple[int, ...], tuple[str, ...]]
 
 
 class LocalModel:
-    """A frozen base with a LoRA adapter on every linear layer but the head."""
+    """A frozen base with a bank of LoRA adapters on every linear layer but the head."""
 
-    def __init__(
-        self, decoder: Decoder, adapter: Adapter, tokens: Tokens, evaluate: EvalSpec
-    ) -> None:
+    def __init__(self, decoder: Decoder, bank: Bank, tokens: Tokens, evaluate: EvalSpec) -> None:
         """Put the parts together; `system` is for the caller to set."""
         self.system = ""
         self.decoder = decoder
-        self.adapter = adapter
+        self.bank = bank
         self.tokens = tokens
         self.evaluate = evaluate
+        self.slot = 0
+        """Which adapter answers; BASE for none."""
         self._ranked: dict[_Key, score.Ranked] = {}
 
     @classmethod
@@ -45,59 +46,65 @@ class LocalModel:
         tokens: Tokens,
         train: TrainSpec,
         evaluate: EvalSpec,
+        *,
+        slots: int = 1,
         device: str = "cpu",
     ) -> "LocalModel":
-        """Read a base model and install an adapter that is zero until `reset` or `load_adapter`.
+        """Read a base model and install adapters that are zero until `reset` or `load_adapter`.
 
         Args:
             folder: config.json and safetensors, as transformers saves them.
             tokens: the same folder's tokenizer.
             train: `rank`, `alpha` and `compute` (dtype of the base) are used.
             evaluate: `batch_size` and `max_prompt_length` are used.
+            slots: adapters in the bank.
             device: where it computes, in torch's words.
 
         Raises:
             ModelError: the weights cannot be read, or the architecture cannot be run exactly.
         """
         decoder = Decoder.load(folder, DTYPES[train.compute], device)
-        return cls.adapted(decoder, Form(train.rank, train.alpha), tokens, evaluate)
+        return cls.adapted(decoder, Form(train.rank, train.alpha), tokens, evaluate, slots)
 
     @classmethod
     def adapted(
-        cls, decoder: Decoder, form: Form, tokens: Tokens, evaluate: EvalSpec
+        cls, decoder: Decoder, form: Form, tokens: Tokens, evaluate: EvalSpec, slots: int = 1
     ) -> "LocalModel":
-        """A network with an adapter of a form of one's own, such as one that was made elsewhere.
+        """A network with adapters of a form of one's own, such as one that was made elsewhere.
 
         Raises:
             ModelError: the network has no linear layers of that form.
         """
-        adapter = Adapter.install(decoder.network, decoder.head, form)
-        return cls(decoder, adapter, tokens, evaluate)
+        return cls(decoder, Bank(decoder, form, slots), tokens, evaluate)
 
     def reset(self, seed: int) -> None:
-        """A fresh adapter, switched on: A drawn from `seed`, B zero, so that the base answers."""
-        self.forget()
-        self.adapter.reset(seed)
-        self.adapter.enable(True)
+        """A fresh first adapter that answers: A drawn from `seed`, B zero, so as the base."""
+        self.use_adapter()
+        self.bank.reset(0, seed)
 
     def use_base(self) -> None:
-        """Switch the adapter off: the base alone answers."""
+        """The base alone answers."""
         self.forget()
-        self.adapter.enable(False)
+        self.slot = BASE
 
-    def save_adapter(self, folder: Path, base_name: str) -> None:
-        """Write the adapter in PEFT's format; `base_name` is the base it names there."""
-        self.adapter.save(folder, base_name)
+    def use_adapter(self, slot: int = 0) -> None:
+        """The adapter in a slot answers."""
+        self.forget()
+        self.slot = slot
 
-    def load_adapter(self, folder: Path) -> None:
-        """Read an adapter in PEFT's format and switch it on.
+    def save_adapter(self, folder: Path, base_name: str, slot: int = 0) -> None:
+        """Write an adapter in PEFT's format; `base_name` is the base it names there."""
+        self.bank.save(slot, folder, base_name)
+
+    def load_adapter(self, folder: Path, slot: int = 0) -> None:
+        """Read an adapter in PEFT's format into a slot; it answers from now on.
 
         Raises:
             ModelError: a file is missing, broken or foreign; rank, alpha or targets differ.
         """
         self.forget()
-        self.adapter.load(folder)
-        self.adapter.enable(True)
+        self.bank.load(slot, folder)
+        self.slot = slot
 
     def rank(self, queries: Sequence[Query]) -> list[Answer]:
         """Log-probability of each choice with its end of turn; `output` is the likeliest choice.
@@ -111,21 +118,37 @@ class LocalModel:
                 raise ValueError(f"query {query.id} has no choices to rank")
         return self._in_chunks(queries, self._rank)
 
+    def rank_all(self, queries: Sequence[Query], slots: Sequence[int]) -> list[list[Answer]]:
+        """`rank` under several adapters, in common passes; for each slot its answers.
+
+        Raises:
+            ModelError: a prompt is longer than `evaluate.max_prompt_length`.
+        """
+        found: list[list[Answer]] = [[] for _ in slots]
+        order, chunks = self._chunks(queries)
+        for chunk in chunks:
+            ranked = score.rank(self.decoder, self._questions(chunk), self.tokens.eos_ids, slots)
+            for answers, each in zip(found, ranked, strict=True):
+                answers += [one.answer for one in each]
+        places = sorted(range(len(order)), key=order.__getitem__)
+        return [[answers[i] for i in places] for answers in found]
+
     def _rank(self, asked: _Asked) -> list[Answer]:
         """One chunk ranked, and remembered: the same pass says what strict answers need."""
         keys = [_key(*pair) for pair in asked]
         if not all(key in self._ranked for key in keys):
-            queries = [query for query, _ in asked]
-            texts = {text: self.tokens.answer_ids(text) for q in queries for text in q.choices}
-            ranked = score.rank(
-                self.decoder,
-                queries,
-                [prompt for _, prompt in asked],
-                [[texts[text] for text in query.choices] for query in queries],
-                self.tokens.eos_ids,
+            (ranked,) = score.rank(
+                self.decoder, self._questions(asked), self.tokens.eos_ids, [self.slot]
             )
             self._ranked |= zip(keys, ranked, strict=True)
         return [self._ranked[key].answer for key in keys]
+
+    def _questions(self, asked: _Asked) -> list[score.Question]:
+        texts = {text: self.tokens.answer_ids(text) for q, _ in asked for text in q.choices}
+        return [
+            score.Question(query, prompt, [texts[text] for text in query.choices])
+            for query, prompt in asked
+        ]
 
     def forget(self) -> None:
         """Drop what was remembered of answers; called whenever the adapter changes."""
@@ -158,7 +181,11 @@ class LocalModel:
         said = [ids if ids is not None and len(ids) <= max_new_tokens else None for ids in known]
         latency = (time.perf_counter() - began) / len(asked)
         rest = [prompt for (_, prompt), ids in zip(asked, said, strict=True) if ids is None]
-        spoken = generate.generate(self.decoder, rest, self.tokens, max_new_tokens) if rest else []
+        spoken = (
+            generate.generate(self.decoder, rest, self.tokens, max_new_tokens, self.slot)
+            if rest
+            else []
+        )
         others = iter(spoken)
         return [
             next(others) if ids is None else generate.answer_of(ids, self.tokens, latency)
@@ -173,13 +200,20 @@ class LocalModel:
         The order of computing is a function of the queries alone: rounding depends on what shares
         a pass, and a result must not depend on the order in which questions arrive.
         """
+        order, chunks = self._chunks(queries)
+        answers: dict[int, Answer] = {}
+        for chunk in chunks:
+            places = order[len(answers) : len(answers) + len(chunk)]
+            answers.update(zip(places, answer(chunk), strict=True))
+        return [answers[i] for i in range(len(queries))]
+
+    def _chunks(self, queries: Sequence[Query]) -> tuple[list[int], list[_Asked]]:
+        """Places of the queries in the order of computing, and the chunks of that order."""
         asked = [(query, self._prompt(query)) for query in queries]
         order = sorted(range(len(asked)), key=lambda i: (len(asked[i][1]), asked[i][0].id))
-        answers: dict[int, Answer] = {}
-        for start in range(0, len(order), self.evaluate.batch_size):
-            chunk = order[start : start + self.evaluate.batch_size]
-            answers.update(zip(chunk, answer([asked[i] for i in chunk]), strict=True))
-        return [answers[i] for i in range(len(asked))]
+        size = self.evaluate.batch_size
+        starts = range(0, len(order), size)
+        return order, [[asked[i] for i in order[start : start + size]] for start in starts]
 
     def _prompt(self, query: Query) -> list[int]:
         ids = self.tokens.prompt_ids(query.messages)

@@ -1,12 +1,12 @@
 """Log-probabilities of given answers: all choices of many prompts in one forward pass.
 
-Knows: trees of choices, layouts and masks. Does not know: which choice is right, tasks, LoRA.
+Knows: trees of choices. Does not know: which choice is right, tasks, LoRA.
 
-The choices of a prompt form a tree of tokens; it stands behind the prompt in the same row, and a
-mask lets each node see the prompt and its own ancestors only. With "up", "up a lot" and "down":
+The choices of a prompt form a tree of tokens; it stands behind the prompt in the same branch, and
+each node sees the prompt and its own ancestors only. With "up", "up a lot" and "down":
 
-    row        header | rest of the prompt | up  a  lot  down | padding
-    position   0 …    | … n-1              | n   n+1 n+2  n   |
+    branch     header | rest of the prompt | up  a  lot  down
+    position   0 …    | … n-1              | n   n+1 n+2  n
     "lot" sees header, rest, up, a, itself; "down" sees header, rest, itself
 
 A choice's last token (its end of turn) is never an input: nothing is asked behind it.
@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mixtune.engine.batching import shared_header
+from mixtune.engine.batching import Text, seat
+from mixtune.engine.forest import Branch, plant
 from mixtune.engine.forward import Decoder
 from mixtune.records import Answer, Query
 
@@ -96,6 +97,15 @@ class Tree:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """A query in tokens; choices with their end of turn."""
+
+    query: Query
+    prompt: Sequence[int]
+    choices: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
 class Ranked:
     """The ranking of a query's choices, and the greedy answer where it stays on their tree."""
 
@@ -105,113 +115,116 @@ class Ranked:
 
 def rank(
     decoder: Decoder,
-    queries: Sequence[Query],
-    prompts: Sequence[Sequence[int]],
-    choices: Sequence[Sequence[Sequence[int]]],
+    asked: Sequence[Question],
     stops: Collection[int],
-) -> list[Ranked]:
-    """Answers of one chunk of queries, in their order; sums over the whole of each choice.
+    slots: Sequence[int],
+) -> list[list[Ranked]]:
+    """Answers of some adapters to one chunk of questions; sums over the whole of each choice.
 
     Args:
-        decoder: the network as it stands, adapter on or off.
-        queries: ids and texts of the choices.
-        prompts: token ids of each query.
-        choices: token ids of each query's choices, with their end of turn.
+        decoder: the network.
+        asked: queries with their token ids.
         stops: tokens that end a turn.
+        slots: the adapters that answer, each once.
+
+    Returns:
+        For each slot the answers in the order of the questions.
     """
     began = time.perf_counter()
     trees: dict[tuple[tuple[int, ...], ...], Tree] = {}
-    of_row: list[Tree] = []
-    for each in choices:
-        key = tuple(tuple(choice) for choice in each)
+    of_row = []
+    for question in asked:
+        key = tuple(tuple(choice) for choice in question.choices)
         of_row.append(trees.setdefault(key, Tree.of(key)))
     with torch.inference_mode():
-        pairs = list(zip(prompts, choices, strict=True))
-        longest = max(len(p) + len(c) for p, each in pairs for c in each)
+        longest = max(len(q.prompt) + len(c) for q in asked for c in q.choices)
         if decoder.alone(longest):
-            sums = [_one_by_one(decoder, p, each) for p, each in pairs]
-            spoken: list[list[int] | None] = [None] * len(prompts)
+            found = [[_one_by_one(decoder, q, slot) for q in asked] for slot in slots]
         else:
-            sums, spoken = _together(decoder, prompts, of_row, stops)
-    latency = (time.perf_counter() - began) / len(queries)
+            found = _together(decoder, asked, (of_row, stops, slots))
+    latency = (time.perf_counter() - began) / (len(asked) * len(slots))
     return [
-        Ranked(Answer(query.choices[row.index(max(row))], tuple(row), latency=latency), greedy)
-        for query, row, greedy in zip(queries, sums, spoken, strict=True)
+        [
+            Ranked(_answer(question.query, sums, latency), spoken)
+            for question, (sums, spoken) in zip(asked, answers, strict=True)
+        ]
+        for answers in found
     ]
+
+
+def _answer(query: Query, sums: Sequence[float], latency: float) -> Answer:
+    return Answer(query.choices[sums.index(max(sums))], tuple(sums), latency=latency)
+
+
+_Found = tuple[list[float], list[int] | None]
+"""Log-probability of each choice, and the greedy answer where it stays on the tree."""
 
 
 def _together(
     decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
-    trees: Sequence[Tree],
-    stops: Collection[int],
-) -> tuple[list[list[float]], list[list[int] | None]]:
-    """Log-probability of every choice of every row, and greedy answers, by one pass."""
-    header = shared_header(prompts)
-    rests = [prompt[header:] for prompt in prompts]
-    ids = decoder.pad([[*r, *t.tokens] for r, t in zip(rests, trees, strict=True)])
-    positions = [
-        [*range(header, header + len(rest)), *(header + len(rest) + d for d in tree.depths())]
-        for rest, tree in zip(rests, trees, strict=True)
+    asked: Sequence[Question],
+    how: tuple[Sequence[Tree], Collection[int], Sequence[int]],
+) -> list[list[_Found]]:
+    """Log-probability of every choice of every row under every adapter, by one pass."""
+    trees, stops, slots = how
+    lineages = {id(tree): tree.lineage() for tree in trees}
+    texts = [
+        Text(slot, question.prompt, tree.tokens, lineages[id(tree)], tree.depths())
+        for slot in slots
+        for question, tree in zip(asked, trees, strict=True)
     ]
-    allowed = _allowed(header, [len(rest) for rest in rests], trees, ids.shape[1])
-    cache = decoder.prefill(prompts[0][:header], len(prompts))
-    hidden = decoder.extend(ids, cache, allowed.to(decoder.device), decoder.pad(positions))
+    work = seat(
+        texts, sorted(range(len(texts)), key=lambda i: (texts[i].slot, tuple(texts[i].prompt)))
+    )
+    forest = plant(work.branches, decoder.device, stacked=decoder.device.type != "cpu")
+    hidden = decoder.run(forest)
     # One term per edge of a tree: the state that predicts, and the token that is predicted.
+    starts = [0] * len(texts)
+    for each in work.seats:
+        starts[each.row] = forest.starts[each.branch] + len(texts[each.row].prompt) - each.skip
     edges = [
-        (row, len(rest) + node, token)
-        for row, (rest, tree) in enumerate(zip(rests, trees, strict=True))
-        for path in tree.paths
+        (start + node, token)
+        for row, start in enumerate(starts)
+        for path in trees[row % len(asked)].paths
         for node, token in path
     ]
     values, best = _log_probabilities(decoder, hidden, edges)
     terms = iter(values)
-    sums = [[sum(next(terms) for _ in path) for path in tree.paths] for tree in trees]
-    nodes: list[dict[int, int]] = [{} for _ in trees]
-    for (row, position), token in best.items():
-        nodes[row][position - len(rests[row])] = token
-    return sums, [
-        tree.follow(likeliest, stops) for tree, likeliest in zip(trees, nodes, strict=True)
-    ]
-
-
-def _allowed(header: int, rests: Sequence[int], trees: Sequence[Tree], width: int) -> Tensor:
-    """[rows, width, header + width] bool: causal, but among the nodes of a tree only lineage."""
-    allowed = torch.ones(len(trees), width, width, dtype=torch.bool).tril()
-    lineages = {id(tree): tree.lineage() for tree in trees}
-    for row, (rest, tree) in enumerate(zip(rests, trees, strict=True)):
-        nodes = slice(rest, rest + len(tree.tokens))
-        allowed[row, nodes, nodes] = lineages[id(tree)]
-    return torch.cat([allowed.new_ones(len(trees), width, header), allowed], dim=-1)
+    found = []
+    for row, start in enumerate(starts):
+        tree = trees[row % len(asked)]
+        sums = [sum(next(terms) for _ in path) for path in tree.paths]
+        likeliest = {node: best[start + node] for path in tree.paths for node, _ in path}
+        found.append((sums, tree.follow(likeliest, stops)))
+    return [found[i : i + len(asked)] for i in range(0, len(found), len(asked))]
 
 
 def _log_probabilities(
-    decoder: Decoder, hidden: Tensor, edges: Sequence[tuple[int, int, int]]
-) -> tuple[list[float], dict[tuple[int, int], int]]:
-    """Log-probability of a token at a (row, position), for each edge; likeliest token of each."""
-    states = list(dict.fromkeys((row, position) for row, position, _ in edges))
-    number = {state: index for index, state in enumerate(states)}
-    where = torch.tensor(states, device=decoder.device)
-    picked = hidden[where[:, 0], where[:, 1]]
-    wanted = torch.tensor([(number[r, p], token) for r, p, token in edges], device=decoder.device)
+    decoder: Decoder, hidden: Tensor, edges: Sequence[tuple[int, int]]
+) -> tuple[list[float], dict[int, int]]:
+    """Log-probability of a token at a packed place, for each edge; each place's likeliest."""
+    places = list(dict.fromkeys(place for place, _ in edges))
+    number = {place: index for index, place in enumerate(places)}
+    picked = hidden[torch.tensor(places, device=decoder.device)]
+    wanted = torch.tensor([(number[place], t) for place, t in edges], device=decoder.device)
     values = torch.empty(len(edges), dtype=torch.float64, device=decoder.device)
     best: list[int] = []
-    for start in range(0, len(states), LOGIT_ROWS):
-        scores = torch.log_softmax(decoder.logits(picked[start : start + LOGIT_ROWS]), dim=-1)
+    for start in range(0, len(places), LOGIT_ROWS):
+        logits = decoder.logits(picked[start : start + LOGIT_ROWS])
         inside = (wanted[:, 0] >= start) & (wanted[:, 0] < start + LOGIT_ROWS)
-        values[inside] = scores[wanted[inside, 0] - start, wanted[inside, 1]].double()
-        best += scores.argmax(dim=-1).tolist()
-    found = dict(zip(states, best, strict=True))
-    return [float(value) for value in values.tolist()], found
+        rows, tokens = wanted[inside, 0] - start, wanted[inside, 1]
+        # The normaliser alone: a whole log-softmax would write as much again as the logits.
+        values[inside] = (logits[rows, tokens] - logits.logsumexp(dim=-1)[rows]).double()
+        best += logits.argmax(dim=-1).tolist()
+    return [float(value) for value in values.tolist()], dict(zip(places, best, strict=True))
 
 
-def _one_by_one(
-    decoder: Decoder, prompt: Sequence[int], choices: Sequence[Sequence[int]]
-) -> list[float]:
+def _one_by_one(decoder: Decoder, question: Question, slot: int) -> _Found:
     """The same sums by the plain path, for prompts beyond the decoder's span."""
     sums = []
-    for choice in choices:
-        hidden = decoder.hidden([[*prompt, *choice[:-1]]])
-        edges = [(0, len(prompt) - 1 + offset, token) for offset, token in enumerate(choice)]
+    for choice in question.choices:
+        row = Branch([*question.prompt, *choice[:-1]], adapter=slot)
+        hidden = decoder.run(plant([row], decoder.device))
+        edges = [(len(question.prompt) - 1 + at, token) for at, token in enumerate(choice)]
         sums.append(sum(_log_probabilities(decoder, hidden, edges)[0]))
-    return sums
+    return sums, None

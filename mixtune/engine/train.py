@@ -1,28 +1,184 @@
-"""The training loop: rows in, an adapter trained in place, a record of every step out.
+"""The training loop: jobs in, adapters trained side by side in one bank, records of steps out.
 
-Knows: the loss (mean over an example's supervised tokens, then over examples), AdamW, the learning
-rate's course. Does not know: where rows come from, tasks, files.
+A job is one adapter's whole training: its rows in their order, its learning rate, its seed. Jobs
+sit in slots of the bank; each step takes the next batch of every job, computes the rows of all of
+them in common passes, and steps each adapter by itself. When a job ends, its slot is free.
+
+Knows: batches, the learning rate's course, slots, how to go on from a checkpoint. Does not know:
+where rows come from, tasks, files.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from mixtune.engine.batching import MicroBatch, micro_batches
-from mixtune.engine.forward import Decoder
+from mixtune.engine.batching import passes, text_of
+from mixtune.engine.loss import backward, token_weights
 from mixtune.engine.model import LocalModel
+from mixtune.engine.optimiser import AdamW
 from mixtune.errors import RunFailed
 from mixtune.records import TrainStep
 from mixtune.spec import Budget, TrainSpec
 from mixtune.tokens import Row
 
-LOGIT_ROWS = 512
-"""Positions whose logits exist at once: bounds memory at 512 x vocabulary x 4 bytes."""
+
+@dataclass(slots=True)
+class Job:
+    """One adapter to train: step k takes rows[k·b : (k+1)·b].
+
+    `seed`: of the adapter's first weights; None keeps what is in the slot. `log`: one record a
+    step; it grows.
+    """
+
+    name: str
+    rows: Sequence[Row]
+    spec: TrainSpec
+    budget: Budget
+    seed: int | None
+    log: list[TrainStep] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Check that the rows are those of the budget.
+
+        Raises:
+            ValueError: another number of rows, or a row with nothing to learn.
+        """
+        if len(self.rows) != self.budget.examples:
+            raise ValueError(f"{len(self.rows)} rows for {self.budget.examples} examples")
+        for row in self.rows:
+            text_of(row)
+
+    @property
+    def done(self) -> bool:
+        """Whether every step has been made."""
+        return len(self.log) == self.budget.steps
+
+    def batch(self) -> Sequence[Row]:
+        """The rows of the next step."""
+        size = self.budget.examples_per_step
+        return self.rows[len(self.log) * size : (len(self.log) + 1) * size]
+
+
+class Trainer:
+    """Jobs in the slots of a model's bank.
+
+    The same jobs in the same slots give the same bits on one machine with one number of threads.
+    """
+
+    def __init__(self, model: LocalModel) -> None:
+        """Begin with every slot free."""
+        self.model = model
+        self.optimiser = AdamW(model.bank.weights, model.bank.gradients)
+        self.jobs: dict[int, Job] = {}
+
+    @property
+    def free(self) -> list[int]:
+        """Slots without a job."""
+        return [slot for slot in range(self.model.bank.slots) if slot not in self.jobs]
+
+    def seat(self, job: Job) -> int:
+        """Put a job into the first free slot; returns the slot.
+
+        Raises:
+            ValueError: no slot is free, or the adapter is of another form than the bank.
+        """
+        form, spec = self.model.bank.form, job.spec
+        if (spec.rank, spec.alpha) != (form.rank, form.alpha):
+            raise ValueError(
+                f"{job.name} has rank {spec.rank} and alpha {spec.alpha:g}, its bank rank "
+                f"{form.rank} and alpha {form.alpha:g}; adapters of one bank are of one form"
+            )
+        if not self.free:
+            raise ValueError(f"no slot for {job.name}: {len(self.jobs)} jobs in the bank")
+        slot = self.free[0]
+        self.model.forget()
+        self.optimiser.reset(slot)
+        if job.seed is not None:
+            self.model.bank.reset(slot, job.seed)
+        self.jobs[slot] = job
+        return slot
+
+    def step(self) -> list[tuple[int, Job]]:
+        """One optimiser step of every job that is seated; returns those that are done with it.
+
+        Raises:
+            RunFailed: the loss or the gradient of a job is not a finite number; the job is out of
+                the bank (`error.job` names it), the others have made their step.
+        """
+        began = time.perf_counter()
+        self.model.forget()
+        losses = self._accumulate()
+        finished, failed = [], None
+        for slot, job in sorted(self.jobs.items()):
+            number, spec = len(job.log), job.spec
+            rate = learning_rate(number, spec, job.budget.steps)
+            norm = self.optimiser.step(slot, rate, spec.weight_decay, spec.clip)
+            if not (math.isfinite(losses[slot]) and math.isfinite(norm)):
+                failed = (slot, Diverged(job, number, losses[slot], norm))
+                continue
+            seconds = (time.perf_counter() - began) / len(self.jobs)
+            job.log.append(_record(job, (losses[slot], rate, norm), seconds))
+            if job.done:
+                finished.append((slot, job))
+        if failed is not None:
+            del self.jobs[failed[0]]
+            raise failed[1]
+        for slot, _ in finished:
+            del self.jobs[slot]
+        return finished
+
+    def _accumulate(self) -> dict[int, float]:
+        """Add every job's gradient to its slot; returns each job's loss."""
+        rows: list[Row] = []
+        slots: list[int] = []
+        weights: list[float] = []
+        for slot, job in sorted(self.jobs.items()):
+            batch = job.batch()
+            rows += batch
+            slots += [slot] * len(batch)
+            weights += token_weights(batch, job.spec.loss)
+        losses = dict.fromkeys(self.jobs, 0.0)
+        for slot, part in accumulate(self.model, rows, slots, weights):
+            losses[slot] += part
+        return losses
+
+    # ---- to go on where it was ------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Every seated adapter's weights and moments, as tensors by name."""
+        found: dict[str, Tensor] = {}
+        for slot in self.jobs:
+            found[f"{slot}.weights"] = self.model.bank.weights[slot]
+            found |= {f"{slot}.{key}": value for key, value in self.optimiser.state(slot).items()}
+        return found
+
+    def restore(self, jobs: Mapping[int, Job], state: Mapping[str, Tensor]) -> None:
+        """Seat jobs whose logs are as far as the state is, in the slots that they had."""
+        self.model.forget()
+        with torch.no_grad():
+            for slot, job in jobs.items():
+                self.model.bank.weights[slot].copy_(state[f"{slot}.weights"])
+                self.model.bank.gradients[slot].zero_()
+                for key, value in self.optimiser.state(slot).items():
+                    value.copy_(state[f"{slot}.{key}"])
+                self.optimiser.steps[slot] = len(job.log)
+        self.jobs = dict(jobs)
+
+
+class Diverged(RunFailed):
+    """A job whose loss or gradient is not a number."""
+
+    def __init__(self, job: Job, step: int, loss: float, norm: float) -> None:
+        """Say at which step, and what may help."""
+        super().__init__(
+            f"training diverged at step {step}: loss {loss}, gradient norm {norm}; "
+            "a lower train.lr or a longer train.warmup may help"
+        )
+        self.job = job
 
 
 def train(
@@ -32,10 +188,7 @@ def train(
     budget: Budget,
     on_step: Callable[[TrainStep], None] | None = None,
 ) -> list[TrainStep]:
-    """Train the model's adapter on `rows` in their order; step k takes rows[k·b : (k+1)·b].
-
-    Starts from the adapter as it is (see `LocalModel.reset`). The same rows and adapter give the
-    same bits on one machine with one number of threads.
+    """Train the model's first adapter on `rows` in their order, from the weights that it has.
 
     Args:
         model: its adapter is changed in place.
@@ -51,31 +204,28 @@ def train(
         RunFailed: the loss or the gradient is not a finite number.
         ValueError: another number of rows than the budget has, or a row with nothing to learn.
     """
-    if len(rows) != budget.examples:
-        raise ValueError(f"{len(rows)} rows for a budget of {budget.examples} examples")
-    model.forget()
-    model.adapter.enable(True)
-    parameters = list(model.adapter.parameters())
-    optimiser = torch.optim.AdamW(
-        parameters, lr=spec.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=spec.weight_decay
-    )
-    steps: list[TrainStep] = []
-    for step in range(budget.steps):
-        began = time.perf_counter()
-        size = budget.examples_per_step
-        batch = rows[step * size : (step + 1) * size]
-        rate = learning_rate(step, spec, budget.steps)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        loss = accumulate(model.decoder, batch)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, spec.clip))
-        _check_finite(step, loss, norm)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        steps.append(_record(step, (loss, rate, norm), batch, time.perf_counter() - began))
+    job = Job("adapter", rows, spec, budget, seed=None)
+    trainer = Trainer(model)
+    trainer.seat(job)
+    model.use_adapter()
+    while not job.done:
+        trainer.step()
         if on_step is not None:
-            on_step(steps[-1])
-    return steps
+            on_step(job.log[-1])
+    return job.log
+
+
+def accumulate(
+    model: LocalModel, rows: Sequence[Row], slots: Sequence[int], weights: Sequence[float]
+) -> list[tuple[int, float]]:
+    """Add the gradient of rows of any adapters to the bank; (slot, part of its loss) per row."""
+    decoder = model.decoder
+    texts = [text_of(row, slot) for row, slot in zip(rows, slots, strict=True)]
+    found = []
+    for work in passes(texts, span=decoder.span):
+        parts = backward(decoder, work, rows, weights)
+        found += [(seat.slot, part) for seat, part in zip(work.seats, parts, strict=True)]
+    return found
 
 
 def learning_rate(step: int, spec: TrainSpec, steps: int) -> float:
@@ -94,67 +244,11 @@ def learning_rate(step: int, spec: TrainSpec, steps: int) -> float:
     return spec.lr
 
 
-def accumulate(decoder: Decoder, rows: Sequence[Row]) -> float:
-    """Add the gradient of the rows' mean loss to the adapter's parameters; return the loss."""
-    return sum(
-        _accumulate(decoder, batch, len(rows)) for batch in micro_batches(rows, decoder.span)
-    )
-
-
-def _accumulate(decoder: Decoder, batch: MicroBatch, examples: int) -> float:
-    """One pass forward and back; its share of a loss that is a mean over `examples`."""
-    # The last token of an answer is only ever a target.
-    hidden = decoder.hidden([row.prompt + row.answer[:-1] for row in batch.rows], batch.header)
-    spots = [
-        (index, len(row.prompt) - 1 - batch.header + offset)
-        for index, row in enumerate(batch.rows)
-        for offset in range(len(row.answer))
-    ]
-    targets = list(chain.from_iterable(row.answer for row in batch.rows))
-    weights = [1 / (len(row.answer) * examples) for row in batch.rows for _ in row.answer]
-    index, position = torch.tensor(spots, device=decoder.device).unbind(1)
-    return _backward(
-        decoder,
-        hidden[index, position],
-        torch.tensor(targets, device=decoder.device),
-        torch.tensor(weights, device=decoder.device),
-    )
-
-
-def _backward(decoder: Decoder, hidden: Tensor, targets: Tensor, weights: Tensor) -> float:
-    """Weighted cross-entropy of [positions, width] states, sent back through the network.
-
-    The head is frozen, so the gradient at its input is all that is needed from it: it is taken
-    block by block, and no more than a block's logits exist at once.
-    """
-    top = hidden.detach().requires_grad_()
-    total = 0.0
-    for start in range(0, len(targets), LOGIT_ROWS):
-        block = slice(start, start + LOGIT_ROWS)
-        each = functional.cross_entropy(
-            decoder.logits(top[block]), targets[block], reduction="none"
-        )
-        loss = (each * weights[block]).sum()
-        torch.autograd.backward(loss)
-        total += float(loss.detach())
-    torch.autograd.backward(hidden, top.grad)
-    return total
-
-
-def _check_finite(step: int, loss: float, norm: float) -> None:
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise RunFailed(
-            f"training diverged at step {step}: loss {loss}, gradient norm {norm}; "
-            "a lower train.lr or a longer train.warmup may help"
-        )
-
-
-def _record(
-    step: int, measured: tuple[float, float, float], rows: Sequence[Row], seconds: float
-) -> TrainStep:
+def _record(job: Job, measured: tuple[float, float, float], seconds: float) -> TrainStep:
     loss, rate, norm = measured
+    rows = job.batch()
     return TrainStep(
-        step=step,
+        step=len(job.log),
         loss=loss,
         lr=rate,
         grad_norm=norm,

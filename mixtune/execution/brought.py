@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from mixtune.engine.convert import prepare
+from mixtune.engine.form import CONFIG_FILE, WEIGHTS_FILE, Form
 from mixtune.engine.forward import Decoder
-from mixtune.engine.lora import CONFIG_FILE, WEIGHTS_FILE, Form
 from mixtune.engine.model import DTYPES, LocalModel
 from mixtune.errors import SpecError
 from mixtune.events import Events

@@ -1,0 +1,52 @@
+"""AdamW for a bank: every adapter with its own step count, learning rate and clipping.
+
+Adapters are rows of flat buffers, so a step is a few operations on whole rows.
+
+Knows: Adam's arithmetic with decoupled weight decay (arXiv 1711.05101), clipping by the global
+norm. Does not know: networks, schedules, data.
+"""
+
+import torch
+from torch import Tensor
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+class AdamW:
+    """Optimiser of rows of `weights` by the same rows of `gradients`; both [K, P] float32."""
+
+    def __init__(self, weights: Tensor, gradients: Tensor) -> None:
+        """Begin with empty moments for every row."""
+        self.weights, self.gradients = weights, gradients
+        self.first = torch.zeros_like(weights)
+        self.second = torch.zeros_like(weights)
+        self.steps = [0] * len(weights)
+
+    def reset(self, row: int) -> None:
+        """Forget a row's moments: another adapter has moved in."""
+        self.first[row].zero_()
+        self.second[row].zero_()
+        self.steps[row] = 0
+
+    @torch.no_grad()
+    def step(self, row: int, lr: float, decay: float, clip: float) -> float:
+        """Clip a row's gradient, step, and clear the gradient; returns the norm before clipping."""
+        gradient, weight = self.gradients[row], self.weights[row]
+        norm = float(torch.linalg.vector_norm(gradient))
+        if norm > clip:
+            gradient.mul_(clip / (norm + 1e-6))
+        self.steps[row] += 1
+        count = self.steps[row]
+        first, second = self.first[row], self.second[row]
+        weight.mul_(1 - lr * decay)
+        first.lerp_(gradient, 1 - BETAS[0])
+        second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        spread = second.sqrt().div_((1 - BETAS[1] ** count) ** 0.5).add_(EPSILON)
+        weight.addcdiv_(first, spread, value=-lr / (1 - BETAS[0] ** count))
+        gradient.zero_()
+        return norm
+
+    def state(self, row: int) -> dict[str, Tensor]:
+        """What a row needs to go on, by name."""
+        return {"first": self.first[row], "second": self.second[row]}
