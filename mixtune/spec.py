@@ -142,10 +142,13 @@ class Budget(Frozen):
 class TrainSpec(Frozen):
     """How an adapter is trained. What can change the weights is in the run's id."""
 
-    method: Literal["lora"] = "lora"
-    """What is trained beside the frozen base."""
+    method: Literal["lora", "full"] = "lora"
+    """What is trained: adapters beside the frozen base (lora), or all of its weights (full)."""
     targets: Literal["all-linear"] = "all-linear"
     """Layers that get an adapter: every linear layer but the output head."""
+    top_layers: Count | None = None
+    """Adapters in so many topmost layers only; what the layers below compute is kept on disk and
+    used again by every run, epoch and seed. Another method: it learns less. null is all layers."""
     rank: Annotated[Int, Field(gt=0, le=1024)] = 16
     """Rank of the adapter."""
     alpha: Annotated[Float, Field(gt=0)] = 32.0
@@ -169,6 +172,18 @@ class TrainSpec(Frozen):
     """Longest training row in tokens, prompt and answer together."""
     over_long: Literal["error", "drop"] = "error"
     """Rows beyond max_length: stop, or drop and count them."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice rather than keep them: less memory, about a third slower; the
+    result is the same, and so are the ids."""
+
+    @model_validator(mode="after")
+    def _of_one_method(self) -> "TrainSpec":
+        if self.method == "full" and self.top_layers is not None:
+            raise ValueError(
+                "contradictory settings: method full trains every layer, top_layers adapters in "
+                "some; remove top_layers, or set method to lora"
+            )
+        return self
 
 
 class EvalSpec(Frozen):

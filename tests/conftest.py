@@ -65,3 +65,34 @@ def mixtune(monkeypatch, capsys):
         return stop.value.code or 0, out.out, out.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Folders with a tiny random model of a family."""
+    from engine_oracle import write_base
+
+    made = {}
+
+    def folder(family):
+        if family not in made:
+            made[family] = write_base(tmp_path_factory.mktemp(family), family)
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(folders):
+    """One loaded model per family, with an adapter that changes something."""
+    from engine_kit import load, randomise
+
+    made = {}
+
+    def model(family="llama"):
+        if family not in made:
+            made[family] = load(folders(family))
+        randomise(made[family])
+        return made[family]
+
+    return model

@@ -27,6 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+BASE = -1
+"""Adapter of tokens that no adapter touches: the frozen base alone."""
+
 ROOT = -1
 """Parent of a branch that continues nothing."""
 

@@ -3,7 +3,7 @@
 Knows: the network's decoder and head. Does not know: LoRA, losses, choices, text.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from mixtune.engine.attention import NAME
-from mixtune.engine.forest import Branch, Forest, Routes, plant
+from mixtune.engine.forest import BASE, Branch, Forest, Routes, plant
 from mixtune.engine.memory import Memory
 from mixtune.errors import ModelError
 
@@ -24,6 +25,10 @@ _STRETCHED = {"dynamic", "longrope"}
 _PROBE = 4
 _AGREE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Relative distance to the network's own logits up to which the rest is rounding."""
+
+
+class _ReachedError(Exception):
+    """The layers that were wanted have run."""
 
 
 class Decoder:
@@ -43,6 +48,11 @@ class Decoder:
         self.device: torch.device = network.device
         self.span = _span(network.config)
         self.routes = Routes()
+        self.cut = 0
+        """Layers whose work may be taken from what was kept (see `cut_below`)."""
+        self.checkpointing = False
+        """Whether a layer's activations are computed again in the backward pass, not kept."""
+        self._given: Tensor | None = None
         _check_layers(network)
         self._check()
 
@@ -93,6 +103,81 @@ class Decoder:
         """
         self.routes.slices = forest.slices
         return self._run(forest.ids, forest.positions, forest=forest, memory=memory)
+
+    def cut_below(self, top: int) -> None:
+        """Make the layers below the `top` topmost ones skippable.
+
+        Raises:
+            ModelError: the model has no more layers than that.
+        """
+        layers = self.layers
+        if not 0 < top < len(layers):
+            raise ModelError(
+                "train.top_layers leaves no layer below",
+                found=top,
+                wanted=f"1 to {len(layers) - 1} of the model's {len(layers)} layers",
+                remedy="lower it, or leave it out to train all layers",
+            )
+        self.cut = len(layers) - top
+        for number, layer in enumerate(layers[: self.cut]):
+            layer.forward = self._skippable(layer.forward, last=number == self.cut - 1)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder's layers, from the bottom."""
+        found: Any = self.inner.layers
+        return list(found)
+
+    def _skippable(self, forward: Callable[..., Tensor], *, last: bool) -> Callable[..., Tensor]:
+        """A lower layer: computes, or, where states are given, hands them on at the last one."""
+
+        def layer(hidden: Tensor, *args: Any, **more: Any) -> Tensor:
+            if self._given is None:
+                return forward(hidden, *args, **more)
+            return self._given.unsqueeze(0) if last else hidden
+
+        return layer
+
+    def below(self, forest: Forest) -> Tensor:
+        """[N, width]: what enters the top layers, computed by those below."""
+        found: list[Tensor] = []
+
+        def reached(_layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            found.append(args[0][0].clone())
+            raise _ReachedError
+
+        self.routes.slices = ((BASE, 0, forest.size),)
+        handle = self.layers[self.cut].register_forward_pre_hook(reached)
+        try:
+            self._run(forest.ids, forest.positions, forest=forest)
+        except _ReachedError:
+            return found[0]
+        finally:
+            handle.remove()
+        raise AssertionError("a network calls all of its layers")
+
+    def above(self, forest: Forest, states: Tensor) -> Tensor:
+        """`run` with the states that enter the top layers given."""
+        self._given = states
+        try:
+            return self.run(forest)
+        finally:
+            self._given = None
+
+    def checkpoint_layers(self) -> None:
+        """Let every layer compute its activations again in the backward pass if asked to."""
+        for layer in self.layers:
+            layer.forward = self._twice(layer.forward)
+
+    def _twice(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def layer(hidden: Tensor, *args: Any, **more: Any) -> Tensor:
+            if not (self.checkpointing and torch.is_grad_enabled()):
+                return forward(hidden, *args, **more)
+            # The routes of the pass are those of its backward pass too: it comes before the next.
+            found: Tensor = checkpoint(forward, hidden, *args, use_reentrant=False, **more)
+            return found
+
+        return layer
 
     def follow(self, ids: Tensor, memory: Memory) -> Tensor:
         """Last hidden states [rows, width] of one more token for each row of a memory."""

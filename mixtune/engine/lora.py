@@ -20,13 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mixtune.engine.forest import Slices
+from mixtune.engine.forest import BASE, Slices
 from mixtune.engine.form import CONFIG_FILE, WEIGHTS_FILE, Form, unreadable
 from mixtune.engine.forward import Decoder
 from mixtune.errors import ModelError, shorten
-
-BASE = -1
-"""Slot of tokens that no adapter touches: the frozen base alone."""
 
 _PREFIX = "base_model.model."
 
@@ -186,8 +183,13 @@ class Bank:
 
     @property
     def targets(self) -> list[str]:
-        """Last parts of the adapted modules' names, as PEFT's `target_modules`."""
+        """PEFT's `target_modules`: last parts of names; whole names where only some are adapted."""
+        if isinstance(self.form.targets, tuple):
+            return sorted(self.form.targets)
         return sorted({name.rpartition(".")[2] for name in self.layers})
+
+    def ready(self, slot: int) -> None:
+        """Nothing to do: passes name the adapter of every token."""
 
     def reset(self, slot: int, seed: int) -> None:
         """Start anew: A uniform as PEFT draws it, from one generator in name order; B zero."""

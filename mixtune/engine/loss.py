@@ -3,14 +3,14 @@
 Knows: how a row's tokens are weighted, blocks of logits. Does not know: adapters, optimisers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mixtune.engine.batching import Pass
-from mixtune.engine.forest import plant
+from mixtune.engine.forest import Forest, plant
 from mixtune.engine.forward import Decoder
 from mixtune.spec import LossName
 from mixtune.tokens import Row
@@ -32,11 +32,16 @@ def token_weights(rows: Sequence[Row], loss: LossName) -> list[float]:
 
 
 def backward(
-    decoder: Decoder, work: Pass, rows: Sequence[Row], weights: Sequence[float]
+    run: Callable[[Forest, Pass], Tensor],
+    decoder: Decoder,
+    work: Pass,
+    rows: Sequence[Row],
+    weights: Sequence[float],
 ) -> list[float]:
     """One pass forward and back; returns each seat's part of its adapter's loss.
 
     Args:
+        run: hidden states of a pass, whole or from what was kept of it.
         decoder: the network.
         work: which rows it seats; its rows' numbers are places in `rows`.
         rows: what is learnt.
@@ -55,7 +60,7 @@ def backward(
         scales += [weights[seat.row]] * len(row.answer)
         owners += [number] * len(row.answer)
     with torch.enable_grad():
-        hidden = decoder.run(forest)[torch.tensor(spots, device=decoder.device)]
+        hidden = run(forest, work)[torch.tensor(spots, device=decoder.device)]
         each = _send_back(
             decoder,
             hidden,

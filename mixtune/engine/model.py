@@ -5,16 +5,21 @@ runs, where predictions go. Keeps the protocol of models/base.py.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from mixtune.engine import generate, score
+from mixtune.engine.batching import PASS_TOKENS
+from mixtune.engine.forest import BASE
 from mixtune.engine.form import Form
 from mixtune.engine.forward import Decoder
-from mixtune.engine.lora import BASE, Bank
+from mixtune.engine.full import FullWeights
+from mixtune.engine.lora import Bank
+from mixtune.engine.trunk import Trunk
 from mixtune.errors import ModelError
 from mixtune.records import Answer, Query
 from mixtune.spec import EvalSpec, TrainSpec
@@ -28,9 +33,16 @@ _Key = tuple[str, tuple[int, ...], tuple[str, ...]]
 class LocalModel:
     """A frozen base with a bank of LoRA adapters on every linear layer but the head."""
 
-    def __init__(self, decoder: Decoder, bank: Bank, tokens: Tokens, evaluate: EvalSpec) -> None:
+    def __init__(
+        self, decoder: Decoder, bank: Bank | FullWeights, tokens: Tokens, evaluate: EvalSpec
+    ) -> None:
         """Put the parts together; `system` is for the caller to set."""
         self.system = ""
+        self.trunk: Trunk | None = None
+        """What the layers below the adapters computed, where that is kept."""
+        self.pass_tokens = PASS_TOKENS
+        """Tokens of one pass in training; halved when a pass does not fit in memory."""
+        self.on_note: Callable[[str], None] = _say_nothing
         self.decoder = decoder
         self.bank = bank
         self.tokens = tokens
@@ -64,7 +76,23 @@ class LocalModel:
             ModelError: the weights cannot be read, or the architecture cannot be run exactly.
         """
         decoder = Decoder.load(folder, DTYPES[train.compute], device)
-        return cls.adapted(decoder, Form(train.rank, train.alpha), tokens, evaluate, slots)
+        if train.gradient_checkpointing:
+            decoder.checkpoint_layers()
+            decoder.checkpointing = True
+        if train.method == "full":
+            if slots != 1:
+                raise ModelError(
+                    "full fine-tuning trains one run at a time",
+                    found=f"a bank of {slots}",
+                    remedy="--bank 1",
+                )
+            return cls(decoder, FullWeights(decoder, folder), tokens, evaluate)
+        targets = None
+        if train.top_layers is not None:
+            decoder.cut_below(train.top_layers)
+            targets = _linears(decoder, decoder.layers[decoder.cut :])
+        form = Form(train.rank, train.alpha, targets)
+        return cls.adapted(decoder, form, tokens, evaluate, slots)
 
     @classmethod
     def adapted(
@@ -84,12 +112,12 @@ class LocalModel:
 
     def use_base(self) -> None:
         """The base alone answers."""
-        self.forget()
-        self.slot = BASE
+        self.use_adapter(BASE)
 
     def use_adapter(self, slot: int = 0) -> None:
-        """The adapter in a slot answers."""
+        """The adapter in a slot answers, or the base alone (BASE)."""
         self.forget()
+        self.bank.ready(slot)
         self.slot = slot
 
     def save_adapter(self, folder: Path, base_name: str, slot: int = 0) -> None:
@@ -127,7 +155,7 @@ class LocalModel:
         found: list[list[Answer]] = [[] for _ in slots]
         order, chunks = self._chunks(queries)
         for chunk in chunks:
-            ranked = score.rank(self.decoder, self._questions(chunk), self.tokens.eos_ids, slots)
+            ranked = score.rank(self, self._questions(chunk), self.tokens.eos_ids, slots)
             for answers, each in zip(found, ranked, strict=True):
                 answers += [one.answer for one in each]
         places = sorted(range(len(order)), key=order.__getitem__)
@@ -137,9 +165,7 @@ class LocalModel:
         """One chunk ranked, and remembered: the same pass says what strict answers need."""
         keys = [_key(*pair) for pair in asked]
         if not all(key in self._ranked for key in keys):
-            (ranked,) = score.rank(
-                self.decoder, self._questions(asked), self.tokens.eos_ids, [self.slot]
-            )
+            (ranked,) = score.rank(self, self._questions(asked), self.tokens.eos_ids, [self.slot])
             self._ranked |= zip(keys, ranked, strict=True)
         return [self._ranked[key].answer for key in keys]
 
@@ -226,6 +252,17 @@ class LocalModel:
                 remedy=f"set evaluate.max_prompt_length={len(ids)} or more, or shorten the prompt",
             )
         return ids
+
+
+def _say_nothing(text: str) -> None:
+    """Nobody listens."""
+
+
+def _linears(decoder: Decoder, layers: Sequence[nn.Module]) -> tuple[str, ...]:
+    """Whole names of the linear layers within some of the network's layers."""
+    inside = {id(module) for layer in layers for module in layer.modules()}
+    named: Iterable[tuple[str, nn.Module]] = decoder.network.named_modules()
+    return tuple(sorted(name for name, m in named if isinstance(m, nn.Linear) and id(m) in inside))
 
 
 def _key(query: Query, prompt: Sequence[int]) -> _Key:

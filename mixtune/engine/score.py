@@ -18,6 +18,7 @@ token behind the prompt, behind that one, and so on, up to a stop.
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from torch import Tensor
 from mixtune.engine.batching import Text, seat
 from mixtune.engine.forest import Branch, plant
 from mixtune.engine.forward import Decoder
+from mixtune.engine.trunk import Trunk
 from mixtune.records import Answer, Query
 
 LOGIT_ROWS = 512
@@ -96,6 +98,13 @@ class Tree:
         return seen
 
 
+class Reader(Protocol):
+    """What answers: a network, and what is kept of its lower layers' work."""
+
+    decoder: Decoder
+    trunk: Trunk | None
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """A query in tokens; choices with their end of turn."""
@@ -114,7 +123,7 @@ class Ranked:
 
 
 def rank(
-    decoder: Decoder,
+    reader: Reader,
     asked: Sequence[Question],
     stops: Collection[int],
     slots: Sequence[int],
@@ -122,7 +131,7 @@ def rank(
     """Answers of some adapters to one chunk of questions; sums over the whole of each choice.
 
     Args:
-        decoder: the network.
+        reader: the network, and what was kept of the layers below the adapters.
         asked: queries with their token ids.
         stops: tokens that end a turn.
         slots: the adapters that answer, each once.
@@ -138,10 +147,10 @@ def rank(
         of_row.append(trees.setdefault(key, Tree.of(key)))
     with torch.inference_mode():
         longest = max(len(q.prompt) + len(c) for q in asked for c in q.choices)
-        if decoder.alone(longest):
-            found = [[_one_by_one(decoder, q, slot) for q in asked] for slot in slots]
+        if reader.decoder.alone(longest):
+            found = [[_one_by_one(reader.decoder, q, slot) for q in asked] for slot in slots]
         else:
-            found = _together(decoder, asked, (of_row, stops, slots))
+            found = _together(reader, asked, (of_row, stops, slots))
     latency = (time.perf_counter() - began) / (len(asked) * len(slots))
     return [
         [
@@ -161,12 +170,13 @@ _Found = tuple[list[float], list[int] | None]
 
 
 def _together(
-    decoder: Decoder,
+    reader: Reader,
     asked: Sequence[Question],
     how: tuple[Sequence[Tree], Collection[int], Sequence[int]],
 ) -> list[list[_Found]]:
     """Log-probability of every choice of every row under every adapter, by one pass."""
     trees, stops, slots = how
+    decoder = reader.decoder
     lineages = {id(tree): tree.lineage() for tree in trees}
     texts = [
         Text(slot, question.prompt, tree.tokens, lineages[id(tree)], tree.depths())
@@ -177,7 +187,10 @@ def _together(
         texts, sorted(range(len(texts)), key=lambda i: (texts[i].slot, tuple(texts[i].prompt)))
     )
     forest = plant(work.branches, decoder.device, stacked=decoder.device.type != "cpu")
-    hidden = decoder.run(forest)
+    if reader.trunk is None:
+        hidden = decoder.run(forest)
+    else:
+        hidden = decoder.above(forest, reader.trunk.states(work, texts, forest))
     # One term per edge of a tree: the state that predicts, and the token that is predicted.
     starts = [0] * len(texts)
     for each in work.seats:

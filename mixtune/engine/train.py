@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mixtune.engine.batching import passes, text_of
+from mixtune.engine.batching import PASS_TOKENS, Pass, passes, text_of
+from mixtune.engine.forest import Forest
 from mixtune.engine.loss import backward, token_weights
 from mixtune.engine.model import LocalModel
 from mixtune.engine.optimiser import AdamW
@@ -87,7 +88,7 @@ class Trainer:
             ValueError: no slot is free, or the adapter is of another form than the bank.
         """
         form, spec = self.model.bank.form, job.spec
-        if (spec.rank, spec.alpha) != (form.rank, form.alpha):
+        if form is not None and (spec.rank, spec.alpha) != (form.rank, form.alpha):
             raise ValueError(
                 f"{job.name} has rank {spec.rank} and alpha {spec.alpha:g}, its bank rank "
                 f"{form.rank} and alpha {form.alpha:g}; adapters of one bank are of one form"
@@ -117,6 +118,7 @@ class Trainer:
             number, spec = len(job.log), job.spec
             rate = learning_rate(number, spec, job.budget.steps)
             norm = self.optimiser.step(slot, rate, spec.weight_decay, spec.clip)
+            self.model.bank.ready(slot)
             if not (math.isfinite(losses[slot]) and math.isfinite(norm)):
                 failed = (slot, Diverged(job, number, losses[slot], norm))
                 continue
@@ -142,9 +144,28 @@ class Trainer:
             slots += [slot] * len(batch)
             weights += token_weights(batch, job.spec.loss)
         losses = dict.fromkeys(self.jobs, 0.0)
-        for slot, part in accumulate(self.model, rows, slots, weights):
+        for slot, part in self._fitting(rows, slots, weights):
             losses[slot] += part
         return losses
+
+    def _fitting(
+        self, rows: Sequence[Row], slots: Sequence[int], weights: Sequence[float]
+    ) -> list[tuple[int, float]]:
+        """`accumulate`, with passes half as large from now on if they do not fit in memory."""
+        model = self.model
+        try:
+            return accumulate(model, rows, slots, weights)
+        except (RuntimeError, MemoryError) as error:
+            if not _want_of_memory(error) or model.pass_tokens != PASS_TOKENS:
+                raise
+            model.pass_tokens = PASS_TOKENS // 2
+            model.on_note(
+                f"a pass of {PASS_TOKENS} tokens does not fit in memory; from now on "
+                f"{model.pass_tokens} tokens a pass"
+            )
+        # What was added before memory ran out is added again.
+        model.bank.gradients[sorted(self.jobs)] = 0
+        return accumulate(model, rows, slots, weights)
 
     # ---- to go on where it was ------------------------------------------------------------------
 
@@ -166,7 +187,14 @@ class Trainer:
                 for key, value in self.optimiser.state(slot).items():
                     value.copy_(state[f"{slot}.{key}"])
                 self.optimiser.steps[slot] = len(job.log)
+                self.model.bank.ready(slot)
         self.jobs = dict(jobs)
+
+
+def _want_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out: torch has a type for it on GPUs only."""
+    wants = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return wants or "can't allocate memory" in str(error)
 
 
 class Diverged(RunFailed):
@@ -219,11 +247,17 @@ def accumulate(
     model: LocalModel, rows: Sequence[Row], slots: Sequence[int], weights: Sequence[float]
 ) -> list[tuple[int, float]]:
     """Add the gradient of rows of any adapters to the bank; (slot, part of its loss) per row."""
-    decoder = model.decoder
+    decoder, trunk = model.decoder, model.trunk
     texts = [text_of(row, slot) for row, slot in zip(rows, slots, strict=True)]
+
+    def run(forest: Forest, work: Pass) -> Tensor:
+        if trunk is None:
+            return decoder.run(forest)
+        return decoder.above(forest, trunk.states(work, texts, forest))
+
     found = []
-    for work in passes(texts, span=decoder.span):
-        parts = backward(decoder, work, rows, weights)
+    for work in passes(texts, model.pass_tokens, decoder.span):
+        parts = backward(run, decoder, work, rows, weights)
         found += [(seat.slot, part) for seat, part in zip(work.seats, parts, strict=True)]
     return found
 

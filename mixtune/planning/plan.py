@@ -30,8 +30,9 @@ from mixtune.tokens import Row, Tokens, encode_rows
 
 SystemKind = Literal["trained", "base", "majority", "adapter", "model"]
 """The last two were made elsewhere and brought in to be scored."""
-LIMITS = {"max_length", "over_long"}
-"""Training settings that are in no id: they refuse or drop rows, and the rows are in the id."""
+LIMITS = {"max_length", "over_long", "gradient_checkpointing"}
+"""Training settings that are in no id: they refuse or drop rows, and the rows are in the id; or they
+trade memory for time, and the result is the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,7 @@ class Planner:
                 "model": self.files.digest,
                 "rows": [[name, self._digest(example)] for name, example in mixture.order],
                 "budget": study.budget.model_dump(mode="json"),
-                "train": study.train.model_dump(mode="json", exclude=LIMITS),
+                "train": study.train.model_dump(mode="json", exclude=LIMITS, exclude_none=True),
                 "seed": seed,
             },
         )
