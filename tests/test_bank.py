@@ -3,7 +3,10 @@ equal to the plain way."""
 
 import itertools
 import math
-from functools import partial
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +35,7 @@ from torch.nn import functional
 
 from mixtune.engine import batching, loss
 from mixtune.engine import train as train_module
-from mixtune.engine.forest import BASE
+from mixtune.engine.forest import BASE, plant
 from mixtune.engine.lora import stack
 from mixtune.engine.loss import token_weights
 from mixtune.engine.model import LocalModel
@@ -136,9 +139,10 @@ class TestBank:
     def test_equally_long_slices_are_one_product(self, made, monkeypatch):
         """The path of many adapters on a GPU, here on the CPU: stacked blocks, batched products."""
         model, oracles = made
-        monkeypatch.setattr(loss, "plant", partial(loss.plant, stacked=True))
+        monkeypatch.setattr(loss, "plant", lambda b, device, **_: plant(b, device, stacked=True))
         model.bank.gradients.zero_()
-        batches = [rows_of(*[("a", 50, 6 + i, 2) for i in range(3)], seed=s) for s in range(4)]
+        shapes = [[("a", 50, 6 + i + 3 * s * i, 2) for i in range(3)] for s in range(4)]
+        batches = [rows_of(*shapes[s], seed=s) for s in range(4)]
         slots = [slot for slot in range(4) for _ in range(3)]
         with_mean = [1 / (3 * len(row.answer)) for batch in batches for row in batch]
         accumulate(model, list(itertools.chain(*batches)), slots, with_mean)
@@ -248,6 +252,31 @@ class TestBank:
             for one, other in zip(answers, model.rank(MIXED), strict=True):
                 assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
                 assert one.output == other.output
+
+
+class TestSpread:
+    """Two processes on a CPU; on several GPUs this was never run."""
+
+    def test_two_processes_train_what_one_trains(self, folders, tmp_path):
+        code = Path(__file__).with_name("spread_script.py")
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        launch += ["--nproc_per_node", "2", str(code)]
+        done = subprocess.run(
+            [*launch, str(folders("llama")), str(tmp_path)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        alone = trained(folders("llama"), [job(0), job(1)], 2)
+        for rank in range(2):
+            found = torch.load(tmp_path / f"{rank}.pt")
+            assert found["world"] == 2
+            assert 0 < found["passes"] < found["all_passes"], "both must have had work"
+            for name, weights in alone.items():
+                moved = found["weights"][name]
+                assert float((moved - weights).norm() / weights.norm()) < 1e-5
 
 
 class TestLoss:

@@ -110,9 +110,11 @@ def plant(branches: Sequence[Branch], device: torch.device, *, stacked: bool = F
     Args:
         branches: at least one; a child has its parent's adapter.
         device: where the pass runs.
-        stacked: one block for all headers and a last one for all rows (fewer, larger kernels; more
-            padding in attention).
+        stacked: one block for all headers and a last one for all rows, and every adapter filled up
+            to equally many tokens: fewer, larger kernels, at the price of padding.
     """
+    if stacked:
+        branches = [*branches, *_filling(branches)]
     order = sorted(range(len(branches)), key=lambda i: (branches[i].adapter, i))
     lengths = [len(branches[i].tokens) for i in order]
     ends = list(accumulate(lengths))
@@ -131,6 +133,23 @@ def plant(branches: Sequence[Branch], device: torch.device, *, stacked: bool = F
         slices=tuple(_slices(branches, order, ends)),
         blocks=tuple(_block(branches, group, starts, where, device) for group in groups),
     )
+
+
+def _filling(branches: Sequence[Branch]) -> list[Branch]:
+    """Branches that nobody reads, so that every adapter has equally many tokens.
+
+    Its products are then one batched product; adapters of one batch differ by a few tokens.
+    """
+    tokens: dict[int, int] = {}
+    for branch in branches:
+        tokens[branch.adapter] = tokens.get(branch.adapter, 0) + len(branch.tokens)
+    longest = max(len(branch.tokens) for branch in branches)
+    return [
+        Branch([0] * min(longest, short - begin), adapter=adapter)
+        for adapter, count in tokens.items()
+        if (short := max(tokens.values()) - count)
+        for begin in range(0, short, longest)
+    ]
 
 
 def _begins(branches: Sequence[Branch]) -> list[int]:

@@ -21,6 +21,7 @@ from mixtune.engine.forest import Forest
 from mixtune.engine.loss import backward, token_weights
 from mixtune.engine.model import LocalModel
 from mixtune.engine.optimiser import AdamW
+from mixtune.engine.spread import Spread
 from mixtune.errors import RunFailed
 from mixtune.records import TrainStep
 from mixtune.spec import Budget, TrainSpec
@@ -70,9 +71,14 @@ class Trainer:
     The same jobs in the same slots give the same bits on one machine with one number of threads.
     """
 
-    def __init__(self, model: LocalModel) -> None:
-        """Begin with every slot free."""
-        self.model = model
+    def __init__(self, model: LocalModel, spread: Spread | None = None) -> None:
+        """Begin with every slot free.
+
+        Args:
+            model: its bank is trained.
+            spread: this process among several that hold the same model and jobs.
+        """
+        self.model, self.spread = model, spread
         self.optimiser = AdamW(model.bank.weights, model.bank.gradients)
         self.jobs: dict[int, Job] = {}
 
@@ -143,10 +149,18 @@ class Trainer:
             rows += batch
             slots += [slot] * len(batch)
             weights += token_weights(batch, job.spec.loss)
-        losses = dict.fromkeys(self.jobs, 0.0)
+        losses = dict.fromkeys(sorted(self.jobs), 0.0)
         for slot, part in self._fitting(rows, slots, weights):
             losses[slot] += part
-        return losses
+        return losses if self.spread is None else self._add_up(self.spread, losses)
+
+    def _add_up(self, spread: Spread, losses: Mapping[int, float]) -> dict[int, float]:
+        """Gradients and losses of all processes."""
+        gradients = self.model.bank.gradients
+        for slot in losses:
+            gradients[slot] = spread.add_up(gradients[slot])
+        parts = torch.tensor(list(losses.values()), dtype=torch.float64, device=gradients.device)
+        return dict(zip(losses, spread.add_up(parts).tolist(), strict=True))
 
     def _fitting(
         self, rows: Sequence[Row], slots: Sequence[int], weights: Sequence[float]
@@ -154,7 +168,7 @@ class Trainer:
         """`accumulate`, with passes half as large from now on if they do not fit in memory."""
         model = self.model
         try:
-            return accumulate(model, rows, slots, weights)
+            return accumulate(model, rows, slots, weights, self.spread)
         except (RuntimeError, MemoryError) as error:
             if not _want_of_memory(error) or model.pass_tokens != PASS_TOKENS:
                 raise
@@ -165,7 +179,7 @@ class Trainer:
             )
         # What was added before memory ran out is added again.
         model.bank.gradients[sorted(self.jobs)] = 0
-        return accumulate(model, rows, slots, weights)
+        return accumulate(model, rows, slots, weights, self.spread)
 
     # ---- to go on where it was ------------------------------------------------------------------
 
@@ -244,9 +258,16 @@ def train(
 
 
 def accumulate(
-    model: LocalModel, rows: Sequence[Row], slots: Sequence[int], weights: Sequence[float]
+    model: LocalModel,
+    rows: Sequence[Row],
+    slots: Sequence[int],
+    weights: Sequence[float],
+    spread: Spread | None = None,
 ) -> list[tuple[int, float]]:
-    """Add the gradient of rows of any adapters to the bank; (slot, part of its loss) per row."""
+    """Add the gradient of rows of any adapters to the bank; (slot, part of its loss) per row.
+
+    With a spread, of this process's share of the rows.
+    """
     decoder, trunk = model.decoder, model.trunk
     texts = [text_of(row, slot) for row, slot in zip(rows, slots, strict=True)]
 
@@ -256,7 +277,8 @@ def accumulate(
         return decoder.above(forest, trunk.states(work, texts, forest))
 
     found = []
-    for work in passes(texts, model.pass_tokens, decoder.span):
+    works = passes(texts, model.pass_tokens, decoder.span)
+    for work in works if spread is None else spread.share(works):
         parts = backward(run, decoder, work, rows, weights)
         found += [(seat.slot, part) for seat, part in zip(work.seats, parts, strict=True)]
     return found
