@@ -1,13 +1,15 @@
 # quickstart: from nothing to a report. test: all tests. check: style, types, architecture, references.
 # docs: writes the references from the code. fix: formats.
+# bench: the engine beside its peers (up to an hour, finished cases are kept); BENCH_ARGS: its options.
 # PIP_ARGS: options for pip, such as another index that serves torch without GPU support.
 PYTHON ?= python3.11
 PIP_ARGS ?=
+BENCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart install test check fix docs clean
+.PHONY: quickstart install test check fix docs bench clean
 
 quickstart: install
 	$(BIN)/mixtune run studies/quickstart.yaml
@@ -38,6 +40,14 @@ fix: install
 # The references of the study file and of the command line are written from the code.
 docs: install
 	$(BIN)/python docs/make_references.py
+
+# For real prompts: make bench BENCH_ARGS='--data-dir DATA'. bench/METHOD.md says what is measured.
+bench: $(VENV)/.bench
+	$(BIN)/python -m bench $(BENCH_ARGS)
+
+$(VENV)/.bench: $(STAMP)
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[bench]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""A benchmark of mixtune's engine against what people use otherwise; see METHOD.md."""

@@ -1,0 +1,85 @@
+"""The table of ratios beside their targets, written into a page between two markers.
+
+Knows: Markdown, latest.json. Does not know: how anything was measured.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BenchError
+from bench.results import FEWEST, TARGETS, Target
+
+BEGIN = "<!-- bench: begin, written by `python -m bench --table` -->"
+END = "<!-- bench: end -->"
+
+_NEW = f"""# Performance
+
+What is measured and how: [bench/METHOD.md](../bench/METHOD.md).
+
+{BEGIN}
+{END}
+"""
+
+
+def write_table(latest: dict[str, Any], page: Path) -> None:
+    """Put the table between the page's markers; a page that is not there is made.
+
+    Raises:
+        BenchError: the page has no markers.
+    """
+    text = page.read_text(encoding="utf-8") if page.is_file() else _NEW
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise BenchError(f"{page.name} has no place for the table; add\n{BEGIN}\n{END}")
+    page.write_text(f"{before}{BEGIN}\n{table(latest)}{END}{after}", encoding="utf-8")
+
+
+def table(latest: dict[str, Any]) -> str:
+    """Targets and what was found, short ones named below."""
+    found = latest["ratios"]
+    lines = ["| | found | lowest – highest | at least | aim | |", "|---|---|---|---|---|---|"]
+    lines += [_line(key, target, latest) for key, target in TARGETS.items()]
+    short = [k for k, target in TARGETS.items() if k in found and _short(target, found[k])]
+    missing = [key for key in TARGETS if key not in found]
+    lines += ["", f"Short of what was wanted at least: {_names(short)}."]
+    lines += [f"Not measured: {_names(missing)}."] if missing else []
+    return "\n".join([*lines, "", *_made(latest["made"])]) + "\n"
+
+
+def _line(key: str, target: Target, latest: dict[str, Any]) -> str:
+    bounds = [f"{'≤ ' if target.lower else ''}{bound:g}" for bound in (target.least, target.aim)]
+    if key not in latest["ratios"]:
+        return f"| {target.what} | – | – | {bounds[0]} | {bounds[1]} | not measured |"
+    value, values = latest["ratios"][key], latest["values"][key]
+    verdict = {"short": "**short**"}.get(target.reached(value), target.reached(value))
+    few = "" if len(values) >= FEWEST else f" ({len(values)} of {FEWEST} repeats)"
+    span = f"{min(values):.3g} – {max(values):.3g}"
+    return f"| {target.what} | {value:.3g}{few} | {span} | {bounds[0]} | {bounds[1]} | {verdict} |"
+
+
+def _short(target: Target, value: float) -> bool:
+    return target.reached(value) == "short"
+
+
+def _names(keys: list[str]) -> str:
+    return ", ".join(f"`{key}`" for key in keys) or "none"
+
+
+def _made(made: dict[str, Any]) -> list[str]:
+    """Where and when: the machine of the cases, their dates and commits."""
+    cases = list(made["cases"].values())
+    if not cases:
+        return []
+    last = max(cases, key=lambda case: str(case["date"]))
+    machine = last["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    days = sorted({str(case["date"])[:10] for case in cases})
+    commits = sorted({case["commit"] for case in cases})
+    return [
+        f"Measured {' to '.join(sorted({days[0], days[-1]}))} at {', '.join(commits)} on "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, device "
+        f"{machine['device']}; {made['model']}, data: {made['data']}. {versions}.",
+        "",
+        f"Made by `{last['command']}`. Ratios are medians over repeats, pair by pair.",
+    ]
