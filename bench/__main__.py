@@ -27,7 +27,12 @@ PAGE = HERE.parent / "docs" / "performance.md"
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 when every case asked for is measured, 1 otherwise."""
-    options = _options(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if "--cuda" in words:
+        from bench.cuda import main as on_a_gpu
+
+        return on_a_gpu(words)
+    options = _options(words)
     out = options.out or (HERE / "results" / "quick" if options.quick else HERE / "results")
     source = Source(options.data_dir)
     about = {

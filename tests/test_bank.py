@@ -504,7 +504,8 @@ def test_adamw_is_torchs():
     for step in range(20):
         gradient = torch.randn(50, generator=generator) * 10 ** (step % 4 - 2)
         mine.gradients[1] = gradient
-        norm = mine.step(1, 0.01 * step, 0.3, clip=1.0)
+        norm = mine.norms()[1]
+        mine.step(1, norm, (0.01 * step, 0.3, 1.0))
         theirs.grad = gradient.clone()
         wanted = float(torch.nn.utils.clip_grad_norm_([theirs], 1.0))
         optimiser.param_groups[0]["lr"] = 0.01 * step

@@ -29,11 +29,22 @@ class AdamW:
         self.second[row].zero_()
         self.steps[row] = 0
 
+    def norms(self) -> list[float]:
+        """Global gradient norm of every row; the one place that waits for the device."""
+        found: list[float] = torch.linalg.vector_norm(self.gradients, dim=1).tolist()
+        return found
+
     @torch.no_grad()
-    def step(self, row: int, lr: float, decay: float, clip: float) -> float:
-        """Clip a row's gradient, step, and clear the gradient; returns the norm before clipping."""
+    def step(self, row: int, norm: float, how: tuple[float, float, float]) -> None:
+        """Clip a row's gradient, step, and clear the gradient.
+
+        Args:
+            row: which.
+            norm: of its gradient.
+            how: learning rate, weight decay, the norm to clip at.
+        """
+        lr, decay, clip = how
         gradient, weight = self.gradients[row], self.weights[row]
-        norm = float(torch.linalg.vector_norm(gradient))
         if norm > clip:
             gradient.mul_(clip / (norm + 1e-6))
         self.steps[row] += 1
@@ -45,7 +56,6 @@ class AdamW:
         spread = second.sqrt().div_((1 - BETAS[1] ** count) ** 0.5).add_(EPSILON)
         weight.addcdiv_(first, spread, value=-lr / (1 - BETAS[0] ** count))
         gradient.zero_()
-        return norm
 
     def state(self, row: int) -> dict[str, Tensor]:
         """What a row needs to go on, by name."""

@@ -113,43 +113,60 @@ class Trainer:
         """One optimiser step of every job that is seated; returns those that are done with it.
 
         Raises:
-            RunFailed: the loss or the gradient of a job is not a finite number; the job is out of
-                the bank (`error.job` names it), the others have made their step.
+            Diverged: the loss or the gradient of a job is not a finite number; the job is out of
+                the bank (`error.job` names it, `error.also` the others of its kind), the rest have
+                made their step (`error.finished` is what would have been returned).
         """
         began = time.perf_counter()
         self.model.forget()
         losses = self._accumulate()
-        finished, failed = [], None
+        norms = self.optimiser.norms()
+        finished: list[tuple[int, Job]] = []
+        failed: dict[int, Diverged] = {}
         for slot, job in sorted(self.jobs.items()):
             number, spec = len(job.log), job.spec
             rate = learning_rate(number, spec, job.budget.steps)
-            norm = self.optimiser.step(slot, rate, spec.weight_decay, spec.clip)
+            norm = norms[slot]
+            self.optimiser.step(slot, norm, (rate, spec.weight_decay, spec.clip))
             self.model.bank.ready(slot)
             if not (math.isfinite(losses[slot]) and math.isfinite(norm)):
-                failed = (slot, Diverged(job, number, losses[slot], norm))
+                failed[slot] = Diverged(job, number, losses[slot], norm)
                 continue
             seconds = (time.perf_counter() - began) / len(self.jobs)
             job.log.append(_record(job, (losses[slot], rate, norm), seconds))
             if job.done:
                 finished.append((slot, job))
-        if failed is not None:
-            del self.jobs[failed[0]]
-            raise failed[1]
-        for slot, _ in finished:
+        for slot in (*failed, *(slot for slot, _ in finished)):
             del self.jobs[slot]
+        if failed:
+            first, *also = failed.values()
+            first.also, first.finished = also, finished
+            raise first
         return finished
 
     def _accumulate(self) -> dict[int, float]:
         """Add every job's gradient to its slot; returns each job's loss."""
+        seated = sorted(self.jobs)
+        losses = self._losses(seated)
+        if len(seated) == 1 or all(map(math.isfinite, losses.values())):
+            return losses
+        # What attention masks it multiplies by zero, and zero times NaN is NaN: in common passes
+        # one that diverges can take others with it.
+        self.model.bank.gradients[seated] = 0
+        return {slot: self._losses([slot])[slot] for slot in seated}
+
+    def _losses(self, seated: Sequence[int]) -> dict[int, float]:
+        """Add some jobs' gradients to their slots, in common passes; returns their losses."""
         rows: list[Row] = []
         slots: list[int] = []
         weights: list[float] = []
-        for slot, job in sorted(self.jobs.items()):
+        for slot in seated:
+            job = self.jobs[slot]
             batch = job.batch()
             rows += batch
             slots += [slot] * len(batch)
             weights += token_weights(batch, job.spec.loss)
-        losses = dict.fromkeys(sorted(self.jobs), 0.0)
+        losses = dict.fromkeys(seated, 0.0)
         for slot, part in self._fitting(rows, slots, weights):
             losses[slot] += part
         return losses if self.spread is None else self._add_up(self.spread, losses)
@@ -178,7 +195,7 @@ class Trainer:
                 f"{model.pass_tokens} tokens a pass"
             )
         # What was added before memory ran out is added again.
-        model.bank.gradients[sorted(self.jobs)] = 0
+        model.bank.gradients[sorted(set(slots))] = 0
         return accumulate(model, rows, slots, weights, self.spread)
 
     # ---- to go on where it was ------------------------------------------------------------------
@@ -221,6 +238,8 @@ class Diverged(RunFailed):
             "a lower train.lr or a longer train.warmup may help"
         )
         self.job = job
+        self.also: list[Diverged] = []
+        self.finished: list[tuple[int, Job]] = []
 
 
 def train(
