@@ -43,8 +43,10 @@ from mixtune.records import (
 )
 from mixtune.report.inputs import DataRow, LengthRow, ReportInput, RunRow
 from mixtune.report.page import page_files, render
+from mixtune.report.wording import training
 from mixtune.spec import Study, parse_study
-from mixtune.store import PlanRow, Store, Unit
+from mixtune.states import Unit
+from mixtune.store import PlanRow, Store
 from mixtune.tasks.base import Task, fingerprint
 from mixtune.tasks.registry import Registry
 
@@ -169,8 +171,10 @@ class Derived:
         """All finished systems, in the order of the plan."""
         found: dict[str, SystemInfo] = {}
         for row in self.finished():
-            members = tuple(row.cocktail.split("+")) if row.seed is not None else ()
-            found[row.system] = SystemInfo(row.system, row.cocktail, row.seed, members)
+            here = row.seed is not None
+            members = tuple(row.cocktail.split("+")) if here else ()
+            note = self.training_note() if here else ""
+            found[row.system] = SystemInfo(row.system, row.cocktail, row.seed, members, note)
         return list(found.values())
 
     def tasks(self) -> dict[str, Task]:
@@ -310,6 +314,10 @@ class Derived:
         """The form a task is compared in: constrained, where there are labels and it was asked."""
         forms = self.study.evaluate.forms
         return "constrained" if task.labels and "constrained" in forms else "strict"
+
+    def training_note(self) -> str:
+        """What is unusual in how the study's systems were trained, in words; often nothing."""
+        return training(self.study.train)
 
     def model_note(self) -> str:
         """Where the base model came from, as kept with the first finished run."""

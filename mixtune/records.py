@@ -183,6 +183,8 @@ class Result:
     majority: float | None
     floor: float | None
     method: str
+    training: str = ""
+    """What is unusual in how the system was trained, in words; "" where nothing is."""
 
 
 _ARROW: dict[Any, pa.DataType] = {

@@ -195,8 +195,9 @@ class EvalSpec(Frozen):
     """At least so many items of each task's test split; null takes all."""
     forms: tuple[FormName, ...] = ("strict", "constrained")
     """How a task is answered: text as asked for (strict), the likeliest label (constrained)."""
-    max_new_tokens: Annotated[Int, Field(gt=0, le=4096)] = 16
-    """Longest answer in tokens; a longer one counts as cut off."""
+    max_new_tokens: Annotated[Int, Field(gt=0, le=4096)] | None = None
+    """Longest answer in tokens, end of turn included; a longer one counts as cut off. null is for
+    each task the 99th percentile of its train rows' own answers."""
     max_prompt_length: Annotated[Int, Field(ge=16, le=1_000_000)] = 2048
     """Longest prompt in tokens; a longer one stops the plan."""
     batch_size: Annotated[Int, Field(gt=0, le=65_536)] = 32

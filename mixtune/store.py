@@ -2,6 +2,7 @@
 
     runs/<study>/
       study.yaml  plan.parquet  {env,data,content}.json  state.sqlite  changes.jsonl  lock  workers
+      banks/<bank>.safetensors
       cells/<system>-<slug>/
         run.json  adapter/  train.parquet
         answers/<answer_id>/predictions.parquet
@@ -9,20 +10,20 @@
       report/
 
 Facts (adapter, train.parquet, predictions) are written once, whole files at a time (durable.py).
-A unit of work (one adapter, one set of answers) becomes `done` last, with the size and SHA-256 of
-each of its files. Derived files can be deleted.
+A unit of work (one adapter, one set of answers) becomes `done` last (states.py), with the size and
+SHA-256 of each of its files. Derived files can be deleted. What a bank of adapters in training
+needs to go on lies in banks/ (execution/checkpoint.py) until the last of them is done.
 
-Knows: files, rows, states, who writes. Does not know: how anything is computed.
+Knows: files, rows, plans, who writes. Does not know: how anything is computed, SQL.
 """
 
 import fcntl
 import json
 import re
 import shutil
-import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
 from pathlib import Path
@@ -34,44 +35,13 @@ import yaml
 
 from mixtune import durable
 from mixtune.errors import StoreError, shorten
-from mixtune.records import State, schema_of
-
-PATIENCE = 30.0
-"""Seconds to wait for another process that is writing a state."""
+from mixtune.records import schema_of
+from mixtune.states import FILE, States, Unit
 
 LINES = 40
 """Lines of a difference that are shown."""
 _COMPARED = ("study.yaml", "content.json")
 """What was asked; and what data, prompts and base are known by. The rest follows from them."""
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS unit (
-  id TEXT PRIMARY KEY, kind TEXT NOT NULL, system TEXT NOT NULL, label TEXT NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('planned', 'running', 'done', 'failed')),
-  attempts INTEGER NOT NULL DEFAULT 0, error TEXT NOT NULL DEFAULT '',
-  progress REAL NOT NULL DEFAULT 0, heartbeat REAL NOT NULL DEFAULT 0,
-  seconds REAL NOT NULL DEFAULT 0, files TEXT NOT NULL DEFAULT '{}'
-);
-CREATE TABLE IF NOT EXISTS claim (system TEXT PRIMARY KEY);
-CREATE TABLE IF NOT EXISTS test_read (at REAL NOT NULL, command TEXT NOT NULL);
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One piece of work and its state. `files`: relative path → [bytes, sha256]."""
-
-    id: str
-    kind: str
-    system: str
-    label: str
-    state: State
-    attempts: int
-    error: str
-    progress: float
-    heartbeat: float
-    seconds: float
-    files: dict[str, tuple[int, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +74,8 @@ def slug(text: str, limit: int = 40) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:limit].rstrip("-")
 
 
-class Store:
-    """One study's folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+class Store(States):
+    """One study's folder: the states of its units, and its files."""
 
     # ---- opening ----------------------------------------------------------------------------
 
@@ -150,7 +117,7 @@ class Store:
         with durable.refusing(self.folder, "cannot use this folder"):
             names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
         foreign = sorted(names - {"lock", "workers"})
-        if foreign and not names & {"plan.parquet", "state.sqlite"}:
+        if foreign and not names & {"plan.parquet", FILE}:
             raise StoreError(
                 "this folder holds something else than a study",
                 where=str(self.folder),
@@ -165,26 +132,6 @@ class Store:
         with (self.folder / "workers").open("a+") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH)
             yield
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.folder / "state.sqlite", timeout=PATIENCE)
-        connection.executescript(_TABLES)
-        return connection
-
-    @contextmanager
-    def _state(self) -> Iterator[sqlite3.Connection]:
-        with durable.refusing(self.folder, "cannot write"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with closing(self._connect()) as connection, connection:
-                yield connection
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"the study's state cannot be read or written: {error}",
-                where=str(self.folder / "state.sqlite"),
-                remedy="free space, check permissions, end what holds it; if it is damaged, "
-                "restore it, or move the folder away to begin anew",
-            ) from error
 
     # ---- plan -------------------------------------------------------------------------------
 
@@ -338,55 +285,20 @@ class Store:
     # ---- state ------------------------------------------------------------------------------
 
     def units(self) -> dict[str, Unit]:
-        """State of every unit, by id. Usable while another process runs."""
-        rows: list[Any] = []
-        if (self.folder / "state.sqlite").exists():
-            # Not opened read-only: after a kill the journal may have to be rolled back first.
-            with self._state() as db:
-                db.row_factory = sqlite3.Row
-                rows = db.execute("SELECT * FROM unit").fetchall()
-        if self.exists and not rows:
+        """State of every unit, by id. Usable while another process runs.
+
+        Raises:
+            StoreError: a study is planned here and no state of it is known.
+        """
+        found = super().units()
+        if self.exists and not found:
             raise StoreError(
                 "the states of the study's units are gone: what is finished is not known",
-                where=str(self.folder / "state.sqlite"),
+                where=str(self.folder / FILE),
                 wanted="the file as mixtune wrote it",
                 remedy="restore it, or move the folder away to begin anew",
             )
-        return {row["id"]: Unit(**{**dict(row), "files": _files(row["files"])}) for row in rows}
-
-    def claim(self, system: str) -> bool:
-        """Take a run, so that no other worker of the same `mixtune run` takes it too."""
-        with self._state() as db:
-            taken = db.execute("INSERT OR IGNORE INTO claim VALUES (?)", (system,)).rowcount
-        return taken == 1
-
-    def begin(self, unit: str) -> None:
-        """Planned | failed → running."""
-        self._set(unit, "state='running', attempts=attempts+1, error='', progress=0", ())
-
-    def beat(self, unit: str, progress: float) -> None:
-        """Say that the unit is alive and how far it is (0 … 1)."""
-        self._set(unit, "progress=?", (progress,))
-
-    def fail(self, unit: str, error: str, seconds: float) -> None:
-        """Running → failed, with its error."""
-        self._set(unit, "state='failed', error=?, seconds=?", (error, seconds))
-
-    def release(self, unit: str) -> None:
-        """Running → planned: the work was stopped, not broken."""
-        self._set(unit, "state='planned', progress=0", ())
-
-    def finish(self, unit: str, paths: Iterable[Path], seconds: float) -> None:
-        """Running → done, last of all, with size and checksum of each file."""
-        files = {str(p.relative_to(self.folder)): durable.fingerprint(p) for p in sorted(paths)}
-        fields = "state='done', progress=1, error='', seconds=?, files=?"
-        self._set(unit, fields, (seconds, json.dumps(files)))
-
-    def _set(self, unit: str, fields: str, values: tuple[Any, ...]) -> None:
-        with self._state() as db:
-            db.execute(
-                f"UPDATE unit SET {fields}, heartbeat=? WHERE id=?", (*values, time.time(), unit)
-            )
+        return found
 
     def recover(self) -> tuple[list[Unit], list[Unit]]:
         """After the lock is held: give back units of a dead process, recheck finished ones.
@@ -404,27 +316,13 @@ class Store:
         for unit in [*stale, *broken]:
             self.release(unit.id)
         durable.sweep(self.folder)
-        with self._state() as db:
-            db.execute("DELETE FROM claim")
+        self.free_claims()
         return stale, broken
 
     def damage(self, unit: Unit) -> list[str]:
         """Files of a finished unit that are missing or differ from what was written."""
         files = unit.files.items()
         return [name for name, known in files if not durable.matches(self.folder / name, *known)]
-
-    # ---- test reads -------------------------------------------------------------------------
-
-    def count_test_read(self, command: str) -> int:
-        """Enter one look at test scores in the ledger; returns how many there were, with it."""
-        with self._state() as db:
-            db.execute("INSERT INTO test_read VALUES (?, ?)", (time.time(), command))
-        return self.test_reads()
-
-    def test_reads(self) -> int:
-        """How often test scores were looked at."""
-        with self._state() as db:
-            return int(db.execute("SELECT count(*) FROM test_read").fetchone()[0])
 
     # ---- files ------------------------------------------------------------------------------
 
@@ -496,6 +394,24 @@ class Store:
         """Scores of a system go when one of its sets of answers is made again; they are derived."""
         shutil.rmtree(self.folder / folder / "scores", ignore_errors=True)
 
+    @property
+    def states_folder(self) -> Path:
+        """Where `train.top_layers` keeps what the layers below compute; it can be deleted."""
+        return self.folder / "states"
+
+    def bank_file(self, bank: str) -> Path:
+        """Where a bank of adapters in training keeps what it needs to go on."""
+        return self.folder / "banks" / f"{bank}.safetensors"
+
+    def banks(self) -> list[str]:
+        """Names of the banks that have such a file."""
+        return sorted(path.stem for path in (self.folder / "banks").glob("*.safetensors"))
+
+    def drop_bank(self, bank: str) -> None:
+        """The bank is empty, or its file cannot be used."""
+        with durable.refusing(self.bank_file(bank), "cannot remove"):
+            self.bank_file(bank).unlink(missing_ok=True)
+
     def new_folder(self, name: str) -> AbstractContextManager[Path]:
         """A folder to fill that takes its place when complete; what was there before goes."""
         return durable.whole_folder(self.folder / name)
@@ -518,7 +434,3 @@ def _label(row: PlanRow) -> str:
     seed = "" if row.seed is None else f" seed {row.seed}"
     what = f" {row.task}/{row.split}/{row.form}" if row.kind == "answer" else ""
     return f"{row.cocktail}{seed}{what}"
-
-
-def _files(text: str) -> dict[str, tuple[int, str]]:
-    return {name: (int(size), sha) for name, (size, sha) in json.loads(text).items()}

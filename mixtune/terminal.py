@@ -24,9 +24,10 @@ from mixtune.analysis.effects import TO_SINGLE
 from mixtune.derive import Derived
 from mixtune.errors import shorten
 from mixtune.events import Events
+from mixtune.planning.facts import size_lines
 from mixtune.planning.plan import AnswerPlan, Plan, Planner, RunPlan
 from mixtune.records import Estimate, MixRow, Result, TrainStep
-from mixtune.store import Unit
+from mixtune.states import Unit
 
 WIDE = 160
 """Columns of a table in a pipe."""
@@ -41,7 +42,7 @@ UNENCODABLE = "mixtune-plain"
 """Name of the handler for signs that the output's encoding lacks."""
 
 PLAIN_EVERY = 20.0
-"""Seconds between two plain lines of the same run."""
+"""Seconds between two plain lines of the same run; more where more than two are at work."""
 
 
 def console(stderr: bool = False) -> Console:
@@ -187,6 +188,7 @@ class PlainProgress(Events):
         self.eta = Eta(0)
         self._last: dict[str, float] = {}
         self._places: dict[str, str] = {}
+        self._at_work: set[str] = set()
 
     def started(self, plan: Plan, todo: int, cost: float) -> None:
         """Says how much there is to do."""
@@ -202,12 +204,14 @@ class PlainProgress(Events):
         """Says which run begins."""
         seed = "" if run.seed is None else f" seed {run.seed}"
         self._places[run.system] = f"[{number}/{of}] {run.name}{seed}"
+        self._at_work.add(run.system)
         self._last[run.system] = time.monotonic()
 
     def trained(self, run: RunPlan, step: TrainStep, steps: int, cost: float) -> None:
         """Says where training is, now and then."""
         self.eta.add(cost)
-        if step.step + 1 == steps or time.monotonic() - self._last[run.system] > PLAIN_EVERY:
+        pause = PLAIN_EVERY * max(1, len(self._at_work) / 2)
+        if step.step + 1 == steps or time.monotonic() - self._last[run.system] > pause:
             self._last[run.system] = time.monotonic()
             self._say(
                 f"{self._places[run.system]}: step {step.step + 1}/{steps} loss {step.loss:.4f}"
@@ -219,10 +223,12 @@ class PlainProgress(Events):
 
     def run_finished(self, run: RunPlan, seconds: float) -> None:
         """Says that it is done."""
+        self._at_work.discard(run.system)
         self._say(f"{self._places[run.system]}: done in {span(seconds)}")
 
     def run_failed(self, run: RunPlan, error: str) -> None:
         """Says why."""
+        self._at_work.discard(run.system)
         self._say(f"{self._places[run.system]}: FAILED, {error}")
 
     def _say(self, text: str) -> None:
@@ -273,6 +279,8 @@ class BarProgress(PlainProgress):
         self.bar.stop()
 
     def _show(self, text: str) -> None:
+        others = len(self._at_work) - 1
+        text = f"{text}, {others} more at work" if others > 0 else text
         self.bar.update(
             self._task, completed=self.eta.done, description=safe(text), left=self.eta.left
         )
@@ -322,6 +330,8 @@ def show_plan(out: Console, plan: Plan, planner: Planner) -> None:
     tokens = sum(run.tokens for run in plan.runs)
     answers = sum(answer.tokens for run in plan.runs for answer in run.answers)
     out.print(f"tokens: {tokens:,} in training, {answers:,} in scoring", markup=False)
+    for line in size_lines(planner):
+        out.print(line, markup=False)
     if plan.files is None:
         out.print(
             "the base model is not prepared yet, so ids and tokens are open; mixtune run does it",
@@ -430,6 +440,7 @@ def show_summary(out: Console, derived: Derived, split: str) -> None:
     title = f"{derived.study.name}, {split}{note}: value, difference to the single task [95 %]"
     out.print(table(title, ("system", *tasks), rows))
     out.print(f"base model: {derived.model_note()}", soft_wrap=True, markup=False)
+    show_training(out, derived)
 
 
 def show_estimates(out: Console, found: Sequence[Estimate], title: str) -> None:
@@ -460,6 +471,13 @@ def show_results(out: Console, derived: Derived, split: str) -> None:
     """One row per system × task × form × metric, main metric first."""
     synthetic = " (synthetic data)" if any(t.synthetic for t in derived.tasks().values()) else ""
     show_rows(out, derived.results(split), f"{derived.study.name}, {split}{synthetic}")
+    show_training(out, derived)
+
+
+def show_training(out: Console, derived: Derived) -> None:
+    """What is unusual in how a study's systems were trained, if anything is."""
+    if note := derived.training_note():
+        out.print(f"{derived.study.name}: {note}", markup=False)
 
 
 def show_rows(out: Console, found: Sequence[Result], title: str) -> None:

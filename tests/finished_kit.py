@@ -31,11 +31,16 @@ def environment(folder, **more):
     return {**os.environ, **fixed, "OMP_NUM_THREADS": "1", **more}
 
 
+def on_one_core():
+    """One thread whatever the number of workers: bits depend on threads."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
 def python(folder, *arguments, code=RUN, **more):
     """A real process with the command line."""
     command = [sys.executable, "-c", code, *arguments]
-    quiet = {"capture_output": True, "text": True, "timeout": 120}
-    return subprocess.run(command, cwd=folder, env=environment(folder), **quiet, **more)
+    quiet = {"capture_output": True, "text": True, "timeout": 120, "preexec_fn": on_one_core}
+    return subprocess.run(command, cwd=folder, env=environment(folder), **(quiet | more))
 
 
 def outcome(folder):

@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "design": "errors spec",
     "durable": "errors",
     "tokens": "errors identity records durable",
-    "store": "errors records durable",
+    "states": "errors records durable",
+    "store": "errors records durable states",
     "models": "errors identity spec records tokens durable",
     "evaluation": "errors identity records metrics tasks models",
     "analysis": "errors identity records metrics",
@@ -35,12 +36,12 @@ MAY_IMPORT = {
     "scaffold": "errors spec tasks design planning",
     "report": "errors spec records metrics analysis",
     "events": "records planning",
-    "derive": "errors identity spec records tasks mixing store evaluation analysis report",
-    "terminal": "analysis errors records tasks store planning events derive",
+    "derive": "errors identity spec records tasks mixing states store evaluation analysis report",
+    "terminal": "analysis errors records tasks states store planning events derive",
     "doctor": "environment errors records tasks models",
     "engine": "errors spec records tokens durable models",
-    "execution": "environment errors identity spec records tasks tokens store models evaluation "
-    "planning events engine",
+    "execution": "environment errors identity spec records tasks durable tokens states store "
+    "models evaluation planning events engine",
 }
 LIGHT = set(MAY_IMPORT) - {"engine", "execution"}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "vllm", "ray"}

@@ -8,9 +8,10 @@ from study_kit import record, registry, study, write_rows
 from mixtune.derive import Derived
 from mixtune.errors import DataError, RunFailed, StoreError
 from mixtune.events import Events
-from mixtune.execution import local
-from mixtune.execution.local import Session, begin, local_model
-from mixtune.execution.pool import default_workers
+from mixtune.execution import desk, training
+from mixtune.execution.deal import Portion, deal
+from mixtune.execution.local import Session, alone, begin, local_model
+from mixtune.execution.placement import default_workers
 from mixtune.planning.plan import Planner
 from mixtune.spec import dump_study
 from mixtune.store import Store
@@ -42,7 +43,8 @@ def run(data, files, store, **changes):
     with store.lock():
         store.save_plan(plan.rows(), dump_study(planner.study), {})
         begin(plan, store, listener)
-        Session(planner, store, lambda: local_model(planner), listener).run(plan)
+        portions = deal(plan, store, alone(planner), 1, listener)
+        Session(planner, store, lambda: local_model(planner), listener).run(plan, portions)
     return listener
 
 
@@ -88,14 +90,14 @@ def test_two_runs_of_the_same_study_give_the_same_bits(data, files, store, tmp_p
 
 
 def test_a_failed_run_keeps_its_error_and_the_others_go_on(data, files, store, monkeypatch):
-    real = local.train
+    real = training.job_of
 
-    def fails_for_south(model, rows, *rest):
-        if {row.ingredient for row in rows} == {"south"}:
+    def fails_for_south(planner, run):
+        if run.cocktail == ("south",):
             raise RunFailed("training diverged at step 1: loss nan")
-        return real(model, rows, *rest)
+        return real(planner, run)
 
-    monkeypatch.setattr(local, "train", fails_for_south)
+    monkeypatch.setattr(training, "job_of", fails_for_south)
     listener = run(data, files, store)
     assert [name for name, _ in listener.failed] == ["south"]
     assert len(listener.ran) == 4
@@ -110,20 +112,20 @@ def test_a_failed_run_keeps_its_error_and_the_others_go_on(data, files, store, m
         "north",
         "north+south",
     }
-    monkeypatch.setattr(local, "train", real)
+    monkeypatch.setattr(training, "job_of", real)
     assert run(data, files, store).ran == [("south", 1)]
     assert {u.state for u in store.units().values()} == {"done"}
 
 
 def test_a_run_that_fails_while_answering_is_in_no_mean(data, files, store, monkeypatch):
-    real = local.predict
+    real = desk.predict
 
     def fails_on_test(model, examples, form, split, *rest):
         if split == "test" and model.system in {r.system for r in store.plan() if r.seed == 2}:
             raise RunFailed("no answer")
         return real(model, examples, form, split, *rest)
 
-    monkeypatch.setattr(local, "predict", fails_on_test)
+    monkeypatch.setattr(desk, "predict", fails_on_test)
     assert len(run(data, files, store, seeds=[1, 2]).failed) == 3
     derived = Derived(store, registry(data))
     derived.score()
@@ -147,7 +149,7 @@ def test_an_infrastructure_error_leaves_no_row_and_the_run_is_not_done(
 
 
 def test_ctrl_c_gives_the_unit_back_and_finished_work_stays(data, files, store, monkeypatch):
-    real, calls = local.train, []
+    real, calls = training.job_of, []
 
     def stops_at_the_second(*arguments):
         calls.append(1)
@@ -155,7 +157,7 @@ def test_ctrl_c_gives_the_unit_back_and_finished_work_stays(data, files, store, 
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(local, "train", stops_at_the_second)
+    monkeypatch.setattr(training, "job_of", stops_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         run(data, files, store)
     states = {u.label: u.state for u in store.units().values()}
@@ -214,7 +216,9 @@ def test_the_majority_answers_every_item_without_a_model(data, files, store):
     with store.lock():
         store.save_plan(only.rows(), dump_study(planner.study), {})
         begin(only, store, listener)
-        Session(planner, store, lambda: pytest.fail("loaded a model"), listener).run(only)
+        portions = [Portion(run.system, (run,)) for run in only.runs]
+        session = Session(planner, store, lambda: pytest.fail("loaded a model"), listener)
+        session.run(only, portions)
     assert listener.ran == [("majority", None)]
 
 

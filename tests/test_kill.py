@@ -37,8 +37,9 @@ def path(tmp_path_factory):
     return path
 
 
-def command(path, runs):
+def command(path, runs, bank=1, every=0.2):
     arguments = ["run", str(path), "--runs-dir", str(runs), "--workers", "2"]
+    arguments += ["--bank", str(bank), "--checkpoint-every", str(every)]
     return [sys.executable, "-c", RUN, *arguments]
 
 
@@ -56,7 +57,9 @@ def outcome(runs):
         if row.kind == "answer":
             table = store.read_table(f"{row.folder}/answers/{row.id}/predictions.parquet")
             answers[row.id] = table.drop_columns(["latency"]).to_pylist()
-    adapters = {p.parent.parent.name: p.read_bytes() for p in store.folder.rglob("*.safetensors")}
+    files = store.folder.glob("cells/*/adapter/*.safetensors")
+    adapters = {p.parent.parent.name: p.read_bytes() for p in files}
+    assert store.banks() == []
     return sorted(map(str, rows)), {u.id: u.state for u in units.values()}, answers, adapters
 
 
@@ -76,10 +79,10 @@ def wait_for_work(process, runs):
         time.sleep(0.02)
 
 
-def kill_in_the_middle(path, runs, wait):
+def kill_in_the_middle(path, runs, wait, bank):
     """Start, let work begin and `wait` seconds pass, kill; False if the study ended first."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command(path, runs), env=environment(path), **quiet)
+    process = subprocess.Popen(command(path, runs, bank), env=environment(path), **quiet)
     wait_for_work(process, runs)
     time.sleep(wait)
     ended = process.poll() is not None
@@ -88,19 +91,20 @@ def kill_in_the_middle(path, runs, wait):
     return not ended
 
 
-def test_killed_ten_times_and_resumed_ends_like_an_undisturbed_study(path):
-    calm, killed = path.parent / "calm", path.parent / "killed"
+@pytest.mark.parametrize("bank", [1, 3])
+def test_killed_ten_times_and_resumed_ends_like_an_undisturbed_study(path, bank):
+    calm, killed = path.parent / f"calm{bank}", path.parent / f"killed{bank}"
     whole = {"env": environment(path), "check": True, "capture_output": True}
-    subprocess.run(command(path, calm), **whole)
+    subprocess.run(command(path, calm, bank), **whole)
     done, kills = {}, 0
-    for wait in np.random.default_rng(11).uniform(0.0, 1.2, KILLS):
-        kills += kill_in_the_middle(path, killed, float(wait))
+    for wait in np.random.default_rng(11).uniform(0.0, 0.7, KILLS):
+        kills += kill_in_the_middle(path, killed, float(wait), bank)
         now = finished(killed)
         assert {unit: now[unit] for unit in done} == done, "a finished unit was done again"
         done = now
     assert kills == KILLS, "the study ended before all kills had hit it: make it longer"
-    assert 0 < len(done) < len(Store(killed / "killed").units())
-    subprocess.run(command(path, killed), **whole)
+    assert len(done) < len(Store(killed / "killed").units())
+    subprocess.run(command(path, killed, bank), **whole)
     assert outcome(killed) == outcome(calm)
     assert set(outcome(killed)[1].values()) == {"done"}
 
@@ -124,4 +128,23 @@ def test_a_killed_worker_is_an_error_and_the_same_command_goes_on(path):
     assert b"Traceback" not in errors
     done = subprocess.run(command(path, runs), env=environment(path), check=True)
     assert done.returncode == 0
-    assert outcome(runs)[1] == outcome(path.parent / "calm")[1]
+    assert outcome(runs)[1] == outcome(path.parent / "calm1")[1]
+
+
+def test_stopped_on_purpose_it_goes_on_at_the_step_where_it_was(path):
+    runs = path.parent / "stopped"
+    arguments = command(path, runs, bank=3, every=3600)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(arguments, env=environment(path), **quiet)
+    store = Store(runs / "killed")
+    while not any(0 < unit.progress < 1 for unit in store.units().values()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert "running" not in {unit.state for unit in store.units().values()}
+    again = subprocess.run(
+        arguments, env=environment(path), check=True, capture_output=True, text=True
+    )
+    assert again.stderr.count("goes on from its checkpoint: ") >= 1
+    assert outcome(runs) == outcome(path.parent / "calm3")

@@ -43,7 +43,7 @@ def finish(store, unit="aaaa"):
 def test_states_go_planned_running_done(store):
     assert {u.state for u in store.units().values()} == {"planned"}
     store.begin("aaaa")
-    store.beat("aaaa", 0.25)
+    store.beat({"aaaa": 0.25})
     unit = store.units()["aaaa"]
     assert (unit.state, unit.progress, unit.attempts) == ("running", 0.25, 1)
     finish(store)

@@ -38,13 +38,14 @@ class SystemInfo:
     """What is behind a system's id: its cocktail's name and members, and its seed.
 
     `seed` is None for a system that was not trained here (majority, base); its `ingredients` are
-    empty.
+    empty. `training`: what is unusual in how it was trained, in words.
     """
 
     system: str
     cocktail: str
     seed: int | None
     ingredients: tuple[str, ...]
+    training: str = ""
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,7 @@ def results(found: Sequence[Measured]) -> list[Result]:
                     majority=majority,
                     floor=None if majority is None else max(majority, chance or 0.0),
                     method=ends.method,
+                    training=info.training,
                 )
             )
     return rows

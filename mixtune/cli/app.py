@@ -90,6 +90,22 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Processes; by default one per core, as far as memory allows."),
 ]
+Bank = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Adapters trained side by side in each process; by default one on a CPU, on a GPU as "
+        "many as fit into its memory, up to 64.",
+    ),
+]
+CheckpointEvery = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="Seconds between two checkpoints, from which training goes on after a kill; 0: every "
+        "step.",
+    ),
+]
 SplitName = Annotated[
     str, typer.Option(help="validation, or test: a look at test is counted and reported.")
 ]
@@ -199,8 +215,8 @@ def _answer() -> int:
         return 2 if isinstance(error, UserError) else 1
     except MemoryError:
         terminal.complain(
-            "error: out of memory\n  remedy: --workers 1, a smaller evaluate.batch_size or "
-            "budget.examples_per_step, or a smaller model; what is finished is kept"
+            "error: out of memory\n  remedy: --workers 1, --bank 1, a smaller evaluate.batch_size "
+            "or budget.examples_per_step, or a smaller model; what is finished is kept"
         )
         return 1
 

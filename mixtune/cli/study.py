@@ -16,6 +16,8 @@ import typer
 from mixtune import terminal
 from mixtune.cli.app import (
     RUNS,
+    Bank,
+    CheckpointEvery,
     DataDir,
     DryRun,
     Json,
@@ -33,8 +35,9 @@ from mixtune.cli.app import (
 )
 from mixtune.derive import Derived, compare_studies
 from mixtune.errors import UserError
+from mixtune.execution.options import CHECKPOINT_EVERY, Options
 from mixtune.models.catalog import BaseModelFiles, locate
-from mixtune.planning.facts import content_of
+from mixtune.planning.facts import content_of, sizes_of
 from mixtune.planning.plan import Plan, Planner, RunPlan
 from mixtune.records import Result
 from mixtune.spec import dump_study
@@ -59,7 +62,7 @@ def plan(
     made = planner.plan()
     todo = _todo(Store(runs_dir / study.name), planner, made) if files else None
     if as_json:
-        print(json.dumps({**terminal.plan_json(made), "todo": todo}, indent=1))
+        print(json.dumps({**terminal.plan_json(made), **sizes_of(planner), "todo": todo}, indent=1))
         return
     out = terminal.console()
     terminal.show_plan(out, made, planner)
@@ -76,6 +79,8 @@ def run(  # noqa: PLR0913 - a verb's options
     limit: Limit = None,
     dry_run: DryRun = False,
     workers: Workers = None,
+    bank: Bank = None,
+    checkpoint_every: CheckpointEvery = CHECKPOINT_EVERY,
     as_json: Json = False,
 ) -> None:
     """Train and score what is missing or failed, then write the report. Next: mixtune results."""
@@ -85,7 +90,8 @@ def run(  # noqa: PLR0913 - a verb's options
         return
     run_study = _heavy("start")
     with terminal.progress(terminal.console(stderr=True)) as events:
-        failed = run_study(study, data_dir, runs_dir, workers, events)
+        options = Options(workers, bank, checkpoint_every)
+        failed = run_study(study, data_dir, runs_dir, options, events)
     derived = derived_of(study, runs_dir, data_dir)
     with derived.store.lock():
         derived.score()
@@ -285,6 +291,8 @@ def compare(  # noqa: PLR0913 - a verb's options
         print_rows(rows)
     else:
         terminal.show_estimates(terminal.console(), rows, f"{one.study.name}, {split}")
+        for study in [one] if len(others) == 2 else [one, other]:
+            terminal.show_training(terminal.console(), study)
     if no_worse_than is not None and (left_out or not one.holds(rows, -no_worse_than)):
         print(f"gate not met: not shown to be within {no_worse_than} everywhere", file=sys.stderr)
         raise typer.Exit(3)

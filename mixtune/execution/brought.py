@@ -15,6 +15,7 @@ from mixtune.engine.forward import Decoder
 from mixtune.engine.model import DTYPES, LocalModel
 from mixtune.errors import SpecError
 from mixtune.events import Events
+from mixtune.execution.deal import Portion
 from mixtune.execution.local import Session, begin, local_model
 from mixtune.identity import make_id
 from mixtune.models.catalog import local_path
@@ -80,7 +81,8 @@ def evaluate(
             with store.new_folder(f"{run.folder}/adapter") as folder:
                 for name in (CONFIG_FILE, WEIGHTS_FILE):
                     shutil.copyfile(adapter / name, folder / name)
-        return Session(planner, store, lambda: model, events).run(own)
+        session = Session(planner, store, lambda: model, events)
+        return session.run(own, [Portion(run.system, (run,))])
 
 
 def _kept(store: Store, study: Study) -> Study:

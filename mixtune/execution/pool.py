@@ -1,9 +1,6 @@
-"""Several processes on one study: each takes the next run that nobody has.
+"""Several processes on one study: each takes the next portion of work that nobody has.
 
-On a CPU a process per core with one thread each does more than one process with all cores (small
-matrices, no barriers between threads), and a busy neighbour slows one run and not all.
-
-Knows: processes, who is alive, passing events on. Does not know: what a run does.
+Knows: processes, who is alive, passing events on. Does not know: what a portion does.
 """
 
 import multiprocessing
@@ -26,8 +23,8 @@ import torch
 
 from mixtune.errors import MixtuneError, RunFailed, UserError
 from mixtune.events import Events
+from mixtune.execution.deal import Portion, Setting
 from mixtune.execution.local import Session, local_model
-from mixtune.models.overview import BYTES_PER_PARAMETER, main_memory
 from mixtune.planning.plan import Plan, Planner, RunPlan
 from mixtune.store import Store
 
@@ -40,36 +37,31 @@ POLL = 0.2
 PATIENCE = 10.0
 """Seconds that a worker has to end by itself once it is asked to."""
 
-SHARE_OF_MEMORY = 0.5
-"""Of main memory that workers may take together; weights are counted as if in bfloat16."""
-
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker process needs: how to make its planner, the plan, the folder, its threads."""
+    """What a worker process needs; `slots`: adapters in its bank; `every`: between checkpoints."""
 
     make_planner: Callable[[], Planner]
     plan: Plan
     folder: Path
-    threads: int
+    portions: Sequence[Portion]
+    setting: Setting
+    slots: int
+    every: float
 
-
-def default_workers(weights_bytes: int, runs: int) -> int:
-    """Worker processes for this machine: at most one per core and per run, as memory allows."""
-    each = weights_bytes / 2 * BYTES_PER_PARAMETER
-    fit = int(main_memory() * SHARE_OF_MEMORY / each)
-    return max(1, min(available_cores(), fit, runs))
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    def session(self, events: Events) -> Session:
+        """A session in this process, on the store's folder."""
+        planner, store = self.make_planner(), Store(self.folder)
+        load = partial(local_model, planner, self.slots, self.setting.device, store.states_folder)
+        return Session(planner, store, load, events, self.setting, self.every)
 
 
 def run_pool(work: Work, workers: int, events: Events) -> list[RunPlan]:
     """Run a plan with worker processes; returns the runs that failed.
 
-    The caller holds the store's lock, has saved the plan and has called `local.begin`.
+    The caller holds the store's lock, has saved the plan, has called `local.begin` and has dealt
+    the portions.
 
     Raises:
         RunFailed: a worker ended early; with its error, unless it was killed.
@@ -166,7 +158,7 @@ class _Sender(Events):
     """Sends the events of runs to the parent process."""
 
     def __init__(self, pipe: "Connection[Message, Any]") -> None:
-        for name in ("run_started", "trained", "answered", "run_finished", "run_failed"):
+        for name in ("note", "run_started", "trained", "answered", "run_finished", "run_failed"):
             setattr(self, name, partial(self._send, pipe, name))
 
     @staticmethod
@@ -178,13 +170,10 @@ def _work(work: Work, pipe: "Connection[Message, Any]", parent: int) -> None:
     """A worker process, from start to end."""
     signal.signal(signal.SIGTERM, _asked_to_stop)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    torch.set_num_threads(work.threads)
-    store = Store(work.folder)
+    torch.set_num_threads(work.setting.threads)
     try:
-        planner = work.make_planner()
-        with store.working():
-            session = Session(planner, store, lambda: local_model(planner), _Sender(pipe))
-            session.run(work.plan)
+        with Store(work.folder).working():
+            work.session(_Sender(pipe)).run(work.plan, work.portions)
     except BrokenPipeError:
         sys.exit(1)  # the parent is gone
     except (MixtuneError, OSError) as error:

@@ -1,4 +1,4 @@
-"""A study from its file to finished runs: base model, plan, lock, workers.
+"""A study from its file to finished runs: base model, plan, lock, portions, workers.
 
 Knows: the order of these. Does not know: what the terminal shows, what a run does.
 """
@@ -7,9 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from mixtune.engine.convert import prepare
+from mixtune.engine.rates import matmul_rates, worded
 from mixtune.events import Events
+from mixtune.execution.checkpoint import Head
+from mixtune.execution.deal import Setting, deal, heads
 from mixtune.execution.local import begin
-from mixtune.execution.pool import Work, available_cores, default_workers, run_pool
+from mixtune.execution.options import Options
+from mixtune.execution.placement import place
+from mixtune.execution.pool import Work, run_pool
 from mixtune.models.catalog import BaseModelFiles
 from mixtune.planning.facts import facts_of
 from mixtune.planning.plan import Planner, RunPlan
@@ -19,12 +24,12 @@ from mixtune.tasks.registry import Registry
 
 
 def run_study(
-    study: Study, data_dir: Path | None, runs_dir: Path, workers: int | None, events: Events
+    study: Study, data_dir: Path | None, runs_dir: Path, options: Options, events: Events
 ) -> list[RunPlan]:
     """Train and score what is missing or failed; returns the runs that failed.
 
     Raises:
-        ModelError, DataError, SpecError: before anything is written.
+        ModelError, DataError, SpecError: before anything is trained.
         StoreError: the folder is in use, or its results would get other ids.
         RunFailed: a worker died.
     """
@@ -36,21 +41,28 @@ def run_study(
     store = Store(runs_dir / study.name)
     with store.lock():
         store.save_plan(plan.rows(), dump_study(planner.study), facts_of(planner))
-        todo = begin(plan, store, events)
-        if not todo:
+        if not begin(plan, store, events):
             return []
-        # Threads follow from the whole plan, not from what is left of it: the number of threads
-        # decides the order of sums, and a resumed study has to give the bits of an undisturbed one.
-        full = workers or default_workers(_weights_bytes(files), len(plan.runs))
-        threads = max(1, available_cores() // full)
-        count = min(full, todo)
-        events.note(f"worker processes: {count}, threads in each: {threads}")
-        return run_pool(Work(make_planner, plan, store.folder, threads), count, events)
+        kept = [head for head in heads(store).values() if isinstance(head, Head)]
+        where = place(plan, options, kept, events)
+        events.note(worded(matmul_rates(files.folder, device=where.device), study.train.compute))
+        setting = Setting.here(where.slots, where.threads, where.device, study.train.compute)
+        portions = deal(plan, store, setting, where.workers, events)
+        count = min(where.workers, len(portions))
+        events.note(
+            f"worker processes: {count}, threads in each: {where.threads}, on {where.device}"
+        )
+        work = Work(
+            make_planner,
+            plan,
+            store.folder,
+            portions,
+            setting,
+            where.used,
+            options.checkpoint_every,
+        )
+        return run_pool(work, count, events)
 
 
 def _planner(study: Study, data_dir: Path | None, files: BaseModelFiles) -> Planner:
     return Planner(study, Registry.open(study.task_files, data_dir), files)
-
-
-def _weights_bytes(files: BaseModelFiles) -> int:
-    return sum(path.stat().st_size for path in files.folder.glob("*.safetensors"))

@@ -70,6 +70,19 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
     return Corpus(pools, items, known, leaked_train, leaked_validation)
 
 
+def gold_answers(task: str, registry: Registry, carve: float) -> list[str]:
+    """The answers of a task's train rows; of its validation rows where it has no train split.
+
+    All of them, before the leakage gate: an item more or another task in the study changes nothing
+    here, and test rows play no part.
+
+    Raises:
+        DataError: the dataset cannot be read.
+    """
+    split: Split = "train" if "train" in registry.splits(task, carve) else "validation"
+    return [example.target for example in registry.examples(task, split, carve)]
+
+
 def data_rows(study: Study, registry: Registry, corpus: Corpus) -> list[dict[str, object]]:
     """What was read of each dataset and split, and what was dropped of it, as JSON rows.
 

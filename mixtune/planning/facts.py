@@ -4,10 +4,13 @@ Knows: pools and the tokenizer. Does not know: cocktails, budgets, where the num
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 
 from mixtune.environment import environment
+from mixtune.models.memory import gigabytes
+from mixtune.planning.kept import kept_states
 from mixtune.planning.plan import Planner
 from mixtune.records import Example
 from mixtune.tasks.base import fingerprint
@@ -55,8 +58,45 @@ def _quantile(values: np.ndarray, at: float) -> int:
 
 def facts_of(planner: Planner) -> dict[str, object]:
     """What is kept beside a plan: versions, what was read, and by what each part is known."""
-    facts = {"data": planner.data_rows(), "lengths": length_rows(planner)}
+    facts = {
+        "data": planner.data_rows(),
+        "lengths": length_rows(planner),
+        "sizes": sizes_of(planner),
+    }
     return {"env": environment(), **facts, "content": content_of(planner)}
+
+
+def sizes_of(planner: Planner) -> dict[str, object]:
+    """What follows from lengths in tokens, as a JSON object.
+
+    `max_new_tokens`: task → longest strict answer; empty where none is asked for or there is no
+    tokenizer yet. `top_layers`: texts, tokens and bytes that are kept on disk, or None.
+    """
+    kept = kept_states(planner)
+    return {"max_new_tokens": _limits(planner), "top_layers": kept and asdict(kept)}
+
+
+def _limits(planner: Planner) -> dict[str, int]:
+    study = planner.study
+    known = planner.tokens is not None or study.evaluate.max_new_tokens is not None
+    asked = study.tasks if known and "strict" in study.evaluate.forms else ()
+    return {task: planner.max_new_tokens(task) for task in asked}
+
+
+def size_lines(planner: Planner) -> list[str]:
+    """`sizes_of` as lines for people."""
+    found = []
+    if limits := _limits(planner):
+        given = planner.study.evaluate.max_new_tokens is not None
+        why = "evaluate.max_new_tokens" if given else "99th percentile of the gold answers"
+        each = ", ".join(f"{task} {tokens}" for task, tokens in limits.items())
+        found.append(f"longest answer in tokens: {each} ({why})")
+    if kept := kept_states(planner):
+        found.append(
+            f"kept on disk for train.top_layers: {kept.texts:,} texts, {kept.tokens:,} tokens, "
+            f"{gigabytes(kept.bytes)}"
+        )
+    return found
 
 
 def content_of(planner: Planner) -> dict[str, object]:

@@ -20,7 +20,8 @@ from mixtune.errors import DataError, SpecError, did_you_mean
 from mixtune.identity import digest, make_id
 from mixtune.mixing import Mixture, mix
 from mixtune.models.catalog import BaseModelFiles
-from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, load_corpus
+from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, gold_answers, load_corpus
+from mixtune.planning.lengths import longest_answer
 from mixtune.records import Example, MixRow, Query, Split
 from mixtune.spec import FormName, Study, UnitName, parse_study
 from mixtune.store import PlanRow, slug
@@ -31,8 +32,8 @@ from mixtune.tokens import Row, Tokens, encode_rows
 SystemKind = Literal["trained", "base", "majority", "adapter", "model"]
 """The last two were made elsewhere and brought in to be scored."""
 LIMITS = {"max_length", "over_long", "gradient_checkpointing"}
-"""Training settings that are in no id: they refuse or drop rows, and the rows are in the id; or they
-trade memory for time, and the result is the same."""
+"""Training settings that are in no id: they refuse or drop rows, and the rows are in the id; or
+they trade memory for time, and the result is the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class AnswerPlan:
     items: int
     tokens: int
     items_digest: str
+    max_new_tokens: int
+    """Of a generated answer; 0 where none is generated, or how long one may be is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class Planner:
         self.dropped: dict[str, int] = {}
         self._digests: dict[int, str] = {}
         self._item_facts: dict[tuple[str, Split], tuple[int, str]] = {}
+        self._limits: dict[str, int] = {}
         self._drop_over_long()
 
     def plan(self) -> Plan:
@@ -121,10 +125,14 @@ class Planner:
             SpecError: more rows asked than an ingredient has.
             DataError: an example longer than `max_length` under `over_long: error`.
         """
-        names = cocktails(self.study.design, sorted(self.study.ingredients))
         runs = [self._baseline(kind) for kind in self.study.baselines]
-        runs += [self._trained(name, seed) for seed in self.study.seeds for name in names]
+        runs += [self._trained(cocktail, seed) for cocktail, seed in self._cells()]
         return Plan(self.study, self.files, tuple(runs))
+
+    def _cells(self) -> list[tuple[tuple[str, ...], int]]:
+        """Cocktail and seed of every run that is trained."""
+        names = cocktails(self.study.design, sorted(self.study.ingredients))
+        return [(name, seed) for seed in self.study.seeds for name in names]
 
     def training_rows(self, run: RunPlan) -> list[Row]:
         """Token rows of a run, in training order.
@@ -134,11 +142,41 @@ class Planner:
             DataError: the data is no longer what the run was planned with.
         """
         if self.tokens is None or run.seed is None:
-            raise SpecError("this run cannot be resolved: the base model's files are not here")
+            raise _unresolved()
         mixture = self._mixture(run.cocktail, run.seed)
         if self._train_id(run.seed, mixture) != run.system:
             raise _moved(run.name)
-        return self._encode(mixture)
+        return self._encode(mixture.order)
+
+    def distinct_rows(self) -> list[Row]:
+        """Token rows of each example that some run of the study trains on, once.
+
+        Raises:
+            SpecError: the base model is not resolved.
+        """
+        if self.tokens is None:
+            raise _unresolved()
+        used: dict[int, tuple[str, Example]] = {}
+        for cocktail, seed in self._cells():
+            order = self._mixture(cocktail, seed).order
+            used |= {id(example): (name, example) for name, example in order}
+        return self._encode(list(used.values()))
+
+    def max_new_tokens(self, task: str) -> int:
+        """Tokens, end of turn included, of the longest answer to a task that is not cut off.
+
+        Raises:
+            SpecError: it follows from gold answers, and the base model is not resolved.
+        """
+        given = self.study.evaluate.max_new_tokens
+        if given is not None:
+            return given
+        if self.tokens is None:
+            raise _unresolved()
+        if task not in self._limits:
+            gold = gold_answers(task, self.registry, self.study.evaluate.carve)
+            self._limits[task] = longest_answer(gold, self.tokens)
+        return self._limits[task]
 
     def items(self, answer: AnswerPlan) -> list[Example]:
         """The examples of one set of answers.
@@ -185,10 +223,10 @@ class Planner:
             costs[name] = Fraction(sum(_size(row, unit) for row in rows), max(len(rows), 1))
         return costs
 
-    def _encode(self, mixture: Mixture) -> list[Row]:
+    def _encode(self, order: Sequence[tuple[str, Example]]) -> list[Row]:
         assert self.tokens is not None
         # Over-long examples were dropped from the pools beforehand where the policy says so.
-        return encode_rows(mixture.order, self.tokens, self.study.train.max_length, "error").rows
+        return encode_rows(order, self.tokens, self.study.train.max_length, "error").rows
 
     def _drop_over_long(self) -> None:
         """Take over-long examples out of the pools under `over_long: drop`, and count them."""
@@ -206,7 +244,7 @@ class Planner:
         if self.tokens is None and self.study.unit != "rows":
             return RunPlan("", "trained", cocktail, seed, (), self._answers(""), 0)
         mixture = self._mixture(cocktail, seed)
-        rows = self._encode(mixture) if self.tokens else []
+        rows = self._encode(mixture.order) if self.tokens else []
         system = self._train_id(seed, mixture) if self.files else ""
         return RunPlan(
             system=system,
@@ -307,17 +345,21 @@ class Planner:
         self, system: str, kind: SystemKind, task: Task, split: Split, form: FormName
     ) -> AnswerPlan:
         items = self.corpus.items[task.name, split]
-        answer_id = self._answer_id(system, kind, (task, split, form)) if system else ""
-        tokens, items_digest = self._facts(task.name, split)
+        generated = kind != "majority" and form == "strict" and self.tokens is not None
+        longest = self.max_new_tokens(task.name) if generated else 0
+        answer_id = self._answer_id(system, kind, (task, split, form), longest) if system else ""
+        tokens, digest_ = self._facts(task.name, split)
         tokens = 0 if kind == "majority" else tokens
-        return AnswerPlan(answer_id, task.name, split, form, len(items), tokens, items_digest)
+        return AnswerPlan(answer_id, task.name, split, form, len(items), tokens, digest_, longest)
 
-    def _answer_id(self, system: str, kind: SystemKind, what: tuple[Task, Split, FormName]) -> str:
+    def _answer_id(
+        self, system: str, kind: SystemKind, what: tuple[Task, Split, FormName], longest: int
+    ) -> str:
         task, split, form = what
         evaluate, local = self.study.evaluate, kind != "majority"
         decoding = {
             "batch_size": evaluate.batch_size if local else None,
-            "max_new_tokens": evaluate.max_new_tokens if local and form == "strict" else None,
+            "max_new_tokens": longest or None,
         }
         return make_id(
             "answer",
@@ -361,6 +403,10 @@ class Planner:
 def _size(row: Row, unit: UnitName) -> int:
     """What a row counts for where shares are of tokens."""
     return row.length if unit == "tokens" else len(row.answer)
+
+
+def _unresolved() -> SpecError:
+    return SpecError("this cannot be resolved: the base model's files are not here")
 
 
 def _moved(where: str) -> DataError:

@@ -197,6 +197,7 @@ def _rendered(page: ReportInput, detail: Detail, left_out: Sequence[str]) -> str
         failures=failures[: detail.rows],
         failed=len(failures),
         methods=sorted({m for c in shown for m in (c.value_method, c.method) if m}),
+        training=wording.training(page.study.train),
         done=sum(run.state == "done" for run in page.runs),
         clustered=sorted({r.task for r in page.results if r.clusters < r.n}),
         left_out=left_out,

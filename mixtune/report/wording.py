@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mixtune.report.figures import Answer, Cell
+from mixtune.spec import TrainSpec
 
 LONGEST_NAME = 80
 """Characters of a name that are shown; a longer one is cut, with its start as a tooltip."""
@@ -110,6 +111,19 @@ def ends(low: float | None, high: float | None, sign: bool = False) -> str:
     """An interval, or "too few" where there is none."""
     write = signed if sign else number
     return "too few" if low is None or high is None else f"[{write(low)},\xa0{write(high)}]"
+
+
+def training(train: TrainSpec) -> str:
+    """What is unusual in how adapters were trained; "" where nothing is but numbers."""
+    said = []
+    if train.method == "full":
+        said.append("all weights trained, no adapters (train.method full)")
+    if train.top_layers is not None:
+        layers = "layer" if train.top_layers == 1 else f"{train.top_layers} layers"
+        said.append(f"adapters in the top {layers} only (train.top_layers)")
+    if train.loss != "example-mean":
+        said.append(f"long answers weigh more than short ones (train.loss {train.loss})")
+    return "; ".join(said)
 
 
 def seconds(value: float | None) -> str:

@@ -14,8 +14,7 @@ from finished_kit import STUDY, environment, python
 from study_kit import TASK, write_data
 
 from mixtune import cli
-from mixtune.execution import start
-from mixtune.execution.local import Session, local_model
+from mixtune.execution import placement, start
 from mixtune.store import Store
 
 
@@ -50,10 +49,8 @@ def mixtune(place, monkeypatch, capsys):
     """A verb in this process: exit code, standard output, standard error; no worker processes."""
 
     def in_this_process(work, workers, events):
-        torch.set_num_threads(1)
-        planner = work.make_planner()
-        session = Session(planner, Store(work.folder), lambda: local_model(planner), events)
-        return session.run(work.plan)
+        torch.set_num_threads(work.setting.threads)
+        return work.session(events).run(work.plan, work.portions)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["mixtune", *map(str, arguments)])
@@ -67,6 +64,7 @@ def mixtune(place, monkeypatch, capsys):
 
     handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(start, "run_pool", in_this_process)
+    monkeypatch.setattr(placement, "available_cores", lambda: 1)
     yield call
     signal.signal(signal.SIGINT, handler)
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from finished_kit import MORE, environment, outcome, states
+from finished_kit import MORE, environment, on_one_core, outcome, states
 
 AT = """
 import importlib, os, signal, sys, time
@@ -39,7 +39,9 @@ def stopped_at(place, function, *arguments, **more):
     command = [sys.executable, "at.py", "run", "study.yaml", "--workers", "1", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     env = environment(place, STOP_AT=function, **more)
-    process = subprocess.Popen(command, cwd=place, env=env, start_new_session=True, **pipes)
+    process = subprocess.Popen(
+        command, cwd=place, env=env, start_new_session=True, preexec_fn=on_one_core, **pipes
+    )
     deadline = time.monotonic() + 60
     while not (place / "reached").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
@@ -53,7 +55,7 @@ def stopped_at(place, function, *arguments, **more):
 
 
 def test_a_second_run_is_told_who_is_at_work_and_harms_nothing(place, mixtune, kept):
-    with stopped_at(place, "mixtune.execution.local.train", MORE) as first:
+    with stopped_at(place, "mixtune.execution.training.job_of", MORE) as first:
         code, _, err = mixtune("run", "study.yaml", MORE)
         assert code == 2
         assert f"found:  process {first.pid}, since 20" in err
@@ -71,8 +73,8 @@ def test_a_second_run_is_told_who_is_at_work_and_harms_nothing(place, mixtune, k
 
 STOPS = [
     ("mixtune.planning.plan.load_corpus", signal.SIGINT, True),
-    ("mixtune.execution.local.train", signal.SIGINT, True),
-    ("mixtune.execution.local.predict", signal.SIGTERM, True),
+    ("mixtune.execution.training.job_of", signal.SIGINT, True),
+    ("mixtune.execution.desk.predict", signal.SIGTERM, True),
     ("mixtune.derive.score", signal.SIGHUP, False),
     ("mixtune.derive.render", signal.SIGINT, False),
 ]
@@ -103,7 +105,7 @@ def test_stopped_anywhere_it_says_how_to_go_on_and_ends_the_same(
 def test_a_second_ctrl_c_ends_at_once_and_consistently(place, finished, mixtune):
     runs = place / "runs" / "weather"
     shutil.rmtree(runs)
-    with stopped_at(place, "mixtune.execution.local.train", STUBBORN="1") as process:
+    with stopped_at(place, "mixtune.execution.training.job_of", STUBBORN="1") as process:
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.5)
         assert process.poll() is None, "the worker was to be asked first"
@@ -116,7 +118,7 @@ def test_a_second_ctrl_c_ends_at_once_and_consistently(place, finished, mixtune)
 
 
 def test_a_worker_that_somebody_ended_is_an_error(place, mixtune, kept):
-    with stopped_at(place, "mixtune.execution.local.train", MORE) as process:
+    with stopped_at(place, "mixtune.execution.training.job_of", MORE) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(max(map(int, children)), signal.SIGTERM)
         _, err = process.communicate(timeout=30)
