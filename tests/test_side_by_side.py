@@ -464,3 +464,14 @@ def test_what_a_worker_says_of_its_engine_is_heard():
     pipe = type("Pipe", (), {"send": lambda self, message: said.append(message)})()
     pool._Sender(pipe).note("a pass does not fit")
     assert said == [("note", ("a pass does not fit",))]
+
+
+def test_a_base_that_cannot_be_loaded_fails_every_run_with_the_reason(go, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("mixtune.execution.pool.local_model", raising(MemoryError("too large")))
+        listener, store = go(bank=3)
+    assert set(listener.failed.values()) == {"MemoryError: too large"}
+    assert len(listener.failed) == 9
+    listener, store = go(bank=3)
+    assert len(listener.ran) == 9
+    assert outcome(store) == outcome(go("calm", bank=3)[1])

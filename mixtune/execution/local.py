@@ -14,10 +14,11 @@ import torch
 
 from mixtune.engine.model import LocalModel
 from mixtune.engine.trunk import Trunk
+from mixtune.errors import StoreError
 from mixtune.events import Events
 from mixtune.execution.checkpoint import Head
 from mixtune.execution.deal import Portion, Setting, heads, missing
-from mixtune.execution.desk import Desk, answer_cost
+from mixtune.execution.desk import FAILURES, Desk, answer_cost, said
 from mixtune.execution.options import CHECKPOINT_EVERY
 from mixtune.execution.training import BACKWARD, Training
 from mixtune.planning.plan import Plan, Planner, RunPlan
@@ -64,11 +65,26 @@ class Session:
 
     def _do(self, portion: Portion, places: dict[str, int]) -> None:
         if portion.trains:
-            Training(self.desk, portion, self.setting, self.every, places).run()
+            self._train(portion, places)
             return
         (run,) = portion.runs
         self.desk.announce(run, places[run.system], len(places))
         self.desk.answer(run)
+
+    def _train(self, portion: Portion, places: dict[str, int]) -> None:
+        try:
+            training = Training(self.desk, portion, self.setting, self.every, places)
+        except StoreError:
+            raise
+        except FAILURES as error:  # the base model cannot be loaded
+            undone = self.desk.store.undone(run.system for run in portion.runs)
+            for run in portion.runs:
+                if run.system in undone:
+                    self.desk.announce(run, places[run.system], len(places))
+                    self.desk.store.fail(run.system, said(error), 0.0)
+                    self.desk.fail(run, error)
+            return
+        training.run()
 
 
 def alone(planner: Planner) -> Setting:
