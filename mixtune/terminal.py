@@ -122,11 +122,8 @@ class Rows:
         return min(READABLE, max((len(word) for cell in cells for word in cell.split()), default=1))
 
     def _table(self, made: Table) -> Table:
-        made.title, made.title_justify, made.pad_edge = (
-            safe(self.title),
-            "left",
-            made.box is not None,
-        )
+        made.title, made.title_justify = safe(self.title), "left"
+        made.pad_edge = made.box is not None
         for i, name in enumerate(self.columns):
             right = all(_is_number(row[i]) for row in self.rows)
             made.add_column(safe(name), justify="right" if right else "left", overflow="fold")

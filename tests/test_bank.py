@@ -228,6 +228,25 @@ class TestBank:
         assert len(trainer.jobs[0].log) == 1
         assert torch.isfinite(trainer.model.bank.weights[0]).all()
 
+    @pytest.mark.parametrize("stacked", [False, True])
+    def test_not_a_number_stays_with_its_adapter(self, folders, monkeypatch, stacked):
+        """Rows that are padded in one block, and zero times what is masked there."""
+        monkeypatch.setattr(loss, "plant", lambda b, device, **_: plant(b, device, stacked=stacked))
+        grads = []
+        for broken in (False, True):
+            model = bank(folders("llama"), 3)
+            for slot in range(3):
+                model.bank.reset(slot, slot)
+            if broken:
+                model.bank.weights[0] = math.nan
+            rows = [
+                row for s in range(3) for row in rows_of(("a", 40, 3 + 9 * s, 2), ("a", 40, 5, 1))
+            ]
+            accumulate(model, rows, [0, 0, 1, 1, 2, 2], [1.0] * 6)
+            grads.append(model.bank.gradients.clone())
+        assert torch.isnan(grads[1][0]).any()
+        assert torch.equal(grads[0][1:], grads[1][1:])
+
     def test_another_rank_is_refused(self, folders):
         trainer = Trainer(bank(folders("llama"), 2))
         with pytest.raises(ValueError, match=r"job0 has rank 7.*its bank rank 4"):

@@ -69,8 +69,8 @@ class Block:
     """Branches whose attention is computed together, padded to the longest.
 
     Of R rows; T is the longest row, S the longest row of keys: the parents' tokens, then the row's
-    own. `queries` [R, T] and `keys` [R, S]: places among the packed tokens; padding repeats place
-    0. `allowed` [R or 1, T, S]: which keys a query sees. `query_positions` [R, T] and
+    own. `queries` [R, T] and `keys` [R, S]: places among the packed tokens; padding repeats the
+    row's first. `allowed` [R or 1, T, S]: which keys a query sees. `query_positions` [R, T] and
     `key_positions` [R, S]: places in the text, for sliding windows. `real` [R, T]: no padding.
     """
 
@@ -221,6 +221,9 @@ def _block(
     allowed = np.zeros((len(group), longest, above + longest), dtype=bool)
     causal = np.tri(longest, dtype=bool)
     for row, (index, chain, mine) in enumerate(zip(group, chains, own, strict=True)):
+        # Padding is the row's own: what is masked is multiplied by zero, and zero times an adapter
+        # that has diverged is not a number.
+        queries[row], keys[row] = mine[0], mine[0]
         queries[row, : len(mine)] = mine
         real[row, : len(mine)] = True
         keys[row, : len(chain)] = chain

@@ -146,27 +146,15 @@ class Trainer:
 
     def _accumulate(self) -> dict[int, float]:
         """Add every job's gradient to its slot; returns each job's loss."""
-        seated = sorted(self.jobs)
-        losses = self._losses(seated)
-        if len(seated) == 1 or all(map(math.isfinite, losses.values())):
-            return losses
-        # What attention masks it multiplies by zero, and zero times NaN is NaN: in common passes
-        # one that diverges can take others with it.
-        self.model.bank.gradients[seated] = 0
-        return {slot: self._losses([slot])[slot] for slot in seated}
-
-    def _losses(self, seated: Sequence[int]) -> dict[int, float]:
-        """Add some jobs' gradients to their slots, in common passes; returns their losses."""
         rows: list[Row] = []
         slots: list[int] = []
         weights: list[float] = []
-        for slot in seated:
-            job = self.jobs[slot]
+        for slot, job in sorted(self.jobs.items()):
             batch = job.batch()
             rows += batch
             slots += [slot] * len(batch)
             weights += token_weights(batch, job.spec.loss)
-        losses = dict.fromkeys(seated, 0.0)
+        losses = dict.fromkeys(sorted(self.jobs), 0.0)
         for slot, part in self._fitting(rows, slots, weights):
             losses[slot] += part
         return losses if self.spread is None else self._add_up(self.spread, losses)
