@@ -13,12 +13,14 @@ import pytest
 import torch
 from engine_kit import (
     EVALUATE,
+    HEADER,
     MIXED,
     QUERIES,
     SPEC,
     assert_same,
     gradients,
     load,
+    query,
     randomise,
     rows_of,
 )
@@ -271,6 +273,41 @@ class TestBank:
             for one, other in zip(answers, model.rank(MIXED), strict=True):
                 assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
                 assert one.output == other.output
+
+
+class TestPast:
+    """What all prompts of a task begin with is computed once for all chunks."""
+
+    MANY = (*QUERIES, *(query(20 + i, HEADER + "and" + " so" * i) for i in range(6)))
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_sums_and_text_are_those_without(self, folders, monkeypatch, family):
+        found = []
+        for kept in (True, False):
+            model = bank(folders(family), 2)
+            randomise(model)
+            if not kept:
+                monkeypatch.setattr(LocalModel, "_past", lambda *_: None)
+            answers = [model.rank(self.MANY), *model.rank_all(self.MANY, [BASE, 0])]
+            texts = [a.output for a in model.generate(self.MANY, 6)]
+            found.append(([[a.logprobs for a in each] for each in answers], texts))
+        (sums, texts), (plain_sums, plain_texts) = found
+        assert texts == plain_texts
+        for each, plain in zip(sums, plain_sums, strict=True):
+            for one, other in zip(each, plain, strict=True):
+                assert one == pytest.approx(other, abs=1e-4)
+
+    def test_it_is_used(self, models, monkeypatch):
+        model, lengths = models(), []
+        begin = model.decoder.begin
+        monkeypatch.setattr(
+            model.decoder, "begin", lambda *args: lengths.append(len(args[0])) or begin(*args)
+        )
+        model.rank(self.MANY)
+        (length,) = lengths
+        assert length > 30
+        model.rank(self.MANY[:3])  # one chunk: nothing to save
+        assert len(lengths) == 1
 
 
 class TestSpread:

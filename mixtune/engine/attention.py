@@ -15,7 +15,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from mixtune.engine.forest import Forest
+from mixtune.engine.forest import Forest, Past
 from mixtune.engine.layout import How, Plan, give_back, plan_of
 from mixtune.engine.memory import Memory
 
@@ -44,8 +44,9 @@ def forest_attention(
         key: [1, key heads, N, size]; query heads that share a key head stand together.
         value: as `key`.
         attention_mask: None.
-        more: `scaling` of the scores; `forest`; where the layer has them, `sliding_window` (how
-            many positions back a token sees, itself included) and `softcap` of the scores.
+        more: `scaling` of the scores; `forest`; `record`, a past to be filled; where the layer has
+            them, `sliding_window` (how many positions back a token sees, itself included) and
+            `softcap` of the scores.
 
     Raises:
         ValueError: attention sinks or a mask, which this function does not compute.
@@ -59,6 +60,13 @@ def forest_attention(
     if forest is None:
         assert memory is not None
         return memory.attend(_layer(module), (query[0], key[0], value[0]), how), None
+    record: Past | None = more.get("record")
+    if record is not None:
+        record.layers[_layer(module)] = (key[0].clone(), value[0].clone())
+    if forest.past is not None:
+        before = forest.past.layers[_layer(module)]
+        key = torch.cat([key[0], before[0]], dim=1).unsqueeze(0)
+        value = torch.cat([value[0], before[1]], dim=1).unsqueeze(0)
     plan = plan_of(forest, query.shape[1], key.shape[1])
     flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (query, key, value)]
     fused = how.softcap is None and (query.is_cuda or plan.longest > KEEP)

@@ -64,6 +64,29 @@ class Branch:
     depths: Sequence[int] = ()
 
 
+@dataclass(slots=True)
+class Past:
+    """What one shared start left in every layer under some adapters, for later passes.
+
+    `layers`: number of a layer → keys and values, each [key heads, adapters x length, size], the
+    adapters in the order of `adapters`. Filled by the pass that computes the start.
+    """
+
+    length: int
+    adapters: tuple[int, ...]
+    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Tokens of all adapters."""
+        return self.length * len(self.adapters)
+
+    def places(self, adapter: int, behind: int) -> np.ndarray:
+        """Places of an adapter's tokens where all of the past stands behind so many others."""
+        first = behind + self.adapters.index(adapter) * self.length
+        return np.arange(first, first + self.length)
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """Branches whose attention is computed together, padded to the longest.
@@ -91,6 +114,9 @@ class Forest:
     starts: tuple[int, ...]
     slices: Slices
     blocks: tuple[Block, ...]
+    past: Past | None = None
+    """What stands in front of every branch that continues nothing; its keys come behind the
+    packed ones."""
     plans: dict[tuple[int, int], Any] = field(default_factory=dict, compare=False)
     """Index arithmetic that attention derives from the blocks, for its number of heads."""
 
@@ -104,12 +130,19 @@ class Forest:
         return [self.starts[branch] + offset for offset in offsets]
 
 
-def plant(branches: Sequence[Branch], device: torch.device, *, stacked: bool = False) -> Forest:
+def plant(
+    branches: Sequence[Branch],
+    device: torch.device,
+    *,
+    stacked: bool = False,
+    past: Past | None = None,
+) -> Forest:
     """Pack branches; a parent stands before its children, adapters in any order.
 
     Args:
         branches: at least one; a child has its parent's adapter.
         device: where the pass runs.
+        past: in front of every branch without a parent, under its own adapter; no gradients then.
         stacked: one block for all headers and a last one for all rows, and every adapter filled up
             to equally many tokens: fewer, larger kernels, at the price of padding.
     """
@@ -121,17 +154,21 @@ def plant(branches: Sequence[Branch], device: torch.device, *, stacked: bool = F
     starts = [0] * len(branches)
     for index, end, length in zip(order, ends, lengths, strict=True):
         starts[index] = end - length
-    begins = _begins(branches)
+    begins = _begins(branches, past.length if past else 0)
     ids = [token for i in order for token in branches[i].tokens]
     positions = [position for i in order for position in _positions(branches[i], begins[i])]
     where = np.asarray(positions)
+    if past is not None:
+        where = np.concatenate([where, np.tile(np.arange(past.length), len(past.adapters))])
+    trunk = _Trunk(branches, starts, past, len(ids))
     groups = _groups(branches, merge=stacked)
     return Forest(
         ids=torch.tensor(ids, device=device),
         positions=torch.tensor(positions, device=device),
         starts=tuple(starts),
         slices=tuple(_slices(branches, order, ends)),
-        blocks=tuple(_block(branches, group, starts, where, device) for group in groups),
+        blocks=tuple(_block(trunk, group, where, device) for group in groups),
+        past=past,
     )
 
 
@@ -152,12 +189,35 @@ def _filling(branches: Sequence[Branch]) -> list[Branch]:
     ]
 
 
-def _begins(branches: Sequence[Branch]) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class _Trunk:
+    """What blocks are made of: branches, their places, the past behind `size` packed tokens."""
+
+    branches: Sequence[Branch]
+    starts: Sequence[int]
+    past: Past | None
+    size: int
+
+    def own(self, index: int) -> np.ndarray:
+        """Places of a branch's tokens."""
+        return np.arange(self.starts[index], self.starts[index] + len(self.branches[index].tokens))
+
+    def chain(self, index: int) -> np.ndarray:
+        """Places of all that a branch continues, from the first token on."""
+        branch = self.branches[index]
+        if branch.parent != ROOT:
+            return np.concatenate([self.chain(branch.parent), self.own(branch.parent)])
+        if self.past is None:
+            return np.empty(0, dtype=np.int64)
+        return self.past.places(branch.adapter, self.size)
+
+
+def _begins(branches: Sequence[Branch], root: int) -> list[int]:
     """Position of each branch's first token: the length of all that it continues."""
     found: list[int] = []
     for index, branch in enumerate(branches):
         if branch.parent == ROOT:
-            found.append(0)
+            found.append(root)
             continue
         parent = branches[branch.parent]
         if branch.parent >= index or parent.adapter != branch.adapter or parent.depths:
@@ -205,14 +265,11 @@ def _groups(branches: Sequence[Branch], *, merge: bool) -> list[list[int]]:
 
 
 def _block(
-    branches: Sequence[Branch],
-    group: Sequence[int],
-    starts: Sequence[int],
-    positions: np.ndarray,
-    device: torch.device,
+    trunk: _Trunk, group: Sequence[int], positions: np.ndarray, device: torch.device
 ) -> Block:
-    chains = [_chain(branches, starts, index) for index in group]
-    own = [np.arange(starts[i], starts[i] + len(branches[i].tokens)) for i in group]
+    branches = trunk.branches
+    chains = [trunk.chain(index) for index in group]
+    own = [trunk.own(index) for index in group]
     longest = max(map(len, own))
     above = max(map(len, chains))
     queries = np.zeros((len(group), longest), dtype=np.int64)
@@ -238,13 +295,3 @@ def _block(
         allowed = allowed[:1]
     arrays = (queries, keys, allowed, positions[queries], positions[keys], real)
     return Block(*(torch.from_numpy(array).to(device) for array in arrays))
-
-
-def _chain(branches: Sequence[Branch], starts: Sequence[int], index: int) -> np.ndarray:
-    """Packed places of all that a branch continues, from the first token on."""
-    parts: list[np.ndarray] = []
-    parent = branches[index].parent
-    while parent != ROOT:
-        parts.insert(0, np.arange(starts[parent], starts[parent] + len(branches[parent].tokens)))
-        parent = branches[parent].parent
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)

@@ -3,7 +3,7 @@
 Knows: the network's decoder and head. Does not know: LoRA, losses, choices, text.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from mixtune.engine.attention import NAME
-from mixtune.engine.forest import BASE, Branch, Forest, Routes, plant
+from mixtune.engine.forest import BASE, Branch, Forest, Past, Routes, plant
 from mixtune.engine.memory import Memory
 from mixtune.errors import ModelError
 
@@ -93,6 +93,21 @@ class Decoder:
                 remedy="fetch the model again: config.json and weights are not of one model",
             )
         return cls(network.to(device).eval())
+
+    @torch.inference_mode()
+    def begin(self, start: Sequence[int], slots: Sequence[int]) -> Past:
+        """Compute a start that many rows share, under some adapters, once for all later passes.
+
+        Args:
+            start: at least one token.
+            slots: adapters, each once.
+        """
+        ordered = tuple(sorted(slots))  # the order of the packed tokens
+        past = Past(len(start), ordered)
+        forest = plant([Branch(start, adapter=slot) for slot in ordered], self.device)
+        self.routes.slices = forest.slices
+        self._run(forest.ids, forest.positions, forest=forest, record=past)
+        return past
 
     def run(self, forest: Forest, memory: Memory | None = None) -> Tensor:
         """Last hidden states [N, width] of a forest's packed tokens.

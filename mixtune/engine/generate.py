@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 
 from mixtune.engine.batching import Text, seat
-from mixtune.engine.forest import plant
+from mixtune.engine.forest import Past, plant
 from mixtune.engine.forward import Decoder
 from mixtune.engine.memory import Memory
 from mixtune.records import Answer
@@ -22,9 +22,11 @@ def generate(
     prompts: Sequence[Sequence[int]],
     tokens: Tokens,
     max_new_tokens: int,
-    slot: int,
+    how: tuple[int, Past | None],
 ) -> list[Answer]:
     """An adapter's answers to one chunk of prompts, in their order; latency is shared equally.
+
+    `how`: the adapter, and what all prompts begin with, computed under it.
 
     A row that does not end its turn within `max_new_tokens` has the finish "length".
     """
@@ -34,7 +36,7 @@ def generate(
     groups = [[prompt] for prompt in prompts] if decoder.alone(longest) else [prompts]
     stops = tokens.eos_ids
     with torch.inference_mode():
-        rows = [_greedy(decoder, group, stops, (max_new_tokens, slot)) for group in groups]
+        rows = [_greedy(decoder, group, (stops, max_new_tokens), how) for group in groups]
     latency = (time.perf_counter() - began) / len(prompts)
     return [answer_of(ids, tokens, latency) for ids in chain.from_iterable(rows)]
 
@@ -42,20 +44,20 @@ def generate(
 def _greedy(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
-    stops: Collection[int],
-    how: tuple[int, int],
+    until: tuple[Collection[int], int],
+    how: tuple[int, Past | None],
 ) -> list[list[int]]:
     """Likeliest next tokens of each prompt, up to and including its stop token."""
-    limit, slot = how
-    texts = [Text(slot, prompt) for prompt in prompts]
+    (stops, limit), (slot, past) = until, how
+    texts = [Text(slot, prompt[past.length if past else 0 :]) for prompt in prompts]
     order = sorted(range(len(texts)), key=lambda i: tuple(texts[i].prompt))
     work = seat(texts, order, levels=1)
     # Stacked: the rows are one block, and they are its last one.
-    forest = plant(work.branches, decoder.device, stacked=True)
+    forest = plant(work.branches, decoder.device, stacked=True, past=past)
     memory = Memory(forest, limit, ((slot, 0, len(prompts)),))
     hidden = decoder.run(forest, memory)
     ends = [
-        forest.starts[each.branch] + len(prompts[each.row]) - each.skip - 1 for each in work.seats
+        forest.starts[each.branch] + texts[each.row].size - each.skip - 1 for each in work.seats
     ]
     last = hidden[torch.tensor(ends, device=decoder.device)]
     found: list[list[int]] = [[] for _ in prompts]

@@ -1,7 +1,8 @@
 """Where packed tokens go when attention gathers them block by block, and back again.
 
-Queries and keys of all heads are flat rows (head x N + token). Each block takes R of the forest's
-branches; with H key heads that serve G query heads each, T queries and S keys per row its slots are
+Queries and keys of all heads are flat rows (head x N + token; keys of a past behind the N). A block
+takes R of the forest's branches. With H key heads that serve G query heads each, T queries and S
+keys per row its slots are
 
     queries [R·H, G·T, size]     keys, values [R·H, S, size]
 
@@ -93,6 +94,7 @@ def plan_of(forest: Forest, heads: int, key_heads: int) -> Plan:
 
 def _make_plan(forest: Forest, heads: int, key_heads: int) -> Plan:
     size, device, shared = forest.size, forest.ids.device, heads // key_heads
+    held_keys = size + (forest.past.size if forest.past else 0)
     head = torch.arange(heads, device=device).view(key_heads, shared, 1)
     key_head = torch.arange(key_heads, device=device).view(key_heads, 1)
     blocks, queries, keys, real, own = [], [], [], [], []
@@ -101,7 +103,7 @@ def _make_plan(forest: Forest, heads: int, key_heads: int) -> Plan:
         rows, length = block.queries.shape
         span = block.keys.shape[1]
         queries.append((head * size + block.queries[:, None, None]).flatten())
-        keys.append((key_head * size + block.keys[:, None]).flatten())
+        keys.append((key_head * held_keys + block.keys[:, None]).flatten())
         real.append(block.real[:, None, None].expand(-1, key_heads, shared, -1).flatten())
         mine = torch.zeros_like(block.keys, dtype=torch.bool)
         mine[:, span - length :] = block.real
@@ -117,7 +119,8 @@ def _make_plan(forest: Forest, heads: int, key_heads: int) -> Plan:
     from_queries = torch.empty(heads * size, dtype=torch.long, device=device)
     from_queries[to_queries[kept]] = kept
     held = torch.cat(own).nonzero().squeeze(1)
-    from_keys = torch.empty(key_heads * size, dtype=torch.long, device=device)
+    # Of the past's keys there is no gradient: see `Past`.
+    from_keys = torch.zeros(key_heads * held_keys, dtype=torch.long, device=device)
     from_keys[to_keys[held]] = held
     return Plan(
         heads=heads,

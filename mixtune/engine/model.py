@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from mixtune.engine import generate, score
-from mixtune.engine.batching import PASS_TOKENS
-from mixtune.engine.forest import BASE
+from mixtune.engine.batching import PASS_TOKENS, WORTH, common_start
+from mixtune.engine.forest import BASE, Past
 from mixtune.engine.form import Form
 from mixtune.engine.forward import Decoder
 from mixtune.engine.full import FullWeights
@@ -154,18 +154,21 @@ class LocalModel:
         """
         found: list[list[Answer]] = [[] for _ in slots]
         order, chunks = self._chunks(queries)
+        past = self._past(chunks, slots)
         for chunk in chunks:
-            ranked = score.rank(self, self._questions(chunk), self.tokens.eos_ids, slots)
+            ranked = score.rank(self, self._questions(chunk), self.tokens.eos_ids, slots, past)
             for answers, each in zip(found, ranked, strict=True):
                 answers += [one.answer for one in each]
         places = sorted(range(len(order)), key=order.__getitem__)
         return [[answers[i] for i in places] for answers in found]
 
-    def _rank(self, asked: _Asked) -> list[Answer]:
+    def _rank(self, asked: _Asked, past: Past | None) -> list[Answer]:
         """One chunk ranked, and remembered: the same pass says what strict answers need."""
         keys = [_key(*pair) for pair in asked]
         if not all(key in self._ranked for key in keys):
-            (ranked,) = score.rank(self, self._questions(asked), self.tokens.eos_ids, [self.slot])
+            (ranked,) = score.rank(
+                self, self._questions(asked), self.tokens.eos_ids, [self.slot], past
+            )
             self._ranked |= zip(keys, ranked, strict=True)
         return [self._ranked[key].answer for key in keys]
 
@@ -192,7 +195,7 @@ class LocalModel:
 
         return self._in_chunks(queries, partial(self._generate, max_new_tokens))
 
-    def _generate(self, max_new_tokens: int, asked: _Asked) -> list[Answer]:
+    def _generate(self, max_new_tokens: int, asked: _Asked, past: Past | None) -> list[Answer]:
         """One chunk of greedy answers.
 
         Where there are choices, the pass that ranks them already says what greedy decoding says
@@ -201,14 +204,14 @@ class LocalModel:
         """
         began = time.perf_counter()
         if all(query.choices for query, _ in asked):
-            self._rank(asked)
+            self._rank(asked, past)
         found = [self._ranked.get(_key(*pair)) for pair in asked]
         known = [ranked.spoken if ranked else None for ranked in found]
         said = [ids if ids is not None and len(ids) <= max_new_tokens else None for ids in known]
         latency = (time.perf_counter() - began) / len(asked)
         rest = [prompt for (_, prompt), ids in zip(asked, said, strict=True) if ids is None]
         spoken = (
-            generate.generate(self.decoder, rest, self.tokens, max_new_tokens, self.slot)
+            generate.generate(self.decoder, rest, self.tokens, max_new_tokens, (self.slot, past))
             if rest
             else []
         )
@@ -219,7 +222,7 @@ class LocalModel:
         ]
 
     def _in_chunks(
-        self, queries: Sequence[Query], answer: Callable[[_Asked], list[Answer]]
+        self, queries: Sequence[Query], answer: Callable[[_Asked, Past | None], list[Answer]]
     ) -> list[Answer]:
         """Answers in the order of the queries, computed in chunks of (length, id) order.
 
@@ -227,11 +230,22 @@ class LocalModel:
         a pass, and a result must not depend on the order in which questions arrive.
         """
         order, chunks = self._chunks(queries)
+        past = self._past(chunks, [self.slot])
         answers: dict[int, Answer] = {}
         for chunk in chunks:
             places = order[len(answers) : len(answers) + len(chunk)]
-            answers.update(zip(places, answer(chunk), strict=True))
+            answers.update(zip(places, answer(chunk, past), strict=True))
         return [answers[i] for i in range(len(queries))]
+
+    def _past(self, chunks: Sequence[_Asked], slots: Sequence[int]) -> Past | None:
+        """What all prompts begin with, computed once for all chunks, where that saves anything."""
+        if len(chunks) < 2 or self.trunk is not None or self.decoder.span is not None:
+            return None
+        prompts = [prompt for chunk in chunks for _, prompt in chunk]
+        start = min(common_start(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
+        if start * (len(chunks) - 1) < WORTH:
+            return None
+        return self.decoder.begin(prompts[0][:start], slots)
 
     def _chunks(self, queries: Sequence[Query]) -> tuple[list[int], list[_Asked]]:
         """Places of the queries in the order of computing, and the chunks of that order."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mixtune.engine.batching import Text, seat
-from mixtune.engine.forest import Branch, plant
+from mixtune.engine.forest import Branch, Past, plant
 from mixtune.engine.forward import Decoder
 from mixtune.engine.trunk import Trunk
 from mixtune.records import Answer, Query
@@ -127,6 +127,7 @@ def rank(
     asked: Sequence[Question],
     stops: Collection[int],
     slots: Sequence[int],
+    past: Past | None = None,
 ) -> list[list[Ranked]]:
     """Answers of some adapters to one chunk of questions; sums over the whole of each choice.
 
@@ -135,6 +136,7 @@ def rank(
         asked: queries with their token ids.
         stops: tokens that end a turn.
         slots: the adapters that answer, each once.
+        past: what all prompts begin with, computed under these adapters.
 
     Returns:
         For each slot the answers in the order of the questions.
@@ -150,7 +152,7 @@ def rank(
         if reader.decoder.alone(longest):
             found = [[_one_by_one(reader.decoder, q, slot) for q in asked] for slot in slots]
         else:
-            found = _together(reader, asked, (of_row, stops, slots))
+            found = _together(reader, asked, (of_row, stops, slots), past)
     latency = (time.perf_counter() - began) / (len(asked) * len(slots))
     return [
         [
@@ -173,20 +175,21 @@ def _together(
     reader: Reader,
     asked: Sequence[Question],
     how: tuple[Sequence[Tree], Collection[int], Sequence[int]],
+    past: Past | None,
 ) -> list[list[_Found]]:
     """Log-probability of every choice of every row under every adapter, by one pass."""
     trees, stops, slots = how
-    decoder = reader.decoder
+    decoder, known = reader.decoder, past.length if past else 0
     lineages = {id(tree): tree.lineage() for tree in trees}
     texts = [
-        Text(slot, question.prompt, tree.tokens, lineages[id(tree)], tree.depths())
+        Text(slot, question.prompt[known:], tree.tokens, lineages[id(tree)], tree.depths())
         for slot in slots
         for question, tree in zip(asked, trees, strict=True)
     ]
     work = seat(
         texts, sorted(range(len(texts)), key=lambda i: (texts[i].slot, tuple(texts[i].prompt)))
     )
-    forest = plant(work.branches, decoder.device, stacked=decoder.device.type != "cpu")
+    forest = plant(work.branches, decoder.device, stacked=decoder.device.type != "cpu", past=past)
     if reader.trunk is None:
         hidden = decoder.run(forest)
     else:
