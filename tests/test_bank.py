@@ -35,9 +35,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from mixtune.engine import batching, loss
+from mixtune.engine import batching, fused, loss
 from mixtune.engine import train as train_module
 from mixtune.engine.forest import BASE, plant
+from mixtune.engine.fused import fuse
 from mixtune.engine.lora import stack
 from mixtune.engine.loss import token_weights
 from mixtune.engine.model import LocalModel
@@ -357,6 +358,35 @@ class TestLoss:
         weights = token_weights(rows, "batch-token-mean")
         mine = sum(part for _, part in accumulate(model, rows, [0, 0, 0], weights))
         assert_same((mine, dict(model.bank.named(0, gradients=True))), (wanted, grads))
+
+
+class TestFused:
+    def test_what_is_replaced(self, folders):
+        """Otherwise the comparisons with the plain path could pass on the plain modules."""
+        counts = {}
+        for family in FAMILIES:
+            counts[family] = fuse(plain_network(folders(family)))
+        # Two norms a layer, one at the end, two layers; gated SiLU where the family has it.
+        assert counts["llama"] == counts["mistral"] == counts["qwen2"] == 5 + 2
+        assert counts["qwen3"] == 5 + 2 + 4
+        assert counts["phi3"] == 5
+        assert counts["gemma3"] == 9 + 4
+
+    def test_a_module_that_computes_something_else_is_left_alone(self, folders):
+        network = plain_network(folders("llama"))
+        norm = network.model.norm
+        norm.forward = lambda x: x * 2
+        assert fuse(network) == 6
+        assert torch.equal(norm(torch.ones(1, 1, 64)), torch.full((1, 1, 64), 2.0))
+
+    def test_gradients_are_autograds(self):
+        generator = torch.Generator().manual_seed(0)
+        x, up = (torch.randn(3, 5, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+        weight = torch.rand(8, generator=generator, dtype=torch.float64) + 0.5
+        x.requires_grad_()
+        up.requires_grad_()
+        assert torch.autograd.gradcheck(lambda a: fused._Norm.apply(a, weight, 1e-5), (x,))
+        assert torch.autograd.gradcheck(fused._Gated.apply, (x, up))
 
 
 class TestMemory:

@@ -89,44 +89,26 @@ AttentionInterface.register(NAME, forest_attention)
 class _Whole(torch.autograd.Function):
     """Attention with whole scores in the arithmetic of its input, softmax in float32.
 
-    The backward pass is written out, so that only what it needs is kept.
+    The backward pass is written out: it computes the weights again rather than keep them.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        plan: Plan,
-        how: How,
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, how: How
     ) -> Tensor:
         """[heads x N, size] and twice [key heads x N, size] → [N x heads, size]."""
         queries = query.index_select(0, plan.to_queries)
         keys, values = key.index_select(0, plan.to_keys), value.index_select(0, plan.to_keys)
         out = torch.empty(len(queries), value.shape[1], dtype=value.dtype, device=value.device)
-        weights, caps = [], []
         for number, part in enumerate(plan.blocks):
             lead, wide, span = part.shape(plan.heads, plan.key_heads)
-            scores = torch.bmm(
-                queries[part.at[0]].view(lead, wide, -1), keys[part.at[1]].view(lead, span, -1).mT
-            )
-            scores = scores.float().mul_(how.scaling)
-            if how.softcap is not None:
-                scores = scores.div_(how.softcap).tanh_()
-                caps.append(scores)
-                scores = scores * how.softcap
-            scores.view(part.rows, plan.key_heads, -1, part.queries, span).masked_fill_(
-                plan.hidden(number, how.window), float("-inf")
-            )
-            weight = torch.softmax(scores, dim=-1).to(value.dtype)
-            weights.append(weight)
+            weight, _ = _weights(queries, keys, (plan, number, how))
             torch.bmm(
-                weight,
+                weight.to(value.dtype),
                 values[part.at[1]].view(lead, span, -1),
                 out=out[part.at[0]].view(lead, wide, -1),
             )
-        ctx.save_for_backward(query, key, value, *weights, *caps)
+        ctx.save_for_backward(query, key, value)
         ctx.plan, ctx.how = plan, how
         return out.index_select(0, plan.to_out)
 
@@ -134,24 +116,26 @@ class _Whole(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of queries, keys and values."""
         plan, how = ctx.plan, ctx.how
-        query, key, value, *kept = ctx.saved_tensors
-        weights, caps = kept[: len(plan.blocks)], kept[len(plan.blocks) :]
+        query, key, value = ctx.saved_tensors
         queries = query.index_select(0, plan.to_queries)
         keys, values = key.index_select(0, plan.to_keys), value.index_select(0, plan.to_keys)
         outs = grads[0].reshape(-1, value.shape[1]).index_select(0, plan.from_out)
         outs.index_fill_(0, plan.padding, 0)
         d_queries = torch.empty_like(queries)
         d_keys, d_values = torch.empty_like(keys), torch.empty_like(values)
-        for number, (part, weight) in enumerate(zip(plan.blocks, weights, strict=True)):
+        for number, part in enumerate(plan.blocks):
             lead, wide, span = part.shape(plan.heads, plan.key_heads)
             of_queries, of_keys = part.at
+            weight, capped = _weights(queries, keys, (plan, number, how))
             out = outs[of_queries].view(lead, wide, -1)
-            torch.bmm(weight.mT, out, out=d_values[of_keys].view(lead, span, -1))
+            torch.bmm(weight.to(value.dtype).mT, out, out=d_values[of_keys].view(lead, span, -1))
             scores = torch.bmm(out, values[of_keys].view(lead, span, -1).mT)
-            scores = _softmax_backward(scores, weight, value.dtype)
-            if how.softcap is not None:
-                scores *= 1 - caps[number].to(scores.dtype).square()
-            scores *= how.scaling
+            scores = torch.ops.aten._softmax_backward_data(
+                scores.float(), weight, -1, torch.float32
+            )
+            if capped is not None:
+                scores *= 1 - capped.square()
+            scores = scores.mul_(how.scaling).to(value.dtype)
             block_keys = keys[of_keys].view(lead, span, -1)
             torch.bmm(scores, block_keys, out=d_queries[of_queries].view(lead, wide, -1))
             block_queries = queries[of_queries].view(lead, wide, -1)
@@ -165,11 +149,25 @@ class _Whole(torch.autograd.Function):
         )
 
 
-def _softmax_backward(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    found: Tensor = torch.ops.aten._softmax_backward_data(
-        grad.float(), weight.float(), -1, torch.float32
+def _weights(
+    queries: Tensor, keys: Tensor, which: tuple[Plan, int, How]
+) -> tuple[Tensor, Tensor | None]:
+    """A block's attention weights in float32, and its scores before the cap's factor, if any."""
+    plan, number, how = which
+    part = plan.blocks[number]
+    lead, wide, span = part.shape(plan.heads, plan.key_heads)
+    scores = torch.bmm(
+        queries[part.at[0]].view(lead, wide, -1), keys[part.at[1]].view(lead, span, -1).mT
     )
-    return found.to(dtype)
+    scores = scores.float().mul_(how.scaling)
+    capped = None
+    if how.softcap is not None:
+        capped = scores.div_(how.softcap).tanh_()
+        scores = capped * how.softcap
+    scores.view(part.rows, plan.key_heads, -1, part.queries, span).masked_fill_(
+        plan.hidden(number, how.window), float("-inf")
+    )
+    return torch.softmax(scores, dim=-1), capped
 
 
 class _ToQueries(torch.autograd.Function):

@@ -23,6 +23,7 @@ from torch.nn import functional
 from mixtune.engine.forest import BASE, Slices
 from mixtune.engine.form import CONFIG_FILE, WEIGHTS_FILE, Form, unreadable
 from mixtune.engine.forward import Decoder
+from mixtune.engine.fused import fuse
 from mixtune.errors import ModelError, shorten
 
 _PREFIX = "base_model.model."
@@ -144,6 +145,9 @@ class Bank:
         """
         network, head = decoder.network, decoder.head
         network.requires_grad_(False)
+        if decoder.dtype == torch.float32:
+            # Elsewhere the order of roundings is the network's own.
+            fuse(network)
         self.form, self.slots, self.routes = form, slots, decoder.routes
         self.layers: dict[str, LoraLinear] = {}
         for name, module in sorted(network.named_modules()):
