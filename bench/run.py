@@ -33,7 +33,7 @@ class Sizes:
     tune_steps: int = 2
     batches: tuple[int, ...] = (2, 4, 8, 16)
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    score_batches: tuple[int | str, ...] = (1, 4, 8, 16, 32, 64, "auto")
+    score_batches: tuple[int | str, ...] = (1, 4, 8, 16, 32, 64)
     items: tuple[int, int] = (64, 12)  # per repeat: 3 labels, 20 labels
     default_items: int = 16
     tune_items: tuple[int, int] = (24, 3)

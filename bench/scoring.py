@@ -23,7 +23,7 @@ CLOSE = 1e-2
 
 
 def tune_score3(run: Run) -> Outcome:
-    """The harness's settings with three labels: the whole grid, "auto" included."""
+    """The harness's settings with three labels: the whole grid."""
     return _tune(run, "labels-3", run.sizes.dtypes, run.sizes.score_batches)
 
 
