@@ -6,6 +6,7 @@ Knows: the engine's interface. Does not know: peers, repeats, ratios.
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.data import read_scoring, read_training
@@ -13,9 +14,11 @@ from bench.errors import NotThere
 from bench.machine import Memory, device_name, synchronise, use_threads
 from bench.pipe import Channel
 from bench.work import Counts, Shape, counts, training_flops
+from mixtune.engine.batching import text_of
 from mixtune.engine.convert import prepare
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import Job, Trainer, train
+from mixtune.engine.trunk import Trunk
 from mixtune.spec import Budget, EvalSpec, TrainSpec
 from mixtune.tokens import Row, Tokens, encode_rows
 
@@ -44,6 +47,9 @@ def measure_training(arguments: dict[str, Any], channel: Channel) -> None:
     memory = Memory(arguments["device"])
     model = _load(arguments, spec)
     model.reset(1)
+    kept = TemporaryDirectory()
+    if spec.top_layers is not None:
+        _keep_states(model, rows, Path(kept.name))
     train(model, rows[:STEP], spec, Budget(steps=1, examples_per_step=STEP), None)
     budget = Budget(steps=arguments["steps"], examples_per_step=STEP)
     shape = Shape.of(Path(arguments["folder"]))
@@ -57,6 +63,13 @@ def measure_training(arguments: dict[str, Any], channel: Channel) -> None:
             peak_bytes=memory.peak(),
             **_needed(part, shape, spec.rank),
         )
+
+
+def _keep_states(model: LocalModel, rows: Sequence[Row], folder: Path) -> None:
+    """What the lower layers compute of every row: done once for a whole study, so not timed."""
+    model.trunk = Trunk(model.decoder, folder, "bench")
+    for row in rows:
+        model.trunk.of_text(text_of(row))
 
 
 def _needed(rows: Sequence[Row], shape: Shape, rank: int) -> dict[str, float]:

@@ -379,6 +379,28 @@ def test_over_long_prompts_are_refused(models, verb):
         call([*QUERIES, asked])
 
 
+class TestContext:
+    """A text beyond the model's 512 positions is refused, wherever it comes in."""
+
+    def test_in_training(self, models):
+        model = models()
+        gradients(model, rows_of(("a", 0, 510, 1)))
+        with pytest.raises(ModelError, match=r"(?s)model's context.*513 tokens.*at most 512"):
+            gradients(model, rows_of(("a", 0, 512, 1)))
+
+    def test_in_answers(self, folders):
+        model = load(
+            folders("llama"), evaluate=EVALUATE.model_copy(update={"max_prompt_length": 600})
+        )
+        asked = query(1, "x" * 480)
+        length = len(model.tokens.prompt_ids(asked.messages))
+        assert len(model.generate([asked], 512 - length + 1)) == 1
+        with pytest.raises(ModelError, match="model's context"):
+            model.generate([query(1, "x" * 480, ())], 512 - length + 2)
+        with pytest.raises(ModelError, match="model's context"):
+            model.rank([query(1, "x" * 520)])
+
+
 class TestAdapterFiles:
     def test_peft_computes_the_same(self, models, folders, tmp_path):
         model = models()

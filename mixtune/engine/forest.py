@@ -114,6 +114,8 @@ class Forest:
     starts: tuple[int, ...]
     slices: Slices
     blocks: tuple[Block, ...]
+    longest: int
+    """Positions that the longest text takes."""
     past: Past | None = None
     """What stands in front of every branch that continues nothing; its keys come behind the
     packed ones."""
@@ -168,6 +170,7 @@ def plant(
         starts=tuple(starts),
         slices=tuple(_slices(branches, order, ends)),
         blocks=tuple(_block(trunk, group, where, device) for group in groups),
+        longest=max(positions) + 1,
         past=past,
     )
 

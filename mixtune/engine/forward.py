@@ -47,6 +47,7 @@ class Decoder:
         self.dtype: torch.dtype = network.dtype
         self.device: torch.device = network.device
         self.span = _span(network.config)
+        self.context: int | None = getattr(network.config, "max_position_embeddings", None)
         self.routes = Routes()
         self.cut = 0
         """Layers whose work may be taken from what was kept (see `cut_below`)."""
@@ -116,6 +117,7 @@ class Decoder:
             forest: tokens and what each sees.
             memory: keeps keys and values for tokens that follow (see `follow`).
         """
+        self.check_length(forest.longest)
         self.routes.slices = forest.slices
         return self._run(forest.ids, forest.positions, forest=forest, memory=memory)
 
@@ -206,6 +208,21 @@ class Decoder:
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+    def check_length(self, tokens: int) -> None:
+        """Refuse a text beyond the positions that the model was made for.
+
+        Raises:
+            ModelError: it is longer; networks go on computing there, and what comes is no use.
+        """
+        if self.context is not None and tokens > self.context:
+            raise ModelError(
+                "a text is longer than the model's context",
+                found=f"{tokens} tokens",
+                wanted=f"at most {self.context}, as config.json says (max_position_embeddings)",
+                remedy="lower train.max_length or evaluate.max_prompt_length, shorten the texts, "
+                "or use another base model",
+            )
 
     def alone(self, length: int) -> bool:
         """Whether a row this long must be run by itself to be exact."""

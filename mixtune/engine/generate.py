@@ -49,6 +49,8 @@ def _greedy(
 ) -> list[list[int]]:
     """Likeliest next tokens of each prompt, up to and including its stop token."""
     (stops, limit), (slot, past) = until, how
+    # The last token is only ever read out.
+    decoder.check_length(max(map(len, prompts)) + limit - 1)
     texts = [Text(slot, prompt[past.length if past else 0 :]) for prompt in prompts]
     order = sorted(range(len(texts)), key=lambda i: tuple(texts[i].prompt))
     work = seat(texts, order, levels=1)
