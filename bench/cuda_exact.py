@@ -148,8 +148,8 @@ def _paths(way: str) -> Iterator[None]:
         yield
         return
     keep, stacked = attention.KEEP, "GPU" in way
-    loss.plant = score.plant = lambda branches, device, **_: plant(
-        branches, device, stacked=stacked
+    loss.plant = score.plant = lambda branches, device, past=None, **_: plant(
+        branches, device, stacked=stacked, past=past
     )
     attention.KEEP = 0
     try:
