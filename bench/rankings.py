@@ -20,6 +20,8 @@ from statistics import mean
 
 from scipy.stats import kendalltau
 
+from bench.results import write_or_print
+
 Means = dict[str, dict[str, float]]
 """Task → cocktail → mean over seeds."""
 
@@ -85,11 +87,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     rows = compare(means(_read(given.results)), means(_read(given.others)))
-    text = json.dumps(rows, indent=1) + "\n"
-    if given.out is None:
-        print(text, end="")
-    else:
-        given.out.write_text(text, encoding="utf-8")
+    write_or_print(rows, given.out)
 
 
 if __name__ == "__main__":

@@ -169,3 +169,12 @@ def _write(path: Path, held: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(held, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def write_or_print(value: object, out: Path | None) -> None:
+    """A value as JSON: into a file, or to the terminal where none is named."""
+    text = json.dumps(value, indent=1) + "\n"
+    if out is None:
+        print(text, end="")
+    else:
+        out.write_text(text, encoding="utf-8")

@@ -11,7 +11,6 @@ Knows: the engine's interface, a made task. Does not know: peers, speed.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 
 from bench.cuda_made import write_tiny
 from bench.machine import commit, machine
+from bench.results import write_or_print
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import Job, Trainer
 from mixtune.records import Message, Query
@@ -128,11 +128,7 @@ def main() -> None:
         "commit": commit(),
         "machine": machine(),
     }
-    text = json.dumps(facts, indent=1) + "\n"
-    if given.out is None:
-        print(text, end="")
-    else:
-        given.out.write_text(text, encoding="utf-8")
+    write_or_print(facts, given.out)
 
 
 if __name__ == "__main__":

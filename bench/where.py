@@ -6,7 +6,6 @@ Knows: names and shapes of operations. Does not know: peers, ratios.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench.data import Source
 from bench.machine import commit, machine, use_threads
 from bench.ours import STEP
+from bench.results import write_or_print
 from mixtune.engine.convert import prepare
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import train
@@ -93,11 +93,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    text = json.dumps(measure(given.data_dir, given.model), indent=1) + "\n"
-    if given.out is None:
-        print(text, end="")
-    else:
-        given.out.write_text(text, encoding="utf-8")
+    write_or_print(measure(given.data_dir, given.model), given.out)
 
 
 if __name__ == "__main__":
