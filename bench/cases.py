@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bench import scoring, study, training
+from bench.bookkeeping import bookkeeping
 from bench.errors import BenchError
 from bench.results import Outcome
 from bench.run import Run
@@ -37,6 +38,7 @@ CASES = {
     "study12": Case(study.study12, ("tune_fpb", "tune_score3")),
     "top_layers": Case(training.top_layers),
     "adapters": Case(training.adapters),
+    "bookkeeping": Case(bookkeeping),
 }
 
 

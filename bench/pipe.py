@@ -26,8 +26,8 @@ from bench.errors import BenchError, NotThere
 
 _LOG_LINES = 12
 OFFLINE = {
-    "HF_HUBOFFLINE": "1",
-    "HF_DATASETSOFFLINE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
 }

@@ -42,6 +42,7 @@ class Sizes:
     study_items: int = 100
     study_seeds: tuple[int, ...] = (1, 2)
     banks: tuple[int, ...] = (1, 2, 4, 8, 16)
+    bookkeeping: tuple[int, ...] = (10, 100, 1_000, 10_000)  # runs of a study
 
 
 QUICK = Sizes(
@@ -58,6 +59,7 @@ QUICK = Sizes(
     study_items=4,
     study_seeds=(1,),
     banks=(1, 2),
+    bookkeeping=(5, 20),
 )
 
 

@@ -126,29 +126,28 @@ def adapters(run: Run) -> Outcome:
     """Our engine with one to sixteen adapters trained together: examples per second, memory."""
     largest = max(run.sizes.banks)
     rows, named = _write(run, "fpb", largest * run.sizes.steps)
-    workers = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for bank in run.sizes.banks:
+        # One after the other: the larger ones do not fit into memory beside the others.
         count = bank * run.sizes.steps * STEP
-        workers[bank] = run.start("ours-bank", rows=str(rows), count=count, adapters=bank)
-    repeats: list[dict[str, Any]] = []
-    for repeat in range(run.repeats):
-        found = {str(bank): worker.go() for bank, worker in workers.items()}
-        rates = {bank: one["examples"] / one["seconds"] for bank, one in found.items()}
-        run.say(f"  {repeat + 1}/{run.repeats}: {rates}")
-        repeats.append({"numbers": found, "examples_per_second": rates})
+        worker = run.start("ours-bank", rows=str(rows), count=count, adapters=bank)
+        found[str(bank)] = [worker.go() for _ in range(run.repeats)]
+        worker.close()
+        run.say(f"  {bank}: {', '.join(f'{rate:.2f}' for rate in _per_second(found[str(bank)]))}")
     return Outcome(
-        repeats=repeats,
+        repeats=[
+            {bank: one[repeat] for bank, one in found.items()} for repeat in range(run.repeats)
+        ],
         extras={
-            "examples_per_second": {
-                str(bank): [repeat["examples_per_second"][str(bank)] for repeat in repeats]
-                for bank in workers
-            },
-            "peak_bytes": {
-                str(bank): repeats[-1]["numbers"][str(bank)]["peak_bytes"] for bank in workers
-            },
+            "examples_per_second": {bank: _per_second(one) for bank, one in found.items()},
+            "peak_bytes": {bank: one[-1]["peak_bytes"] for bank, one in found.items()},
         },
         rows=fingerprint(named),
     )
+
+
+def _per_second(measured: list[dict[str, Any]]) -> list[float]:
+    return [one["examples"] / one["seconds"] for one in measured]
 
 
 def _write(run: Run, workload: str, steps: int) -> tuple[Path, list[Any]]:

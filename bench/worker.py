@@ -12,6 +12,7 @@ from bench.pipe import Channel
 
 WORKERS = {
     "prepare": "bench.ours:prepare_model",
+    "bookkeeping": "bench.bookkeeping:measure_bookkeeping",
     "matmul": "bench.matmul:measure_matmul",
     "ours-train": "bench.ours:measure_training",
     "ours-score": "bench.ours:measure_scoring",
