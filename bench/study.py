@@ -25,7 +25,8 @@ from bench.run import COMPUTE, Run
 from mixtune.mixing import mix
 from mixtune.planning.corpus import Corpus, load_corpus
 from mixtune.records import Query
-from mixtune.spec import Study, parse_study
+from mixtune.spec import Study
+from mixtune.study_file import parse_study
 from mixtune.tasks.registry import Registry
 
 STEP = 16

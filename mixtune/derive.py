@@ -26,6 +26,7 @@ from mixtune.analysis.results import (
     measure,
     results,
 )
+from mixtune.design import members
 from mixtune.errors import DataError, SpecError, StoreError, did_you_mean
 from mixtune.evaluation.score import score, score_version
 from mixtune.identity import make_id
@@ -44,9 +45,10 @@ from mixtune.records import (
 from mixtune.report.inputs import DataRow, LengthRow, ReportInput, RunRow
 from mixtune.report.page import page_files, render
 from mixtune.report.wording import training
-from mixtune.spec import Study, parse_study
+from mixtune.spec import Study
 from mixtune.states import Unit
 from mixtune.store import PlanRow, Store
+from mixtune.study_file import parse_study
 from mixtune.tasks.base import Task, fingerprint
 from mixtune.tasks.registry import Registry
 
@@ -169,12 +171,16 @@ class Derived:
 
     def systems(self) -> list[SystemInfo]:
         """All finished systems, in the order of the plan."""
+        mixes: dict[str, dict[str, int]] = {}
+        for system, mix in _mixes(self._run_facts()):
+            mixes.setdefault(system, {})[mix.ingredient] = mix.rows_got
         found: dict[str, SystemInfo] = {}
         for row in self.finished():
             here = row.seed is not None
-            members = tuple(row.cocktail.split("+")) if here else ()
+            parts = members(row.cocktail) if here else ()
             note = self.training_note() if here else ""
-            found[row.system] = SystemInfo(row.system, row.cocktail, row.seed, members, note)
+            rows = mixes.get(row.system, {})
+            found[row.system] = SystemInfo(row.system, row.cocktail, row.seed, parts, note, rows)
         return list(found.values())
 
     def tasks(self) -> dict[str, Task]:
@@ -296,7 +302,12 @@ class Derived:
         )
 
     def chosen(self) -> dict[str, str]:
-        """Task → the cocktail with the best mean on validation, by the task's main metric."""
+        """Task → the cocktail with the best mean on validation, by the task's main metric.
+
+        Nothing under `flaws.select_on_test`: the best on test is then what the page of test shows.
+        """
+        if self.study.flaws.select_on_test:
+            return {}
         rows = self.results("validation")
         forms = {(row.task, row.form) for row in rows if row.seed is not None}
         found = {}
@@ -317,7 +328,7 @@ class Derived:
 
     def training_note(self) -> str:
         """What is unusual in how the study's systems were trained, in words; often nothing."""
-        return training(self.study.train)
+        return training(self.study.train, self.study.flaws)
 
     def model_note(self) -> str:
         """Where the base model came from, as kept with the first finished run."""

@@ -1,6 +1,7 @@
 """Which cocktails a study trains: named families over its ingredients, and any listed by hand.
 
-Knows: what each family is. Does not know: amounts, budgets, seeds, what an ingredient holds.
+Knows: what each family is, what a cell is called. Does not know: amounts, budgets, seeds, what an
+ingredient holds.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +30,7 @@ def cocktails(design: Design, ingredients: Sequence[str]) -> list[Cocktail]:
             found.update(dict.fromkeys(members(names)))
     for listed in design.explicit:
         found[tuple(sorted(listed))] = None
-    if not found:
+    if not found and not design.levels:
         raise SpecError(
             "the design gives no cocktail",
             found=f"{', '.join(design.families)} over {len(names)} ingredient(s)",
@@ -37,6 +38,16 @@ def cocktails(design: Design, ingredients: Sequence[str]) -> list[Cocktail]:
             remedy="add ingredients, the family singles, or an explicit cocktail",
         )
     return list(found)
+
+
+def title(cocktail: Sequence[str], note: str = "") -> str:
+    """What a cell is called: its ingredients, and what sets it apart from others of the same."""
+    return "+".join(cocktail) + (f" ({note})" if note else "")
+
+
+def members(name: str) -> Cocktail:
+    """The ingredients of a cell by what it is called."""
+    return tuple(name.partition(" (")[0].split("+"))
 
 
 _FAMILIES: dict[str, Callable[[Cocktail], Iterable[Cocktail]]] = {

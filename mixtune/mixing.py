@@ -88,17 +88,36 @@ def mix(
         SpecError: no ingredient, no pool for one, an empty pool, more asked than there is, a budget
             so small that an ingredient would get no row, or one that supplies cannot fill.
     """
+    sizes = {name: len(pools[name]) for name in amounts if name in pools}
+    counts = portions(sizes, amounts, examples, costs)
+    streams = {
+        name: _stream(pools[name], name, one.asked, one.got, run_seed)
+        for name, one in counts.items()
+    }
+    return Mixture(order=_merge(streams, run_seed), counts=counts)
+
+
+def portions(
+    available: Mapping[str, int],
+    amounts: Mapping[str, Ingredient],
+    examples: int,
+    costs: Mapping[str, Fraction] | None = None,
+) -> dict[str, IngredientCount]:
+    """What `mix` of pools with `available` rows takes of each ingredient; the same for every seed.
+
+    Raises:
+        SpecError: as `mix`.
+    """
     if not amounts:
         raise SpecError("a cocktail needs an ingredient", wanted="at least one name")
-    asked = {name: _asked(name, pools, amounts[name].rows) for name in sorted(amounts)}
+    asked = {name: _asked(name, available, amounts[name].rows) for name in sorted(amounts)}
     shares = wanted_shares(amounts, asked, costs or {})
     supplies = {name: int(asked[name] * _passes(amounts[name])) for name in asked}
     got = _fill(_per_row(shares, costs or {}), supplies, amounts, examples)
-    streams = {name: _stream(pools[name], name, asked[name], got[name], run_seed) for name in asked}
-    counts = {
+    return {
         name: IngredientCount(
             asked=asked[name],
-            available=len(pools[name]),
+            available=available[name],
             got=got[name],
             distinct=min(asked[name], got[name]),
             share=shares[name],
@@ -106,7 +125,6 @@ def mix(
         )
         for name in asked
     }
-    return Mixture(order=_merge(streams, run_seed), counts=counts)
 
 
 def wanted_shares(
@@ -130,11 +148,11 @@ def wanted_shares(
     return given | {name: weight * rest for name, weight in weights.items()}
 
 
-def _asked(name: str, pools: Mapping[str, Sequence[Example]], amount: int | None) -> int:
+def _asked(name: str, sizes: Mapping[str, int], amount: int | None) -> int:
     """Size of an ingredient's pool, checked against what there is."""
-    if name not in pools:
-        raise SpecError("no rows for an ingredient", found=name, wanted=did_you_mean(name, pools))
-    available = len(pools[name])
+    if name not in sizes:
+        raise SpecError("no rows for an ingredient", found=name, wanted=did_you_mean(name, sizes))
+    available = sizes[name]
     asked = available if amount is None else amount
     if not 1 <= asked <= available:
         raise SpecError(

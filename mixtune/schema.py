@@ -45,6 +45,7 @@ def _standard(node: Any) -> Any:  # noqa: ANN401 - any JSON value
 def _shorter(made: Schema) -> None:
     """Let designs and amounts be written short."""
     names = {"type": "array", "items": {"type": "string"}}
+    _also(made, "model", [{**names, "minItems": 1}])
     _also(made, "design", [names])
     _also(made, "ingredients", [names, {"type": "string"}])
     pools = made["properties"]["ingredients"]["anyOf"][0]

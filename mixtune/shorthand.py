@@ -58,7 +58,6 @@ ALIASES = {
 FIXED = {
     "lora_dropout": (0, "adapters are trained without dropout"),
     "fp16": (False, "float16 is not offered: train.compute is float32 or bfloat16"),
-    "warmup_steps": (None, "give train.warmup, a share of the steps"),
     "num_train_epochs": (None, "every cocktail gets the same number of examples: budget.steps"),
     "num_epochs": (None, "every cocktail gets the same number of examples: budget.steps"),
 }

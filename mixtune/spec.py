@@ -1,14 +1,12 @@
-"""What was asked: a study file, validated, frozen, with every default visible.
+"""What was asked: a study, validated, frozen, with every default visible.
 
 Knows: the fields of a study, their limits, which settings contradict each other. Does not know:
-other spellings (shorthand.py), which tasks or models exist (tasks/, models/catalog.py), which
-cells a design gives (design.py).
+files and other spellings (study_file.py, shorthand.py), which tasks or models exist (tasks/,
+models/catalog.py), which cells a design gives (design.py, planning/cells.py).
 """
 
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,19 +15,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from mixtune.errors import SpecError, did_you_mean, shorten
-from mixtune.shorthand import ALIASES, apply_override, own_keys
-from mixtune.strict_yaml import Origin, Place, read_file, read_yaml, write_yaml
+from mixtune.errors import did_you_mean
 
 MAX_EXAMPLES = 10_000_000
 """Examples that one run may see: its training list is held in memory."""
-MAX_FAULTS = 5
-"""Faults that one message names."""
 
 
 def _no_bool(value: Any) -> Any:  # noqa: ANN401 - raw YAML
@@ -102,41 +95,107 @@ class Ingredient(Frozen):
         return self
 
 
+class Level(Frozen):
+    """A series of doses: an addition in growing shares of each step, to a mix that stays the same.
+
+    Called `name` in results. Inside the mix and inside the addition the proportions stay.
+    """
+
+    name: Name
+    """What the addition is called, such as general or maths."""
+    add: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """The ingredients that are added."""
+    to: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """The ingredients of the mix that they are added to."""
+    shares: Annotated[tuple[Annotated[Float, Field(ge=0, lt=1)], ...], Field(min_length=1)]
+    """The addition's parts of the examples of each step, such as [0, 0.01, 0.1]."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> "Level":
+        listed = [*self.add, *self.to]
+        if len(set(listed)) != len(listed):
+            raise ValueError("names an ingredient twice, in add and to together")
+        if len(set(self.shares)) != len(self.shares):
+            raise ValueError("names a share twice")
+        return self
+
+
 class Design(Frozen):
-    """Which cocktails: named families over the ingredients, and any listed by hand."""
+    """Which cocktails: named families over the ingredients, doses, and any listed by hand."""
 
     families: tuple[DesignName, ...] = ()
     """singles, pairs, leave-one-out, all; incremental is the four together."""
     explicit: tuple[tuple[Name, ...], ...] = ()
     """Cocktails by hand: lists of ingredients."""
+    levels: tuple[Level, ...] = ()
+    """Series of doses, such as 0, 1, 2, 10 and 50 % of the examples of each step."""
 
     @model_validator(mode="after")
     def _something(self) -> "Design":
-        if not self.families and not self.explicit:
-            raise ValueError("a design needs at least one family or one explicit cocktail")
+        if not self.families and not self.explicit and not self.levels:
+            raise ValueError(
+                "a design needs at least one family, one explicit cocktail or one series of levels"
+            )
+        if len({level.name for level in self.levels}) != len(self.levels):
+            raise ValueError("levels: two have one name")
         return self
 
 
 class Budget(Frozen):
-    """What a run may cost: every cell gets the same optimiser steps of equally many examples."""
+    """What a run may cost, and which single-task controls stand beside the cocktails."""
 
-    kind: Literal["equal-steps"] = "equal-steps"
-    """How cells are made comparable: the same steps × examples for each."""
+    kind: Literal["equal-steps", "equal-exposure", "as-published"] = "equal-steps"
+    """How cells are made comparable. equal-steps: the same steps × examples for each.
+    equal-exposure: beside that, for each cocktail and target, the single task trained on exactly
+    the target's rows that the cocktail sees, in their order. as-published: all rows of a cocktail,
+    3 times (up to 3 ingredients) or 2 times with 10 steps of warm-up, as the original study did:
+    more ingredients are more steps."""
     steps: Count = 100
-    """Optimiser steps of one run."""
+    """Optimiser steps of one run; as-published takes them from the rows."""
     examples_per_step: Annotated[Int, Field(gt=0, le=65_536)] = 16
     """Examples of one optimiser step, all devices and accumulation together."""
+    more_epochs: Annotated[Int, Field(ge=2, le=1000)] | None = None
+    """One more control: each single task trained for so many times the steps."""
 
     @model_validator(mode="after")
     def _bounded(self) -> "Budget":
         if self.examples > MAX_EXAMPLES:
             raise ValueError(f"steps × examples_per_step is more than {MAX_EXAMPLES:,} examples")
+        if self.kind == "as-published" and "steps" in self.model_fields_set and self.steps != 100:
+            raise ValueError(
+                "contradictory settings: as-published takes its steps from the rows, and steps is "
+                "set; remove steps, or choose kind equal-steps"
+            )
+        if self.kind == "as-published" and self.more_epochs is not None:
+            raise ValueError(
+                "contradictory settings: as-published sets the epochs; remove more_epochs, or "
+                "choose kind equal-steps"
+            )
         return self
 
     @property
     def examples(self) -> int:
-        """Examples seen by one run."""
+        """Examples seen by one run under equal steps."""
         return self.steps * self.examples_per_step
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How long one run is: its examples, and how many of them make an optimiser step.
+
+    The last step has what is left. `warmup_steps`: instead of the study's warm-up. `sizes`:
+    examples of each step, where they differ.
+    """
+
+    examples: int
+    examples_per_step: int
+    warmup_steps: int | None = None
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return len(self.sizes) or -(-self.examples // self.examples_per_step)
 
 
 class TrainSpec(Frozen):
@@ -159,6 +218,8 @@ class TrainSpec(Frozen):
     """What the learning rate does after the warm-up: fall to 0 (linear, cosine), or stay."""
     warmup: Annotated[Float, Field(ge=0, lt=1)] = 0.05
     """Share of the steps over which the learning rate rises."""
+    warmup_steps: Annotated[Int, Field(ge=0, le=10**9)] | None = None
+    """Steps over which it rises, instead of a share of them."""
     weight_decay: Annotated[Float, Field(ge=0)] = 0.0
     """Weight decay of AdamW."""
     clip: Annotated[Float, Field(gt=0)] = 1.0
@@ -217,13 +278,26 @@ class EvalSpec(Frozen):
         return forms
 
 
+class Flaws(Frozen):
+    """Mistakes of published studies, each off by default: to see what it changes, switch it on."""
+
+    packing_leaks: bool = False
+    """Rows are packed into sequences of train.max_length tokens, and each row attends to those in
+    front of it; a step has examples_per_step sequences."""
+    label_case: bool = False
+    """Training answers are labels in lower case, whatever the prompt asks for."""
+    select_on_test: bool = False
+    """What is chosen, such as the best cocktail of a task, is chosen on the test split."""
+
+
 class Study(Frozen):
-    """A study file: one base model, tasks to be good at, ingredients to train on."""
+    """A study file: base models, tasks to be good at, ingredients to train on."""
 
     name: Name
     """Name of the study's folder of results: small letters, digits, "-" and "_"."""
     model: Annotated[Text, Field(max_length=400)]
-    """Base model: a name of the catalogue, a hub id, or a folder as seen from the study file."""
+    """Base model: a name of the catalogue, a hub id, or a folder as seen from the study file. A
+    list is a study for each, with a folder of results for each."""
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
     """Tasks to be good at: every system answers them."""
     ingredients: Annotated[dict[Name, Ingredient], Field(min_length=1)]
@@ -243,6 +317,8 @@ class Study(Frozen):
     """What is answered, and how."""
     baselines: tuple[Literal["majority", "base"], ...] = ("majority", "base")
     """Floors to compare with: the commonest label, and the untuned base."""
+    flaws: Flaws = Flaws()
+    """Mistakes of published studies to switch on."""
 
     @field_validator("design", mode="before")
     @classmethod
@@ -277,14 +353,39 @@ class Study(Frozen):
         return value
 
     @model_validator(mode="after")
-    def _explicit_known(self) -> "Study":
-        for cocktail in self.design.explicit:
+    def _listed_known(self) -> "Study":
+        named = [(f"explicit cocktail {list(c)}", c) for c in self.design.explicit]
+        named += [(f"levels {one.name}", (*one.add, *one.to)) for one in self.design.levels]
+        for what, cocktail in named:
             if not cocktail or len(set(cocktail)) != len(cocktail):
-                raise ValueError(f"explicit cocktail {list(cocktail)} is empty or repeats a name")
+                raise ValueError(f"{what} is empty or repeats a name")
             for name in cocktail:
                 if name not in self.ingredients:
                     hint = did_you_mean(name, self.ingredients)
-                    raise ValueError(f"explicit cocktail names {name!r}, no ingredient; {hint}")
+                    raise ValueError(f"{what} names {name!r}, no ingredient; {hint}")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_as_the_budget_allows(self) -> "Study":
+        shared = sorted(name for name, one in self.ingredients.items() if one.share is not None)
+        if self.design.levels and self.unit != "rows":
+            raise ValueError(
+                "contradictory settings: levels are parts of the examples of a step, and shares "
+                f"are measured in {self.unit}; set their unit to rows"
+            )
+        if self.budget.kind != "as-published":
+            return self
+        if shared or self.design.levels:
+            raise ValueError(
+                "contradictory settings: as-published trains on all rows of a cocktail, so there "
+                f"are no shares ({', '.join(shared) or 'levels'}); give rows, or choose kind "
+                "equal-steps"
+            )
+        if self.train.warmup or self.train.warmup_steps is not None:
+            raise ValueError(
+                "contradictory settings: as-published sets the warm-up (none in 3 epochs, 10 steps "
+                "in 2); set train.warmup to 0 and remove train.warmup_steps"
+            )
         return self
 
     @property
@@ -296,184 +397,3 @@ class Study(Frozen):
 def exact(number: float) -> Fraction:
     """A number as it was written: 0.1 is one tenth."""
     return Fraction(repr(number))
-
-
-def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
-    """Read a study file and apply `key.sub=value` overrides.
-
-    Raises:
-        SpecError: no such file, not YAML, an unknown key, a value out of range.
-    """
-    where = shorten(str(path), 300)
-    read = read_yaml(read_file(path, SpecError), where, SpecError)
-    if not isinstance(read.value, dict):
-        raise SpecError(
-            "a study is a mapping",
-            where=where,
-            found="an empty file" if read.value is None else read.value,
-            wanted="key: value",
-            remedy="mixtune init writes a study to start from",
-        )
-    raw = read.value
-    for override in overrides:
-        apply_override(raw, override)
-    # What an override has touched no longer stands in a line of the file.
-    touched = {override.partition("=")[0].strip().split(".")[0] for override in overrides}
-    lines = {
-        place: line
-        for place, line in read.origin.lines.items()
-        if place and place[0] not in touched
-    }
-    study = parse_study(raw, where, lines)
-    own = tuple(str((path.parent / file).resolve()) for file in study.task_files)
-    return study.model_copy(update={"task_files": own, "model": _beside(path, study.model)})
-
-
-def _beside(path: Path, model: str) -> str:
-    """A base model's folder or file, which is meant from the study file as a task file is."""
-    found = path.parent / model
-    try:
-        gguf = found.suffix == ".gguf" and found.is_file()
-        return str(found.resolve()) if gguf or (found / "config.json").is_file() else model
-    except OSError:  # longer than a path can be: no such model, which is said where it is looked up
-        return model
-
-
-def parse_study(
-    raw: dict[str, Any], where: str = "study", lines: Mapping[Place, int] | None = None
-) -> Study:
-    """Validate a study given as a mapping; `lines` are those of its values in its file.
-
-    Raises:
-        SpecError: with one line per fault, unknown keys with a did-you-mean.
-    """
-    origin = Origin(where, lines or {})
-    spelled = own_keys(raw, origin)
-    try:
-        return Study.model_validate(spelled.raw)
-    except ValidationError as error:
-        faults = _faults(error, spelled.typed, origin)
-    if len(faults) == 1:
-        (fault,) = faults
-        place = f"{where}, line {fault.line}" if fault.line else where
-        raise SpecError(
-            f"{fault.key}: {fault.what}", where=place, found=fault.found, remedy=fault.remedy
-        )
-    said = [fault.text for fault in faults[:MAX_FAULTS]]
-    more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
-    raise SpecError(
-        "\n  ".join([f"{len(faults)} faults", *said, *more]),
-        where=where,
-        remedy="mend the keys named; mixtune schema prints all there are",
-    )
-
-
-def trial(study: Study, limit: int) -> Study:
-    """The study cut to at most `limit` items a task and split and `limit` steps, by its own name.
-
-    Its results are kept apart: they are those of another study.
-    """
-    raw = study.model_dump(mode="json")
-    raw["name"] = f"{study.name}-limit{limit}"
-    raw["budget"]["steps"] = min(study.budget.steps, limit)
-    for key in ("validation_items", "test_items"):
-        raw["evaluate"][key] = min(raw["evaluate"][key] or limit, limit)
-    return parse_study(raw)
-
-
-def dump_study(study: Study) -> str:
-    """The study as YAML with every default written out."""
-    return write_yaml(study.model_dump(mode="json"))
-
-
-class _Fault:
-    """One of pydantic's faults in the user's words: where, what, what was found, the remedy."""
-
-    def __init__(
-        self,
-        fault: Any,  # noqa: ANN401 - pydantic's ErrorDetails
-        typed: Mapping[tuple[str, ...], str],
-        origin: Origin,
-    ) -> None:
-        place = tuple(part for part in fault["loc"] if part != "[key]")
-        kind, alias = fault["type"], typed.get(place)
-        own = ".".join(shorten(part) for part in place) or "study"
-        self.key = f"{alias} (read as {own})" if alias else own
-        self.line = origin.line(tuple(alias.split(".")) if alias else place)
-        said = str(fault["msg"]).removeprefix("Value error, ").replace("Input should", "should")
-        self.what, default = _WORDS.get(kind, (said[:1].lower() + said[1:], _REMEDY))
-        self.found = None if kind in ("missing", "extra_forbidden") else shorten(fault["input"])
-        self.remedy = default
-        if kind == "extra_forbidden":
-            self.what = f"no such key; {_hint(place)}"
-        if said.startswith("contradictory"):
-            self.what, _, self.remedy = said.rpartition("; ")
-
-    @property
-    def text(self) -> str:
-        """The fault in one line."""
-        line = f"line {self.line}: " if self.line else ""
-        return f"{line}{self.key}: {self.what}{f' (found {self.found})' if self.found else ''}"
-
-
-_REMEDY = "mend it, or leave the key out for its default"
-_WORDS = {
-    "missing": ("is missing", "add the key"),
-    "extra_forbidden": ("", "mend or remove the key; mixtune schema prints all there are"),
-    "string_type": ("should be a word", "put it in quotes if it looks like a number"),
-    "string_pattern_mismatch": (
-        "lower case letters, digits, - and _ only, 64 at most",
-        "write names as `mixtune tasks` shows them",
-    ),
-    "tuple_type": ("should be a list", "write [a, b]"),
-    "too_short": ("needs at least one item", "write [a, b]"),
-    "model_type": ("should be a mapping", "write {key: value}, or leave it out for its default"),
-    "dict_type": ("should be a mapping", "write {name: {rows: 100}}"),
-}
-"""Kind of fault → what is said of it and the remedy, where pydantic speaks of its own types."""
-
-
-def _faults(
-    error: ValidationError, typed: Mapping[tuple[str, ...], str], origin: Origin
-) -> list[_Fault]:
-    """The faults to tell; that a list is too short is none where its items were refused."""
-    raw = error.errors()
-    inner = {fault["loc"][:length] for fault in raw for length in range(len(fault["loc"]))}
-    told = [f for f in raw if not (f["type"] == "too_short" and f["loc"] in inner)]
-    return [_Fault(fault, typed, origin) for fault in told]
-
-
-def _hint(place: Place) -> str:
-    """What an unknown key may have meant: a key of another section, or one that is close."""
-    *parents, key = (str(part) for part in place)
-    here = _keys_at(parents)
-    homes = {dotted.rpartition(".")[2]: dotted for dotted in _dotted()}
-    if key in homes:
-        section = homes[key].rpartition(".")[0]
-        return f"{key} belongs {f'under {section}' if section else 'at the top level'}"
-    known = homes | ({} if parents else dict.fromkeys(ALIASES)) | dict.fromkeys(here)
-    close = get_close_matches(key, known, n=1, cutoff=0.6)
-    return f"did you mean {(known[close[0]] or close[0])!r}?" if close else did_you_mean(key, here)
-
-
-def _dotted() -> list[str]:
-    """Every key of a study that has one place."""
-    found = list(Study.model_fields)
-    for name, field in Study.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Frozen):
-            found += [f"{name}.{key}" for key in kind.model_fields]
-    return found
-
-
-def _keys_at(path: Sequence[str]) -> list[str]:
-    """The keys that are allowed at a place in a study."""
-    here: type[BaseModel] = Study
-    for part in path:
-        if here is Study and part == "ingredients":
-            return list(Ingredient.model_fields)
-        kind = here.model_fields[part].annotation if part in here.model_fields else None
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            return list(here.model_fields)
-        here = kind
-    return list(here.model_fields)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mixtune.identity import digest
 from mixtune.models.catalog import BaseModelFiles
-from mixtune.spec import Study, parse_study
+from mixtune.spec import Study
+from mixtune.study_file import parse_study
 from mixtune.tasks.base import Task
 from mixtune.tasks.registry import Registry
 from mixtune.tasks.task_file import parse_task

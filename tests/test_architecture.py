@@ -16,7 +16,10 @@ MAY_IMPORT = {
     "environment": "",
     "strict_yaml": "errors",
     "shorthand": "errors strict_yaml",
-    "spec": "errors strict_yaml shorthand",
+    "faults": "errors strict_yaml shorthand",
+    "spec": "errors",
+    "study_file": "errors strict_yaml shorthand faults spec",
+    "presets": "",
     "records": "",
     "metrics": "errors",
     "tasks": "errors identity strict_yaml spec records metrics",
@@ -30,18 +33,19 @@ MAY_IMPORT = {
     "models": "errors identity spec records tokens durable",
     "evaluation": "errors identity records metrics tasks models",
     "analysis": "errors identity records metrics",
-    "planning": "environment errors identity spec records tasks leakage mixing design tokens store "
-    "models",
+    "planning": "environment errors identity spec study_file records tasks leakage mixing design "
+    "tokens store models",
     "schema": "shorthand spec tasks",
-    "scaffold": "errors spec tasks design planning",
+    "scaffold": "errors spec study_file tasks design planning",
     "report": "errors spec records metrics analysis",
     "events": "records planning",
-    "derive": "errors identity spec records tasks mixing states store evaluation analysis report",
+    "derive": "errors identity spec study_file records tasks mixing design states store evaluation "
+    "analysis report",
     "terminal": "analysis errors records tasks states store planning events derive",
     "doctor": "environment errors records tasks models",
     "engine": "errors spec records tokens durable models",
-    "execution": "environment errors identity spec records tasks durable tokens states store "
-    "models evaluation planning events engine",
+    "execution": "environment errors identity spec study_file records tasks durable tokens states "
+    "store models evaluation planning events engine",
 }
 LIGHT = set(MAY_IMPORT) - {"engine", "execution"}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "vllm", "ray"}

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from engine_oracle import write_base
 
-from mixtune.spec import Study, parse_study
+from mixtune.spec import Study
+from mixtune.study_file import parse_study
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(

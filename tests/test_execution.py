@@ -13,8 +13,8 @@ from mixtune.execution.deal import Portion, deal
 from mixtune.execution.local import Session, alone, begin, local_model
 from mixtune.execution.placement import default_workers
 from mixtune.planning.plan import Planner
-from mixtune.spec import dump_study
 from mixtune.store import Store
+from mixtune.study_file import dump_study
 
 
 class Listener(Events):

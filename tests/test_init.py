@@ -21,7 +21,8 @@ from mixtune.errors import SpecError
 from mixtune.models.catalog import catalogue
 from mixtune.scaffold import Asked, draft, study_text
 from mixtune.schema import json_schema
-from mixtune.spec import Study, load_study, parse_study
+from mixtune.spec import Study
+from mixtune.study_file import load_study, parse_study
 from mixtune.tasks.registry import Registry
 from mixtune.tasks.task_file import parse_task
 

@@ -15,7 +15,7 @@ from mixtune.planning.corpus import gold_answers
 from mixtune.planning.facts import facts_of, size_lines, sizes_of
 from mixtune.planning.lengths import longest_answer
 from mixtune.planning.plan import Planner
-from mixtune.spec import trial
+from mixtune.study_file import trial
 from mixtune.tasks.registry import Registry
 from mixtune.tasks.task_file import parse_task
 from mixtune.tokens import Tokens

@@ -25,7 +25,7 @@ from mixtune.report import draw, figures, plots
 from mixtune.report.inputs import DataRow
 from mixtune.report.page import CUTS, LARGEST, page_files, render
 from mixtune.report.wording import ends, number, signed
-from mixtune.spec import parse_study
+from mixtune.study_file import parse_study
 
 
 def answer_of(page):

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from mixtune.errors import SpecError
 from mixtune.shorthand import ALIASES, FIXED, amounts, apply_override
-from mixtune.spec import load_study, parse_study
 from mixtune.strict_yaml import Origin
+from mixtune.study_file import load_study, parse_study
 
 SMALL = {"name": "x", "model": "m", "tasks": ["a"], "ingredients": {"a": {"rows": 5}}}
 HERE = Origin("study")

@@ -16,8 +16,8 @@ from mixtune.errors import SpecError
 from mixtune.events import Events
 from mixtune.execution import checkpoint, placement, pool, start, training
 from mixtune.execution.options import Options
-from mixtune.spec import load_study
 from mixtune.store import Store
+from mixtune.study_file import load_study
 
 STEPS = 4
 LONG = {

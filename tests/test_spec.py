@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from mixtune.errors import SpecError
-from mixtune.spec import Ingredient, Study, dump_study, load_study, parse_study, trial
+from mixtune.spec import Ingredient, Study
+from mixtune.study_file import dump_study, load_study, parse_study, trial
 
 SMALL = {"name": "x", "model": "m", "tasks": ["a"], "ingredients": {"a": {"rows": 5}}}
 FULL = """\
@@ -40,7 +41,8 @@ def load(tmp_path):
 def test_every_default_is_visible_in_the_resolved_file():
     resolved = yaml.safe_load(dump_study(parse_study(SMALL)))
     assert resolved["train"]["lr"] == 1e-3
-    assert resolved["budget"] == {"kind": "equal-steps", "steps": 100, "examples_per_step": 16}
+    budget = {"kind": "equal-steps", "steps": 100, "examples_per_step": 16, "more_epochs": None}
+    assert resolved["budget"] == budget
     assert resolved["baselines"] == ["majority", "base"]
     assert parse_study(resolved) == parse_study(SMALL)
 
@@ -69,7 +71,7 @@ def models(kind):
 def test_every_field_of_every_model_is_described():
     found = set(models(Study))
     assert Ingredient in found
-    assert len(found) == 6
+    assert len(found) == 8
     for kind in found:
         for name, field in kind.model_fields.items():
             assert field.description, f"{kind.__name__}.{name}"

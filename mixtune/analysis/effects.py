@@ -7,28 +7,32 @@ shown.
 from collections import defaultdict
 from collections.abc import Sequence
 
-from mixtune.analysis.results import BASE, MAJORITY, Measured, estimate
+from mixtune.analysis.results import BASE, MAJORITY, Measured, SystemInfo, estimate
 from mixtune.errors import DataError
 from mixtune.metrics import METRICS
 from mixtune.records import Estimate, Result
 
 TO_SINGLE = "difference-to-single"
+TO_EXPOSURE = "difference-to-exposure-matched"
 TO_BASE = "difference-to-base"
 DIFFERENCE = "difference"
 
 
 def differences(found: Sequence[Measured]) -> list[Estimate]:
-    """Every cocktail minus the single-task cocktail of the target, and minus the untuned base.
+    """Every cocktail minus the single tasks that belong beside it, and minus the untuned base.
 
-    Paired by item and by cluster, averaged over the seeds that both sides have; under equal steps
-    the single is step-matched by construction. "difference-to-single" exists for tasks that are
-    also trained on alone, and not for the single itself; "difference-to-base" where the systems
-    include a base. A pair without a shared seed gives no row.
+    Paired by item and by cluster, averaged over the seeds that both sides have.
+    "difference-to-single": the task trained on alone under the study's budget, which is
+    step-matched under equal steps; not for single tasks themselves.
+    "difference-to-exposure-matched": the task trained on alone on as many of its rows as the
+    cocktail had of them. "difference-to-base": where the systems include a base. A pair without a
+    shared seed gives no row.
 
     Raises:
         DataError: two systems of one cocktail and seed.
     """
-    return [row for measured in found for row in _to_single(measured) + _to_base(measured)]
+    parts = (_to_single, _to_exposure, _to_base)
+    return [row for measured in found for part in parts for row in part(measured)]
 
 
 def compare(found: Sequence[Measured], subject: str, reference: str) -> list[Estimate]:
@@ -50,20 +54,43 @@ def compare(found: Sequence[Measured], subject: str, reference: str) -> list[Est
 
 
 def _to_single(measured: Measured) -> list[Estimate]:
-    cells = measured.cells()
-    alone = (measured.panel.task,)
-    members = {info.cocktail: info.ingredients for info in measured.infos.values()}
-    singles = [cocktail for cocktail in cells if members[cocktail] == alone]
+    """Cocktails, and single tasks trained for longer or shorter, minus the plain single task."""
+    single = measured.panel.task
+    if all(info.ingredients != (single,) for info in measured.infos.values()):
+        return []
+    others = [name for name in measured.cells() if name != single]
+    return [row for name in others for row in _minus(measured, TO_SINGLE, name, single)]
+
+
+def _to_exposure(measured: Measured) -> list[Estimate]:
+    """Cocktails minus the single task trained on as many of the target's rows."""
+    target = measured.panel.task
+    alone = {info.rows[target]: info.cocktail for info in _alone(measured)}
     rows = []
-    for cocktail, by_seed in cells.items():
-        for single in singles:
-            shared = sorted(by_seed.keys() & cells[single].keys())
-            if cocktail == single or not shared:
-                continue
-            reference = [cells[single][s] for s in shared]
-            what = (TO_SINGLE, cocktail, single)
-            rows.append(_difference(measured, what, [by_seed[s] for s in shared], reference))
+    for name, by_seed in measured.cells().items():
+        info = measured.infos[next(iter(by_seed.values()))]
+        seen = info.rows.get(target)
+        if len(info.ingredients) > 1 and seen in alone:
+            rows += _minus(measured, TO_EXPOSURE, name, alone[seen])
     return rows
+
+
+def _alone(measured: Measured) -> list[SystemInfo]:
+    """Systems trained on the target alone whose rows are known."""
+    target = measured.panel.task
+    infos = [measured.infos[system] for system in measured.values]
+    return [info for info in infos if info.ingredients == (target,) and target in info.rows]
+
+
+def _minus(measured: Measured, quantity: str, subject: str, reference: str) -> list[Estimate]:
+    """One cocktail minus another on the seeds that both have; nothing where they have none."""
+    cells = measured.cells()
+    one, other = cells[subject], cells.get(reference, {})
+    shared = sorted(one.keys() & other.keys())
+    if not shared:
+        return []
+    sides = [[side[s] for s in shared] for side in (one, other)]
+    return [_difference(measured, (quantity, subject, reference), *sides)]
 
 
 def _to_base(measured: Measured) -> list[Estimate]:

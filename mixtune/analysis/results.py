@@ -6,7 +6,7 @@ shown.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,8 @@ class SystemInfo:
     """What is behind a system's id: its cocktail's name and members, and its seed.
 
     `seed` is None for a system that was not trained here (majority, base); its `ingredients` are
-    empty. `training`: what is unusual in how it was trained, in words.
+    empty. `training`: what is unusual in how it was trained, in words. `rows`: ingredient → rows
+    that it was trained on, repeats included.
     """
 
     system: str
@@ -46,6 +47,7 @@ class SystemInfo:
     seed: int | None
     ingredients: tuple[str, ...]
     training: str = ""
+    rows: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,10 @@ from mixtune import __version__, terminal
 from mixtune.cli import complete
 from mixtune.derive import Derived
 from mixtune.errors import MixtuneError, UserError, shorten
-from mixtune.spec import Study, load_study, trial
+from mixtune.presets import preset
+from mixtune.spec import Study
 from mixtune.store import Store
+from mixtune.study_file import load_studies, load_study, trial
 from mixtune.tasks.registry import Registry
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -61,7 +63,11 @@ app = typer.Typer(
 
 StudyFile = Annotated[
     Path,
-    typer.Argument(metavar="STUDY.yaml", help="The study file.", autocompletion=complete.files),
+    typer.Argument(
+        metavar="STUDY.yaml",
+        help="The study file, or the name of a preset.",
+        autocompletion=complete.files,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -123,9 +129,20 @@ def root(
 
 
 def study_of(path: Path, overrides: list[str] | None, limit: int | None) -> Study:
-    """The study of a file, overridden and cut as the options say."""
-    study = load_study(path, overrides or ())
+    """The study of a file or preset with one base model, overridden and cut as the options say."""
+    study = load_study(_preset_or(path), overrides or ())
     return study if limit is None else trial(study, limit)
+
+
+def studies_of(path: Path, overrides: list[str] | None, limit: int | None) -> list[Study]:
+    """The study of a file or preset for each of its base models."""
+    studies = load_studies(_preset_or(path), overrides or ())
+    return studies if limit is None else [trial(study, limit) for study in studies]
+
+
+def _preset_or(path: Path) -> Path:
+    """The file; where there is none, the preset of that name."""
+    return path if path.exists() else preset(str(path)) or path
 
 
 def derived_of(study: Study, runs_dir: Path, data_dir: Path | None = None) -> Derived:

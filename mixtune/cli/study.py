@@ -31,31 +31,63 @@ from mixtune.cli.app import (
     derived_of,
     look_at,
     print_rows,
+    studies_of,
     study_of,
 )
+from mixtune.cli.outlines import outline_json, show_outline
 from mixtune.derive import Derived, compare_studies
 from mixtune.errors import UserError
 from mixtune.execution.options import CHECKPOINT_EVERY, Options
 from mixtune.models.catalog import BaseModelFiles, locate
 from mixtune.planning.facts import content_of, sizes_of
+from mixtune.planning.outline import DOLLARS, TERAFLOPS, Rates, outline
 from mixtune.planning.plan import Plan, Planner, RunPlan
 from mixtune.records import Result
-from mixtune.spec import dump_study
+from mixtune.spec import Study
 from mixtune.store import Store
+from mixtune.study_file import dump_study
 from mixtune.tasks.registry import Registry
 
 
 @app.command(rich_help_panel="Run")
-def plan(
+def plan(  # noqa: PLR0913 - a verb's options
     study_file: StudyFile,
     overrides: Overrides = None,
     data_dir: DataDir = None,
     runs_dir: RunsDir = RUNS,
     limit: Limit = None,
+    sketch: Annotated[
+        bool,
+        typer.Option(
+            "--outline",
+            help="Rows, tokens, hours and cost without ids: needs neither data nor weights. A "
+            "study of several base models is always shown so.",
+        ),
+    ] = False,
+    teraflops: Annotated[
+        float, typer.Option(min=0.1, help="For an outline: what a GPU reaches, in TFLOP/s.")
+    ] = TERAFLOPS,
+    price: Annotated[
+        float, typer.Option(min=0, help="For an outline: USD an hour a GPU.")
+    ] = DOLLARS,
     as_json: Json = False,
 ) -> None:
     """Show cells, runs, ids, rows and tokens before anything is trained. Next: mixtune run."""
-    study = study_of(study_file, overrides, limit)
+    studies = studies_of(study_file, overrides, limit)
+    if sketch or len(studies) > 1:
+        registry = Registry.open(studies[0].task_files, data_dir)
+        found = outline(studies, registry, Rates(teraflops, price))
+        if as_json:
+            print(json.dumps(outline_json(found), indent=1))
+        else:
+            show_outline(terminal.console(), found)
+        return
+    _plan(study_file, studies[0], (data_dir, runs_dir), as_json)
+
+
+def _plan(study_file: Path, study: Study, folders: tuple[Path | None, Path], as_json: bool) -> None:
+    """The plan of one study with its ids, as far as there are data and weights."""
+    data_dir, runs_dir = folders
     found = locate(study.model, download=False)
     files = found if isinstance(found, BaseModelFiles) else None
     planner = Planner(study, Registry.open(study.task_files, data_dir), files)
@@ -84,27 +116,31 @@ def run(  # noqa: PLR0913 - a verb's options
     as_json: Json = False,
 ) -> None:
     """Train and score what is missing or failed, then write the report. Next: mixtune results."""
-    study = study_of(study_file, overrides, limit)
+    studies = studies_of(study_file, overrides, limit)
     if dry_run:
-        plan(study_file, overrides, data_dir, runs_dir, limit, as_json)
+        plan(study_file, overrides, data_dir, runs_dir, limit, as_json=as_json)
         return
     run_study = _heavy("start")
-    with terminal.progress(terminal.console(stderr=True)) as events:
-        options = Options(workers, bank, checkpoint_every)
-        failed = run_study(study, data_dir, runs_dir, options, events)
-    derived = derived_of(study, runs_dir, data_dir)
-    with derived.store.lock():
-        derived.score()
-        page = derived.report("validation")
+    options = Options(workers, bank, checkpoint_every)
+    failed, said = 0, []
+    for study in studies:
+        with terminal.progress(terminal.console(stderr=True)) as events:
+            failed += len(run_study(study, data_dir, runs_dir, options, events))
+        derived = derived_of(study, runs_dir, data_dir)
+        with derived.store.lock():
+            derived.score()
+            page = derived.report("validation")
+        said.append({**terminal.status_json(derived), "report": str(page)})
+        if not as_json:
+            look = ["mixtune", "results", str(study_file), *(overrides or ())]
+            look += [f"model={study.model}"] if len(studies) > 1 else []
+            look += ["--runs-dir", str(runs_dir)] if runs_dir != RUNS else []
+            look += ["--limit", str(limit)] if limit else []
+            _show_end(derived, shlex.join(look), page)
     if as_json:
-        print(json.dumps({**terminal.status_json(derived), "report": str(page)}, indent=1))
-    else:
-        look = ["mixtune", "results", str(study_file), *(overrides or ())]
-        look += ["--runs-dir", str(runs_dir)] if runs_dir != RUNS else []
-        look += ["--limit", str(limit)] if limit else []
-        _show_end(derived, shlex.join(look), page)
+        print(json.dumps(said if len(said) > 1 else said[0], indent=1))
     if failed:
-        terminal.complain(f"{len(failed)} runs failed; the same command tries them again")
+        terminal.complain(f"{failed} runs failed; the same command tries them again")
         raise typer.Exit(1)
 
 
@@ -117,11 +153,14 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show the state of every run, also while another process runs it. Next: mixtune results."""
-    derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
+    studies = studies_of(study_file, overrides, limit)
+    found = [derived_of(study, runs_dir) for study in studies]
     if as_json:
-        print(json.dumps(terminal.status_json(derived), indent=1))
+        said = [terminal.status_json(derived) for derived in found]
+        print(json.dumps(said if len(said) > 1 else said[0], indent=1))
         return
-    terminal.show_status(terminal.console(), derived)
+    for derived in found:
+        terminal.show_status(terminal.console(), derived)
 
 
 @app.command(rich_help_panel="Read")

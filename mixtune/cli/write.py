@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from mixtune import scaffold
+from mixtune import presets, scaffold
 from mixtune.cli import complete
 from mixtune.cli.app import DataDir, Json, app
 from mixtune.durable import write_whole
-from mixtune.errors import SpecError, shorten
+from mixtune.errors import SpecError, did_you_mean, shorten
 from mixtune.models.catalog import locate
 from mixtune.models.entries import catalogue
 from mixtune.models.hub import Unreachable
@@ -72,6 +72,14 @@ def init(  # noqa: PLR0913 - a verb's options
     name: Annotated[
         str, typer.Option(help="Name of the folder of results. Default: the file's name.")
     ] = "",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Write a study that ships with the package: brief2024, finance, finance-cpu. "
+            "Other options but --name do not go with it.",
+            autocompletion=presets.names,
+        ),
+    ] = None,
     data_dir: DataDir = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     stdout: Annotated[bool, typer.Option("--stdout", help="Print it; write no file.")] = False,
@@ -84,6 +92,10 @@ def init(  # noqa: PLR0913 - a verb's options
             where=shorten(str(file), 300),
             remedy="choose another name, or replace it with --force",
         )
+    if preset is not None:
+        chosen = (model, task, ingredient, task_file, design, steps, items, seeds)
+        _write_preset(preset, name or _name(file), None if stdout else file, any(chosen))
+        return
     asked = scaffold.Asked(
         name=name or _name(file),
         model=model,
@@ -115,6 +127,28 @@ def schema(
 ) -> None:
     """Print the JSON Schema of a study file or task file, for editors. Next: mixtune init."""
     print(json.dumps(json_schema(of), indent=1, ensure_ascii=False))
+
+
+def _write_preset(preset: str, name: str, file: Path | None, more: bool) -> None:
+    """A preset's file under a study's own name; None prints it."""
+    source = presets.preset(preset)
+    if source is None:
+        raise SpecError(
+            "no such preset", found=preset, wanted=did_you_mean(preset, presets.names())
+        )
+    if more:
+        raise SpecError(
+            "a preset is written as it is",
+            where=f"--preset {preset}",
+            remedy="leave out the other options and change the file, or give key=value to plan and "
+            "run",
+        )
+    text = re.sub(r"(?m)^name: .*$", f"name: {name}", source.read_text(encoding="utf-8"), count=1)
+    if file is None:
+        print(text, end="")
+        return
+    write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
+    print(f"wrote {shorten(str(file), 300)}\nnext: {shorten(_next(file), 300)}")
 
 
 def _checked(asked: scaffold.Asked, data_dir: Path | None) -> Study:

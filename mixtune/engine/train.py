@@ -24,22 +24,22 @@ from mixtune.engine.optimiser import AdamW
 from mixtune.engine.spread import Spread
 from mixtune.errors import RunFailed
 from mixtune.records import TrainStep
-from mixtune.spec import Budget, TrainSpec
+from mixtune.spec import Budget, Course, TrainSpec
 from mixtune.tokens import Row
 
 
 @dataclass(slots=True)
 class Job:
-    """One adapter to train: step k takes rows[k·b : (k+1)·b].
+    """One adapter to train: step k takes rows[k·b : (k+1)·b], the last one what is left.
 
-    `seed`: of the adapter's first weights; None keeps what is in the slot. `log`: one record a
-    step; it grows.
+    `budget`: how many rows and steps; a course may have steps of other sizes. `seed`: of the
+    adapter's first weights; None keeps what is in the slot. `log`: one record a step; it grows.
     """
 
     name: str
     rows: Sequence[Row]
     spec: TrainSpec
-    budget: Budget
+    budget: Budget | Course
     seed: int | None
     log: list[TrainStep] = field(default_factory=list)
 
@@ -61,8 +61,11 @@ class Job:
 
     def batch(self) -> Sequence[Row]:
         """The rows of the next step."""
-        size = self.budget.examples_per_step
-        return self.rows[len(self.log) * size : (len(self.log) + 1) * size]
+        step, size = len(self.log), self.budget.examples_per_step
+        if isinstance(self.budget, Course) and self.budget.sizes:
+            first = sum(self.budget.sizes[:step])
+            return self.rows[first : first + self.budget.sizes[step]]
+        return self.rows[step * size : (step + 1) * size]
 
 
 class Trainer:
@@ -292,11 +295,13 @@ def accumulate(
 
 
 def learning_rate(step: int, spec: TrainSpec, steps: int) -> float:
-    """The rate of a step (from 0): a linear rise over ceil(warmup·steps) steps, then the schedule.
+    """The rate of a step (from 0): a linear rise, then the schedule.
 
-    Decay reaches zero one step after the last one, so that no step is wasted on a rate of zero.
+    The rise takes `warmup_steps` or ceil(warmup·steps) steps. Decay reaches zero one step after the
+    last one, so that no step is wasted on a rate of zero.
     """
-    rise = math.ceil(spec.warmup * steps)
+    given = spec.warmup_steps
+    rise = math.ceil(spec.warmup * steps) if given is None else given
     if step < rise:
         return spec.lr * (step + 1) / (rise + 1)
     done = (step - rise) / (steps - rise)

@@ -103,6 +103,7 @@ class Desk:
             },
             "train": self.planner.study.train.model_dump(mode="json"),
             "budget": self.planner.study.budget.model_dump(mode="json"),
+            "course": run.course and asdict(run.course),
             "threads": torch.get_num_threads(),
             "pass_tokens": self.model.pass_tokens,
             "mix": [asdict(row) for row in run.mix],

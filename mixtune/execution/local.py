@@ -133,7 +133,8 @@ def begin(plan: Plan, store: Store, events: Events) -> int:
     units = store.units()
     todo = [run for run in plan.runs if missing(run, units)]
     made = {one.system: len(one.log) for head in kept.values() for one in head.seated}
-    parts = {system: steps / plan.study.budget.steps for system, steps in made.items()}
+    courses = {run.system: run.course for run in plan.runs if run.course is not None}
+    parts = {s: steps / courses[s].steps for s, steps in made.items() if s in courses}
     events.started(plan, len(todo), sum(_cost(run, units, parts) for run in todo))
     return len(todo)
 

@@ -92,15 +92,14 @@ class _Estimate:
 
     def __init__(self, plan: Plan) -> None:
         assert plan.files is not None
-        budget = plan.study.budget
-        tokens = max((run.tokens for run in plan.runs), default=0)
+        courses = [(run.tokens, run.course) for run in plan.runs if run.course is not None]
         self.shape = shape_of(plan.files.folder)
         self.train = plan.study.train
         self.load = Load(
             tokens=PASS_TOKENS,
             logits=LOGIT_ROWS,
-            step=-(-tokens // budget.steps),
-            span=-(-tokens // budget.examples),
+            step=max((-(-tokens // course.steps) for tokens, course in courses), default=0),
+            span=max((-(-tokens // course.examples) for tokens, course in courses), default=0),
         )
 
     def need(self, slots: int) -> Need:

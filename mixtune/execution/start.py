@@ -18,8 +18,9 @@ from mixtune.execution.pool import Work, run_pool
 from mixtune.models.catalog import BaseModelFiles
 from mixtune.planning.facts import facts_of
 from mixtune.planning.plan import Planner, RunPlan
-from mixtune.spec import Study, dump_study
+from mixtune.spec import Study
 from mixtune.store import Store
+from mixtune.study_file import dump_study
 from mixtune.tasks.registry import Registry
 
 

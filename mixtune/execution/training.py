@@ -4,8 +4,7 @@
 
 Every so often a checkpoint (checkpoint.py) says where the bank is; whoever takes the bank up after
 its process has died does from there exactly what would have been done. Adapters are answered when
-nothing is in training: the budget is one for all runs of a study, so a bank ends as a whole, and
-an adapter that answers takes the first slot.
+nothing is in training, since an adapter that answers takes the first slot.
 
 Knows: seats, queue, checkpoints, states of adapters in training. Does not know: how a step is
 computed, what is in an adapter's files.
@@ -289,6 +288,9 @@ def job_of(planner: Planner, run: RunPlan) -> Job:
         DataError: the data is no longer what the run was planned with.
     """
     assert run.seed is not None
-    study = planner.study
+    assert run.course is not None
+    train, course = planner.study.train, run.course
+    if course.warmup_steps is not None:
+        train = train.model_copy(update={"warmup_steps": course.warmup_steps})
     rows = planner.training_rows(run)
-    return Job(run.system, rows, study.train, study.budget, named_seed(run.seed, "init"))
+    return Job(run.system, rows, train, course, named_seed(run.seed, "init"))

@@ -15,16 +15,19 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Literal
 
-from mixtune.design import cocktails
+from mixtune.design import title
 from mixtune.errors import DataError, SpecError, did_you_mean
 from mixtune.identity import digest, make_id
 from mixtune.mixing import Mixture, mix
 from mixtune.models.catalog import BaseModelFiles
+from mixtune.planning.cells import Cell, cells
 from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, gold_answers, load_corpus
+from mixtune.planning.flaws import leaking_packs, lower_labels
 from mixtune.planning.lengths import longest_answer
 from mixtune.records import Example, MixRow, Query, Split
-from mixtune.spec import FormName, Study, UnitName, parse_study
+from mixtune.spec import Course, FormName, Study, UnitName
 from mixtune.store import PlanRow, slug
+from mixtune.study_file import parse_study
 from mixtune.tasks.base import Task, fingerprint, query_of
 from mixtune.tasks.registry import Registry
 from mixtune.tokens import Row, Tokens, encode_rows
@@ -56,7 +59,9 @@ class RunPlan:
     """One system: a cell with a seed, or a baseline. `system` is its train_id, "" if unresolved.
 
     `tokens`: tokens that pass through the model in training, shared headers counted each time.
-    `label` and `origin`: what a system that was brought in is called, and where it came from.
+    `course`: how long it is trained. `note`: what sets its cell apart from others of the same
+    cocktail. `label` and `origin`: what a system that was brought in is called, and where it came
+    from.
     """
 
     system: str
@@ -68,11 +73,15 @@ class RunPlan:
     tokens: int
     label: str = ""
     origin: str = ""
+    course: Course | None = None
+    note: str = ""
 
     @property
     def name(self) -> str:
-        """The cocktail, what the baseline is called, or the label of a system brought in."""
-        return "+".join(self.cocktail) if self.kind == "trained" else self.label or self.kind
+        """The cell, what the baseline is called, or the label of a system brought in."""
+        if self.kind == "trained":
+            return title(self.cocktail, self.note)
+        return self.label or self.kind
 
     @property
     def folder(self) -> str:
@@ -112,6 +121,8 @@ class Planner:
         self.files = files
         self.tokens = Tokens.load(files.folder) if files else None
         self.corpus: Corpus = load_corpus(study, registry)
+        if study.flaws.label_case:
+            lower_labels(self.corpus.pools)
         self.dropped: dict[str, int] = {}
         self._digests: dict[int, str] = {}
         self._item_facts: dict[tuple[str, Split], tuple[int, str]] = {}
@@ -126,13 +137,31 @@ class Planner:
             DataError: an example longer than `max_length` under `over_long: error`.
         """
         runs = [self._baseline(kind) for kind in self.study.baselines]
-        runs += [self._trained(cocktail, seed) for cocktail, seed in self._cells()]
+        runs += [self._trained(cell, seed) for cell, seed in self._seeded()]
         return Plan(self.study, self.files, tuple(runs))
 
-    def _cells(self) -> list[tuple[tuple[str, ...], int]]:
-        """Cocktail and seed of every run that is trained."""
-        names = cocktails(self.study.design, sorted(self.study.ingredients))
-        return [(name, seed) for seed in self.study.seeds for name in names]
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """Every cell by its name.
+
+        Where shares are of tokens and there is no tokenizer yet, controls that follow from what a
+        cocktail gets are open, and not among them.
+        """
+        available = {name: len(pool) for name, pool in self.corpus.pools.items()}
+        study = self.study
+        if self._open and study.budget.kind == "equal-exposure":
+            equal = study.budget.model_copy(update={"kind": "equal-steps"})
+            study = study.model_copy(update={"budget": equal})
+        return {cell.name: cell for cell in cells(study, available, self._costs)}
+
+    @property
+    def _open(self) -> bool:
+        """Whether mixes are not known before there is a tokenizer."""
+        return self.tokens is None and self.study.unit != "rows"
+
+    def _seeded(self) -> list[tuple[Cell, int]]:
+        """Cell and seed of every run that is trained."""
+        return [(cell, seed) for seed in self.study.seeds for cell in self.cells.values()]
 
     def training_rows(self, run: RunPlan) -> list[Row]:
         """Token rows of a run, in training order.
@@ -143,10 +172,12 @@ class Planner:
         """
         if self.tokens is None or run.seed is None:
             raise _unresolved()
-        mixture = self._mixture(run.cocktail, run.seed)
-        if self._train_id(run.seed, mixture) != run.system:
+        cell = self.cells[run.name]
+        mixture = self._mixture(cell, run.seed)
+        rows, course = self._packed(self._encode(mixture.order), cell.course)
+        if self._train_id(run.seed, mixture, course) != run.system:
             raise _moved(run.name)
-        return self._encode(mixture.order)
+        return rows
 
     def distinct_rows(self) -> list[Row]:
         """Token rows of each example that some run of the study trains on, once.
@@ -157,8 +188,8 @@ class Planner:
         if self.tokens is None:
             raise _unresolved()
         used: dict[int, tuple[str, Example]] = {}
-        for cocktail, seed in self._cells():
-            order = self._mixture(cocktail, seed).order
+        for cell, seed in self._seeded():
+            order = self._mixture(cell, seed).order
             used |= {id(example): (name, example) for name, example in order}
         return self._encode(list(used.values()))
 
@@ -197,13 +228,11 @@ class Planner:
 
     # ---- training -----------------------------------------------------------------------------
 
-    def _mixture(self, cocktail: Sequence[str], seed: int) -> Mixture:
-        amounts = {name: self.study.ingredients[name] for name in cocktail}
-        budget = self.study.budget.examples
+    def _mixture(self, cell: Cell, seed: int) -> Mixture:
         try:
-            return mix(self.corpus.pools, amounts, budget, seed, self._costs)
+            return mix(self.corpus.pools, cell.amounts, cell.course.examples, seed, self._costs)
         except SpecError as error:
-            raise SpecError(str(error), where=f"cocktail {'+'.join(cocktail)}") from error
+            raise SpecError(str(error), where=f"cocktail {cell.name}") from error
 
     @cached_property
     def _costs(self) -> dict[str, Fraction]:
@@ -240,35 +269,51 @@ class Planner:
             self.dropped[name] = len(pool) - len(kept)
             pool[:] = [example for example in pool if example.id in kept]
 
-    def _trained(self, cocktail: tuple[str, ...], seed: int) -> RunPlan:
-        if self.tokens is None and self.study.unit != "rows":
-            return RunPlan("", "trained", cocktail, seed, (), self._answers(""), 0)
-        mixture = self._mixture(cocktail, seed)
-        rows = self._encode(mixture.order) if self.tokens else []
-        system = self._train_id(seed, mixture) if self.files else ""
+    def _packed(self, rows: list[Row], course: Course) -> tuple[list[Row], Course]:
+        """Rows as they are, or behind those that share their pack (`flaws.packing_leaks`)."""
+        if not self.study.flaws.packing_leaks:
+            return rows, course
+        return leaking_packs(rows, course, self.study.train.max_length)
+
+    def _trained(self, cell: Cell, seed: int) -> RunPlan:
+        if self._open:
+            answers = self._answers("")
+            return RunPlan(
+                "", "trained", cell.cocktail, seed, (), answers, 0, "", "", cell.course, cell.note
+            )
+        mixture = self._mixture(cell, seed)
+        plain = self._encode(mixture.order) if self.tokens else []
+        rows, course = self._packed(plain, cell.course)
+        system = self._train_id(seed, mixture, course) if self.files else ""
         return RunPlan(
             system=system,
             kind="trained",
-            cocktail=cocktail,
+            cocktail=cell.cocktail,
             seed=seed,
-            mix=self._mix_rows(cocktail, mixture, rows),
+            mix=self._mix_rows(cell.cocktail, mixture, plain),
             answers=self._answers(system),
             tokens=sum(row.length for row in rows),
+            course=course,
+            note=cell.note,
         )
 
-    def _train_id(self, seed: int, mixture: Mixture) -> str:
+    def _train_id(self, seed: int, mixture: Mixture, course: Course) -> str:
         assert self.files is not None
         study = self.study
-        return make_id(
-            "train",
-            {
-                "model": self.files.digest,
-                "rows": [[name, self._digest(example)] for name, example in mixture.order],
-                "budget": study.budget.model_dump(mode="json"),
-                "train": study.train.model_dump(mode="json", exclude=LIMITS, exclude_none=True),
-                "seed": seed,
-            },
-        )
+        train = study.train.model_dump(mode="json", exclude=LIMITS, exclude_none=True)
+        if course.warmup_steps is not None:
+            train["warmup_steps"] = course.warmup_steps
+        parts = {
+            "model": self.files.digest,
+            "rows": [[name, self._digest(example)] for name, example in mixture.order],
+            "budget": _budget_parts(course),
+            "train": train,
+            "seed": seed,
+        }
+        # Left out where they say nothing, so that runs from before there were flaws keep their ids.
+        if study.flaws.packing_leaks:
+            parts["packed"] = [study.train.max_length, *course.sizes]
+        return make_id("train", parts)
 
     def _digest(self, example: Example) -> str:
         """Fingerprint of one example; by identity, since the pools outlive the planner."""
@@ -400,6 +445,18 @@ class Planner:
         return length
 
 
+def _budget_parts(course: Course) -> dict[str, object]:
+    """What of a course is in a run's id; `kind` has stood there from when there was one only."""
+    parts: dict[str, object] = {
+        "kind": "equal-steps",
+        "steps": course.steps,
+        "examples_per_step": course.examples_per_step,
+    }
+    if course.examples != course.steps * course.examples_per_step:
+        parts["examples"] = course.examples
+    return parts
+
+
 def _size(row: Row, unit: UnitName) -> int:
     """What a row counts for where shares are of tokens."""
     return row.length if unit == "tokens" else len(row.answer)
@@ -437,10 +494,15 @@ def canonical(study: Study, registry: Registry) -> Study:
                 remedy="add strict to evaluate.forms",
             )
     explicit = [[named[name] for name in cocktail] for cocktail in study.design.explicit]
+    levels = [
+        one.model_dump(mode="json")
+        | {key: [named[name] for name in getattr(one, key)] for key in ("add", "to")}
+        for one in study.design.levels
+    ]
     raw = study.model_dump(mode="json")
     raw["tasks"] = tasks
     raw["ingredients"] = {named[name]: amount for name, amount in raw["ingredients"].items()}
-    raw["design"]["explicit"] = explicit
+    raw["design"] |= {"explicit": explicit, "levels": levels}
     if len(raw["ingredients"]) < len(named):
         raise SpecError("ingredients: two names mean the same dataset", found=named)
     return parse_study(raw)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mixtune.report.figures import Answer, Cell
-from mixtune.spec import TrainSpec
+from mixtune.spec import Budget, Flaws, TrainSpec
 
 LONGEST_NAME = 80
 """Characters of a name that are shown; a longer one is cut, with its start as a tooltip."""
@@ -113,9 +113,17 @@ def ends(low: float | None, high: float | None, sign: bool = False) -> str:
     return "too few" if low is None or high is None else f"[{write(low)},\xa0{write(high)}]"
 
 
-def training(train: TrainSpec) -> str:
+FLAWS = {
+    "packing_leaks": "rows packed together see one another",
+    "label_case": "trained on labels in lower case",
+    "select_on_test": "what is best is chosen on test",
+}
+"""Flaw → what it means in results."""
+
+
+def training(train: TrainSpec, flaws: Flaws) -> str:
     """What is unusual in how adapters were trained; "" where nothing is but numbers."""
-    said = []
+    said = [f"{what} (flaws.{name})" for name, what in FLAWS.items() if getattr(flaws, name)]
     if train.method == "full":
         said.append("all weights trained, no adapters (train.method full)")
     if train.top_layers is not None:
@@ -124,6 +132,18 @@ def training(train: TrainSpec) -> str:
     if train.loss != "example-mean":
         said.append(f"long answers weigh more than short ones (train.loss {train.loss})")
     return "; ".join(said)
+
+
+def budget(asked: Budget) -> str:
+    """What a run costs, in words."""
+    if asked.kind == "as-published":
+        return (
+            f"as-published, all rows 3 times (up to 3 ingredients) or 2 times, in steps of "
+            f"{asked.examples_per_step} examples"
+        )
+    steps = f"{asked.kind}, {asked.steps} steps of {asked.examples_per_step} examples"
+    more = f"; single tasks also for {asked.more_epochs} times the steps"
+    return steps + (more if asked.more_epochs else "")
 
 
 def seconds(value: float | None) -> str:

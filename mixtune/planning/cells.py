@@ -1,0 +1,164 @@
+"""Study and sizes of pools → cells: which cocktails are trained, in what amounts, for how long.
+
+Knows: designs, doses, budgets, the controls that belong to them. Does not know: rows, tokens,
+seeds, models.
+
+    families, by hand        every cocktail, under the study's budget
+    levels                   base mix + an addition in growing shares
+    equal-exposure           each single task on as many of its rows as a cocktail saw of them
+    more_epochs              each single task for a multiple of the steps
+
+A smaller amount of an ingredient is a prefix of a larger one (mixing.py), so a single task trained
+on n examples is trained on exactly the n that it contributed to a cocktail, in their order.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from mixtune.design import cocktails, title
+from mixtune.mixing import portions, wanted_shares
+from mixtune.spec import Course, Ingredient, Level, Study, exact
+
+Amounts = Mapping[str, Ingredient]
+
+PUBLISHED_FEW = 3
+"""Up to so many ingredients the original study trains for one epoch more, without a warm-up."""
+PUBLISHED_EPOCHS = 2
+PUBLISHED_WARMUP = 10
+"""Steps of warm-up where there are more ingredients."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cocktail with amounts and a course; `note` tells it from others of the same cocktail."""
+
+    cocktail: tuple[str, ...]
+    amounts: Amounts
+    course: Course
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return title(self.cocktail, self.note)
+
+
+def cells(
+    study: Study, available: Mapping[str, int], costs: Mapping[str, Fraction] | None = None
+) -> list[Cell]:
+    """Every cell of a study, each name once: cocktails, doses, then controls.
+
+    Args:
+        study: its design, ingredients and budget.
+        available: ingredient → rows of its pool.
+        costs: what a row of each ingredient weighs, where shares are not of rows.
+
+    Raises:
+        SpecError: an amount or budget that pools cannot give.
+    """
+    found: dict[str, Cell] = {}
+    for cell in _treatments(study, available):
+        found.setdefault(cell.name, cell)
+    for cell in list(_controls(study, list(found.values()), available, costs)):
+        found.setdefault(cell.name, cell)
+    return list(found.values())
+
+
+def _treatments(study: Study, available: Mapping[str, int]) -> Iterator[Cell]:
+    for cocktail in cocktails(study.design, sorted(study.ingredients)):
+        amounts = {name: study.ingredients[name] for name in cocktail}
+        if study.budget.kind == "as-published":
+            yield _published(cocktail, amounts, study, available)
+        else:
+            yield Cell(cocktail, amounts, _course(study))
+    for level in study.design.levels:
+        yield from _doses(level, study, available)
+
+
+def _course(study: Study, times: int = 1) -> Course:
+    return Course(study.budget.examples * times, study.budget.examples_per_step)
+
+
+# ---- as published --------------------------------------------------------------------------------
+
+
+def _published(
+    cocktail: tuple[str, ...], amounts: Amounts, study: Study, available: Mapping[str, int]
+) -> Cell:
+    """All rows of a cocktail, 3 or 2 times: rows asked for are a cap, as in the original."""
+    few = len(cocktail) <= PUBLISHED_FEW
+    epochs = PUBLISHED_EPOCHS + few
+    rows = {name: min(amounts[name].rows or available[name], available[name]) for name in cocktail}
+    whole = {
+        name: Ingredient(rows=rows[name], repeat=epochs, when_exhausted="error")
+        for name in cocktail
+    }
+    course = Course(
+        epochs * sum(rows.values()),
+        study.budget.examples_per_step,
+        0 if few else PUBLISHED_WARMUP,
+    )
+    return Cell(cocktail, whole, course)
+
+
+# ---- doses ---------------------------------------------------------------------------------------
+
+
+def _doses(level: Level, study: Study, available: Mapping[str, int]) -> Iterator[Cell]:
+    base = _parts(level.to, study, available)
+    added = _parts(level.add, study, available)
+    for share in level.shares:
+        dose = exact(share)
+        parts = {name: part * (1 - dose) for name, part in base.items()}
+        parts |= {name: part * dose for name, part in added.items()} if dose else {}
+        amounts = {
+            name: study.ingredients[name].model_copy(
+                update={"share": float(part), "repeat": None, "unit": "rows"}
+            )
+            for name, part in parts.items()
+        }
+        note = f"{level.name} {100 * share:g}%"
+        yield Cell(tuple(sorted(amounts)), amounts, _course(study), note)
+
+
+def _parts(names: Sequence[str], study: Study, available: Mapping[str, int]) -> dict[str, Fraction]:
+    """Proportions of ingredients among themselves, by their shares or their rows."""
+    amounts = {name: study.ingredients[name] for name in names}
+    asked = {name: one.rows or available[name] for name, one in amounts.items()}
+    found = wanted_shares(amounts, asked, {})
+    total = sum(found.values(), Fraction(0))
+    return {name: part / total for name, part in found.items()}
+
+
+# ---- controls ------------------------------------------------------------------------------------
+
+
+def _controls(
+    study: Study,
+    treated: Sequence[Cell],
+    available: Mapping[str, int],
+    costs: Mapping[str, Fraction] | None,
+) -> Iterator[Cell]:
+    """Single tasks beside the cocktails; of tasks only, since nothing else has a target."""
+    targets = [name for name in study.tasks if name in study.ingredients]
+    if study.budget.kind == "equal-exposure":
+        for cell in treated:
+            counts = portions(available, cell.amounts, cell.course.examples, costs)
+            for name in targets:
+                if name in counts and len(counts) > 1:
+                    yield _single(study, name, counts[name].got)
+    if study.budget.more_epochs is not None:
+        for name in targets:
+            yield _single(study, name, study.budget.examples * study.budget.more_epochs)
+
+
+def _single(study: Study, name: str, examples: int) -> Cell:
+    amount = study.ingredients[name].model_copy(update={"share": None, "unit": None})
+    course = Course(examples, study.budget.examples_per_step)
+    return Cell((name,), {name: amount}, course, exposure(examples))
+
+
+def exposure(examples: int) -> str:
+    """What tells a single task trained on so many examples from the step-matched one."""
+    return f"{examples} examples"
