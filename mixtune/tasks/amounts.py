@@ -57,7 +57,8 @@ _NOISE = "|".join(
         rf"[0-9]{{1,4}}(?P<sep>[/.-])[0-9]{{1,2}}(?P=sep)[0-9]{{1,4}}{_END}",  # 12/31/2017
         rf"(?:{_MONTH}|(?i:may)){_SPACE}{_DAY}(?:{_SPACE},?{_SPACE}{_YEAR})?{_END}",
         rf"{_DAY}{_SPACE}{_MONTH}(?:{_SPACE},?{_SPACE}{_YEAR})?(?!\w)",
-        rf"{_YEAR}{_SPACE}(?:[-/&]|(?i:to|and|or)\s){_SPACE}(?:19|20)?[0-9]{{2}}(?![\w%]|[.,][0-9])",
+        rf"{_YEAR}{_SPACE}(?:[-/&]|(?i:to|and|or)\s){_SPACE}(?:19|20)?[0-9]{{2}}"
+        r"(?![\w%]|[.,][0-9])",
         r"[0-9]{1,2}(?::[0-9]{2})++(?!\w)",  # 10:30
         rf"(?m:^){_SPACE}[0-9]{{1,2}}[.)]{_SPACE}(?=[^\W\d_])",  # the number of a list's item
         r"(?i:s&p|russell|fortune|ftse|nasdaq|nikkei|step|note|page|section|table|figure|item)"
@@ -70,10 +71,11 @@ _OPERAND = (
     rf"(?:{_SPACE}{_PERCENT}|(?:{_SPACE}{_SCALE})?(?:{_SPACE}{_NAMED_CURRENCY})?)"
 )
 _UNDECIDED = (
-    rf"(?i:between)\s{_OPERAND}{_SPACE}(?i:and)\s{_OPERAND}{_END}"
+    rf"[0-9]{{1,3}}(?: [0-9]{{3}})++{_END}"
+    rf"|(?i:between)\s{_OPERAND}{_SPACE}(?i:and)\s{_OPERAND}{_END}"
     rf"|{_OPERAND}(?:{_SPACE}(?:[-+*/×÷x]|(?i:to|or)\s){_SPACE}{_OPERAND})+{_END}"
 )
-"""A range, a choice or a formula without its result: no one amount."""
+"""A range, a choice, a formula without its result, digits set apart by spaces: no one amount."""
 _TOKEN = re.compile(
     # Not inside a word or another number; "COVID-19" and the divisor of a formula are none either.
     rf"(?<![\w.,/$€£¥₹])(?<!\w-)(?<![/*×÷]\s)"
@@ -263,7 +265,8 @@ def _last(plain: str) -> str | None:
     alone = re.search(r"\w[^\w.,]+\w", plain) is None
     last = None
     for token in _TOKEN.finditer(plain):
-        result = alone or plain[max(0, token.start() - 20) : token.start()].rstrip(" $").endswith("=")
+        before = plain[max(0, token.start() - 20) : token.start()].rstrip(" $")
+        result = alone or before.endswith("=")
         if token["noise"] is None and (result or not _BARE_YEAR.fullmatch(token[0])):
             last = None if token["undecided"] else _canonical(token)
     return last

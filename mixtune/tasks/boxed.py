@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 _BOX = "\\boxed{"
-_LOOSE_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{([^{}\n]*)|([^\s{}$.]+))")
+_LOOSE_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,2}(?:\{([^\n$]*)|([^\s{}$.]+))")
 _ANNOUNCED = re.compile(r"(?i:\banswer\b)[^.\n=:]{0,80}?(?:(?i:\bis\b):?|[=:])[^\S\n]*([^\n]+)")
 
 
@@ -24,7 +24,7 @@ def lenient_boxed(text: str, labels: Sequence[str] = ()) -> str | None:
     exact = strict_boxed(text)
     if exact is not None:
         return exact
-    boxes = [first or second for first, second in _LOOSE_BOX.findall(text)]
+    boxes = [_closed(rest) or word for rest, word in _LOOSE_BOX.findall(text)]
     said = boxes or [_sentence(rest) for rest in _ANNOUNCED.findall(text)]
     return (normalised(said[-1]) or None) if said else None
 
@@ -57,6 +57,16 @@ def _last_box(text: str) -> str | None:
     return found
 
 
+def _closed(rest: str) -> str:
+    """Up to the brace that closes a box which was opened before, else all."""
+    depth = 0
+    for brace in re.finditer(r"[{}]", rest):
+        depth += 1 if brace[0] == "{" else -1
+        if depth < 0:
+            return rest[: brace.start()]
+    return rest
+
+
 def _sentence(rest: str) -> str:
     """Up to the end of the sentence: a full stop that is no decimal point."""
     return re.split(r"\.(?:\s|$)|,\s(?=[a-z]{2})", rest)[0]
@@ -65,6 +75,9 @@ def _sentence(rest: str) -> str:
 _DROPPED = re.compile(
     r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[!,;:> ]|\\q?quad(?![a-zA-Z])|\\displaystyle"
     r"|\^\{?\\circ\}?|\\degree|°|\\?%|\\?\$|\\[()\[\]]|\*\*|~|\s+|\\boxed(?=\{)"
+)
+_UNIT_BEHIND = re.compile(
+    r"(?<=[0-9}])\s*\\(?:text|mathrm|mbox)\{[^{}]*\}(?:\^\{?[23]\}?)?[\s.]{0,9}$"
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox|operatorname)\{([^{}]*)\}")
 _UNIT = re.compile(
@@ -77,8 +90,8 @@ _THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})++(?:\.[0-9]+)?")
 
 def normalised(latex: str) -> str:
     """One form for the ways to write an answer in LaTeX: spaces, sizes, units, short fractions."""
-    text = latex.replace("\u2212", "-").replace("\\!", "")
-    text = re.sub(r"(?<=[0-9}])\s*\\(?:text|mathrm|mbox)\{[^{}]*\}(?:\^\{?[23]\}?)?\s*\.?\s*$", "", text)
+    text = latex.replace("\u2212", "-").replace("\\!", "").replace("{,}", ",")
+    text = _UNIT_BEHIND.sub("", text)
     text = _DROPPED.sub("", _TEXT.sub(r"\1", text))
     text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
     text = re.sub(r"\\frac([0-9a-zA-Z])(?=[0-9a-zA-Z{\\])", r"\\frac{\1}", text)

@@ -216,7 +216,11 @@ def _json_values(text: str) -> Iterator[Any]:
 def _empty_list(text: str) -> bool:
     """Whether the output is JSON that holds no item: `[]`, `{"PER": []}`."""
     found = list(_json_values(text))
-    held = [inner for value in found for inner in (value.values() if isinstance(value, dict) else value)]
+    held = [
+        inner
+        for value in found
+        for inner in (value.values() if isinstance(value, dict) else value)
+    ]
     return bool(found) and all(inner in ([], {}) for inner in held)
 
 
