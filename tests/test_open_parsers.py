@@ -1,4 +1,4 @@
-r"""Parsers of numbers behind ####, of \boxed{…}, of entities and triplets: tables and properties."""
+r"""Parsers of numbers behind ####, of \boxed{…}, of entities and triplets: tables, properties."""
 
 import time
 

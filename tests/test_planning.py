@@ -6,8 +6,8 @@ import pytest
 from study_kit import record, registry, study, tasks, write_data, write_rows
 
 from mixtune.derive import score_id
-from mixtune.evaluation.score import VERSIONS
 from mixtune.errors import DataError, SpecError
+from mixtune.evaluation.score import VERSIONS
 from mixtune.planning.corpus import load_corpus
 from mixtune.planning.plan import Planner
 from mixtune.records import MixRow

@@ -208,7 +208,8 @@ def _canonical(found: re.Match[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text without markdown, LaTeX signs and asides; an answer in parentheses is no aside."""
+    """A text without colours, markdown, LaTeX signs and asides (an answer is none)."""
+    text = re.sub(r"\x1b\[[0-9;]{0,20}[A-Za-z]", "", text)
     text = text.translate(_SIGNS).replace("**", "").replace("`", "")
     text = re.sub(r"\\([$%])", r"\1", re.sub(r"\\[()\[\]]", " ", text))
     text = re.sub(r"\\[dt]?frac\{([^{}]{0,40})\}\{([^{}]{0,40})\}", r"\1/\2", text)

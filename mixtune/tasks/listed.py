@@ -170,11 +170,12 @@ def _loose_triplet(line: str, relations: Sequence[str]) -> str | None:
     parts = [part.strip(" \t\"'") for part in line.strip("| \t").split("|")]
     if len(parts) != 3 and line[:1] in "([<" and line[-1:] in ")]>":
         parts = [part.strip(" \t\"'") for part in line[1:-1].split(",")]
-    return _made_triplet(*parts, relations) if len(parts) == 3 else None
+    return _made_triplet(parts, relations) if len(parts) == 3 else None
 
 
-def _made_triplet(head: str, word: str, tail: str, relations: Sequence[str]) -> str | None:
-    if [part.casefold() for part in (head, word, tail)] == ["head", "relation", "tail"]:
+def _made_triplet(parts: Sequence[str], relations: Sequence[str]) -> str | None:
+    head, word, tail = parts
+    if [part.casefold() for part in parts] == ["head", "relation", "tail"]:
         return None  # the head of a table
     relation = _known(word, relations) if relations else _tidy(word)
     named = all(re.search(r"\w", part) for part in (head, relation or "", tail))
@@ -189,7 +190,7 @@ def _triplet_objects(value: Any, relations: Sequence[str]) -> Iterator[str]:  # 
     elif isinstance(value, list):
         parts = value
     if len(parts) == 3 and all(isinstance(part, str) and part for part in parts):
-        found = _made_triplet(*parts, relations)
+        found = _made_triplet(parts, relations)
         if found:
             yield found
 
@@ -217,9 +218,7 @@ def _empty_list(text: str) -> bool:
     """Whether the output is JSON that holds no item: `[]`, `{"PER": []}`."""
     found = list(_json_values(text))
     held = [
-        inner
-        for value in found
-        for inner in (value.values() if isinstance(value, dict) else value)
+        inner for value in found for inner in (value.values() if isinstance(value, dict) else value)
     ]
     return bool(found) and all(inner in ([], {}) for inner in held)
 
