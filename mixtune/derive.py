@@ -53,9 +53,9 @@ from mixtune.tasks.base import Task, fingerprint
 from mixtune.tasks.registry import Registry
 
 
-def score_id(answer_id: str, task: Task) -> str:
+def score_id(answer_id: str, task: Task, form: str) -> str:
     """Id of the scores of a set of answers: changes with the parser and the metrics only."""
-    return make_id("score", {"answer": answer_id, "version": score_version(task)})
+    return make_id("score", {"answer": answer_id, "version": score_version(task, form)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,8 @@ class Derived:
 
     def score_file(self, row: PlanRow) -> str:
         """Where the scores of a set of answers are kept."""
-        return f"{row.folder}/scores/{score_id(row.id, self.registry.get(row.task))}.parquet"
+        found = score_id(row.id, self.registry.get(row.task), row.form)
+        return f"{row.folder}/scores/{found}.parquet"
 
     def unscored(self) -> list[PlanRow]:
         """Sets of answers that are done and not scored by the current parser and metrics."""

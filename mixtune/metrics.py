@@ -6,16 +6,22 @@ the two equal.
 
 scikit-learn is imported where it is used: it takes a second, which every command would wait for.
 
-Knows: label codes and counts. Does not know: tasks, systems, how an answer was read.
+Knows: label codes, lists of items, counts. Does not know: tasks, systems, how an answer was read.
 
 Label codes are 0 … n_labels - 1; an answer that could not be read has the code n_labels and counts
 as wrong. Macro and weighted F1 run over the labels that occur in gold or in the parsed answers
 (scikit-learn's own choice of labels, less the code for unread answers); a label that nobody used
 is left out instead of counting as 0 or 1.
+
+An answer that is a list is text with one item a line (or `none`). Its F1 is pooled over all items
+of a corpus, as entity F1 is counted for CoNLL and by seqeval: an item counts as often as both gold
+and answer have it, and an answer that could not be read has no items.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,17 +35,26 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 RIGHT, GOLD, PARSED = 0, 1, 2
-"""Rows of a tally: how often a label was answered rightly, was gold, was answered."""
+"""Rows of a tally: how often a label (an item of a list) was answered rightly, was gold, was
+answered."""
+
+NOTHING = "none"
+"""The answer of a list without items."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric with its direction; `needs_labels` where it means nothing for open answers."""
+    """A metric with its direction and what it counts.
+
+    `counts`: "answers" (right or wrong, of any task), "labels" (means nothing for open answers) or
+    "items" (of answers that are lists). `compute` takes codes; None where there are none, and the
+    counts are the only way.
+    """
 
     name: str
     higher_is_better: bool
-    needs_labels: bool
-    compute: Callable[[IntArray, IntArray, int], float]
+    counts: Literal["answers", "labels", "items"]
+    compute: Callable[[IntArray, IntArray, int], float] | None
     from_tallies: Callable[[FloatArray], FloatArray]
 
     def chance(self, gold: FloatArray) -> float:
@@ -66,6 +81,24 @@ def tallies(gold: IntArray, parsed: IntArray, n_labels: int) -> FloatArray:
     counts[items, PARSED, parsed] = 1.0
     counts[items, RIGHT, gold] = gold == parsed
     return counts[:, :, :n_labels]
+
+
+def items(answer: str | None) -> Counter[str]:
+    """Items of a list, each as often as it is there; spaces are one, `none` and no answer are none.
+
+    `answer`: one item a line.
+    """
+    lines = [" ".join(line.split()) for line in (answer or "").splitlines()]
+    return Counter() if lines == [NOTHING] else Counter(line for line in lines if line)
+
+
+def item_tallies(gold: Sequence[str], parsed: Sequence[str | None]) -> FloatArray:
+    """Counts per answer that is a list, [answers, 3, 1], that add up as `tallies` do."""
+    counts = np.zeros((len(gold), 3, 1))
+    for place, (wanted, found) in enumerate(zip(map(items, gold), map(items, parsed), strict=True)):
+        right = (wanted & found).total()
+        counts[place, :, 0] = right, wanted.total(), found.total()
+    return counts
 
 
 def _check(gold: IntArray, parsed: IntArray, n_labels: int) -> None:
@@ -126,12 +159,21 @@ def _weighted_from(counts: FloatArray) -> FloatArray:
     return mean
 
 
+def _items_from(counts: FloatArray) -> FloatArray:
+    """F1 of pooled items; 0 where neither gold nor an answer has any, as seqeval has it."""
+    both = counts[..., GOLD, :].sum(-1) + counts[..., PARSED, :].sum(-1)
+    f1: FloatArray = 2 * counts[..., RIGHT, :].sum(-1) / np.where(both > 0, both, 1.0)
+    return f1
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", True, False, _accuracy, _accuracy_from),
-        Metric("macro-f1", True, True, _f1("macro"), _macro_from),
-        Metric("weighted-f1", True, True, _f1("weighted"), _weighted_from),
+        Metric("accuracy", True, "answers", _accuracy, _accuracy_from),
+        Metric("macro-f1", True, "labels", _f1("macro"), _macro_from),
+        Metric("weighted-f1", True, "labels", _f1("weighted"), _weighted_from),
+        Metric("span-f1", True, "items", None, _items_from),
+        Metric("triplet-f1", True, "items", None, _items_from),
     )
 }
 """Every metric by name."""

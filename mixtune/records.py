@@ -13,6 +13,9 @@ Form = Literal["strict", "lenient", "constrained"]
 Status = Literal["ok", "unparsed", "truncated", "refused"]
 State = Literal["planned", "running", "done", "failed"]
 
+LENIENT = "lenient"
+"""The second reading of a strict answer, for its content. Nothing is chosen by it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -415,20 +415,20 @@ def show_status(out: Console, derived: Derived) -> None:
     out.print(", ".join(f"{n} {state}" for state, n in sorted(counts.items())), markup=False)
 
 
-def show_summary(out: Console, derived: Derived, split: str) -> None:
-    """Cocktail × task on each task's main metric, with the difference to the single task."""
+def show_summary(out: Console, derived: Derived, split: str, form: str | None = None) -> None:
+    """Cocktail × task in main metric and form (or `form`), with the difference to the single."""
     tasks = derived.tasks()
-    wanted = {(n, derived.main_form(t), t.metrics[0]) for n, t in tasks.items() if t.metrics}
+    main = {(n, form or derived.main_form(t), t.metrics[0]) for n, t in tasks.items() if t.metrics}
     cells: dict[str, dict[str, str]] = {}
     for row in derived.results(split):
-        if row.seed is None and (row.task, row.form, row.metric) in wanted:
+        if row.seed is None and (row.task, row.form, row.metric) in main:
             cells.setdefault(row.cocktail, {})[row.task] = f"{row.value:.3f}"
     for mean in derived.means(split):
-        if (mean.target, mean.form, mean.metric) in wanted:
+        if (mean.target, mean.form, mean.metric) in main:
             cells.setdefault(mean.subject, {})[mean.target] = f"{mean.value:.3f}"
     for change in derived.differences(split):
         place = (change.target, change.form, change.metric)
-        if place in wanted and change.quantity == TO_SINGLE:
+        if place in main and change.quantity == TO_SINGLE:
             cells[change.subject][change.target] += (
                 f"  {change.value:+.3f} [{_ends(change.low, change.high, '+')}]"
             )
@@ -464,10 +464,10 @@ def _ends(low: float | None, high: float | None, sign: str = "") -> str:
     return "too few" if low is None or high is None else f"{low:{sign}.3f}, {high:{sign}.3f}"
 
 
-def show_results(out: Console, derived: Derived, split: str) -> None:
+def show_results(out: Console, derived: Derived, rows: Sequence[Result], split: str) -> None:
     """One row per system × task × form × metric, main metric first."""
     synthetic = " (synthetic data)" if any(t.synthetic for t in derived.tasks().values()) else ""
-    show_rows(out, derived.results(split), f"{derived.study.name}, {split}{synthetic}")
+    show_rows(out, rows, f"{derived.study.name}, {split}{synthetic}")
     show_training(out, derived)
 
 

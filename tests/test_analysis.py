@@ -358,7 +358,7 @@ def test_resampled_metrics_are_those_of_the_resampled_items():
     gold, parsed = rng.integers(0, 3, 40), rng.integers(0, 4, 40)
     counts = tallies(gold, parsed, 3).reshape(20, 2, 3, 3).sum(1)
     weights = cluster_weights(20, 25, rng)
-    for metric in METRICS.values():
+    for metric in (m for m in METRICS.values() if m.compute is not None):
         drawn = metric.from_tallies(resampled(counts, weights))
         for row, value in zip(weights.astype(int), drawn, strict=True):
             items = np.repeat(np.arange(40), np.repeat(row, 2))

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from engine_oracle import write_base
 
+from mixtune.evaluation.score import VERSIONS
 from mixtune.store import Store
 
 STUDY = {
@@ -66,7 +67,7 @@ def test_results_has_one_row_per_system_task_form_and_metric(mixtune):
     rows = json.loads(out)
     assert code == 0
     keys = {(r["system"], r["task"], r["form"], r["metric"]) for r in rows}
-    assert len(keys) == len(rows) == 5 * 2 * 2 * 3
+    assert len(keys) == len(rows) == 5 * 2 * 3 * 3
     wanted = "system cocktail seed task split form metric value low high n floor"
     assert set(wanted.split()) <= rows[0].keys()
     assert {row["split"] for row in rows} == {"validation"}
@@ -197,3 +198,44 @@ def test_version_and_help(mixtune):
     code, out, _ = mixtune("run", "--help")
     assert code == 0
     assert "resum" in out or "missing or failed" in out
+
+
+def test_lenient_readings_are_shown_where_they_are_asked_for(mixtune):
+    by_default = mixtune("results", "study.yaml")[1]
+    assert "strict" in by_default and "constrained" in by_default and "lenient" not in by_default
+    code, out, _ = mixtune("results", "study.yaml", "--form", "lenient")
+    assert code == 0 and "lenient" in out and "strict" not in out
+    every = json.loads(mixtune("results", "study.yaml", "--json", "--form", "all")[1])
+    assert every == json.loads(mixtune("results", "study.yaml", "--json")[1])
+    for form in ("strict", "lenient", "constrained"):
+        own = json.loads(mixtune("results", "study.yaml", "--json", "--form", form)[1])
+        assert own == [row for row in every if row["form"] == form]
+    for verb in (["analyze"], ["compare", "toy-rise", "base"]):
+        verb[1:1] = ["study.yaml"]
+        rows = json.loads(mixtune(*verb, "--json")[1])
+        assert {row["form"] for row in rows} == {"strict", "lenient", "constrained"}
+        assert "lenient" not in mixtune(*verb)[1]
+        assert "lenient" in mixtune(*verb, "--form", "lenient")[1]
+
+
+def test_a_summary_is_of_one_form(mixtune):
+    main = mixtune("results", "study.yaml", "--summary")[1]
+    lenient = mixtune("results", "study.yaml", "--summary", "--form", "lenient")[1]
+    assert main != lenient
+    code, _, err = mixtune("results", "study.yaml", "--summary", "--form", "all")
+    assert code == 2 and "one value for each task" in err
+
+
+def test_scores_of_an_older_version_are_made_again_without_a_model(mixtune, place, monkeypatch):
+    """Strict answers are read a second time; constrained ones keep their ids and their files."""
+    folder = Store(place / "runs" / "small").folder
+    now = mixtune("results", "study.yaml", "--json")[1]
+    for path in folder.rglob("scores/*.parquet"):
+        path.unlink()
+    with monkeypatch.context() as older:
+        older.setitem(VERSIONS, "strict", 1)
+        assert mixtune("score", "study.yaml")[1] == "scored 40, kept 0, not answered yet 0\n"
+    code, _, err = mixtune("results", "study.yaml")
+    assert code == 2 and "mixtune score" in err
+    assert mixtune("score", "study.yaml")[1] == "scored 20, kept 20, not answered yet 0\n"
+    assert mixtune("results", "study.yaml", "--json")[1] == now

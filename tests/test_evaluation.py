@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 from scripted import ScriptedModel
 
+from mixtune import metrics
 from mixtune.errors import DataError, RunFailed
 from mixtune.evaluation import score as score_module
 from mixtune.evaluation.predict import predict
 from mixtune.evaluation.score import score, score_version
+from mixtune.identity import digest
 from mixtune.models.constant import MajorityModel
 from mixtune.records import Answer, Example, Message, Query
 from mixtune.tasks.task_file import parse_task
@@ -47,6 +49,18 @@ licence: none
 @pytest.fixture(scope="module")
 def task():
     return parse_task(TASK, "moves.yaml")
+
+
+@pytest.fixture(scope="module")
+def entities():
+    task = OPEN.replace("sums", "people").replace("number", "spans").replace("accuracy", "span-f1")
+    task = task.replace("{{ text }}", "PER or ORG? {{ text }}")
+    return parse_task(task + "types: [PER, ORG]\n", "people.yaml")
+
+
+@pytest.fixture(scope="module")
+def shares():
+    return parse_task(OPEN.replace("sums", "shares").replace("number", "amount"), "shares.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +158,22 @@ def test_four_statuses(task):
     }
     examples = [example(n) for n in range(1, 6)]
     scores = score(run(ScriptedModel(said), examples), examples, task)
-    assert [(s.status, s.parsed, s.value) for s in scores] == [
-        ("ok", "up", 1.0),
-        ("ok", "down", 0.0),
-        ("unparsed", None, 0.0),
-        ("truncated", None, 0.0),
-        ("refused", None, 0.0),
+    strict, lenient = scores[:5], scores[5:]
+    assert [(s.form, s.status, s.parsed, s.value) for s in strict] == [
+        ("strict", "ok", "up", 1.0),
+        ("strict", "ok", "down", 0.0),
+        ("strict", "unparsed", None, 0.0),
+        ("strict", "truncated", None, 0.0),
+        ("strict", "refused", None, 0.0),
     ]
+    assert [(s.form, s.status, s.parsed, s.value) for s in lenient] == [
+        ("lenient", "ok", "up", 1.0),
+        ("lenient", "ok", "down", 0.0),
+        ("lenient", "ok", "up", 1.0),
+        ("lenient", "ok", "up", 1.0),  # cut off behind the one label that it names
+        ("lenient", "refused", None, 0.0),
+    ]
+    assert [s.example for s in lenient] == [s.example for s in strict]
     with pytest.raises(RunFailed):
         run(ScriptedModel(said, fail_at=1), examples)
 
@@ -172,15 +195,17 @@ def test_the_likeliest_choice_is_the_constrained_answer(task):
 
 def test_a_score_carries_what_intervals_need(task):
     examples = [replace(example(1), stratum="q3", group="a page")]
-    (row,) = score(run(ScriptedModel({"1": "up"}), examples), examples, task)
-    assert (row.group, row.stratum, row.gold) == ("a page", "q3", "up")
+    rows = score(run(ScriptedModel({"1": "up"}), examples), examples, task)
+    assert [row.form for row in rows] == ["strict", "lenient"]
+    for row in rows:
+        assert (row.group, row.stratum, row.gold) == ("a page", "q3", "up")
 
 
 def test_open_answers_are_compared_by_the_parser(sums):
     examples = [example(n, t, task="sums", choices=()) for n, t in ((1, "12"), (2, "12"))]
     model = ScriptedModel({"1": "12.0", "2": "twelve"})
     scores = score(run(model, examples), examples, sums)
-    assert [(s.value, s.status) for s in scores] == [(1.0, "ok"), (0.0, "unparsed")]
+    assert [(s.value, s.status) for s in scores] == [(1.0, "ok"), (0.0, "unparsed")] * 2
 
 
 def test_every_prediction_has_its_example_and_the_reverse(task):
@@ -199,16 +224,49 @@ def test_every_prediction_has_its_example_and_the_reverse(task):
 def test_two_systems_may_be_scored_at_once(task):
     examples = [example(1)]
     rows = [r for s in "ab" for r in run(ScriptedModel({"1": "up"}, s), examples)]
-    assert [s.system for s in score(rows, examples, task)] == ["a", "b"]
+    assert [s.system for s in score(rows, examples, task)] == ["a", "b"] * 2
 
 
 def test_the_score_version_follows_parser_and_metrics(task, sums, monkeypatch):
-    before = score_version(task)
-    assert before == score_version(parse_task(TASK, "elsewhere.yaml"))
-    assert before != score_version(sums)
-    assert before != score_version(parse_task(TASK.replace(", macro-f1", ""), "moves.yaml"))
-    monkeypatch.setattr(score_module, "VERSION", score_module.VERSION + 1)
-    assert score_version(task) != before
+    before = score_version(task, "strict")
+    assert before == score_version(parse_task(TASK, "elsewhere.yaml"), "strict")
+    assert before != score_version(sums, "strict")
+    fewer = parse_task(TASK.replace(", macro-f1", ""), "moves.yaml")
+    assert before != score_version(fewer, "strict")
+    ranked = score_version(task, "constrained")
+    parts = {"score": 1, "metrics": metrics.VERSION, "parser": task.parser_version}
+    assert ranked == digest(parts)  # as before there were lenient readings
+    monkeypatch.setitem(score_module.VERSIONS, "strict", 99)
+    assert score_version(task, "strict") != before
+    assert score_version(task, "constrained") == ranked
+
+
+def test_a_list_is_right_as_a_whole_and_is_kept_one_item_a_line(entities):
+    said = {
+        "1": "ORG: B\nPER: A",
+        "2": "- per: A",
+        "3": Answer("PER: A", finish="length"),
+    }
+    examples = [example(n, "PER: A\nORG: B", task="people", choices=()) for n in (1, 2, 3)]
+    scores = score(run(ScriptedModel(said), examples), examples, entities)
+    assert [(s.form, s.status, s.parsed, s.value) for s in scores] == [
+        ("strict", "ok", "ORG: B\nPER: A", 1.0),
+        ("strict", "unparsed", None, 0.0),
+        ("strict", "truncated", None, 0.0),
+        ("lenient", "ok", "ORG: B\nPER: A", 1.0),
+        ("lenient", "ok", "PER: A", 0.0),
+        ("lenient", "truncated", None, 0.0),
+    ]
+
+
+def test_the_question_may_name_the_unit(shares):
+    asked = [Message("user", "What is the ratio?"), Message("user", "What is that in percent?")]
+    examples = [
+        replace(example(n, "0.25", task="shares", choices=()), messages=(message,))
+        for n, message in enumerate(asked)
+    ]
+    scores = score(run(ScriptedModel(lambda query: "25"), examples), examples, shares)
+    assert [s.value for s in scores] == [0.0, 1.0] * 2
 
 
 # models
@@ -237,7 +295,7 @@ def test_majority_ties_agree_between_the_forms(task, targets):
     model = MajorityModel([train(target) for target in targets])
     examples = [example(1)]
     rows = run(model, examples) + run(model, examples, "constrained")
-    assert [s.parsed for s in score(rows, examples, task)] == ["down", "down"]
+    assert [s.parsed for s in score(rows, examples, task)] == ["down"] * 3
 
 
 def test_majority_answers_open_questions_too():

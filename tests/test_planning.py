@@ -7,6 +7,7 @@ from study_kit import record, registry, study, tasks, write_data, write_rows
 
 from mixtune.derive import score_id
 from mixtune.errors import DataError, SpecError
+from mixtune.evaluation.score import VERSIONS
 from mixtune.planning.corpus import load_corpus
 from mixtune.planning.plan import Planner
 from mixtune.records import MixRow
@@ -113,9 +114,9 @@ class TestIds:
     def test_a_mended_parser_scores_again_and_changes_no_other_id(self, data, files, monkeypatch):
         before = plan(data, files)
         task = tasks()[0]
-        score_before = score_id("a", task)
-        monkeypatch.setattr("mixtune.evaluation.score.VERSION", 99)
-        assert score_id("a", task) != score_before
+        score_before = score_id("a", task, "strict")
+        monkeypatch.setitem(VERSIONS, "strict", 99)
+        assert score_id("a", task, "strict") != score_before
         assert ids(plan(data, files)) == ids(before)
 
     def test_one_system_has_one_folder_and_answers_have_ids_of_their_own(self, data, files):

@@ -257,7 +257,22 @@ def test_unread_answers_are_counted_apart():
     assert "Every answer was in the form asked for" in section(render(page), "unread")
     rows = [replace(r, unparsed=0.125) if r.cocktail == "base" else r for r in page.results]
     shown = text_of(section(render(replace(page, results=rows)), "unread"))
-    assert "base strict 12.5 % 12.5 %" in shown and "toy-topic strict" not in shown
+    assert "base strict 12.5 % 0.378 12.5 % 0.378" in shown and "toy-topic strict" not in shown
+
+
+def test_the_lenient_reading_stands_beside_the_strict_one_where_that_failed():
+    page = page_of()
+    failed = [replace(r, unparsed=0.125) if r.cocktail == "base" else r for r in page.results]
+    lenient = [replace(r, form="lenient", value=0.75) for r in page.results]
+    means = [replace(m, form="lenient") for m in page.means]
+    both = replace(page, results=[*failed, *lenient], means=[*page.means, *means])
+    shown = text_of(section(render(both), "unread"))
+    assert "base strict 12.5 % 0.378" in shown and "base lenient 0.0 % 0.750" in shown
+    assert "toy-topic lenient" not in shown
+    # Nothing else on the page speaks of it: neither heat maps nor floors.
+    assert "lenient" not in text_of(section(render(both), "floors"))
+    assert not [name for name in page_files(both) if "lenient" in name]
+    assert {cell.form for cell in figures.cells(both)} == {"strict"}
 
 
 def test_data_counts_are_the_runs_own():

@@ -6,14 +6,14 @@ cocktails, seeds, intervals.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from mixtune.errors import DataError
-from mixtune.metrics import METRICS, FloatArray, IntArray, Metric, tallies
+from mixtune.metrics import METRICS, FloatArray, IntArray, Metric, item_tallies, tallies
 from mixtune.records import Score
 
 SPLITS = ("train", "validation", "test")
@@ -39,7 +39,9 @@ class Panel:
     """All scores of one task × split × form.
 
     `codes`: system → (gold, parsed) [items]; `counts`: system → [clusters, 3, labels], clusters in
-    sorted order of their names; `unread`: system → share of answers without a readable value.
+    sorted order of their names; `listed`: the same for the items of answers that are lists
+    [clusters, 3, 1], empty where no metric counts them; `unread`: system → share of answers
+    without a readable value.
     """
 
     task: str
@@ -52,11 +54,22 @@ class Panel:
     codes: Mapping[str, tuple[IntArray, IntArray]]
     counts: Mapping[str, FloatArray]
     unread: Mapping[str, float]
+    listed: Mapping[str, FloatArray] = field(default_factory=dict)
 
     @property
     def n_labels(self) -> int:
         """Labels to count; an open answer has one, "right"."""
         return max(1, len(self.labels))
+
+    def tallies(self, metric: Metric) -> Mapping[str, FloatArray]:
+        """What a metric is made of: system → counts per cluster."""
+        return self.listed if metric.counts == "items" else self.counts
+
+    def value(self, metric: Metric, system: str) -> float:
+        """A metric of a system on all items."""
+        if metric.compute is not None:
+            return metric.compute(*self.codes[system], self.n_labels)
+        return float(metric.from_tallies(self.tallies(metric)[system].sum(0)))
 
 
 def panels(scores: Sequence[Score] | pa.Table, tasks: Mapping[str, Scored]) -> list[Panel]:
@@ -90,14 +103,18 @@ def _panel(key: tuple[str, str, str], rows: Sequence[Score], task: Scored) -> Pa
     names = sorted({row.group for row in first.values()})
     place = {name: index for index, name in enumerate(names)}
     cluster = np.array([place[first[i].group] for i in ids])
-    codes, counts, unread = {}, {}, {}
+    codes, counts, unread, listed = {}, {}, {}, {}
     for system, found in by_system.items():
         _check_same_items(system, key, first, found)
         ordered = [found[i] for i in ids]
         codes[system] = _codes(ordered, task.labels)
-        counts[system] = _by_cluster(*codes[system], cluster, max(1, len(task.labels)))
+        per_item = tallies(*codes[system], max(1, len(task.labels)))
+        counts[system] = _by_cluster(per_item, cluster)
+        if any(metric.counts == "items" for metric in metrics):
+            per_item = item_tallies([r.gold for r in ordered], [r.parsed for r in ordered])
+            listed[system] = _by_cluster(per_item, cluster)
         unread[system] = float(np.mean([row.status != "ok" for row in ordered]))
-    return Panel(*key, task.labels, metrics, len(ids), len(names), codes, counts, unread)
+    return Panel(*key, task.labels, metrics, len(ids), len(names), codes, counts, unread, listed)
 
 
 def _check_same_items(
@@ -139,8 +156,7 @@ def _codes(rows: Sequence[Score], labels: tuple[str, ...]) -> tuple[IntArray, In
     return gold, parsed
 
 
-def _by_cluster(gold: IntArray, parsed: IntArray, cluster: IntArray, n_labels: int) -> FloatArray:
-    per_item = tallies(gold, parsed, n_labels)
+def _by_cluster(per_item: FloatArray, cluster: IntArray) -> FloatArray:
     summed = np.zeros((int(cluster.max()) + 1, *per_item.shape[1:]))
     np.add.at(summed, cluster, per_item)
     return summed

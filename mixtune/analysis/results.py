@@ -25,7 +25,7 @@ from mixtune.analysis.resample import (
 )
 from mixtune.errors import DataError
 from mixtune.identity import generator
-from mixtune.metrics import GOLD, RIGHT, FloatArray, Metric
+from mixtune.metrics import GOLD, PARSED, RIGHT, FloatArray, Metric
 from mixtune.records import Estimate, Result, Score
 
 MAJORITY = "majority"
@@ -130,16 +130,21 @@ class Measured:
 
     def _what_counts(self, system: str) -> FloatArray:
         """What the metric is made of, per cluster [clusters, numbers]."""
-        counts = self.panel.counts[system]
+        counts = self.panel.tallies(self.metric)[system]
         if self.metric.name == "accuracy":
             counts = counts[:, RIGHT, :].sum(-1, keepdims=True)
         return counts.reshape(len(counts), -1)
 
     def _varying(self, systems: Sequence[str]) -> int:
-        """Clusters with a wrong or with a right answer of any seed, whichever are fewer."""
-        counts = np.stack([self.panel.counts[s] for s in systems]).sum(-1)
-        right, asked = counts[..., RIGHT], counts[..., GOLD]
-        return int(min((right < asked).any(0).sum(), (right > 0).any(0).sum()))
+        """Clusters with a wrong or with a right answer of any seed, whichever are fewer.
+
+        Of lists: with an item missed or made up, or with one that is right.
+        """
+        tallies = self.panel.tallies(self.metric)
+        counts = np.stack([tallies[s] for s in systems]).sum(-1)
+        right, gold, parsed = counts[..., RIGHT], counts[..., GOLD], counts[..., PARSED]
+        wrong = (right < gold) | (right < parsed)
+        return int(min(wrong.any(0).sum(), (right > 0).any(0).sum()))
 
 
 def measure(
@@ -161,10 +166,14 @@ def measure(
         ordered = [system for system in infos if system in panel.codes]
         rng = generator(seed, "resample-clusters", f"{panel.task}/{panel.split}")
         weights = cluster_weights(panel.clusters, draws, rng)
-        counts = {s: resampled(panel.counts[s], weights) for s in ordered}
+        counts = {
+            of: {s: resampled(panel.tallies(metric)[s], weights) for s in ordered}
+            for of, metric in {metric.counts == "items": metric for metric in panel.metrics}.items()
+        }
         for metric in panel.metrics:
-            values = {s: metric.compute(*panel.codes[s], panel.n_labels) for s in ordered}
-            drawn = {s: metric.from_tallies(counts[s]) for s in ordered}
+            values = {s: panel.value(metric, s) for s in ordered}
+            own = counts[metric.counts == "items"]
+            drawn = {s: metric.from_tallies(own[s]) for s in ordered}
             measured.append(Measured(panel, metric, infos, values, drawn, seed))
     return measured
 

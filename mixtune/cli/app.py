@@ -16,16 +16,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
 from mixtune import __version__, terminal
+from mixtune.analysis.panel import FORMS
 from mixtune.cli import complete
 from mixtune.derive import Derived
 from mixtune.errors import MixtuneError, UserError, shorten
 from mixtune.presets import preset
+from mixtune.records import Estimate, Result
 from mixtune.spec import Study
 from mixtune.store import Store
 from mixtune.study_file import load_studies, load_study, trial
@@ -115,7 +117,16 @@ CheckpointEvery = Annotated[
 SplitName = Annotated[
     str, typer.Option(help="validation, or test: a look at test is counted and reported.")
 ]
+FormChoice = Annotated[
+    Literal["strict", "lenient", "constrained", "all"] | None,
+    typer.Option(
+        "--form",
+        help="Answers of one form, or all. lenient, a second reading of the strict answers, is by "
+        "default in JSON only.",
+    ),
+]
 RUNS = Path("runs")
+Row = TypeVar("Row", Estimate, Result)
 
 
 @app.callback(invoke_without_command=True)
@@ -159,6 +170,24 @@ def look_at(split: str, store: Store, command: str) -> None:
         store.require()
         looks = store.count_test_read(command)
         print(f"test scores of this study were looked at {looks} times", file=sys.stderr)
+
+
+def in_form(rows: Sequence[Row], form: str | None, study: Study) -> list[Row]:
+    """Rows of one form or "all"; without a choice, of the forms that the study asks for.
+
+    Raises:
+        UserError: nothing was answered in that form.
+    """
+    shown = FORMS if form == "all" else (form,) if form else study.evaluate.forms
+    found = [row for row in rows if row.form in shown]
+    if rows and not found:
+        raise UserError(
+            "no answers of that form",
+            where=study.name,
+            found=form,
+            wanted=", ".join(form for form in FORMS if any(row.form == form for row in rows)),
+        )
+    return found
 
 
 def print_rows(rows: Sequence[Any]) -> None:

@@ -20,6 +20,7 @@ from mixtune.cli.app import (
     CheckpointEvery,
     DataDir,
     DryRun,
+    FormChoice,
     Json,
     Limit,
     Overrides,
@@ -29,6 +30,7 @@ from mixtune.cli.app import (
     Workers,
     app,
     derived_of,
+    in_form,
     look_at,
     print_rows,
     studies_of,
@@ -173,16 +175,22 @@ def results(  # noqa: PLR0913 - a verb's options
     summary: Annotated[
         bool, typer.Option("--summary", help="Cocktail × task on each task's main metric only.")
     ] = False,
+    form: FormChoice = None,
     as_json: Json = False,
 ) -> None:
     """Show every system × task × form × metric with interval and floor. Next: mixtune report."""
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
     look_at(split, derived.store, "results")
     if as_json:
-        print_rows(derived.results(split))
+        print_rows(in_form(derived.results(split), form or "all", derived.study))
         return
-    show = terminal.show_summary if summary else terminal.show_results
-    show(terminal.console(), derived, split)
+    if not summary:
+        rows = in_form(derived.results(split), form, derived.study)
+        terminal.show_results(terminal.console(), derived, rows, split)
+        return
+    if form == "all":
+        raise UserError("a summary has one value for each task", found="--form all")
+    terminal.show_summary(terminal.console(), derived, split, form)
 
 
 @app.command(rich_help_panel="Read")
@@ -227,12 +235,13 @@ def report(
 
 
 @app.command(rich_help_panel="Read")
-def analyze(
+def analyze(  # noqa: PLR0913 - a verb's options
     study_file: StudyFile,
     overrides: Overrides = None,
     runs_dir: RunsDir = RUNS,
     split: SplitName = "validation",
     limit: Limit = None,
+    form: FormChoice = None,
     as_json: Json = False,
 ) -> None:
     """Write every mean and difference with its interval as rows. Next: mixtune report."""
@@ -240,9 +249,10 @@ def analyze(
     look_at(split, derived.store, "analyze")
     rows, path = derived.analyze(split)
     if as_json:
-        print_rows(rows)
+        print_rows(in_form(rows, form or "all", derived.study))
         return
-    terminal.show_estimates(terminal.console(), rows, f"{derived.study.name}, {split}")
+    shown = in_form(rows, form, derived.study)
+    terminal.show_estimates(terminal.console(), shown, f"{derived.study.name}, {split}")
     print(terminal.printable(path))
 
 
@@ -282,7 +292,8 @@ def evaluate(  # noqa: PLR0913 - a verb's options
     if as_json:
         print_rows(rows)
     else:
-        terminal.show_rows(terminal.console(), rows, f"{label}, validation")
+        shown = in_form(rows, None, study)
+        terminal.show_rows(terminal.console(), shown, f"{label}, validation")
     if failed:
         raise typer.Exit(1)
     unmet = [text for task, least, text in gates if _main(derived, rows, task) < least]
@@ -310,6 +321,7 @@ def compare(  # noqa: PLR0913 - a verb's options
             "above minus this.",
         ),
     ] = None,
+    form: FormChoice = None,
     as_json: Json = False,
 ) -> None:
     """Show the difference of two systems, or of two studies, paired. Next: mixtune report."""
@@ -327,9 +339,10 @@ def compare(  # noqa: PLR0913 - a verb's options
     for task, why in left_out.items():
         print(f"{task} is left out: {why}", file=sys.stderr)
     if as_json:
-        print_rows(rows)
+        print_rows(in_form(rows, form or "all", one.study))
     else:
-        terminal.show_estimates(terminal.console(), rows, f"{one.study.name}, {split}")
+        shown = in_form(rows, form, one.study)
+        terminal.show_estimates(terminal.console(), shown, f"{one.study.name}, {split}")
         for study in [one] if len(others) == 2 else [one, other]:
             terminal.show_training(terminal.console(), study)
     if no_worse_than is not None and (left_out or not one.holds(rows, -no_worse_than)):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from mixtune.analysis.effects import TO_BASE, TO_SINGLE
 from mixtune.analysis.results import BASE, MAJORITY
 from mixtune.metrics import METRICS
-from mixtune.records import Estimate, MixRow, Result
+from mixtune.records import LENIENT, Estimate, MixRow, Result
 from mixtune.report.inputs import ReportInput
 
 
@@ -145,13 +145,13 @@ def main_metrics(page: ReportInput) -> dict[str, str]:
 
 
 def cells(page: ReportInput) -> list[Cell]:
-    """Every cocktail × task × form × metric of the page's split that has a mean."""
+    """Every cocktail × task × form × metric of the page's split; not the lenient readings."""
     singles, bases = _against(page, TO_SINGLE), _against(page, TO_BASE)
     references = {(d.form, d.target, d.metric): d.reference for d in singles.values()}
     runs = _by_cell(page)
     found = []
     for mean in page.means:
-        if mean.split != page.split or mean.target not in page.tasks:
+        if mean.split != page.split or mean.form == LENIENT or mean.target not in page.tasks:
             continue
         key = (mean.form, mean.target, mean.metric)
         cell = _cell(mean, mean.target, mean.subject, runs.get((*key, mean.subject), []))
@@ -207,6 +207,7 @@ def brought(page: ReportInput) -> list[Cell]:
         _cell(row, row.task, row.cocktail, [row])
         for row in page.results
         if row.split == page.split
+        and row.form != LENIENT
         and (row.seed, row.metric) == (None, main[row.task])
         and row.cocktail not in (MAJORITY, BASE)
         and row.task in page.tasks
@@ -228,7 +229,8 @@ def floors(page: ReportInput) -> list[Floor]:
     main = main_metrics(page)
     found: defaultdict[tuple[str, str], list[Result]] = defaultdict(list)
     for row in page.results:
-        if row.split == page.split and row.metric == main[row.task] and row.task in page.tasks:
+        here = row.split == page.split and row.form != LENIENT and row.task in page.tasks
+        if here and row.metric == main[row.task]:
             found[row.form, row.task].append(row)
     return [_floor(form, task, rows) for (form, task), rows in found.items()]
 

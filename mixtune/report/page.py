@@ -18,6 +18,8 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from mixtune.analysis.resample import FEW_VARY, MIN_CLUSTERS
+from mixtune.metrics import METRICS
+from mixtune.records import LENIENT, Result
 from mixtune.report import draw, figures, plots, wording
 from mixtune.report.figures import Cell
 from mixtune.report.inputs import ReportInput
@@ -182,11 +184,13 @@ def _rendered(page: ReportInput, detail: Detail, left_out: Sequence[str]) -> str
         summary=wording.summary(answers, page.confirms),
         exploratory=_exploratory(page),
         floors=figures.floors(page),
-        pooled_f1=any(row.metric.endswith("-f1") for row in page.results),
+        pooled_f1=any(METRICS[row.metric].counts == "labels" for row in page.results),
+        listed_f1=any(METRICS[row.metric].counts == "items" for row in page.results),
         matrices=[h for h in heats if detail.forms or h.form in forms],
         others=[c for c in shown if c.metric != main[c.task]] if detail.metrics else [],
         main=main,
         unread=_unread(page)[: detail.rows],
+        lenient=any(row.form == LENIENT for row in page.results),
         figures=drawings(page, detail),
         links_of=lambda figure: _links(figure, page, detail),
         brought=figures.brought(page),
@@ -218,19 +222,26 @@ def _exploratory(page: ReportInput) -> str:
     )
 
 
-def _unread(page: ReportInput) -> list[tuple[str, str, dict[str, float]]]:
-    """(form, cocktail, task → mean share of answers that could not be read), where any is."""
+def _unread(page: ReportInput) -> list[tuple[str, str, dict[str, tuple[float, float]]]]:
+    """(form, cocktail, task → mean share of unread answers and mean value), where any is unread.
+
+    The lenient reading is there wherever a strict one failed.
+    """
     main = figures.main_metrics(page)
-    rates: dict[tuple[str, str], dict[str, list[float]]] = {}
+    runs: dict[tuple[str, str], dict[str, list[Result]]] = {}
     for row in page.results:
         if row.split == page.split and row.metric == main[row.task]:
-            by_task = rates.setdefault((row.form, row.cocktail), {})
-            by_task.setdefault(row.task, []).append(row.unparsed)
-    return [
-        (form, cocktail, {task: fmean(own) for task, own in by_task.items()})
-        for (form, cocktail), by_task in rates.items()
-        if any(map(any, by_task.values()))
-    ]
+            runs.setdefault((row.form, row.cocktail), {}).setdefault(row.task, []).append(row)
+    means = {
+        key: {
+            task: (fmean(r.unparsed for r in own), fmean(r.value for r in own))
+            for task, own in by_task.items()
+        }
+        for key, by_task in runs.items()
+    }
+    failed = {key for key, own in means.items() if any(unread for unread, _ in own.values())}
+    failed |= {(LENIENT, cocktail) for _, cocktail in failed}
+    return [(*key, by_task) for key, by_task in means.items() if key in failed]
 
 
 @lru_cache(maxsize=1)

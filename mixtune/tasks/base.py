@@ -66,7 +66,8 @@ class Task(Frozen):
 
     `prompt`, `system`, `target` and `group_by` are jinja2 templates over the record's fields;
     `label` (target only), `labels` and, with `questions`, `question` are added. Rendered texts are
-    stripped of white space at both ends. `labels` are the exact strings asked for and answered.
+    stripped of white space at both ends. `labels` are the exact strings asked for and answered,
+    `types` those that may stand before an item of a list (relations: within it).
     `columns` maps names used here to those of the file. Rows of another `format` than fields are
     conversations: they need no prompt, `roles` maps speakers, and `turns` says whether all of the
     assistant's turns are learnt or the last one.
@@ -88,6 +89,7 @@ class Task(Frozen):
     labels: tuple[Text, ...] = ()
     label_values: dict[str, str] = Field(default_factory=dict)
     allow_prefix_labels: bool = False
+    types: tuple[Text, ...] = ()
     system: Text | None = None
     prompt: Text | None = None
     target: Text = "{{ label }}"
@@ -162,10 +164,12 @@ class Task(Frozen):
 
     @property
     def parser_version(self) -> str:
-        """Digest of the parser, its version, the labels it looks for and the metrics."""
+        """Digest of the parser, its version, the words it looks for and the metrics."""
         parts = {"parser": self.parser, "version": PARSERS[self.parser].version}
         metrics = {"metrics": self.metrics, "metrics_version": METRICS_VERSION}
-        return digest({**parts, **metrics, "labels": self.labels})
+        # Left out without any, so that scores from before there were types keep their ids.
+        types = {"types": self.types} if self.types else {}
+        return digest({**parts, **metrics, "labels": self.labels, **types})
 
     def dropped(self, record: Record) -> str | None:
         """The reason why the task's own policy leaves a record out, or None."""
@@ -374,11 +378,16 @@ def _check_kind(task: Task) -> None:
 
 def _check_scoring(task: Task) -> None:
     if (task.parser == "label") != (task.kind == "label"):
-        raise ValueError("parser: label tasks use 'label', open tasks 'number' or 'text'")
+        raise ValueError("parser: label tasks use 'label', open tasks any other")
     if task.scored and not task.metrics:
         raise ValueError("metrics: a scored task needs at least one; else say scored: false")
-    if task.kind == "open" and any(METRICS[name].needs_labels for name in task.metrics):
-        raise ValueError("metrics: an open task has no labels, so accuracy only")
+    lists = PARSERS[task.parser].lists
+    if task.kind == "open" and any(METRICS[name].counts == "labels" for name in task.metrics):
+        raise ValueError("metrics: an open task has no labels, so accuracy or the F1 of a list")
+    if any(METRICS[name].counts == "items" and name != lists for name in task.metrics):
+        raise ValueError(f"metrics: parser {task.parser!r} allows {lists or 'no F1 of a list'}")
+    if task.types and not lists:
+        raise ValueError("types: only items of a list have types (parser spans or triplets)")
 
 
 def _check_prompt(task: Task) -> None:
@@ -396,11 +405,11 @@ def _check_prompt(task: Task) -> None:
     if "labels" in seen:
         return
     shown = [f"{task.system or ''}\n{task.prompt}\n{q}" for q in task.questions.values() or [""]]
-    for label in task.labels:
+    for label in task.labels or task.types:
         if not all(re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text) for text in shown):
             raise ValueError(
-                f"prompt: does not name the label {label!r} letter for letter; a strict answer "
-                "is the exact label, so the prompt has to ask for it"
+                f"prompt: does not name {label!r} letter for "
+                "letter; a strict answer says it exactly, so the prompt has to ask for it"
             )
 
 

@@ -1,6 +1,7 @@
 """From a model's words to an answer: strict (the exact form) and lenient (the answer extracted).
 
-Knows: labels, numbers, text. Does not know: tasks, prompts, which answer is right for an example.
+Knows: labels, numbers, text, and every parser by its name. Does not know: tasks, prompts, which
+answer is right for an example.
 """
 
 import re
@@ -11,7 +12,18 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 
+from mixtune.tasks.amounts import cut_amount, lenient_amount, same_amount, strict_amount
+from mixtune.tasks.boxed import lenient_boxed, same_boxed, strict_boxed
+from mixtune.tasks.listed import (
+    lenient_spans,
+    lenient_triplets,
+    same_items,
+    strict_spans,
+    strict_triplets,
+)
+
 Parse = Callable[[str, Sequence[str]], str | None]
+Same = Callable[[str, str, Sequence[str]], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +31,21 @@ class Parser:
     """A named pair of parses and the comparison that goes with them.
 
     `version` is part of every score's id: raise it whenever an output could be read differently.
-    `strict` and `lenient` take the output and the task's labels and give None for "no answer
-    found". `same` compares a parsed answer with the gold answer.
+    `strict` and `lenient` take the output and the task's labels (of lists: the types allowed) and
+    give None for "no answer found". `same` compares a parsed answer with the gold answer; it is
+    also told what the user said, turn by turn, since a question may name the unit. `cut` is the
+    lenient reading of an output that was cut off, None where nothing can be read from one.
+    `lists`: the metric that counts the items of the answer, which is one item a line; "" where
+    the answer is a single thing.
     """
 
     name: str
     version: int
     strict: Parse
     lenient: Parse
-    same: Callable[[str, str], bool]
+    same: Same
+    cut: Parse | None = None
+    lists: str = ""
 
 
 NEGATIONS = (
@@ -115,7 +133,7 @@ def lenient_number(text: str, labels: Sequence[str] = ()) -> str | None:
     return str(Decimal(f"{sign}{last['digits'].replace(',', '')}{last['power'] or ''}"))
 
 
-def same_number(parsed: str, gold: str) -> bool:
+def same_number(parsed: str, gold: str, asked: Sequence[str] = ()) -> bool:
     """Whether two numbers are equal, exactly; of a longer gold answer the last number counts."""
     number = lenient_number(gold)
     return number is not None and Decimal(parsed) == Decimal(number)
@@ -129,16 +147,45 @@ def whole_text(text: str, labels: Sequence[str] = ()) -> str | None:
     return text.strip() or None
 
 
-def _equal(parsed: str, gold: str) -> bool:
+_FINAL = re.compile(r"####[^\S\n]*([^\n]*)")
+
+
+def strict_final_number(text: str, labels: Sequence[str] = ()) -> str | None:
+    """The number of the last line, which has to be `#### 18`; what stands before it is free."""
+    last = text.strip().rpartition("\n")[2].strip()
+    return strict_number(last[5:]) if last.startswith("#### ") else None
+
+
+def lenient_final_number(text: str, labels: Sequence[str] = ()) -> str | None:
+    """The number behind the last `####` that has one, else the last number."""
+    marked = [number for said in _FINAL.findall(text) if (number := lenient_number(said))]
+    return marked[-1] if marked else lenient_number(text)
+
+
+def cut_final_number(text: str, labels: Sequence[str] = ()) -> str | None:
+    """Of a text that was cut off, the number behind `####`; its last word may be half a number."""
+    kept = text[: max(text.rfind(" "), text.rfind("\n")) + 1]
+    return lenient_final_number(kept) if any(map(lenient_number, _FINAL.findall(kept))) else None
+
+
+def _equal(parsed: str, gold: str, asked: Sequence[str] = ()) -> bool:
     return parsed == gold.strip()
 
 
 PARSERS: dict[str, Parser] = {
     parser.name: parser
     for parser in (
-        Parser("label", 1, strict_label, lenient_label, _equal),
+        Parser("label", 1, strict_label, lenient_label, _equal, cut=lenient_label),
         Parser("number", 1, strict_number, lenient_number, same_number),
         Parser("text", 1, whole_text, whole_text, _equal),
+        Parser("amount", 1, strict_amount, lenient_amount, same_amount, cut=cut_amount),
+        Parser(
+            "final-number", 1, strict_final_number, lenient_final_number, same_number,
+            cut=cut_final_number,
+        ),
+        Parser("boxed", 1, strict_boxed, lenient_boxed, same_boxed, cut=strict_boxed),
+        Parser("spans", 1, strict_spans, lenient_spans, same_items, lists="span-f1"),
+        Parser("triplets", 1, strict_triplets, lenient_triplets, same_items, lists="triplet-f1"),
     )
-}
+}  # fmt: skip
 """Every parser by the name that a task file gives it."""

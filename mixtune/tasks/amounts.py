@@ -1,0 +1,273 @@
+"""Amounts: money, counts, shares and yes/no, read from text and compared with a gold amount.
+
+Knows: signs, currencies, scale words, percents; what is a number and no amount (years, dates,
+ranges, formulas). Does not know: tasks, tables, how an answer is computed.
+
+An amount that was read is kept as `yes`, `no`, a plain decimal (`-1234.5`), a percent (`10.1%`), or
+a decimal with the scale that was said (`1.5e6` for "1.5 million").
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
+
+_EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
+"""Sums and shifts of decimals without rounding."""
+
+_SIGNS = str.maketrans(
+    dict.fromkeys("\u2212\u2013\u2012\u2010\u2011\ufe63\uff0d", "-")
+    | dict.fromkeys("\u202f\u2009\u2007", "\xa0")
+    | {"\uff05": "%", "\uff04": "$", "\uff0b": "+"}
+)
+_SPACE = r"[^\S\n]{0,2}"
+_CODE = r"(?:USD|EUR|GBP|JPY|CHF|CAD|AUD|CNY|HKD|INR)(?![^\W\d])"
+_CURRENCY = rf"(?:(?:US|HK|C|A|S)?\$|[€£¥₹]|{_CODE})"
+_NAMED_CURRENCY = rf"(?:[$€£¥₹]|{_CODE}|(?i:dollars?|euros?|pounds?|yen)(?!\w))"
+# Groups of three are joined by commas or by no-break spaces; anything else is no number.
+_DIGITS = (
+    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})++|[0-9]{1,3}(?:\xa0[0-9]{3})++|[0-9]++)(?:\.[0-9]++)?"
+    r"|\.[0-9]++)"
+)
+_SCALES = {"thousand": 3, "k": 3, "million": 6, "mn": 6, "mm": 6, "m": 6}
+_SCALES |= {"billion": 9, "bn": 9, "b": 9, "trillion": 12, "tn": 12}
+_SCALE = r"(?i:thousands?|k|millions?|mn|mm|m|billions?|bn|b|trillions?|tn)(?![\w&])"
+_PERCENT = r"(?:%|(?i:percentage points?|percent|per cent|pct)(?!\w))"
+# Not within a longer number, a word or "10-K".
+_END = r"(?!\w|[.,\xa0/:][0-9]|-[^\W\d_])"
+_ABOUT = r"(?i:approximately|approx\.?|about|around|roughly|~|≈)"
+
+_AMOUNT = (
+    rf"(?:{_ABOUT}{_SPACE})?(?P<word>(?i:minus|negative)\s)?(?:{_CURRENCY}{_SPACE})?"
+    rf"(?P<paren>\({_SPACE})?(?P<sign>[+-])?(?:{_CURRENCY}{_SPACE})?(?P<inner>[+-])?"
+    rf"(?P<digits>{_DIGITS})(?P<power>[eE][+-]?[0-9]{{1,2}})?"
+    rf"(?:{_SPACE}(?P<percent>{_PERCENT})"
+    rf"|(?:{_SPACE}(?P<scale>{_SCALE}))?(?:{_SPACE}{_NAMED_CURRENCY})?)"
+    rf"(?(paren){_SPACE}\)(?P<late>{_SPACE}%)?){_END}"
+)
+_WHOLE = re.compile(_AMOUNT)
+
+_MONTH = (
+    r"(?i:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|june?|july?|aug(?:ust)?"
+    r"|sep(?:t(?:ember)?)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"
+)
+_DAY = r"[0-9]{1,2}(?i:st|nd|rd|th)?"
+_YEAR = r"(?:19|20)[0-9]{2}"
+_NOISE = "|".join(
+    (
+        rf"[0-9]{{1,4}}(?P<sep>[/.-])[0-9]{{1,2}}(?P=sep)[0-9]{{1,4}}{_END}",  # 12/31/2017
+        rf"(?:{_MONTH}|(?i:may)){_SPACE}{_DAY}(?:{_SPACE},?{_SPACE}{_YEAR})?{_END}",
+        rf"{_DAY}{_SPACE}{_MONTH}(?:{_SPACE},?{_SPACE}{_YEAR})?(?!\w)",
+        rf"{_YEAR}{_SPACE}(?:[-/&]|(?i:to|and|or)\s){_SPACE}(?:19|20)?[0-9]{{2}}"
+        r"(?![\w%]|[.,][0-9])",
+        r"[0-9]{1,2}(?::[0-9]{2})++(?!\w)",  # 10:30
+        rf"(?m:^){_SPACE}[0-9]{{1,2}}[.)]{_SPACE}(?=[^\W\d_])",  # the number of a list's item
+        r"(?i:s&p|russell|fortune|ftse|nasdaq|nikkei|step|note|page|section|table|figure|item)"
+        r"\s[0-9]{1,4}(?![\w%]|[.,][0-9])",
+    )
+)
+"""Numbers that are no amounts; what stands before them counts."""
+_OPERAND = (
+    rf"(?:{_CURRENCY}{_SPACE})?[+-]?(?:{_CURRENCY}{_SPACE})?{_DIGITS}"
+    rf"(?:{_SPACE}{_PERCENT}|(?:{_SPACE}{_SCALE})?(?:{_SPACE}{_NAMED_CURRENCY})?)"
+)
+_UNDECIDED = (
+    rf"[0-9]{{1,3}}(?: [0-9]{{3}})++{_END}"
+    rf"|(?i:between)\s{_OPERAND}{_SPACE}(?i:and)\s{_OPERAND}{_END}"
+    rf"|{_OPERAND}(?:{_SPACE}(?:[-+*/×÷x]|(?i:to|or)\s){_SPACE}{_OPERAND})+{_END}"
+)
+"""A range, a choice, a formula without its result, digits set apart by spaces: no one amount."""
+_TOKEN = re.compile(
+    # Not inside a word or another number; "COVID-19" and the divisor of a formula are none either.
+    rf"(?<![\w.,/$€£¥₹])(?<!\w-)(?<![/*×÷]\s)"
+    rf"(?:(?P<noise>{_NOISE})|(?P<undecided>{_UNDECIDED})|{_AMOUNT})"
+)
+_BARE_YEAR = re.compile(_YEAR)
+_ASIDE = re.compile(r"\([^()\n]{0,200}\)%?")
+_ANSWERING = re.compile(r"(?:^|[=:]|\b(?i:is|was|were|equals|by|of))\s*(?:[$€£¥₹]\s?)?$")
+_MARK = re.compile(r"####|\\boxed\{|(?i:\banswer\b)[^.\n=:]{0,80}?(?:(?i:\bis\b)|[=:])")
+_YES_NO = re.compile(r"[\W_]*(?i:(yes|no))(?=[\W_]*$|\s*[.,;:!\n\"')\]}*—])")
+_DENIED = re.compile(r"[\W_]*(?i:not|never|neither|nor)\b")
+_NEAR, _WORDS_BETWEEN = 200, 2
+"""Characters and words behind "the answer is" in which the answer begins."""
+
+
+def strict_amount(text: str, labels: Sequence[str] = ()) -> str | None:
+    """The one amount that the whole output is, or `yes` or `no`."""
+    trimmed = text.strip()
+    if trimmed in ("yes", "no"):
+        return trimmed
+    found = _WHOLE.fullmatch(trimmed.translate(_SIGNS))
+    return _canonical(found) if found else None
+
+
+def lenient_amount(text: str, labels: Sequence[str] = ()) -> str | None:
+    """What follows "the answer is", else the first line if it is an amount, else the last amount.
+
+    Years, dates and asides in parentheses are passed over. A range, a choice or a formula at the
+    end leaves the answer open: None.
+    """
+    exact = strict_amount(text)
+    if exact is not None:
+        return exact
+    plain = _plain(text)
+    said = _announced(plain)
+    return said or None if said is not None else _opening(plain) or _last(plain)
+
+
+def cut_amount(text: str, labels: Sequence[str] = ()) -> str | None:
+    """The amount of a text that was cut off: only one that was announced, or stands first.
+
+    The last number of reasoning that was cut off is an intermediate result; the last word may be
+    half a number.
+    """
+    kept = text[: max(text.rfind(" "), text.rfind("\n")) + 1]
+    plain = _plain(kept)
+    said = _announced(plain)
+    return said or None if said is not None else _opening(plain)
+
+
+def same_amount(parsed: str, gold: str, asked: Sequence[str] = ()) -> bool:
+    """Whether an amount is within half a unit of the gold's last digit, exactly; yes/no as words.
+
+    `asked`: what the user said, turn by turn. A factor of 100 is granted where the gold is a
+    percent or the question (the last line of the last turn, or the one that begins "Question")
+    names percent; an answer's own "%" is never left out of account. "5.8 million" is 5.8 where
+    what was asked speaks "in millions".
+    """
+    goal = strict_amount(gold) or lenient_amount(gold)
+    if goal is None or goal in ("yes", "no") or parsed in ("yes", "no"):
+        return parsed == goal
+    target = Decimal(goal.removesuffix("%"))
+    exponent = target.as_tuple().exponent
+    assert isinstance(exponent, int)
+    half = Decimal((0, (5,), exponent - 1))
+    low, high = _EXACT.subtract(target, half), _EXACT.add(target, half)
+    readings = _as_percent(parsed) if goal.endswith("%") else _as_number(parsed, asked)
+    return any(low <= reading <= high for reading in readings)
+
+
+def _as_percent(parsed: str) -> Iterator[Decimal]:
+    """A parsed amount in percent points: as it is said, and as a ratio unless it says "%"."""
+    number = Decimal(parsed.removesuffix("%"))
+    yield number
+    if not parsed.endswith("%"):
+        yield _shifted(number, 2)
+
+
+def _as_number(parsed: str, asked: Sequence[str]) -> Iterator[Decimal]:
+    """A parsed amount as a number; in the question's own unit where that names one."""
+    number = Decimal(parsed.removesuffix("%"))
+    percent_asked = bool(asked) and _names_percent(_question(asked[-1]))
+    if parsed.endswith("%"):
+        yield _shifted(number, -2)
+        if percent_asked:
+            yield number
+        return
+    yield number
+    if percent_asked:
+        yield from (_shifted(number, 2), _shifted(number, -2))
+    if "e" in parsed:
+        yield from (_shifted(number, -scale) for scale in _named_scales(asked))
+
+
+def _shifted(number: Decimal, places: int) -> Decimal:
+    return number.scaleb(places, context=_EXACT)
+
+
+def _question(turn: str) -> str:
+    """The line that asks: the last that begins "Question", else the last; "Answer:" is none."""
+    lines = [line for line in turn.splitlines() if re.search(r"\w", line)]
+    lines = [line for line in lines if not re.fullmatch(r"\W*\w+\s?:\W*", line)]
+    named = [line for line in lines if re.match(r"\W*question\b", line, re.IGNORECASE)]
+    return (named or lines or [""])[-1]
+
+
+def _names_percent(question: str) -> bool:
+    """Whether percent is named as such; "a rate of 5 percent" names five of them."""
+    return bool(re.search(r"(?<![0-9])(?<![0-9]\s)(?i:%|percent|per cent|pct)", question))
+
+
+def _named_scales(asked: Sequence[str]) -> set[int]:
+    words = re.findall(
+        r"(?i:\b(thousand|million|billion|trillion)s\b|\bin (thousand|million|billion)\b)",
+        "\n".join(asked),
+    )
+    return {_SCALES[(plural or single).lower()] for plural, single in words}
+
+
+def _canonical(found: re.Match[str]) -> str:
+    digits = found["digits"].replace(",", "").replace("\xa0", "")
+    number = f"{Decimal(digits + (found['power'] or '')):f}"
+    minus = found["paren"] or found["word"] or "-" in (found["sign"], found["inner"])
+    scale = (found["scale"] or "").lower()
+    if scale:
+        end = f"e{_SCALES.get(scale) or _SCALES[scale.removesuffix('s')]}"
+    else:
+        end = "%" if found["percent"] or found["late"] else ""
+    return f"{'-' if minus else ''}{number}{end}"
+
+
+def _plain(text: str) -> str:
+    """A text without colours, markdown, LaTeX signs and asides (an answer is none)."""
+    text = re.sub(r"\x1b\[[0-9;]{0,20}[A-Za-z]", "", text)
+    text = text.translate(_SIGNS).replace("**", "").replace("`", "")
+    text = re.sub(r"\\([$%])", r"\1", re.sub(r"\\[()\[\]]", " ", text))
+    text = re.sub(r"\\[dt]?frac\{([^{}]{0,40})\}\{([^{}]{0,40})\}", r"\1/\2", text)
+
+    def keep(aside: re.Match[str]) -> str:
+        before = text[max(0, aside.start() - 20) : aside.start()]
+        if aside.start() > 20:
+            before = f"x{before}"  # so that "^" is the start of the text only
+        return aside[0] if _ANSWERING.search(before) and _WHOLE.fullmatch(aside[0]) else " "
+
+    return _ASIDE.sub(keep, text)
+
+
+def _announced(plain: str) -> str | None:
+    """What "the answer is", "####" or a box announces: an amount, `yes`, `no`.
+
+    None: nothing is announced. "": something that cannot be read as one amount.
+    """
+    marks = list(_MARK.finditer(plain))
+    if not marks:
+        return None
+    said = plain[marks[-1].end() :]
+    if _DENIED.match(said):
+        return ""
+    word = _YES_NO.match(said)
+    return word[1].lower() if word else _first(said)
+
+
+def _first(said: str) -> str | None:
+    """The amount that an announced answer begins with; as `_announced`."""
+    for token in _TOKEN.finditer(said):
+        words = re.findall(r"\w+", said[: min(token.start(), _NEAR)])
+        if token.start() > _NEAR or len(words) > _WORDS_BETWEEN:
+            return None
+        if token["noise"] is None and not (words and _BARE_YEAR.fullmatch(token[0])):
+            return "" if token["undecided"] else _canonical(token)
+    return None
+
+
+def _opening(plain: str) -> str | None:
+    """`yes` or `no` at the start, or a first line that is an amount and is explained below."""
+    word = _YES_NO.match(plain)
+    if word:
+        return word[1].lower()
+    first, more, _ = plain.lstrip().partition("\n")
+    return strict_amount(first.strip(" \t.\"'")) if more else None
+
+
+def _last(plain: str) -> str | None:
+    """The last amount, None where what stands last leaves it open.
+
+    What looks like a year is one, unless it is all there is or the result of a formula.
+    """
+    alone = re.search(r"\w[^\w.,]+\w", plain) is None
+    last = None
+    for token in _TOKEN.finditer(plain):
+        before = plain[max(0, token.start() - 20) : token.start()].rstrip(" $")
+        result = alone or before.endswith("=")
+        if token["noise"] is None and (result or not _BARE_YEAR.fullmatch(token[0])):
+            last = None if token["undecided"] else _canonical(token)
+    return last

@@ -1,0 +1,124 @@
+r"""Answers of competition mathematics: what stands in \boxed{…}, compared as LaTeX.
+
+Knows: braces, ways to write the same LaTeX, fractions and decimals that are equal. Does not know:
+algebra (`x+1` and `1+x` are two answers), tasks.
+"""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+_BOX = "\\boxed{"
+_LOOSE_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,2}(?:\{([^\n$]*)|([^\s{}$.]+))")
+_ANNOUNCED = re.compile(r"(?i:\banswer\b)[^.\n=:]{0,80}?(?:(?i:\bis\b):?|[=:])[^\S\n]*([^\n]+)")
+
+
+def strict_boxed(text: str, labels: Sequence[str] = ()) -> str | None:
+    r"""The content of the last \boxed{…} whose braces are balanced, in one form of LaTeX."""
+    content = _last_box(text)
+    return None if content is None else normalised(content) or None
+
+
+def lenient_boxed(text: str, labels: Sequence[str] = ()) -> str | None:
+    r"""As strict; without a balanced box, one left open, else what follows "the answer is"."""
+    exact = strict_boxed(text)
+    if exact is not None:
+        return exact
+    boxes = [_closed(rest) or word for rest, word in _LOOSE_BOX.findall(text)]
+    said = boxes or [_sentence(rest) for rest in _ANNOUNCED.findall(text)]
+    return (normalised(said[-1]) or None) if said else None
+
+
+def same_boxed(parsed: str, gold: str, asked: Sequence[str] = ()) -> bool:
+    r"""Whether two answers are the same LaTeX, or both are numbers or fractions of equal value.
+
+    Of a gold solution the last box counts.
+    """
+    content = _last_box(gold)
+    goal = normalised(gold if content is None else content)
+    if parsed == goal:
+        return True
+    value = _value(parsed)
+    return value is not None and value == _value(goal)
+
+
+def _last_box(text: str) -> str | None:
+    """What the last balanced box holds; one pass over the braces."""
+    starts: list[int | None] = []
+    found = None
+    for brace in re.finditer(r"\\boxed\{|\\.|[{}]", text, re.DOTALL):
+        if brace[0] == _BOX:
+            starts.append(brace.end())
+        elif brace[0] == "{":
+            starts.append(None)
+        elif brace[0] == "}" and starts:
+            start = starts.pop()
+            found = found if start is None else text[start : brace.start()]
+    return found
+
+
+def _closed(rest: str) -> str:
+    """Up to the brace that closes a box which was opened before, else all."""
+    depth = 0
+    for brace in re.finditer(r"[{}]", rest):
+        depth += 1 if brace[0] == "{" else -1
+        if depth < 0:
+            return rest[: brace.start()]
+    return rest
+
+
+def _sentence(rest: str) -> str:
+    """Up to the end of the sentence: a full stop that is no decimal point."""
+    return re.split(r"\.(?:\s|$)|,\s(?=[a-z]{2})", rest)[0]
+
+
+_DROPPED = re.compile(
+    r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[!,;:> ]|\\q?quad(?![a-zA-Z])|\\displaystyle"
+    r"|\^\{?\\circ\}?|\\degree|°|\\?%|\\?\$|\\[()\[\]]|\*\*|~|\s+|\\boxed(?=\{)"
+)
+_UNIT_BEHIND = re.compile(
+    r"(?<=[0-9}])\s*\\(?:text|mathrm|mbox)\{[^{}]*\}(?:\^\{?[23]\}?)?[\s.]{0,9}$"
+)
+_TEXT = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox|operatorname)\{([^{}]*)\}")
+_UNIT = re.compile(
+    r"(?<=[0-9}])(?:square|sq|cubic)?\.?(?:cm|mm|km|inch(?:es)?|feet|foot|ft|met(?:er|re)s?"
+    r"|miles?|mph|units?|degrees?|dollars?|cents?|hours?|minutes?|seconds?|days?|percent)"
+    r"(?:\^\{?[23]\}?)?$"
+)
+_THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})++(?:\.[0-9]+)?")
+
+
+def normalised(latex: str) -> str:
+    """One form for the ways to write an answer in LaTeX: spaces, sizes, units, short fractions."""
+    text = latex.replace("\u2212", "-").replace("\\!", "").replace("{,}", ",")
+    text = _UNIT_BEHIND.sub("", text)
+    text = _DROPPED.sub("", _TEXT.sub(r"\1", text))
+    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
+    text = re.sub(r"\\frac([0-9a-zA-Z])(?=[0-9a-zA-Z{\\])", r"\\frac{\1}", text)
+    text = re.sub(r"(\\frac\{[^{}]*\})([0-9a-zA-Z])", r"\1{\2}", text)
+    text = re.sub(r"\\sqrt([0-9a-zA-Z])", r"\\sqrt{\1}", text)
+    text = re.sub(r"^[a-zA-Z]=(?=.)", "", text.rstrip(".,;:"))
+    text = _UNIT.sub("", text)
+    if _THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
+    whole = re.fullmatch(r"\{([^{}]*)\}", text)
+    return whole[1] if whole else text
+
+
+_DECIMAL = r"(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})"
+_NUMBER = re.compile(
+    rf"(?P<sign>[+-]?)(?:\\frac\{{(?P<over>-?{_DECIMAL})\}}\{{(?P<under>-?{_DECIMAL})\}}"
+    rf"|(?P<top>{_DECIMAL})(?:/(?P<bottom>{_DECIMAL}))?)"
+)
+
+
+def _value(text: str) -> Fraction | None:
+    """The value of a plain number or fraction; None for anything else."""
+    found = _NUMBER.fullmatch(text)
+    if found is None:
+        return None
+    under = Fraction(found["under"] or found["bottom"] or 1)
+    if under == 0:
+        return None
+    value = Fraction(found["over"] or found["top"]) / under
+    return -value if found["sign"] == "-" else value
