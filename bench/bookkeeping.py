@@ -25,8 +25,9 @@ from mixtune.execution.desk import Desk
 from mixtune.execution.local import begin
 from mixtune.planning.plan import Plan, Planner, RunPlan
 from mixtune.records import Answer, Query, TrainStep
-from mixtune.spec import Study, dump_study, parse_study
+from mixtune.spec import Study
 from mixtune.store import Store
+from mixtune.study_file import dump_study, parse_study
 from mixtune.tasks.registry import Registry
 
 T = TypeVar("T")

@@ -33,6 +33,8 @@ class Example:
     intervals are resampled by it. `stratum` is the sub-question an item belongs to ("" when there
     is one question only): the majority floor is taken per stratum. `choices` is empty for open
     answers.
+    `record` is the id of the record it was made of, `own_text` what that record says by itself,
+    without instruction and answer.
     """
 
     task: str
@@ -43,6 +45,27 @@ class Example:
     messages: tuple[Message, ...]
     target: str
     choices: tuple[str, ...] = ()
+    record: str = ""
+    own_text: str = ""
+
+    @property
+    def compared_text(self) -> str:
+        """What splits are compared by: its own text; without one, all that the user says."""
+        return self.own_text or "\n".join(m.content for m in self.messages if m.role == "user")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnText:
+    """What a record says by itself, which is what splits are compared by.
+
+    `group`: the document or page it belongs to, or the text that its instruction is about; "" where
+    that is the text itself. `answers`: of all its examples, in their order.
+    """
+
+    record: str
+    text: str
+    group: str
+    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from mixtune.models.catalog import BaseModelFiles
 from mixtune.planning.cells import Cell, cells
 from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, gold_answers, load_corpus
 from mixtune.planning.flaws import leaking_packs, lower_labels
+from mixtune.planning.leaks import Leaks
 from mixtune.planning.lengths import longest_answer
 from mixtune.records import Example, MixRow, Query, Split
 from mixtune.spec import Course, FormName, Study, UnitName
@@ -374,7 +375,12 @@ class Planner:
 
     def data_rows(self) -> list[dict[str, object]]:
         """What was read and dropped of each dataset, as JSON rows."""
-        return data_rows(self.study, self.registry, self.corpus)
+        return data_rows(self.study, self.registry, self.corpus, self.leaks.runs)
+
+    @cached_property
+    def leaks(self) -> Leaks:
+        """What of its texts stands in two splits after the gate."""
+        return Leaks(self.study, self.corpus)
 
     def _answers(self, system: str, kind: SystemKind = "trained") -> tuple[AnswerPlan, ...]:
         found = []

@@ -31,6 +31,8 @@ class DataRow:
 
     `dropped`: records that the task skips; `leaked`: examples that the leakage gate took out;
     `examples`: those left to train on or to evaluate from.
+    `matched`: examples found in a later split, by the strictest kind of match (corpus.data_rows);
+    empty for a study of before there were such counts.
     """
 
     dataset: str
@@ -41,6 +43,7 @@ class DataRow:
     why: str
     leaked: int
     examples: int
+    matched: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

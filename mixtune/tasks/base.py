@@ -6,7 +6,6 @@ task_file.py), where records are stored (sources.py), which tasks exist (registr
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +28,7 @@ from mixtune.tasks.dialogue import (
     check_columns,
     read_dialogue,
 )
+from mixtune.tasks.own_text import grouped, own_text
 from mixtune.tasks.parsers import PARSERS, fold
 from mixtune.tasks.places import FILE_KEYS, Source, Text
 from mixtune.tasks.templates import check as check_template
@@ -53,12 +53,13 @@ class Fields(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class _Spot:
-    """What the examples of one record have in common: where it stands, id, split, group."""
+    """What the examples of one record have in common."""
 
     where: str
     key: str
     split: Split
     group: str
+    own_text: str
 
 
 class Task(Frozen):
@@ -68,6 +69,8 @@ class Task(Frozen):
     `label` (target only), `labels` and, with `questions`, `question` are added. Rendered texts are
     stripped of white space at both ends. `labels` are the exact strings asked for and answered,
     `types` those that may stand before an item of a list (relations: within it).
+    `own_text` is a template, too: what the record says without the task's words, which splits are
+    compared by; by default the fields that the prompt reads, or all that the user says.
     `columns` maps names used here to those of the file. Rows of another `format` than fields are
     conversations: they need no prompt, `roles` maps speakers, and `turns` says whether all of the
     assistant's turns are learnt or the last one.
@@ -97,6 +100,7 @@ class Task(Frozen):
     may_be_empty: tuple[str, ...] = ()
     skip_if_empty: tuple[str, ...] = ()
     group_by: Text | None = None
+    own_text: Text | None = None
     questions: dict[str, Text] = Field(default_factory=dict)
     parser: str
     metrics: tuple[str, ...]
@@ -122,7 +126,7 @@ class Task(Frozen):
                 raise ValueError(f"{text!r} is there twice, with two labels")
         return made
 
-    @field_validator("prompt", "system", "target", "group_by")
+    @field_validator("prompt", "system", "target", "group_by", "own_text")
     @classmethod
     def _compiles(cls, source: str | None) -> str | None:
         if source is not None:
@@ -202,7 +206,9 @@ class Task(Frozen):
         key = str(record[self.fields.id]) if self.fields.id else f"{split}-{number}"
         if self.format != "fields":
             return self._turns(record, where, key, split)
-        spot = _Spot(where, key, split, _group(self, record, where))
+        values = [record[name] for name in _content_fields(self)]
+        told = own_text(self.own_text, record, values, where)
+        spot = _Spot(where, key, split, _group(self, record, where), told)
         if not self.questions:
             return [self._example(record, spot)]
         asked = self.questions if only is None else [only]
@@ -212,6 +218,8 @@ class Task(Frozen):
         """An example for each of the assistant's turns that is learnt, with the turns before it."""
         dialogue = read_dialogue(record, where, self.format, self.columns, self.roles)
         group = _group(self, record, where, dialogue.own_text())
+        asked = [turn.content for turn in dialogue.turns if turn.role == "user"]
+        told = own_text(self.own_text, record, asked, where)
         before: tuple[Message, ...] = ()
         if self.system is not None and dialogue.turns[0].role != "system":
             before = (Message("system", render(self.system, record, f"{where}: system")),)
@@ -225,6 +233,8 @@ class Task(Frozen):
                 stratum="",
                 messages=(*before, *dialogue.turns[:place]),
                 target=dialogue.turns[place].content,
+                record=key,
+                own_text=told,
             )
             for place in (answers if self.turns == "all" else answers[-1:])
         ]
@@ -255,6 +265,8 @@ class Task(Frozen):
             messages=tuple(messages),
             target=target,
             choices=self.labels,
+            record=spot.key,
+            own_text=spot.own_text,
         )
 
     def _label(self, record: Record, field: str, where: str) -> str:
@@ -288,17 +300,6 @@ def fingerprint(examples: Iterable[Example]) -> str:
         row = [e.id, turns, e.target, list(e.choices), e.group, e.stratum]
         state.update(canonical(row).encode("utf-8", "surrogatepass") + b"\n")
     return state.hexdigest()[:16]
-
-
-def loose_text(text: str) -> str:
-    """Lower case, without links, letters and digits only: what a group is compared by.
-
-    Text that has no letters or digits left keeps its own characters, so that two such texts are
-    one group only when they are equal.
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    words = re.findall(r"[^\W_]+", re.sub(r"(?:https?://|www\.)\S+", " ", folded))
-    return " ".join(words) or " ".join(folded.split())
 
 
 def _with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
@@ -431,7 +432,8 @@ def _content_fields(task: Task) -> list[str]:
 
 def _require(task: Task, record: Record, where: str) -> None:
     """Every field that a template reads is there and, unless it may be empty, says something."""
-    read = variables(task.prompt, task.system, task.target, task.group_by) - {"labels", "label"}
+    read = variables(task.prompt, task.system, task.target, task.group_by, task.own_text)
+    read -= {"labels", "label"}
     named = {field for field in (task.fields.id, task.fields.group) if field}
     for field in sorted((read - ({"question"} if task.questions else set())) | named):
         if field not in record:
@@ -494,6 +496,4 @@ def _group(task: Task, record: Record, where: str, asked: str = "") -> str:
         text = asked
     else:
         text = "\n".join(str(record[field]) for field in _content_fields(task))
-    loose = loose_text(text)
-    # Long texts are cut, with a digest of the whole: the group is stored with every score.
-    return loose if len(loose) <= 200 else f"{loose[:160]} #{digest(loose)}"
+    return grouped(text)
