@@ -37,9 +37,10 @@ from mixtune.engine.batching import Text, passes, text_of
 from mixtune.engine.forest import Branch, plant
 from mixtune.engine.model import LocalModel
 from mixtune.engine.score import Tree
-from mixtune.engine.train import learning_rate, train
+from mixtune.engine.train import Job, learning_rate, train
 from mixtune.errors import ModelError, RunFailed
-from mixtune.spec import Budget, TrainSpec
+from mixtune.records import TrainStep
+from mixtune.spec import Budget, Course, TrainSpec
 from mixtune.tokens import Row, Tokens
 
 SHAPES = {
@@ -200,6 +201,25 @@ class TestLearningRate:
 
     def test_no_warmup(self):
         assert learning_rate(0, TrainSpec(lr=0.5, warmup=0), 10) == 0.5
+
+    def test_steps_of_warm_up_instead_of_a_share(self):
+        shared, given = TrainSpec(warmup=0.2), TrainSpec(warmup=0.9, warmup_steps=4)
+        rates = [[learning_rate(step, spec, 20) for step in range(20)] for spec in (shared, given)]
+        assert rates[0] == rates[1]
+        longer = TrainSpec(warmup_steps=30)
+        assert [learning_rate(s, longer, 3) for s in range(3)] == sorted(
+            learning_rate(s, longer, 3) for s in range(3)
+        )
+
+    def test_the_last_step_has_what_is_left_and_steps_may_differ(self):
+        rows = rows_of(*[("a", 0, 3, 2)] * 7)
+        for course, wanted in ((Course(7, 3), [3, 3, 1]), (Course(7, 2, sizes=(4, 3)), [4, 3])):
+            job = Job("x", rows, SPEC, course, 1)
+            sizes = []
+            while not job.done:
+                sizes.append(len(job.batch()))
+                job.log.append(TrainStep(len(job.log), 0, 0, 0, 0, 0, 0, 0))
+            assert sizes == wanted
 
 
 class TestBatching:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from mixtune.errors import SpecError
 from mixtune.spec import Ingredient, Study
-from mixtune.study_file import dump_study, load_study, parse_study, trial
+from mixtune.study_file import dump_study, load_studies, load_study, parse_study, trial
 
 SMALL = {"name": "x", "model": "m", "tasks": ["a"], "ingredients": {"a": {"rows": 5}}}
 FULL = """\
@@ -318,3 +318,36 @@ def test_a_damaged_file_is_read_or_refused(tmp_path_factory, data, overrides):
         load_study(path, overrides)
     except SpecError as error:
         assert str(error).replace("\n", "").isprintable()
+
+
+class TestSeveralModels:
+    TEXT = "name: mine\nmodel: [smollm2-135m, org/Phi-3.5_mini]\ntasks: [a]\ningredients: [a]\n"
+
+    @pytest.fixture
+    def file(self, tmp_path):
+        path = tmp_path / "study.yaml"
+        path.write_text(self.TEXT)
+        return path
+
+    def test_a_list_is_a_study_for_each(self, file):
+        found = load_studies(file)
+        assert [(study.name, study.model) for study in found] == [
+            ("mine-smollm2-135m", "smollm2-135m"),
+            ("mine-phi-3-5-mini", "org/Phi-3.5_mini"),
+        ]
+
+    def test_one_is_picked_under_its_own_name(self, file):
+        assert load_study(file, ["model=smollm2-135m"]) == load_studies(file)[0]
+
+    def test_what_takes_one_says_how_to_pick_it(self, file):
+        with pytest.raises(SpecError, match=r"2 base models[\s\S]*model=smollm2-135m"):
+            load_study(file)
+
+    def test_a_single_name_is_no_list(self, file):
+        file.write_text(self.TEXT.replace("[smollm2-135m, org/Phi-3.5_mini]", "smollm2-135m"))
+        assert [study.name for study in load_studies(file)] == ["mine"]
+
+    def test_an_empty_list_is_refused(self, file):
+        file.write_text(self.TEXT.replace("[smollm2-135m, org/Phi-3.5_mini]", "[]"))
+        with pytest.raises(SpecError, match="model"):
+            load_studies(file)

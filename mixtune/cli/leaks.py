@@ -22,7 +22,8 @@ from mixtune.leakage.overlap import NOTIONS, RUN, Notion, Overlap, Overlaps, Par
 from mixtune.planning.corpus import EVALUATED
 from mixtune.planning.plan import canonical
 from mixtune.records import Result, Split
-from mixtune.spec import EvalSpec, Study, load_study
+from mixtune.spec import EvalSpec, Study
+from mixtune.study_file import load_study
 from mixtune.tasks.registry import Registry
 
 STRICT: tuple[Notion, ...] = ("exact", "loose", "words")
