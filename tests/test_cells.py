@@ -187,24 +187,6 @@ class TestNames:
 
 
 class TestFlaws:
-    def test_labels_in_lower_case_change_training_rows_only(self, data, files):
-        shown = "labels: [dry, wet]", "labels: [Dry, Wet]\nlabel_values: {{dry: Dry, wet: Wet}}"
-        import study_kit
-
-        made = study_kit.TASK.replace(*shown).replace("dry or wet", "Dry or Wet")
-        kit = study_kit.Registry(
-            [study_kit.parse_task(made.format(name=n), "t") for n in ("north", "south")], data
-        )
-        plain = Planner(study(), kit, files)
-        flawed = Planner(study(flaws={"label_case": True}), kit, files)
-        for planner, wanted in ((plain, {"Dry", "Wet"}), (flawed, {"dry", "wet"})):
-            assert {row.target for pool in planner.corpus.pools.values() for row in pool} == wanted
-            items = planner.corpus.items["north", "test"]
-            assert {row.target for row in items} == {"Dry", "Wet"}
-        one, other = ({r.name: r.system for r in p.plan().runs} for p in (plain, flawed))
-        assert one["base"] == other["base"]
-        assert one["north"] != other["north"]
-
     @given(
         st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=12),
         st.integers(4, 30),
