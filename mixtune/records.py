@@ -32,7 +32,8 @@ class Example:
     `group` is the unit of independence (document, page, headline): splits are carved and
     intervals are resampled by it. `stratum` is the sub-question an item belongs to ("" when there
     is one question only): the majority floor is taken per stratum. `choices` is empty for open
-    answers.
+    answers. `cue` is a part of the prompt that the majority floor may look up in train before that,
+    such as a marked entity; "" for none.
     """
 
     task: str
@@ -43,6 +44,7 @@ class Example:
     messages: tuple[Message, ...]
     target: str
     choices: tuple[str, ...] = ()
+    cue: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Query:
     stratum: str
     messages: tuple[Message, ...]
     choices: tuple[str, ...]
+    cue: str = ""
 
 
 @dataclass(frozen=True, slots=True)

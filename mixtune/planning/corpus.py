@@ -87,7 +87,8 @@ def data_rows(study: Study, registry: Registry, corpus: Corpus) -> list[dict[str
     """What was read of each dataset and split, and what was dropped of it, as JSON rows.
 
     `records` are the dataset's own rows; `dropped` those that its task file skips; `leaked` are
-    examples that the gate took out; `examples` those that are left to train on or choose from.
+    examples that the gate took out; `examples` those that are left to train on or choose from;
+    `noted` what else happened to records that are kept: parts left out, contexts cut.
     """
     rows = []
     for name, split in _splits(study):
@@ -102,6 +103,7 @@ def data_rows(study: Study, registry: Registry, corpus: Corpus) -> list[dict[str
                 "records": report.records,
                 "dropped": sum(report.dropped.values()),
                 "why": ", ".join(f"{why}: {n}" for why, n in report.dropped.items()),
+                "noted": ", ".join(f"{what}: {n}" for what, n in report.notes.items()),
                 "leaked": leaked,
                 "examples": report.examples - leaked,
             }
