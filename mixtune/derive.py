@@ -25,6 +25,7 @@ from mixtune.analysis.results import (
     cocktail_means,
     measure,
     results,
+    without,
 )
 from mixtune.errors import DataError, SpecError, StoreError, did_you_mean
 from mixtune.evaluation.score import score, score_version
@@ -195,6 +196,18 @@ class Derived:
     def results(self, split: str) -> list[Result]:
         """One row per system × task × form × metric of a split."""
         return results(self.measured(split))
+
+    def clean_results(self, split: str) -> list[Result]:
+        """`results` on the items whose text no row that the study trains on has, even in part.
+
+        Which these are was found when the study was planned; a task without any has no row.
+
+        Raises:
+            StoreError: the study was planned before this was kept.
+        """
+        table = without(self.scores(split), self.store.read_value("flagged.json"))
+        found = measure(table, self.systems(), self.tasks()) if table.num_rows else []
+        return results(found)
 
     def means(self, split: str) -> list[Estimate]:
         """Each cocktail's mean over its seeds."""

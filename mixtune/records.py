@@ -34,6 +34,8 @@ class Example:
     is one question only): the majority floor is taken per stratum. `choices` is empty for open
     answers. `cue` is a part of the prompt that the majority floor may look up in train before that,
     such as a marked entity; "" for none.
+    `record` is the id of the record it was made of, `own_text` what that record says by itself,
+    without instruction and answer.
     """
 
     task: str
@@ -45,6 +47,27 @@ class Example:
     target: str
     choices: tuple[str, ...] = ()
     cue: str = ""
+    record: str = ""
+    own_text: str = ""
+
+    @property
+    def compared_text(self) -> str:
+        """What splits are compared by: its own text; without one, all that the user says."""
+        return self.own_text or "\n".join(m.content for m in self.messages if m.role == "user")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnText:
+    """What a record says by itself, which is what splits are compared by.
+
+    `group`: the document or page it belongs to, or the text that its instruction is about; "" where
+    that is the text itself. `answers`: of all its examples, in their order.
+    """
+
+    record: str
+    text: str
+    group: str
+    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

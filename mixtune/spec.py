@@ -204,8 +204,9 @@ class EvalSpec(Frozen):
     """Prompts in one forward pass; part of the ids, because rounding depends on it."""
     carve: Annotated[Float, Field(gt=0, lt=1)] = 0.1
     """Share of train groups that become validation where a scored dataset has none."""
-    leaked: Literal["drop", "error"] = "drop"
-    """Train rows whose normalised text stands in an evaluation split: drop and count, or stop."""
+    leaked: Literal["drop", "error", "report"] = "drop"
+    """Train rows whose text, document or page stands in an evaluation split: drop and count, stop,
+    or count only."""
 
     @field_validator("forms")
     @classmethod

@@ -136,7 +136,11 @@ class Store(States):
     # ---- plan -------------------------------------------------------------------------------
 
     def save_plan(
-        self, rows: Sequence[PlanRow], study_yaml: str, facts: Mapping[str, object]
+        self,
+        rows: Sequence[PlanRow],
+        study_yaml: str,
+        facts: Mapping[str, object],
+        why: Sequence[str] = (),
     ) -> None:
         """Take a plan in: add its new units as `planned`; units already known keep their state.
 
@@ -144,13 +148,14 @@ class Store(States):
             rows: the units. A plan may leave known ones out as long as it adds none.
             study_yaml: the resolved study.
             facts: name → JSON value, kept as `<name>.json` beside the plan.
+            why: what is known to have changed, said where that is refused.
 
         Raises:
             StoreError: a unit that is already there would get another id, or units are added
                 while others are left out; nothing is written.
         """
         files = {"study.yaml": study_yaml, **_as_files(facts)}
-        before, rows = self._beside(rows, files)
+        before, rows = self._beside(rows, files, why)
         with self._state() as db:
             db.executemany(
                 "INSERT OR IGNORE INTO unit (id, kind, system, label, state) "
@@ -170,7 +175,13 @@ class Store(States):
                 if not self._readable(name):
                     self.write_text(name, files[name])
 
-    def preview(self, rows: Sequence[PlanRow], study_yaml: str, facts: Mapping[str, object]) -> int:
+    def preview(
+        self,
+        rows: Sequence[PlanRow],
+        study_yaml: str,
+        facts: Mapping[str, object],
+        why: Sequence[str] = (),
+    ) -> int:
         """How many units of a plan are not done yet; writes nothing.
 
         Raises:
@@ -178,12 +189,12 @@ class Store(States):
         """
         if not self.exists:
             return len(rows)
-        self._beside(rows, {"study.yaml": study_yaml, **_as_files(facts)})
+        self._beside(rows, {"study.yaml": study_yaml, **_as_files(facts)}, why)
         units = self.units()
         return sum(row.id not in units or units[row.id].state != "done" for row in rows)
 
     def _beside(
-        self, rows: Sequence[PlanRow], files: Mapping[str, str]
+        self, rows: Sequence[PlanRow], files: Mapping[str, str], why: Sequence[str]
     ) -> tuple[Sequence[PlanRow], Sequence[PlanRow]]:
         """What is planned here, and the rows with what a study keeps; refused where they differ."""
         before = self.plan() if self.exists else []
@@ -192,11 +203,15 @@ class Store(States):
         # Systems that were brought in are in no study file; a study keeps them.
         asked = {row.key for row in rows}
         rows = [*rows, *(row for row in before if row.origin and row.key not in asked)]
-        self._refuse_changes(before, rows, files)
+        self._refuse_changes(before, rows, files, why)
         return before, rows
 
     def _refuse_changes(
-        self, before: Sequence[PlanRow], rows: Sequence[PlanRow], files: Mapping[str, str]
+        self,
+        before: Sequence[PlanRow],
+        rows: Sequence[PlanRow],
+        files: Mapping[str, str],
+        why: Sequence[str],
     ) -> None:
         """A study is extended, never rewritten under its results."""
         ids = {row.key: row.id for row in before}
@@ -207,6 +222,7 @@ class Store(States):
         raise StoreError(
             f"{len(changed)} results kept here would get another id, the first: "
             f"{_label(changed[0])} ({ids[changed[0].key]} → {changed[0].id})\n"
+            + "".join(f"    {line}\n" for line in why)
             + (
                 self._difference(files)
                 or "    the study file is the same: data, prompts or base model changed"

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mixtune.leakage import find_leaked
+from mixtune.leakage.gate import find_leaked
 from mixtune.tasks.parsers import PARSERS
 from mixtune.tasks.registry import Registry
 

@@ -16,7 +16,7 @@ from engine_oracle import write_base
 from own_kit import MESSAGES, TEN_LINES, changed, csv_text, examples, many, registry
 
 from mixtune.errors import DataError
-from mixtune.leakage import find_leaked
+from mixtune.leakage.gate import find_leaked
 from mixtune.records import Message
 from mixtune.tasks import files
 from mixtune.tasks.files import read_rows

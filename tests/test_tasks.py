@@ -10,7 +10,8 @@ from mixtune.errors import DataError, SpecError
 from mixtune.identity import unit_interval
 from mixtune.records import Message
 from mixtune.tasks import files
-from mixtune.tasks.base import fingerprint, loose_text, query_of
+from mixtune.tasks.base import fingerprint, query_of
+from mixtune.tasks.own_text import loose_text
 from mixtune.tasks.registry import Registry
 from mixtune.tasks.task_file import parse_task
 

@@ -9,7 +9,8 @@ import pytest
 
 from mixtune.errors import SpecError
 from mixtune.identity import digest
-from mixtune.leakage import find_leaked, loose
+from mixtune.leakage.forms import loose
+from mixtune.leakage.gate import find_leaked
 from mixtune.tasks.task_file import parse_task
 from mixtune.tasks.toy import (
     RELATIONS,

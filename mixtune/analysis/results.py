@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mixtune.analysis.panel import Panel, Scored, panels
 from mixtune.analysis.resample import (
@@ -265,3 +266,11 @@ def estimate(
         method=found.method,
         seed=measured.seed,
     )
+
+
+def without(scores: pa.Table, flagged: Mapping[str, Sequence[str]]) -> pa.Table:
+    """Scores but those of some items: ids by task/split."""
+    gone = [f"{part}/{item}" for part, items in flagged.items() for item in items]
+    parts = [scores[name] for name in ("task", "split", "example")]
+    names = pc.binary_join_element_wise(*parts, "/")
+    return scores.filter(pc.invert(pc.is_in(names, pa.array(gone, pa.string()))))

@@ -13,7 +13,7 @@ from mixtune import terminal
 from mixtune.cli.app import DataDir, Json, app, print_rows, show
 from mixtune.durable import write_whole
 from mixtune.errors import UserError, shorten
-from mixtune.leakage import find_leaked
+from mixtune.leakage.gate import find_leaked
 from mixtune.models.catalog import BaseModelFiles, locate
 from mixtune.models.hub import Unreachable
 from mixtune.records import Example, Split

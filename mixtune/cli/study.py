@@ -35,11 +35,13 @@ from mixtune.cli.app import (
     print_rows,
     study_of,
 )
+from mixtune.cli.leaks import show_clean
 from mixtune.derive import Derived, compare_studies
 from mixtune.errors import UserError
 from mixtune.execution.options import CHECKPOINT_EVERY, Options
 from mixtune.models.catalog import BaseModelFiles, locate
 from mixtune.planning.facts import content_of, sizes_of
+from mixtune.planning.leaks import changed_by_tasks, leak_lines
 from mixtune.planning.plan import Plan, Planner, RunPlan
 from mixtune.records import Result
 from mixtune.spec import dump_study
@@ -62,12 +64,17 @@ def plan(
     files = found if isinstance(found, BaseModelFiles) else None
     planner = Planner(study, Registry.open(study.task_files, data_dir), files)
     made = planner.plan()
-    todo = _todo(Store(runs_dir / study.name), planner, made) if files else None
+    store = Store(runs_dir / study.name)
+    changed = changed_by_tasks(store, planner.study, planner.data_rows())
+    todo = _todo(store, planner, made, changed) if files else None
     if as_json:
-        print(json.dumps({**terminal.plan_json(made), **sizes_of(planner), "todo": todo}, indent=1))
+        facts = {**sizes_of(planner), "data": planner.data_rows(), "changed_by_tasks": changed}
+        print(json.dumps({**terminal.plan_json(made), **facts, "todo": todo}, indent=1))
         return
     out = terminal.console()
     terminal.show_plan(out, made, planner)
+    for line in [*leak_lines(planner.data_rows()), *changed]:
+        out.print(line, markup=False, soft_wrap=True)
     left = "" if todo is None else f"{todo} of {len(made.rows())} units of work to do; "
     out.print(f"{left}next: mixtune run {study_file}", markup=False)
 
@@ -137,11 +144,22 @@ def results(  # noqa: PLR0913 - a verb's options
         bool, typer.Option("--summary", help="Cocktail × task on each task's main metric only.")
     ] = False,
     form: FormChoice = None,
+    clean: Annotated[
+        bool,
+        typer.Option(
+            "--clean", help="Beside it the value on items whose text no training row has in part."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show every system × task × form × metric with interval and floor. Next: mixtune report."""
+    if clean and summary:
+        raise UserError("--summary and --clean are two views", remedy="leave one of them out")
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
     look_at(split, derived.store, "results")
+    if clean:
+        show_clean(derived, split, as_json)
+        return
     if as_json:
         print_rows(in_form(derived.results(split), form or "all", derived.study))
         return
@@ -336,10 +354,10 @@ def _show_end(derived: Derived, look: str, page: Path) -> None:
     out.print(f"report: {page}", soft_wrap=True, markup=False)
 
 
-def _todo(store: Store, planner: Planner, made: Plan) -> int:
+def _todo(store: Store, planner: Planner, made: Plan, changed: Sequence[str]) -> int:
     """Units that a run would do; refused where the run would be."""
     content = {"content": content_of(planner)}
-    return store.preview(made.rows(), dump_study(planner.study), content)
+    return store.preview(made.rows(), dump_study(planner.study), content, changed)
 
 
 def _heavy(name: str) -> Callable[..., list[RunPlan]]:

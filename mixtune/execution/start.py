@@ -17,6 +17,7 @@ from mixtune.execution.placement import place
 from mixtune.execution.pool import Work, run_pool
 from mixtune.models.catalog import BaseModelFiles
 from mixtune.planning.facts import facts_of
+from mixtune.planning.leaks import changed_by_tasks
 from mixtune.planning.plan import Planner, RunPlan
 from mixtune.spec import Study, dump_study
 from mixtune.store import Store
@@ -40,7 +41,10 @@ def run_study(
     plan = planner.plan()
     store = Store(runs_dir / study.name)
     with store.lock():
-        store.save_plan(plan.rows(), dump_study(planner.study), facts_of(planner))
+        why = changed_by_tasks(store, planner.study, planner.data_rows())
+        store.save_plan(plan.rows(), dump_study(planner.study), facts_of(planner), why)
+        for line in why:
+            events.note(line)
         if not begin(plan, store, events):
             return []
         kept = [head for head in heads(store).values() if isinstance(head, Head)]

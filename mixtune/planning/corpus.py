@@ -5,11 +5,13 @@ models, cells.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 from mixtune.errors import DataError
-from mixtune.leakage import find_leaked
+from mixtune.leakage.forms import Kind
+from mixtune.leakage.gate import find_leaked
 from mixtune.mixing import select_evaluation
 from mixtune.records import Example, Split
 from mixtune.spec import Study
@@ -25,7 +27,9 @@ class Corpus:
     `pools`: ingredient → train examples left by the gate. `items`: (task, split) → the items
     that every system answers. `known`: task → train examples, for the majority floor.
     `leaked_train`: ingredient → train rows dropped. `leaked_validation`: task → validation rows
-    dropped because they stand in a test split.
+    dropped because they stand in a test split. `held_out`: all that the gate protects, test rows
+    and validation rows before any is dropped. `matched`: (dataset, split) → rows that the gate
+    found, dropped or not, by example id.
     """
 
     pools: dict[str, list[Example]]
@@ -33,6 +37,8 @@ class Corpus:
     known: dict[str, list[Example]]
     leaked_train: dict[str, int] = field(default_factory=dict)
     leaked_validation: dict[str, int] = field(default_factory=dict)
+    held_out: list[Example] = field(default_factory=list)
+    matched: dict[tuple[str, Split], dict[str, Kind]] = field(default_factory=dict)
 
 
 def load_corpus(study: Study, registry: Registry) -> Corpus:
@@ -49,10 +55,11 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
     test = [e for task in study.tasks for e in registry.examples(task, "test", carve)]
     items: dict[tuple[str, Split], list[Example]] = {}
     held_out = list(test)
+    matched: dict[tuple[str, Split], dict[str, Kind]] = {}
     leaked_validation = {}
     for task in study.tasks:
         rows = registry.examples(task, "validation", carve)
-        clean = _gate(task, rows, test, study)
+        clean, matched[task, "validation"] = _gate(task, rows, test, study)
         leaked_validation[task] = len(rows) - len(clean)
         held_out += rows
         tested = [e for e in test if e.task == task]
@@ -61,13 +68,13 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
     pools, leaked_train = {}, {}
     for name in study.ingredients:
         rows = registry.examples(name, "train", carve)
-        pools[name] = _gate(name, rows, held_out, study)
+        pools[name], matched[name, "train"] = _gate(name, rows, held_out, study)
         leaked_train[name] = len(rows) - len(pools[name])
     known = {}
     if "majority" in study.baselines:
         labelled = [task for task in study.tasks if registry.get(task).kind == "label"]
         known = {task: registry.examples(task, "train", carve) for task in labelled}
-    return Corpus(pools, items, known, leaked_train, leaked_validation)
+    return Corpus(pools, items, known, leaked_train, leaked_validation, held_out, matched)
 
 
 def gold_answers(task: str, registry: Registry, carve: float) -> list[str]:
@@ -83,12 +90,16 @@ def gold_answers(task: str, registry: Registry, carve: float) -> list[str]:
     return [example.target for example in registry.examples(task, split, carve)]
 
 
-def data_rows(study: Study, registry: Registry, corpus: Corpus) -> list[dict[str, object]]:
+def data_rows(
+    study: Study, registry: Registry, corpus: Corpus, runs: Mapping[tuple[str, Split], int]
+) -> list[dict[str, object]]:
     """What was read of each dataset and split, and what was dropped of it, as JSON rows.
 
     `records` are the dataset's own rows; `dropped` those that its task file skips; `leaked` are
     examples that the gate took out; `examples` those that are left to train on or choose from;
-    `noted` what else happened to records that are kept: parts left out, contexts cut.
+    `noted` what else happened to records that are kept: parts left out, contexts cut;
+    `matched` counts examples that stand in a split they should not, each under the strictest kind
+    of match, those that share a run of words only (`runs`, leaks.py) last.
     """
     rows = []
     for name, split in _splits(study):
@@ -106,9 +117,19 @@ def data_rows(study: Study, registry: Registry, corpus: Corpus) -> list[dict[str
                 "noted": ", ".join(f"{what}: {n}" for what, n in report.notes.items()),
                 "leaked": leaked,
                 "examples": report.examples - leaked,
+                "matched": _matched(corpus, runs, (name, split)),
             }
         )
     return rows
+
+
+def _matched(
+    corpus: Corpus, runs: Mapping[tuple[str, Split], int], part: tuple[str, Split]
+) -> dict[str, int]:
+    if part not in corpus.matched:
+        return {}
+    found = list(corpus.matched[part].values())
+    return {kind: found.count(kind) for kind in get_args(Kind)} | {"words": runs[part]}
 
 
 def _splits(study: Study) -> list[tuple[str, Split]]:
@@ -118,18 +139,21 @@ def _splits(study: Study) -> list[tuple[str, Split]]:
 
 def _gate(
     name: str, rows: Sequence[Example], against: Sequence[Example], study: Study
-) -> list[Example]:
-    """The rows that do not occur in `against`."""
+) -> tuple[list[Example], dict[str, Kind]]:
+    """The rows that are left, and the kind of match of those that occur in `against`."""
     leaked = find_leaked(rows, against)
+    kinds = {row: by.kind for row, by in leaked.items()}
+    if study.evaluate.leaked == "report":
+        return list(rows), kinds
     if leaked and study.evaluate.leaked == "error":
         first, witness = next(iter(leaked.items()))
-        kinds = dict(Counter(by.kind for by in leaked.values()))
+        counts = dict(Counter(kinds.values()))
         raise DataError(
-            f"{len(leaked)} of {len(rows)} rows also stand in an evaluation split {kinds}",
+            f"{len(leaked)} of {len(rows)} rows also stand in an evaluation split {counts}",
             where=name,
             found=f"row {first} is {witness.task} {witness.split} row {witness.example}",
             wanted="no shared rows",
-            remedy="set evaluate.leaked: drop, to drop and count them",
+            remedy="set evaluate.leaked: drop, to drop and count them, or report, to count only",
         )
     kept = [row for row in rows if row.id not in leaked]
     if not kept:
@@ -141,4 +165,4 @@ def _gate(
             wanted="rows that no evaluation split has",
             remedy=f"give it other {split} rows; mixtune data show {name} shows them",
         )
-    return kept
+    return kept, kinds

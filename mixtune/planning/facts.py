@@ -60,6 +60,7 @@ def facts_of(planner: Planner) -> dict[str, object]:
     """What is kept beside a plan: versions, what was read, and by what each part is known."""
     facts = {
         "data": planner.data_rows(),
+        "flagged": planner.leaks.flagged,
         "lengths": length_rows(planner),
         "sizes": sizes_of(planner),
     }

@@ -21,6 +21,7 @@ from mixtune.identity import digest, make_id
 from mixtune.mixing import Mixture, mix
 from mixtune.models.catalog import BaseModelFiles
 from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, gold_answers, load_corpus
+from mixtune.planning.leaks import Leaks
 from mixtune.planning.lengths import longest_answer
 from mixtune.records import Example, MixRow, Query, Split
 from mixtune.spec import FormName, Study, UnitName, parse_study
@@ -331,7 +332,12 @@ class Planner:
 
     def data_rows(self) -> list[dict[str, object]]:
         """What was read and dropped of each dataset, as JSON rows."""
-        return data_rows(self.study, self.registry, self.corpus)
+        return data_rows(self.study, self.registry, self.corpus, self.leaks.runs)
+
+    @cached_property
+    def leaks(self) -> Leaks:
+        """What of its texts stands in two splits after the gate."""
+        return Leaks(self.study, self.corpus)
 
     def _answers(self, system: str, kind: SystemKind = "trained") -> tuple[AnswerPlan, ...]:
         found = []

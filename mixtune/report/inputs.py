@@ -32,6 +32,8 @@ class DataRow:
     `dropped`: records that the task skips; `leaked`: examples that the leakage gate took out;
     `examples`: those left to train on or to evaluate from. `noted`: what happened to records that
     are kept: parts left out, contexts cut.
+    `matched`: examples found in a later split, by the strictest kind of match (corpus.data_rows);
+    empty for a study of before there were such counts.
     """
 
     dataset: str
@@ -44,6 +46,7 @@ class DataRow:
     examples: int
     # A default: plans that were written before this field existed are still read.
     noted: str = ""
+    matched: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

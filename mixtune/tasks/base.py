@@ -28,15 +28,12 @@ from mixtune.tasks.places import FILE_KEYS, Source, Text
 from mixtune.tasks.rendering import (
     Rendering,
     content_fields,
-    loose_text,
     renamed,
     require,
     spellings,
 )
 from mixtune.tasks.templates import check as check_template
 from mixtune.tasks.templates import variables
-
-__all__ = ["Fields", "Role", "Task", "fingerprint", "loose_text", "query_of", "shared_fields"]
 
 RENDERER = 1
 """Version of the prompt renderer; part of every prompt version."""
@@ -72,6 +69,8 @@ class Task(Frozen):
     `label` (target only), `labels` and, with `questions`, `question` are added. Rendered texts are
     stripped of white space at both ends. `labels` are the exact strings asked for and answered,
     `types` those that may stand before an item of a list (relations: within it).
+    `own_text` is a template, too: what the record says without the task's words, which splits are
+    compared by; by default the fields that the prompt reads, or all that the user says.
     `columns` maps names used here to those of the file. Rows of another `format` than fields are
     conversations: they need no prompt, `roles` maps speakers, and `turns` says whether all of the
     assistant's turns are learnt or the last one. `make` adds fields and parts a record (making.py),
@@ -110,6 +109,7 @@ class Task(Frozen):
     skip_if_empty: tuple[str, ...] = ()
     group_by: Text | None = None
     floor_by: Text | None = None
+    own_text: Text | None = None
     questions: dict[str, Text] = Field(default_factory=dict)
     parser: str
     metrics: tuple[str, ...]
@@ -135,7 +135,7 @@ class Task(Frozen):
                 raise ValueError(f"{text!r} is there twice, with two labels")
         return made
 
-    @field_validator("prompt", "system", "target", "group_by", "floor_by")
+    @field_validator("prompt", "system", "target", "group_by", "floor_by", "own_text")
     @classmethod
     def _compiles(cls, source: str | None) -> str | None:
         if source is not None:

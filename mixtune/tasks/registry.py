@@ -14,12 +14,13 @@ from typing import get_args
 
 from mixtune.errors import DataError, SpecError, did_you_mean, shorten
 from mixtune.identity import unit_interval
-from mixtune.records import Example, Split
+from mixtune.records import Example, OwnText, Split
 from mixtune.tasks.base import Task
 from mixtune.tasks.context import Policy
 from mixtune.tasks.files import Fault, Row, refuse
 from mixtune.tasks.imports import RefusingReader
 from mixtune.tasks.own import installed, read_own
+from mixtune.tasks.own_text import grouped
 from mixtune.tasks.sources import HubReader, Own, Reader, reader_for
 from mixtune.tasks.task_file import parse_task
 
@@ -228,6 +229,10 @@ class Registry:
             )
         return [e if e.split == split else replace(e, split=split) for e in found]
 
+    def own_texts(self, name: str, split: Split, carve: float) -> list[OwnText]:
+        """What each record of a split says by itself; raises as `examples`."""
+        return own_texts(self.examples(name, split, carve))
+
     def report(self, name: str, split: Split, carve: float) -> LoadReport:
         """What `examples` of the same arguments was made of."""
         task = self.get(name)
@@ -300,6 +305,20 @@ class Registry:
         if key not in self._stored:
             self._stored[key] = _load(task, reader, read_from)
         return read_from, self._stored[key]
+
+
+def own_texts(examples: Iterable[Example]) -> list[OwnText]:
+    """What the records say that examples were made of, in their order."""
+    made: dict[str, list[Example]] = {}
+    for example in examples:
+        made.setdefault(example.record or example.id, []).append(example)
+    return [_own_text(record, rows) for record, rows in made.items()]
+
+
+def _own_text(record: str, rows: list[Example]) -> OwnText:
+    text, group = rows[0].compared_text, rows[0].group
+    apart = "" if group == grouped(text) else group
+    return OwnText(record, text, apart, tuple(row.target for row in rows))
 
 
 def _load(task: Task, reader: Reader, split: Split, fault: Fault = refuse) -> _Stored:

@@ -4,16 +4,14 @@ Knows: templates' values, labels, groups, parts of a record. Does not know: keys
 what they may say (base.py), which records a task leaves out (base.py), files.
 """
 
-import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mixtune.errors import DataError, did_you_mean, shorten
-from mixtune.identity import digest
 from mixtune.records import Example, Message, Split
 from mixtune.tasks.dialogue import Dialogue, Record, blank, read_dialogue
+from mixtune.tasks.own_text import grouped, loose_text, own_text
 from mixtune.tasks.templates import render, variables
 
 if TYPE_CHECKING:
@@ -63,6 +61,8 @@ class Rendering:
         task = self.task
         dialogue = read_dialogue(self.record, self.where, task.format, task.columns, task.roles)
         group = group_of(task, self.record, self.where, dialogue.own_text())
+        asked = [turn.content for turn in dialogue.turns if turn.role == "user"]
+        told = own_text(task.own_text, self.record, asked, self.where)
         own = dialogue.turns[0].role == "system"
         before = () if own else self._system({**self.record})
         answers = dialogue.answers()
@@ -75,6 +75,8 @@ class Rendering:
                 stratum="",
                 messages=(*before, *dialogue.turns[:place]),
                 target=dialogue.turns[place].content,
+                record=self.key,
+                own_text=told,
             )
             for place in (answers if task.turns == "all" else answers[-1:])
         ]
@@ -141,6 +143,7 @@ class Rendering:
             raise DataError(
                 "the target is empty", where=self.where, remedy="skip_if_empty leaves such rows out"
             )
+        told = [fields[name] for name in content_fields(task)]
         cue = self._render("floor_by", task.floor_by, fields) if task.floor_by else ""
         return Example(
             task=task.name,
@@ -152,6 +155,8 @@ class Rendering:
             target=target,
             choices=task.labels,
             cue=loose_text(cue),
+            record=self.key,
+            own_text=own_text(task.own_text, fields, told, self.where),
         )
 
     def _prompt(self, values: Values) -> tuple[Message, ...]:
@@ -204,17 +209,6 @@ class Rendering:
         return label
 
 
-def loose_text(text: str) -> str:
-    """Lower case, without links, letters and digits only: what a group is compared by.
-
-    Text that has no letters or digits left keeps its own characters, so that two such texts are
-    one group only when they are equal.
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    words = re.findall(r"[^\W_]+", re.sub(r"(?:https?://|www\.)\S+", " ", folded))
-    return " ".join(words) or " ".join(folded.split())
-
-
 def content_fields(task: "Task") -> list[str]:
     """Fields that the prompt reads, through its context too, by name."""
     seen = variables(task.prompt, task.system)
@@ -253,7 +247,7 @@ def require(task: "Task", record: Record, where: str) -> None:
 
 def _templates(task: "Task") -> list[str | None]:
     """Every template of a task."""
-    found = [task.prompt, task.system, task.target, task.group_by, task.floor_by]
+    found = [task.prompt, task.system, task.target, task.group_by, task.floor_by, task.own_text]
     if task.context is not None:
         found += [task.context.text, task.context.question]
     if task.make is not None and task.make.turns is not None:
@@ -315,9 +309,7 @@ def group_of(task: "Task", values: Record, where: str, asked: str = "") -> str:
         text = asked
     else:
         text = "\n".join(str(values[field]) for field in content_fields(task))
-    loose = loose_text(text)
-    # Long texts are cut, with a digest of the whole: the group is stored with every score.
-    return loose if len(loose) <= 200 else f"{loose[:160]} #{digest(loose)}"
+    return grouped(text)
 
 
 def _number(dialogue: Dialogue, place: int) -> int:
