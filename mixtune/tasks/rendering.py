@@ -4,7 +4,7 @@ Knows: templates' values, labels, groups, parts of a record. Does not know: keys
 what they may say (base.py), which records a task leaves out (base.py), files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from mixtune.tasks.base import Task
 
 Values = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one example, or all questions about a record, are made of."""
+
+    key: str
+    fields: Values
+    group: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +53,18 @@ class Rendering:
             return self._conversation()
         if task.make is not None:
             return self._made()
-        fields: Values = {**self.record}
+        (part,) = self._parts()
         if not task.questions:
-            return [self._example(self.key, fields)]
+            return [self._example(part)]
         asked = task.questions if only is None else [only]
-        return [self._example(f"{self.key}/{field}", fields, field) for field in asked]
+        return [self._example(part, field) for field in asked]
 
     def pages(self) -> list[str]:
         """The context of each part before anything is cut; a dialogue has one for all turns."""
         if self.task.context is None:
             return []
-        return [self._page(fields) for fields in self._parts().values()][: self._apart()]
+        pages = [self._page(fields) for fields in self._fields().values()]
+        return pages[:1] if self._follow_up() else pages
 
     def _conversation(self) -> list[Example]:
         """An example for each of the assistant's turns that is learnt, with the turns before it."""
@@ -82,12 +92,18 @@ class Rendering:
         ]
 
     def _made(self) -> list[Example]:
-        parts = self._parts()
-        if self.task.make is not None and self.task.make.turns is not None:
-            return self._dialogue(self.task.make.turns.follow_up, parts)
-        return [self._example(key, fields) for key, fields in parts.items()]
+        follow_up = self._follow_up()
+        if follow_up is not None:
+            return self._dialogue(follow_up, self._parts())
+        return [self._example(part) for part in self._parts()]
 
-    def _parts(self) -> dict[str, Values]:
+    def _parts(self) -> list[_Part]:
+        return [
+            _Part(key, fields, group_of(self.task, fields, self.where))
+            for key, fields in self._fields().items()
+        ]
+
+    def _fields(self) -> dict[str, Values]:
         """Ids of parts, with the record's fields and those that were made."""
         if self.task.make is None:
             return {self.key: {**self.record}}
@@ -96,11 +112,12 @@ class Rendering:
             for part in self.task.make.made(self.record, self.where).parts
         }
 
-    def _apart(self) -> int | None:
-        """How many contexts a record has: one for a whole dialogue, else one a part (None)."""
-        return 1 if self.task.make is not None and self.task.make.turns is not None else None
+    def _follow_up(self) -> str | None:
+        """The template of later turns; None where the parts of a record are no dialogue."""
+        turns = self.task.make.turns if self.task.make is not None else None
+        return turns.follow_up if turns is not None else None
 
-    def _dialogue(self, follow_up: str, parts: Mapping[str, Values]) -> list[Example]:
+    def _dialogue(self, follow_up: str, parts: Sequence[_Part]) -> list[Example]:
         """An example for each turn: the page and the first question, then turn by turn.
 
         A page that is cut by what is asked is cut anew for each turn, by all that was asked so far.
@@ -108,55 +125,50 @@ class Rendering:
         examples: list[Example] = []
         said: list[Message] = []
         asked: list[str] = []
-        opening = next(iter(parts.values()), {})
-        for key, fields in parts.items():
-            asked.append(self._evidence(fields))
+        for part in parts:
+            asked.append(self._evidence(part.fields))
             if said:
-                said.append(Message("user", self._render("follow_up", follow_up, fields)))
+                said.append(Message("user", self._render("follow_up", follow_up, part.fields)))
+            opening = parts[0].fields
             first = self._prompt({**opening, **self._context(opening, "\n".join(asked))})
-            made = self._finish(key, fields, {}, (*first, *said))
+            made = self._finish(part, {}, (*first, *said))
             examples.append(made)
             said.append(Message("assistant", made.target))
         return examples
 
-    def _example(self, key: str, fields: Values, field: str | None = None) -> Example:
-        added = self._context(fields, self._evidence(fields))
+    def _example(self, part: _Part, field: str | None = None) -> Example:
+        added = self._context(part.fields, self._evidence(part.fields))
         if field is not None:
             added["question"] = self.task.questions[field]
-        return self._finish(key, fields, added, self._prompt({**fields, **added}), field)
+        return self._finish(part, added, self._prompt({**part.fields, **added}), field)
 
     def _finish(
-        self,
-        key: str,
-        fields: Values,
-        added: Values,
-        messages: tuple[Message, ...],
-        field: str | None = None,
+        self, part: _Part, added: Values, messages: tuple[Message, ...], field: str | None = None
     ) -> Example:
         """The example, with its answer; `added` is what templates see beside the fields."""
         task = self.task
         label_field = field or task.fields.label
         if label_field is not None:
-            added = {**added, "label": self._label(fields, label_field)}
-        target = self._render("target", task.target, {**fields, **added})
+            added = {**added, "label": self._label(part.fields, label_field)}
+        target = self._render("target", task.target, {**part.fields, **added})
         if not target:
             raise DataError(
                 "the target is empty", where=self.where, remedy="skip_if_empty leaves such rows out"
             )
-        told = [fields[name] for name in content_fields(task)]
-        cue = self._render("floor_by", task.floor_by, fields) if task.floor_by else ""
+        told = [part.fields[name] for name in content_fields(task)]
+        cue = self._render("floor_by", task.floor_by, part.fields) if task.floor_by else ""
         return Example(
             task=task.name,
-            id=key,
+            id=part.key if field is None else f"{part.key}/{field}",
             split=self.split,
-            group=group_of(task, fields, self.where),
+            group=part.group,
             stratum=field or "",
             messages=messages,
             target=target,
             choices=task.labels,
             cue=loose_text(cue),
             record=self.key,
-            own_text=own_text(task.own_text, fields, told, self.where),
+            own_text=own_text(task.own_text, part.fields, told, self.where),
         )
 
     def _prompt(self, values: Values) -> tuple[Message, ...]:
