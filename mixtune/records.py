@@ -115,7 +115,10 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One answer judged: `value` is 1.0 or 0.0 for accuracy-like tasks; wrong is status ok."""
+    """One answer judged in one form: `value` is 1.0 or 0.0; wrong is status ok.
+
+    A list (of entities, of triplets) is text with one item a line, and right as a whole.
+    """
 
     system: str
     task: str

@@ -238,7 +238,7 @@ def test_lenient_readings_are_shown_where_they_are_asked_for(mixtune):
 def test_a_summary_is_of_one_form(mixtune):
     main = mixtune("results", "study.yaml", "--summary")[1]
     lenient = mixtune("results", "study.yaml", "--summary", "--form", "lenient")[1]
-    assert main != lenient
+    assert "lenient answers" in lenient and "lenient" not in main
     code, _, err = mixtune("results", "study.yaml", "--summary", "--form", "all")
     assert code == 2 and "one value for each task" in err
 
