@@ -1,8 +1,9 @@
-"""Write docs/study-file.md and docs/cli.md from the code: `make docs`.
+"""Write docs/study-file.md, docs/cli.md and docs/tasks.md from the code: `make docs`.
 
 `python docs/make_references.py --check` exits with 1 when a file is not what the code says.
 
-Knows: the study's JSON Schema, the commands' tree. Does not know: what any of it does.
+Knows: the study's JSON Schema, the commands' tree. Does not know: what any of it does, tasks
+(make_tasks.py).
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import typer
+from make_tasks import tasks_page
 
 from mixtune.cli.app import app
 from mixtune.schema import SECTIONS, json_schema
@@ -258,9 +260,11 @@ def _cell(text: str) -> str:
 
 
 def main() -> int:
-    """Write both pages, or check them."""
+    """Write the pages, or check them."""
     stale = []
-    for name, text in (("study-file.md", study_file()), ("cli.md", command_line())):
+    tasks = f"{NOTE}\n{tasks_page()}"
+    pages = {"study-file.md": study_file(), "cli.md": command_line(), "tasks.md": tasks}
+    for name, text in pages.items():
         path = DOCS / name
         if "--check" not in sys.argv:
             path.write_text(text, encoding="utf-8")

@@ -32,7 +32,8 @@ class Example:
     `group` is the unit of independence (document, page, headline): splits are carved and
     intervals are resampled by it. `stratum` is the sub-question an item belongs to ("" when there
     is one question only): the majority floor is taken per stratum. `choices` is empty for open
-    answers.
+    answers. `cue` is a part of the prompt that the majority floor may look up in train before that,
+    such as a marked entity; "" for none.
     `record` is the id of the record it was made of, `own_text` what that record says by itself,
     without instruction and answer.
     """
@@ -45,6 +46,7 @@ class Example:
     messages: tuple[Message, ...]
     target: str
     choices: tuple[str, ...] = ()
+    cue: str = ""
     record: str = ""
     own_text: str = ""
 
@@ -76,6 +78,7 @@ class Query:
     stratum: str
     messages: tuple[Message, ...]
     choices: tuple[str, ...]
+    cue: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,10 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One answer judged: `value` is 1.0 or 0.0 for accuracy-like tasks; wrong is status ok."""
+    """One answer judged in one form: `value` is 1.0 or 0.0; wrong is status ok.
+
+    A list (of entities, of triplets) is text with one item a line, and right as a whole.
+    """
 
     system: str
     task: str

@@ -6,7 +6,7 @@ YAML is written. Does not know: the command line, whether a base model is there,
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -52,7 +52,7 @@ class Asked:
 def draft(asked: Asked, registry: Registry, own: Iterable[str] = ()) -> Study:
     """The study that the options ask for, checked against the tasks there are.
 
-    Tasks that are not named are those of one's own files, else the ingredients that can be scored;
+    Tasks that are not named are those of one's own files, else the ingredients that are tasks;
     ingredients that are not named are one's own and the tasks, as far as one can train on them.
 
     Args:
@@ -83,8 +83,10 @@ def draft(asked: Asked, registry: Registry, own: Iterable[str] = ()) -> Study:
 
 def _chosen(asked: Asked, registry: Registry, own: Sequence[str]) -> dict[str, Any]:
     named = _named(asked.ingredients)
-    tasks = list(asked.tasks) or _fit("scored", own or named, registry)
-    ingredients = list(asked.ingredients) or _fit("trainable", [*own, *tasks], registry)
+    goals = {name for name in registry.names() if registry.get(name).role == "task"}
+    trainable = {name for name in registry.names() if registry.get(name).trainable}
+    tasks = list(asked.tasks) or _fit(goals, own or named, registry)
+    ingredients = list(asked.ingredients) or _fit(trainable, [*own, *tasks], registry)
     for found, option in ((tasks, "--task"), (ingredients, "--ingredient")):
         if not found:
             raise SpecError(
@@ -104,9 +106,9 @@ def _named(ingredients: Sequence[str]) -> list[str]:
     return list(parse_study(raw, "mixtune init: --ingredient").ingredients)
 
 
-def _fit(role: str, names: Iterable[str], registry: Registry) -> list[str]:
-    """The names, each once, that have a role."""
-    return [name for name in dict.fromkeys(names) if getattr(registry.get(name), role)]
+def _fit(among: Collection[str], names: Iterable[str], registry: Registry) -> list[str]:
+    """The names, each once, of tasks that are among some."""
+    return [name for name in dict.fromkeys(names) if registry.get(name).name in among]
 
 
 def _design(asked: Sequence[str]) -> dict[str, list[Any]]:

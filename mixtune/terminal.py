@@ -433,7 +433,8 @@ def show_summary(out: Console, derived: Derived, split: str, form: str | None = 
                 f"  {change.value:+.3f} [{_ends(change.low, change.high, '+')}]"
             )
     rows = [(name, *(found.get(task, "–") for task in tasks)) for name, found in cells.items()]
-    note = ", synthetic data" if any(task.synthetic for task in tasks.values()) else ""
+    note = f", {form} answers" if form else ""
+    note += ", synthetic data" if any(task.synthetic for task in tasks.values()) else ""
     title = f"{derived.study.name}, {split}{note}: value, difference to the single task [95 %]"
     out.print(table(title, ("system", *tasks), rows))
     out.print(f"base model: {derived.model_note()}", soft_wrap=True, markup=False)

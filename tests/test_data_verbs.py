@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from textwrap import dedent
 
 import pytest
 from engine_oracle import write_base
@@ -168,3 +169,36 @@ class TestVerbs:
         assert {"name": "ticket-topic", "from": "task.yaml"}.items() <= json.loads(out)[
             -3
         ].items() or ("ticket-topic" in out)
+
+    def test_roles_are_shown(self, mixtune):
+        rows = {row["name"]: row for row in json.loads(mixtune("tasks", "--json")[1])}
+        found = {name: rows[name]["role"] for name in ("fpb", "gsm8k", "alpaca", "financebench")}
+        assert found == {
+            "fpb": "task", "gsm8k": "probe", "alpaca": "ingredient", "financebench": "judged",
+        }  # fmt: skip
+
+    def test_what_was_left_out_is_shown(self, tmp_path, mixtune):
+        text = """
+            name: who
+            labels: [person, place]
+            make: {spans: {types: {PER: person, LOC: place}, each: entity}}
+            prompt: "person or place? {{ text }}"
+            fields: {label: type}
+            scored: false
+            source: rows.jsonl
+        """
+        (tmp_path / "task.yaml").write_text(dedent(text), encoding="utf-8")
+        rows = [
+            {"tokens": ["Ada", "of", "Olm", "Inc"], "ner_tags": ["B-PER", "O", "B-ORG", "I-ORG"]},
+            {"tokens": ["Nobody"], "ner_tags": ["O"]},
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8")
+        code, out, _ = mixtune("data", "show", "who", "--task-file", tmp_path / "task.yaml")
+        assert code == 0 and "[[Ada]] of Olm Inc\n→ person" in out
+        counts = (
+            "1 examples of 1 of 2 records; 1 dropped: no entity; 1 × entity of type ORG left out"
+        )
+        assert counts in out
+        out = mixtune("data", "check", tmp_path / "task.yaml")[1]
+        assert "train: entity of type ORG left out: 1" in out

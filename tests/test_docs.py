@@ -11,6 +11,7 @@ from engine_oracle import write_base
 
 from mixtune.spec import Study
 from mixtune.study_file import parse_study
+from mixtune.tasks.registry import Registry
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -28,6 +29,12 @@ MINIMAL = {
 
 @pytest.fixture(scope="module")
 def references():
+    with pytest.MonkeyPatch.context() as patch:  # the script imports what lies beside it
+        patch.syspath_prepend(str(ROOT / "docs"))
+        yield load_references()
+
+
+def load_references():
     spec = importlib.util.spec_from_file_location("references", ROOT / "docs/make_references.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -57,6 +64,14 @@ def test_the_study_reference_is_what_the_code_says(references):
 def test_the_command_reference_is_what_the_code_says(references):
     page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
     assert page == references.command_line(), "run make docs"
+
+
+def test_the_page_of_tasks_is_what_the_task_files_say(references):
+    page = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
+    assert page == f"{references.NOTE}\n{references.tasks_page()}", "run make docs"
+    registry = Registry.builtin()
+    for task in map(registry.get, registry.names()):
+        assert task.synthetic == (f"\n## {task.name}\n" not in page), task.name
 
 
 def test_the_study_reference_has_every_key_and_its_description(references):

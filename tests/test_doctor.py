@@ -267,6 +267,25 @@ ROWS = {
     "openai/gsm8k": {"question": "1 + 1?", "answer": "It is 2.\n#### 2"},
     "TheFinAI/flare-headlines": {"id": "1", "query": "q", "text": "Gold up", "answer": "Yes"},
     "zeroshot/twitter-financial-news-sentiment": {"text": "Up it goes", "label": 1},
+    "zeroshot/twitter-financial-news-topic": {"text": "Up it goes", "label": 19},
+    "TheFinAI/flare-fiqasa": {"id": "1", "query": "q", "text": "Up it goes", "answer": "positive"},
+    "gtfintechlab/Numclaim": {"context": "We expect 5.", "response": 1},
+    "cais/mmlu": [
+        {"subject": s, "question": "q", "choices": list("wxyz"), "answer": 2}
+        for s in ("anatomy", "marketing")
+    ],
+    "tner/fin": {"tokens": ["Ada", "lends"], "tags": [1, 0]},
+    "ibm-research/finqa": {
+        **{"id": "1", "pre_text": ["a", "b"], "table": [["", "2019"]], "post_text": ["c"]},
+        **{"question": "q", "answer": "5%", "final_result": "0.05"},
+    },
+    "Open-Orca/OpenOrca": {"id": "1", "system_prompt": "", "question": "q", "response": "a"},
+    "microsoft/orca-math-word-problems-200k": {"question": "q", "answer": "a"},
+    "DigitalLearningGmbH/MATH-lighteval": {"problem": "q", "solution": "\\boxed{2}"},
+    "PatronusAI/financebench": {
+        **{"financebench_id": "1", "company": "Olm", "question": "q", "answer": "a"},
+        "evidence": [{"evidence_text": "t"}],
+    },
 }
 
 
@@ -307,7 +326,7 @@ class FakeDatasets(ModuleType):
         row = self.rows[path]
         if isinstance(row, Exception):
             raise row
-        return row if callable(row) else iter([row])
+        return iter(row if isinstance(row, list) else [row])
 
 
 @pytest.fixture

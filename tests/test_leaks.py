@@ -13,8 +13,8 @@ from mixtune.planning.facts import facts_of
 from mixtune.planning.leaks import changed_by_tasks, leak_lines
 from mixtune.planning.plan import Planner
 from mixtune.report.inputs import DataRow
-from mixtune.spec import dump_study
 from mixtune.store import Store
+from mixtune.study_file import dump_study
 from mixtune.tasks.registry import Registry, own_texts
 from mixtune.tasks.task_file import parse_task
 

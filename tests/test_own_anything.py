@@ -39,7 +39,7 @@ rows = st.dictionaries(names, values | turns, max_size=6)
 keys = st.sampled_from(
     ["name", "labels", "prompt", "fields", "source", "format", "columns", "roles", "turns", "kind",
      "metrics", "parser", "system", "target", "questions", "label_values", "group_by", "aliases",
-     "datasets", "scored", "may_be_empty"]
+     "datasets", "scored", "may_be_empty", "make", "context", "role", "keep", "floor_by", "types"]
 )  # fmt: skip
 plenty = settings(
     max_examples=300,

@@ -37,6 +37,11 @@ LABELS = [
     ("positive\npositive", TONE, None, "positive"),
     ("ｐｏｓｉｔｉｖｅ", TONE, None, "positive"),  # full-width letters
     # denials
+    ("```\npositive\n```", TONE, None, "positive"),
+    ('{"sentiment": "positive"}', TONE, None, "positive"),
+    ('["positive", "negative"]', TONE, None, None),
+    ("positive\x00", TONE, None, "positive"),
+    ("posi\u200btive", TONE, None, None),
     ("not positive", TONE, None, None),
     ("It is not very positive", TONE, None, None),
     ("This isn't positive", TONE, None, None),
@@ -129,6 +134,11 @@ NUMBERS = [
     ("3rd", None, None),
     ("1.2.3", None, None),
     ("forty-two", None, None),
+    ("```\n42\n```", None, "42"),
+    ('{"answer": 42}', None, "42"),
+    ("**42**", None, "42"),
+    ("\x0042", None, "42"),
+    ("I cannot compute this.", None, None),
     ("٤٢", None, "42"),
     ("", None, None),
     ("nan", None, None),

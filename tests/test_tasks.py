@@ -474,7 +474,7 @@ class TestBuiltin:
 
     def test_ingredients_are_not_scored(self):
         unscored = {name for name in REAL if not Registry.builtin().get(name).scored}
-        assert unscored == {"alpaca", "gsm8k"}
+        assert unscored == {"alpaca"}
 
     @pytest.mark.parametrize("name", ["fpb", "twitter-sentiment", "headline"])
     def test_the_text_stands_last_and_the_labels_before(self, name):

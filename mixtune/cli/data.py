@@ -4,7 +4,7 @@ import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -30,7 +30,7 @@ from mixtune.tasks.check import (
 )
 from mixtune.tasks.files import is_rows
 from mixtune.tasks.own import read_own
-from mixtune.tasks.registry import Registry
+from mixtune.tasks.registry import LoadReport, Registry
 from mixtune.tasks.sources import Own
 from mixtune.tasks.starter import Starter, starter
 from mixtune.tasks.task_file import parse_task
@@ -113,9 +113,19 @@ def show_data(
         return
     out = terminal.console()
     _say(out, f"{registry.get(task).name}: {registry.source_of(task)}")
+    report = registry.report(task, cast(Split, split), EvalSpec().carve)
+    _say(out, _counts(report))
     for preview in found:
         _show_preview(out, preview)
     _say(out, "next: name the task in a study, then mixtune plan STUDY.yaml")
+
+
+def _counts(report: LoadReport) -> str:
+    """What a split was made of, in one line."""
+    counts = [f"{n} dropped: {why}" for why, n in report.dropped.items()]
+    counts += [f"{n} × {what}" for what, n in report.notes.items()]
+    made = f"{report.examples} examples of {report.kept} of {report.records} records"
+    return "; ".join([made, *counts])
 
 
 def _task_row(registry: Registry, name: str) -> dict[str, Any]:
@@ -126,6 +136,7 @@ def _task_row(registry: Registry, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "title": shorten(task.title),
+        "role": task.role,
         "roles": ", ".join(roles),
         "answer": shorten(answer),
         "metrics": ", ".join(task.metrics),
@@ -238,7 +249,7 @@ def _next(file: Path, checks: list[TaskCheck], unwritten: bool) -> None:
         _say(out, f"{count} problem{'s' * (count > 1)}; mend and run mixtune data check again")
         return
     usable = [found for found in checks if found.splits] or checks
-    scored = [found.name for found in usable if found.scored] or ["TASK"]
+    scored = [found.name for found in usable if found.role == "task"] or ["TASK"]
     words = [
         "mixtune",
         "init",

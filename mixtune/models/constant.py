@@ -1,7 +1,7 @@
 """The majority class as a system: the floor every trained system is read against.
 
-Knows: how often each answer occurs in a train split, per stratum. Does not know: the text of a
-query, evaluation targets, metrics.
+Knows: how often each answer occurs in a train split, per cue and per stratum. Does not know: the
+text of a query, evaluation targets, metrics.
 """
 
 import math
@@ -13,11 +13,13 @@ from mixtune.records import Answer, Example, Query
 
 
 class MajorityModel:
-    """Says the commonest train answer of the query's stratum, in both forms.
+    """Says the commonest train answer to the query's cue, else of its stratum, in both forms.
 
-    A stratum that train does not have is answered from the counts of all of train: that is the
-    rule of this baseline. Of equally common answers the first in order of choices wins (for open
-    answers: the first by name), so that generating and ranking agree.
+    A cue is something in the prompt that a task lets its floor look up, such as a marked entity.
+    Queries without one, and cues that train does not have, are answered by stratum; a stratum that
+    train does not have, from the counts of all of train: that is the rule of this baseline. Of
+    equally common answers the first in order of choices wins (for open answers: the first by name),
+    so that generating and ranking agree.
     """
 
     def __init__(self, train: Sequence[Example], system: str = "majority") -> None:
@@ -27,8 +29,11 @@ class MajorityModel:
             DataError: no rows.
         """
         self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._cues: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         for example in train:
             self._counts[example.stratum][example.target] += 1
+            if example.cue:
+                self._cues[example.stratum, example.cue][example.target] += 1
         self._all = sum(self._counts.values(), Counter[str]())
         if not self._all:
             raise DataError("a majority class needs train rows", found=0)
@@ -40,22 +45,23 @@ class MajorityModel:
         return self._system
 
     def rank(self, queries: Sequence[Query]) -> list[Answer]:
-        """Log of the train frequency of each choice in the stratum, one added to every count."""
+        """Log of the train frequency of each choice, one added to every count."""
         return [self._ranked(query) for query in queries]
 
     def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
         """The commonest answer; never cut off."""
         return [Answer(output=self._commonest(query)) for query in queries]
 
-    def _of(self, stratum: str) -> Counter[str]:
-        return self._counts.get(stratum, self._all)
+    def _of(self, query: Query) -> Counter[str]:
+        by_stratum = self._counts.get(query.stratum, self._all)
+        return self._cues.get((query.stratum, query.cue), by_stratum)
 
     def _commonest(self, query: Query) -> str:
-        counts = self._of(query.stratum)
+        counts = self._of(query)
         return max(query.choices or sorted(counts), key=lambda answer: counts[answer])
 
     def _ranked(self, query: Query) -> Answer:
-        counts = self._of(query.stratum)
+        counts = self._of(query)
         total = sum(counts[choice] + 1 for choice in query.choices)
         logprobs = tuple(math.log((counts[choice] + 1) / total) for choice in query.choices)
         return Answer(output=self._commonest(query), logprobs=logprobs)

@@ -97,6 +97,7 @@ def data_rows(
 
     `records` are the dataset's own rows; `dropped` those that its task file skips; `leaked` are
     examples that the gate took out; `examples` those that are left to train on or choose from;
+    `noted` what else happened to records that are kept: parts left out, contexts cut;
     `matched` counts examples that stand in a split they should not, each under the strictest kind
     of match, those that share a run of words only (`runs`, leaks.py) last.
     """
@@ -113,6 +114,7 @@ def data_rows(
                 "records": report.records,
                 "dropped": sum(report.dropped.values()),
                 "why": ", ".join(f"{why}: {n}" for why, n in report.dropped.items()),
+                "noted": ", ".join(f"{what}: {n}" for what, n in report.notes.items()),
                 "leaked": leaked,
                 "examples": report.examples - leaked,
                 "matched": _matched(corpus, runs, (name, split)),

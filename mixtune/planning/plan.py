@@ -370,8 +370,10 @@ class Planner:
         return RunPlan(system, kind, (), None, (), answers, 0, label, origin)
 
     def _known(self, task: str) -> list[list[str]]:
-        """What the majority floor depends on: stratum and target of every train row."""
-        return [[row.stratum, row.target] for row in self.corpus.known[task]]
+        """What the majority floor depends on: stratum, target and cue of every train row."""
+        known = self.corpus.known[task]
+        # A cue only where there is one: floors from before there were cues keep their ids.
+        return [[row.stratum, row.target, *([row.cue] if row.cue else [])] for row in known]
 
     def data_rows(self) -> list[dict[str, object]]:
         """What was read and dropped of each dataset, as JSON rows."""

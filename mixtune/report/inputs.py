@@ -30,7 +30,8 @@ class DataRow:
     """What was read of one dataset's split: records in the source, dropped and why, leaked, left.
 
     `dropped`: records that the task skips; `leaked`: examples that the leakage gate took out;
-    `examples`: those left to train on or to evaluate from.
+    `examples`: those left to train on or to evaluate from. `noted`: what happened to records that
+    are kept: parts left out, contexts cut.
     `matched`: examples found in a later split, by the strictest kind of match (corpus.data_rows);
     empty for a study of before there were such counts.
     """
@@ -43,6 +44,8 @@ class DataRow:
     why: str
     leaked: int
     examples: int
+    # A default: plans that were written before this field existed are still read.
+    noted: str = ""
     matched: Mapping[str, int] = field(default_factory=dict)
 
 

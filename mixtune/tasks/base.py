@@ -1,43 +1,54 @@
-"""What a task is: the keys of its file, and how one record becomes examples.
+"""What a task is: the keys of its file, what they may say together, which records it takes.
 
-Knows: keys, labels, groups, digests of examples. Does not know: how files are read (files.py,
-task_file.py), where records are stored (sources.py), which tasks exist (registry.py), tokens.
+Knows: keys, labels, versions, digests of examples. Does not know: how a record becomes examples
+(rendering.py, making.py, context.py), how files are read (files.py, task_file.py), where records
+are stored (sources.py), which tasks exist (registry.py), tokens.
 """
 
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mixtune.errors import DataError, did_you_mean, shorten
+from mixtune.errors import SpecError, did_you_mean
 from mixtune.identity import canonical, digest
 from mixtune.metrics import METRICS
 from mixtune.metrics import VERSION as METRICS_VERSION
-from mixtune.records import Example, Message, Query, Split
+from mixtune.records import Example, Query, Split
 from mixtune.spec import Frozen, Name
-from mixtune.tasks.dialogue import (
-    Dialogue,
-    Format,
-    Record,
-    Role,
-    blank,
-    check_columns,
-    read_dialogue,
-)
-from mixtune.tasks.own_text import grouped, own_text
+from mixtune.tasks.context import Context, Policy
+from mixtune.tasks.dialogue import Format, Record, blank, check_columns
+from mixtune.tasks.dialogue import Role as Speaker
+from mixtune.tasks.making import Make
 from mixtune.tasks.parsers import PARSERS, fold
 from mixtune.tasks.places import FILE_KEYS, Source, Text
+from mixtune.tasks.rendering import (
+    Rendering,
+    content_fields,
+    renamed,
+    require,
+    spellings,
+)
 from mixtune.tasks.templates import check as check_template
-from mixtune.tasks.templates import render, variables
+from mixtune.tasks.templates import variables
 
 RENDERER = 1
 """Version of the prompt renderer; part of every prompt version."""
 
 LABEL_METRICS = ("accuracy", "macro-f1", "weighted-f1")
+
+Role = Literal["task", "probe", "ingredient", "judged"]
+"""What a dataset is there for.
+
+`task`: one wants to be good at it, and chooses by it. `probe`: it is scored to see what training
+took away or brought along, and nothing is chosen by it. `ingredient`: it is trained on only.
+`judged`: its answers are free text, so no parser scores them.
+"""
+
+Kept = dict[str, tuple[str, ...]]
 
 
 class Fields(Frozen):
@@ -51,17 +62,6 @@ class Fields(Frozen):
     group: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Spot:
-    """What the examples of one record have in common."""
-
-    where: str
-    key: str
-    split: Split
-    group: str
-    own_text: str
-
-
 class Task(Frozen):
     """A dataset one can train on or be scored on, as its YAML file says.
 
@@ -73,7 +73,10 @@ class Task(Frozen):
     compared by; by default the fields that the prompt reads, or all that the user says.
     `columns` maps names used here to those of the file. Rows of another `format` than fields are
     conversations: they need no prompt, `roles` maps speakers, and `turns` says whether all of the
-    assistant's turns are learnt or the last one.
+    assistant's turns are learnt or the last one. `make` adds fields and parts a record (making.py),
+    `context` names the long page that a prompt shows (context.py). `keep` and `leave_out` say which
+    records are this task's, by the values of fields. `floor_by` is a template of what the majority
+    floor may look up in train before it falls back on the commonest answer.
     """
 
     name: Name
@@ -81,14 +84,19 @@ class Task(Frozen):
     about: str = ""
     version: Annotated[int, Field(gt=0)] = 1
     kind: Literal["label", "open"]
+    role: Role
     synthetic: bool = False
     scored: bool = True
     trainable: bool = True
     aliases: tuple[str, ...] = ()
     format: Format = "fields"
     columns: dict[str, str | None] = Field(default_factory=dict)
-    roles: dict[str, Role] = Field(default_factory=dict)
+    roles: dict[str, Speaker] = Field(default_factory=dict)
     turns: Literal["all", "last"] = "all"
+    make: Make | None = None
+    context: Context | None = None
+    keep: Kept = Field(default_factory=dict)
+    leave_out: Kept = Field(default_factory=dict)
     labels: tuple[Text, ...] = ()
     label_values: dict[str, str] = Field(default_factory=dict)
     allow_prefix_labels: bool = False
@@ -100,6 +108,7 @@ class Task(Frozen):
     may_be_empty: tuple[str, ...] = ()
     skip_if_empty: tuple[str, ...] = ()
     group_by: Text | None = None
+    floor_by: Text | None = None
     own_text: Text | None = None
     questions: dict[str, Text] = Field(default_factory=dict)
     parser: str
@@ -121,17 +130,30 @@ class Task(Frozen):
             return value
         made: dict[Any, Any] = {}
         for key, label in value.items():
-            text = _spellings(key)[0] if isinstance(key, str | int | float) else key
+            text = spellings(key)[0] if isinstance(key, str | int | float) else key
             if made.setdefault(text, label) != label:
                 raise ValueError(f"{text!r} is there twice, with two labels")
         return made
 
-    @field_validator("prompt", "system", "target", "group_by", "own_text")
+    @field_validator("prompt", "system", "target", "group_by", "floor_by", "own_text")
     @classmethod
     def _compiles(cls, source: str | None) -> str | None:
         if source is not None:
             check_template(source)
         return source
+
+    @field_validator("make", "context")
+    @classmethod
+    def _all_compile(cls, holder: Make | Context | None) -> Make | Context | None:
+        found: list[str | None] = []
+        if isinstance(holder, Context):
+            found = [holder.text, holder.question]
+        elif holder is not None and holder.turns is not None:
+            found = [holder.turns.follow_up]
+        for template in found:
+            if template is not None:
+                check_template(template)
+        return holder
 
     @field_validator("parser")
     @classmethod
@@ -152,7 +174,7 @@ class Task(Frozen):
 
     @model_validator(mode="after")
     def _agrees(self) -> "Task":
-        for check in (_check_format, _check_labels, _check_kind, _check_scoring, _check_prompt):
+        for check in _CHECKS:
             check(self)
         return self
 
@@ -163,6 +185,7 @@ class Task(Frozen):
         # Left out where they say nothing, so that prompts from before there were these keep theirs.
         if self.format != "fields" or self.columns:
             shown |= {"format", "turns", "columns", "roles"}
+        shown |= {key for key in ("make", "context") if getattr(self, key) is not None}
         parts = self.model_dump(include=shown)
         return digest({"renderer": RENDERER, **parts, "questions": list(self.questions.items())})
 
@@ -175,13 +198,68 @@ class Task(Frozen):
         types = {"types": self.types} if self.types else {}
         return digest({**parts, **metrics, "labels": self.labels, **types})
 
-    def dropped(self, record: Record) -> str | None:
-        """The reason why the task's own policy leaves a record out, or None."""
+    def with_context(self, policy: Policy, words: int | None) -> "Task":
+        """The same task under another policy for contexts of more than `words` words.
+
+        Raises:
+            SpecError: the task has no long context, or the policy cannot be used with it.
+        """
+        if self.context is None:
+            raise SpecError(
+                "the task has no long context, so no policy for one",
+                where=self.name,
+                remedy="name a task whose file has context:",
+            )
+        try:
+            changed = {"policy": policy, "words": words}
+            context = Context.model_validate({**self.context.model_dump(), **changed})
+        except ValueError as error:
+            raise SpecError(
+                "the policy for long contexts cannot be used",
+                where=self.name,
+                found=f"{policy}, {words} words",
+                wanted="error, or drop, evidence-first or truncate-middle with words",
+            ) from error
+        return self.model_copy(update={"context": context})
+
+    def dropped(self, record: Record, where: str = "record") -> str | None:
+        """The reason why the task's own policy leaves a record out, or None.
+
+        Raises:
+            DataError: what is made of the record cannot be made.
+        """
+        for field, values in self.keep.items():
+            if field in record and str(record[field]) not in values:
+                return f"another {field}"
+        for field, values in self.leave_out.items():
+            if field in record and str(record[field]) in values:
+                return f"another {field}"
         for field in self.skip_if_empty:
             theirs = self.columns.get(field) or field
             if theirs in record and blank(record[theirs]):
                 return f"empty {field}"
+        made = self.make.made(renamed(self, record, where), where) if self.make else None
+        if made is not None and made.dropped is not None:
+            return made.dropped
+        if self.context is not None and self.context.policy == "drop":
+            long = self._too_long(record, where)
+            return f"context over {self.context.words:,} words" if long else None
         return None
+
+    def notes(self, record: Record, where: str = "record") -> list[str]:
+        """What happened to a record that is kept and is worth counting: parts left out, a cut page.
+
+        Raises:
+            DataError: what is made of the record cannot be made.
+        """
+        found: list[str] = []
+        if self.make is not None:
+            found += self.make.made(renamed(self, record, where), where).notes
+        context = self.context
+        if context is not None and context.policy not in ("error", "drop"):
+            cut = f"context cut to {context.words:,} words: {context.policy}"
+            found += [cut] if self._too_long(record, where) else []
+        return found
 
     def to_examples(
         self,
@@ -192,7 +270,7 @@ class Task(Frozen):
         number: int = 0,
         only: str | None = None,
     ) -> list[Example]:
-        """Render one record: one example, one per question or one per turn of the assistant.
+        """Render one record: one example, one per question, per part or per turn of the assistant.
 
         `number`: its place in the split, the id of records that have none. `only`: a single
         question, for sources that give a row per question.
@@ -200,104 +278,32 @@ class Task(Frozen):
         Raises:
             DataError: a field missing or empty, a label outside the set, a template that fails.
         """
-        if self.format == "fields" and self.columns:
-            record = _renamed(self, record, where)
-        _require(self, record, where)
+        record = renamed(self, record, where)
+        require(self, record, where)
         key = str(record[self.fields.id]) if self.fields.id else f"{split}-{number}"
-        if self.format != "fields":
-            return self._turns(record, where, key, split)
-        values = [record[name] for name in _content_fields(self)]
-        told = own_text(self.own_text, record, values, where)
-        spot = _Spot(where, key, split, _group(self, record, where), told)
-        if not self.questions:
-            return [self._example(record, spot)]
-        asked = self.questions if only is None else [only]
-        return [self._example(record, spot, field) for field in asked]
+        return Rendering(self, record, where, key, split).examples(only)
 
-    def _turns(self, record: Record, where: str, key: str, split: Split) -> list[Example]:
-        """An example for each of the assistant's turns that is learnt, with the turns before it."""
-        dialogue = read_dialogue(record, where, self.format, self.columns, self.roles)
-        group = _group(self, record, where, dialogue.own_text())
-        asked = [turn.content for turn in dialogue.turns if turn.role == "user"]
-        told = own_text(self.own_text, record, asked, where)
-        before: tuple[Message, ...] = ()
-        if self.system is not None and dialogue.turns[0].role != "system":
-            before = (Message("system", render(self.system, record, f"{where}: system")),)
-        answers = dialogue.answers()
-        return [
-            Example(
-                task=self.name,
-                id=f"{key}/{_number(dialogue, place)}",
-                split=split,
-                group=group,
-                stratum="",
-                messages=(*before, *dialogue.turns[:place]),
-                target=dialogue.turns[place].content,
-                record=key,
-                own_text=told,
-            )
-            for place in (answers if self.turns == "all" else answers[-1:])
-        ]
-
-    def _example(self, record: Record, spot: _Spot, field: str | None = None) -> Example:
-        values: dict[str, Any] = {**record, "labels": self.labels}
-        if field is not None:
-            values["question"] = self.questions[field]
-        label_field = field or self.fields.label
-        user = render(self.prompt or "", values, f"{spot.where}: prompt")
-        messages = [Message("user", user)]
-        if self.system is not None:
-            system = render(self.system, values, f"{spot.where}: system")
-            messages.insert(0, Message("system", system))
-        if label_field is not None:
-            values["label"] = self._label(record, label_field, spot.where)
-        target = render(self.target, values, f"{spot.where}: target")
-        if not target:
-            raise DataError(
-                "the target is empty", where=spot.where, remedy="skip_if_empty leaves such rows out"
-            )
-        return Example(
-            task=self.name,
-            id=spot.key if field is None else f"{spot.key}/{field}",
-            split=spot.split,
-            group=spot.group,
-            stratum=field or "",
-            messages=tuple(messages),
-            target=target,
-            choices=self.labels,
-            record=spot.key,
-            own_text=spot.own_text,
-        )
-
-    def _label(self, record: Record, field: str, where: str) -> str:
-        raw = record[field] if field in record else _missing(field, record, where)
-        if self.kind == "open":
-            return "" if blank(raw) else str(raw)
-        known = {*self.labels, *self.label_values}
-        text = next((t for t in _spellings(raw) if t in known), _spellings(raw)[-1])
-        label = self.label_values.get(text, text)
-        if isinstance(raw, list | dict | None) or label not in self.labels:
-            raise DataError(
-                "label outside the declared set",
-                where=f"{where}: field {field!r}",
-                found=raw if isinstance(raw, str) and raw.strip() else repr(raw),
-                wanted=f"one of {shorten(', '.join(sorted(known)), 300)}",
-                remedy="mend the row, or add the value to labels or label_values of the task file",
-            )
-        return label
+    def _too_long(self, record: Record, where: str) -> bool:
+        assert self.context is not None
+        record = renamed(self, record, where)
+        require(self, record, where)
+        pages = Rendering(self, record, where, "", "train").pages()
+        return any(map(self.context.too_long, pages))
 
 
 def query_of(example: Example) -> Query:
     """What a model may see of an example."""
-    return Query(example.id, example.stratum, example.messages, example.choices)
+    return Query(example.id, example.stratum, example.messages, example.choices, example.cue)
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
-    """Digest over id, messages, target, choices, group and stratum of examples, in their order."""
+    """Digest over id, messages, target, choices, group, stratum and cue of examples, in order."""
     state = hashlib.sha256()
     for e in examples:
         turns = [[m.role, m.content] for m in e.messages]
-        row = [e.id, turns, e.target, list(e.choices), e.group, e.stratum]
+        # Only where there is one, so that examples from before there were cues keep theirs.
+        cue = [e.cue] if e.cue else []
+        row = [e.id, turns, e.target, list(e.choices), e.group, e.stratum, *cue]
         state.update(canonical(row).encode("utf-8", "surrogatepass") + b"\n")
     return state.hexdigest()[:16]
 
@@ -306,10 +312,12 @@ def _with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
     """A raw task with what a short file leaves out."""
     labelled = bool(raw.get("labels") or raw.get("questions"))
     kind = raw.get("kind", "label" if labelled else "open")
-    scored = raw.get("scored", kind == "label" or bool(raw.get("metrics")))
+    unscored = raw.get("role") in ("ingredient", "judged")
+    scored = raw.get("scored", not unscored and (kind == "label" or bool(raw.get("metrics"))))
     made = {
         "title": raw.get("name", "task"),
         "kind": kind,
+        "role": "task" if scored else "ingredient",
         "parser": "label" if kind == "label" else "text",
         "metrics": LABEL_METRICS if kind == "label" and scored else (),
         "scored": scored,
@@ -391,6 +399,42 @@ def _check_scoring(task: Task) -> None:
         raise ValueError("types: only items of a list have types (parser spans or triplets)")
 
 
+def _check_role(task: Task) -> None:
+    if task.scored != (task.role in ("task", "probe")):
+        state = "scored" if task.scored else "not scored"
+        raise ValueError(
+            f"role: {task.role}, but it is {state}; tasks and probes are scored, ingredients and "
+            "judged sets are not"
+        )
+
+
+def _check_making(task: Task) -> None:
+    """What is made and what is cut is shown in the prompt, and the answer is not."""
+    if task.make is None and task.context is None:
+        return
+    if task.format != "fields" or task.questions:
+        raise ValueError("make and context: for rows of fields, without questions")
+    seen = variables(task.prompt, task.system)
+    if task.context is not None:
+        if "context" not in seen:
+            raise ValueError("prompt: the task has a context, so the prompt needs {{ context }}")
+        seen |= variables(task.context.text, task.context.question)
+    if task.make is not None and (given := seen & task.make.answers()):
+        raise ValueError(f"prompt: shows the answer ({', '.join(sorted(given))})")
+
+
+def _check_floor(task: Task) -> None:
+    """The floor looks up what the prompt shows, and not the answer."""
+    if task.floor_by is None:
+        return
+    if task.kind != "label":
+        raise ValueError("floor_by: only a label task has a majority floor")
+    answers = {"label", task.fields.label, *task.questions}
+    answers |= task.make.answers() if task.make else set()
+    if given := set(variables(task.floor_by)) & answers:
+        raise ValueError(f"floor_by: reads the answer ({', '.join(sorted(map(str, given)))})")
+
+
 def _check_prompt(task: Task) -> None:
     """The prompt asks for what the target says, and does not give it away."""
     if task.format != "fields":
@@ -401,7 +445,7 @@ def _check_prompt(task: Task) -> None:
         raise ValueError(f"prompt: shows the answer ({', '.join(sorted(given))})")
     if task.questions and "question" not in seen:
         raise ValueError("prompt: the task has questions, so the prompt needs {{ question }}")
-    if not _content_fields(task):
+    if not content_fields(task):
         raise ValueError("prompt: reads no field of the record")
     if "labels" in seen:
         return
@@ -419,81 +463,12 @@ def shared_fields(task: Task) -> set[str]:
     told = set(variables(task.target))
     if "label" in told:
         told = told - {"label"} | ({task.fields.label} if task.fields.label else {*task.questions})
-    sides = _content_fields(task), told
+    sides = content_fields(task), told
     shown, answered = ({task.columns.get(n) or n for n in names} for names in sides)
     return shown & answered
 
 
-def _content_fields(task: Task) -> list[str]:
-    """Record fields that the prompt reads, by name."""
-    seen = variables(task.prompt, task.system)
-    return sorted(seen - {"labels"} - ({"question"} if task.questions else set()))
-
-
-def _require(task: Task, record: Record, where: str) -> None:
-    """Every field that a template reads is there and, unless it may be empty, says something."""
-    read = variables(task.prompt, task.system, task.target, task.group_by, task.own_text)
-    read -= {"labels", "label"}
-    named = {field for field in (task.fields.id, task.fields.group) if field}
-    for field in sorted((read - ({"question"} if task.questions else set())) | named):
-        if field not in record:
-            _missing(field, record, where)
-        if field not in task.may_be_empty and blank(record[field]):
-            raise DataError(
-                "the field is empty",
-                where=f"{where}: field {field!r}",
-                found=repr(record[field]),
-                wanted="text that is not blank",
-                remedy="mend the row, or name the field in may_be_empty or skip_if_empty",
-            )
-
-
-def _missing(field: str, record: Record, where: str) -> Any:  # noqa: ANN401 - never returns
-    raise DataError(
-        f"the record has no field {field!r}",
-        where=where,
-        found=", ".join(sorted(map(str, record))) or "an empty record",
-        wanted=field,
-        remedy=did_you_mean(field, map(str, record)) if record else "mend the row",
-    )
-
-
-def _renamed(task: Task, record: Record, where: str) -> Record:
-    """The record by the names that the task file uses."""
-    for ours, theirs in task.columns.items():
-        if theirs not in record:
-            _missing(str(theirs), record, f"{where}: columns.{ours}")
-    taken = set(task.columns.values())
-    kept = {name: value for name, value in record.items() if name not in taken}
-    return kept | {ours: record[str(theirs)] for ours, theirs in task.columns.items()}
-
-
-def _spellings(raw: object) -> tuple[str, ...]:
-    """How a stored label may be written in a task file; the last is what it is without a mapping.
-
-    CSV keeps texts only, and other programs write whole numbers as 1.0 where a row has none.
-    """
-    if isinstance(raw, bool):
-        return (str(raw).lower(), str(raw))
-    if isinstance(raw, float) and raw.is_integer():
-        return (str(raw), str(int(raw)))
-    text = raw.strip() if isinstance(raw, str) else str(raw)
-    return (text.lower(), text) if text.lower() in ("true", "false") else (text,)
-
-
-def _number(dialogue: Dialogue, place: int) -> int:
-    """Which of the assistant's turns stands at a place, from 1."""
-    return sum(turn.role == "assistant" for turn in dialogue.turns[: place + 1])
-
-
-def _group(task: Task, record: Record, where: str, asked: str = "") -> str:
-    """The unit of independence: a field as it stands, or a text loosely normalised."""
-    if task.fields.group is not None:
-        return str(record[task.fields.group])
-    if task.group_by is not None:
-        text = render(task.group_by, {**record, "labels": task.labels}, f"{where}: group_by")
-    elif task.format != "fields":
-        text = asked
-    else:
-        text = "\n".join(str(record[field]) for field in _content_fields(task))
-    return grouped(text)
+_CHECKS = (
+    _check_format, _check_labels, _check_kind, _check_role, _check_scoring, _check_making,
+    _check_floor, _check_prompt,
+)  # fmt: skip

@@ -6,7 +6,7 @@ Knows: counts, labels, lengths, repeats, where problems are. Does not know: toke
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -39,7 +39,8 @@ class SplitFacts:
     """One split: records read = kept + dropped; examples; lengths in characters, or tokens.
 
     `repeated`: examples whose prompt stands in the split before. `leaked`: examples that stand in
-    a later split, which a study drops. `over_long`: examples of more tokens than `limit`.
+    a later split, which a study drops. `over_long`: examples of more tokens than `limit`. `noted`:
+    what else happened to records that are kept.
     """
 
     split: str
@@ -56,6 +57,7 @@ class SplitFacts:
     tokens: Spread | None = None
     supervised_tokens: int | None = None
     over_long: int | None = None
+    noted: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class TaskCheck:
     name: str
     origin: str
     kind: str
+    role: str
     scored: bool
     splits: tuple[SplitFacts, ...]
     problems: tuple[str, ...]
@@ -132,6 +135,7 @@ def check_task(registry: Registry, name: str, measures: Measures) -> TaskCheck:
         name=task.name,
         origin=registry.origin_of(task.name),
         kind=task.kind,
+        role=task.role,
         scored=task.scored,
         splits=tuple(splits),
         problems=tuple(problems),
@@ -167,6 +171,7 @@ def _facts(registry: Registry, name: str, measures: Measures) -> list[SplitFacts
                 kept=report.kept,
                 dropped=dict(report.dropped),
                 examples=len(examples),
+                noted=dict(report.notes),
                 labels=_labels(examples),
                 repeated=len(examples) - len({e.messages for e in examples}),
                 leaked=len(measures.find_leaked(examples, later)),
@@ -231,6 +236,7 @@ def _notes(splits: Sequence[SplitFacts], task: Task, limit: int) -> list[str]:
     for facts in splits:
         if task.scored:
             notes += _notes_on_scores(facts, task.labels)
+        notes += [f"{facts.split}: {what}: {count}" for what, count in facts.noted.items()]
         if facts.repeated:
             notes.append(f"{facts.split}: {facts.repeated} prompts stand there more than once")
         if facts.over_long:

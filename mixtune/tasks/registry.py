@@ -6,7 +6,7 @@ Knows: task files, aliases, carving by group. Does not know: file formats (sourc
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
@@ -16,6 +16,7 @@ from mixtune.errors import DataError, SpecError, did_you_mean, shorten
 from mixtune.identity import unit_interval
 from mixtune.records import Example, OwnText, Split
 from mixtune.tasks.base import Task
+from mixtune.tasks.context import Policy
 from mixtune.tasks.files import Fault, Row, refuse
 from mixtune.tasks.imports import RefusingReader
 from mixtune.tasks.own import installed, read_own
@@ -29,7 +30,8 @@ class LoadReport:
     """What a split was made of: records read = kept + dropped, and examples made of those kept.
 
     `read_from` is the stored split; `examples` those of the split asked for, without those that
-    carving gives to another split. `dropped` counts records by reason.
+    carving gives to another split. `dropped` counts records by reason; `notes` what else happened
+    on the way: parts of kept records left out, contexts cut.
     """
 
     source: str
@@ -38,6 +40,7 @@ class LoadReport:
     kept: int
     dropped: Mapping[str, int]
     examples: int
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class _Stored:
     examples: tuple[Example, ...]
     records: int
     dropped: Mapping[str, int]
+    notes: Mapping[str, int]
 
 
 class Registry:
@@ -105,6 +109,19 @@ class Registry:
             DataError: a name that is already taken.
         """
         return Registry([*self._tasks.values(), *more], self._data_dir)
+
+    def with_context(self, name: str, policy: Policy, words: int | None) -> "Registry":
+        """A registry in which one task has another policy for long contexts.
+
+        Raises:
+            SpecError: no such task, or one without a long context.
+        """
+        changed = self.get(name).with_context(policy, words)
+        owns = (
+            replace(own, task=changed) if own.task.name == changed.name else own
+            for own in self._tasks.values()
+        )
+        return Registry(owns, self._data_dir)
 
     def __contains__(self, name: object) -> bool:
         """Whether a task has the name, or has it among its aliases."""
@@ -189,8 +206,9 @@ class Registry:
     def examples(self, name: str, split: Split, carve: float) -> list[Example]:
         """The examples of a split, in stored order.
 
-        Where a scored task has no validation split, the train groups with unit_interval("carve",
-        group) below `carve` become it and the others train; a split given upstream stays whole.
+        Where a task (no probe) has no validation split, the train groups with
+        unit_interval("carve", group) below `carve` become it and the others train; a split given
+        upstream stays whole.
 
         Raises:
             SpecError: no such task. DataError: no such split, or a record that cannot be used.
@@ -231,6 +249,7 @@ class Registry:
             kept=stored.records - dropped,
             dropped=dict(stored.dropped),
             examples=len(examples),
+            notes=dict(stored.notes),
         )
 
     def _add(self, own: Own) -> None:
@@ -258,13 +277,13 @@ class Registry:
         """The splits that are carved from train, with the share of groups that each takes.
 
         Of a set that is only trained on nobody reads a validation split, so it loses no rows to
-        one.
+        one; nor does a probe, by which nothing is chosen.
         """
         reader = self._reader(task)
         shares: dict[Split, float] = {}
         if not reader.has("test") and reader.carve_test is not None:
             shares["test"] = reader.carve_test
-        if not reader.has("validation") and task.scored:
+        if not reader.has("validation") and task.role == "task":
             shares["validation"] = carve
         return shares
 
@@ -275,10 +294,11 @@ class Registry:
         reader = self._reader(task)
         read_from: Split = "train" if split in shares else split
         if not reader.has(read_from):
+            why = ", a probe: nothing is chosen by it" if task.role == "probe" else ""
             raise DataError(
                 f"the dataset has no {read_from} split",
                 where=task.name,
-                found=reader.about,
+                found=f"{reader.about}{why}",
                 remedy="ask for another split, or add the file",
             )
         key = (task.name, read_from)
@@ -308,29 +328,41 @@ def _load(task: Task, reader: Reader, split: Split, fault: Fault = refuse) -> _S
     """
     examples: list[Example] = []
     dropped: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     seen: dict[str, str] = {}
     records = kept = faults = 0
     for row in reader.rows(split, fault):
         records += 1
-        reason = task.dropped(row.record)
-        if reason is not None:
-            dropped[reason] += 1
-            continue
         try:
-            made = task.to_examples(
-                row.record, split, where=row.where, number=row.number, only=row.only
-            )
+            reason, made = _rendered(task, row, split)
             _refuse_repeats(made, seen, row)
         except DataError as error:
             fault(error)
             faults += 1
             continue
+        if reason is not None:
+            dropped[reason] += 1
+            continue
         examples += made
         kept += 1
+        notes.update(task.notes(row.record, row.where))
     if not examples and not faults:
         fault(_unusable(task, split, records, reader.about, dropped))
     assert records == kept + faults + dropped.total()
-    return _Stored(tuple(examples), records, dropped)
+    return _Stored(tuple(examples), records, dropped, notes)
+
+
+def _rendered(task: Task, row: Row, split: Split) -> tuple[str | None, list[Example]]:
+    """Why a record is left out, or its examples.
+
+    Raises:
+        DataError: the record cannot be used.
+    """
+    reason = task.dropped(row.record, row.where)
+    if reason is not None:
+        return reason, []
+    made = task.to_examples(row.record, split, where=row.where, number=row.number, only=row.only)
+    return None, made
 
 
 def _unusable(
