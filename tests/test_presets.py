@@ -6,8 +6,8 @@ from itertools import combinations
 import pytest
 
 from mixtune.errors import SpecError
+from mixtune.planning.names import canonical
 from mixtune.planning.outline import Rates, known_rows, outline
-from mixtune.planning.plan import canonical
 from mixtune.presets import names, preset
 from mixtune.study_file import load_studies, parse_study
 from mixtune.tasks.registry import Registry

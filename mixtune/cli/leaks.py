@@ -20,7 +20,7 @@ from mixtune.derive import Derived
 from mixtune.errors import DataError, UserError, shorten
 from mixtune.leakage.overlap import NOTIONS, RUN, Notion, Overlap, Overlaps, Part
 from mixtune.planning.corpus import EVALUATED
-from mixtune.planning.plan import canonical
+from mixtune.planning.names import canonical
 from mixtune.records import Result, Split
 from mixtune.spec import EvalSpec, Study
 from mixtune.study_file import load_study

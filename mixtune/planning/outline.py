@@ -22,7 +22,7 @@ from mixtune.mixing import portions
 from mixtune.models.catalog import BaseModelFiles, catalogue, locate
 from mixtune.models.memory import shape_of
 from mixtune.planning.cells import Cell, cells
-from mixtune.planning.plan import canonical
+from mixtune.planning.names import canonical
 from mixtune.records import Example
 from mixtune.spec import Frozen, Study
 from mixtune.tasks.registry import Registry

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Literal
 
 from mixtune.design import title
-from mixtune.errors import DataError, SpecError, did_you_mean
+from mixtune.errors import DataError, SpecError
 from mixtune.identity import digest, make_id
 from mixtune.mixing import Mixture, mix
 from mixtune.models.catalog import BaseModelFiles
@@ -25,16 +25,14 @@ from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, gold_answers, 
 from mixtune.planning.flaws import leaking_packs, lower_labels
 from mixtune.planning.leaks import Leaks
 from mixtune.planning.lengths import longest_answer
+from mixtune.planning.names import SystemKind, answerable, canonical
 from mixtune.records import Example, MixRow, Query, Split
 from mixtune.spec import Course, FormName, Study, UnitName
 from mixtune.store import PlanRow, slug
-from mixtune.study_file import parse_study
 from mixtune.tasks.base import Task, fingerprint, query_of
 from mixtune.tasks.registry import Registry
 from mixtune.tokens import Row, Tokens, encode_rows
 
-SystemKind = Literal["trained", "base", "majority", "adapter", "model"]
-"""The last two were made elsewhere and brought in to be scored."""
 LIMITS = {"max_length", "over_long", "gradient_checkpointing"}
 """Training settings that are in no id: they refuse or drop rows, and the rows are in the id; or
 they trade memory for time, and the result is the same."""
@@ -390,7 +388,7 @@ class Planner:
             task = self.registry.get(name)
             for split in EVALUATED:
                 for form in self.study.evaluate.forms:
-                    if _answerable(task, form, kind):
+                    if answerable(task, form, kind):
                         found.append(self._answer(system, kind, task, split, form))
         return tuple(found)
 
@@ -484,58 +482,6 @@ def _moved(where: str) -> DataError:
         remedy="leave the files alone and type the command again; in a Python task, sort what has "
         "no order of its own, such as a set",
     )
-
-
-def canonical(study: Study, registry: Registry) -> Study:
-    """The study with tasks and ingredients under their own names; aliases resolved.
-
-    Raises:
-        SpecError: one that does not exist, cannot be used as asked, or is named twice.
-    """
-    tasks = [_usable(name, registry, "tasks") for name in study.tasks]
-    named = {name: _usable(name, registry, "ingredients") for name in study.ingredients}
-    for name in tasks:
-        if not any(_answerable(registry.get(name), f, "trained") for f in study.evaluate.forms):
-            raise SpecError(
-                f"task {name!r} has open answers, which cannot be ranked",
-                found=list(study.evaluate.forms),
-                remedy="add strict to evaluate.forms",
-            )
-    explicit = [[named[name] for name in cocktail] for cocktail in study.design.explicit]
-    levels = [
-        one.model_dump(mode="json")
-        | {key: [named[name] for name in getattr(one, key)] for key in ("add", "to")}
-        for one in study.design.levels
-    ]
-    raw = study.model_dump(mode="json")
-    raw["tasks"] = tasks
-    raw["ingredients"] = {named[name]: amount for name, amount in raw["ingredients"].items()}
-    raw["design"] |= {"explicit": explicit, "levels": levels}
-    if len(raw["ingredients"]) < len(named):
-        raise SpecError("ingredients: two names mean the same dataset", found=named)
-    return parse_study(raw)
-
-
-def _usable(name: str, registry: Registry, key: str) -> str:
-    task = registry.get(name)
-    if not getattr(task, _NEEDS[key]):
-        fit = [n for n in registry.names() if getattr(registry.get(n), _NEEDS[key])]
-        raise SpecError(
-            f"{key}: {name!r} is not {_NEEDS[key]}",
-            wanted=did_you_mean(name, fit),
-            remedy="mixtune tasks lists what there is",
-        )
-    return task.name
-
-
-_NEEDS = {"tasks": "scored", "ingredients": "trainable"}
-
-
-def _answerable(task: Task, form: FormName, kind: SystemKind) -> bool:
-    """Constrained answers need labels; an open answer has no majority worth the name."""
-    if task.kind == "open":
-        return form == "strict" and kind != "majority"
-    return True
 
 
 def plan_row(run: RunPlan, answer: AnswerPlan | None) -> PlanRow:
