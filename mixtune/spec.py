@@ -280,6 +280,16 @@ class EvalSpec(Frozen):
         return forms
 
 
+class LongContext(Frozen):
+    """What is done with pages of more words than a task's prompt shall show."""
+
+    policy: Literal["error", "drop", "evidence-first", "truncate-middle"] = "error"
+    """Refuse them; drop and count the record; show what shares the rarest words with the question
+    first and cut; or leave the middle out."""
+    words: Count | None = None
+    """The most words, parted by white space, that a page is shown with; null is any number."""
+
+
 class Flaws(Frozen):
     """Mistakes of published studies, each off by default: to see what it changes, switch it on."""
 
@@ -319,6 +329,8 @@ class Study(Frozen):
     """What is answered, and how."""
     baselines: tuple[Literal["majority", "base"], ...] = ("majority", "base")
     """Floors to compare with: the commonest label, and the untuned base."""
+    contexts: dict[Name, LongContext] = Field(default_factory=dict)
+    """Task with long pages, such as finqa → another policy for them than its file has."""
     flaws: Flaws = Flaws()
     """Mistakes of published studies to switch on."""
 

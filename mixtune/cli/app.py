@@ -158,7 +158,7 @@ def _preset_or(path: Path) -> Path:
 
 def derived_of(study: Study, runs_dir: Path, data_dir: Path | None = None) -> Derived:
     """What follows from a study's results; the study has been run."""
-    registry = Registry.open(study.task_files, data_dir)
+    registry = Registry.of(study, data_dir)
     return Derived(Store(runs_dir / study.name), registry)
 
 

@@ -72,7 +72,8 @@ def leaks(  # noqa: PLR0913 - a verb's options
             remedy="leave one of them out",
         )
     study = None if study_file is None else load_study(study_file)
-    registry = Registry.open(study.task_files if study else map(str, task_file or ()), data_dir)
+    own = map(str, task_file or ())
+    registry = Registry.of(study, data_dir) if study else Registry.open(own, data_dir)
     left_out: dict[str, str] = {}
     if study is not None:
         wanted, carve = _of_study(canonical(study, registry)), study.evaluate.carve

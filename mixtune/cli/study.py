@@ -79,7 +79,7 @@ def plan(  # noqa: PLR0913 - a verb's options
     """Show cells, runs, ids, rows and tokens before anything is trained. Next: mixtune run."""
     studies = studies_of(study_file, overrides, limit)
     if sketch or len(studies) > 1:
-        registry = Registry.open(studies[0].task_files, data_dir)
+        registry = Registry.of(studies[0], data_dir)
         found = outline(studies, registry, Rates(teraflops, price))
         if as_json:
             print(json.dumps(outline_json(found), indent=1))
@@ -94,7 +94,7 @@ def _plan(study_file: Path, study: Study, folders: tuple[Path | None, Path], as_
     data_dir, runs_dir = folders
     found = locate(study.model, download=False)
     files = found if isinstance(found, BaseModelFiles) else None
-    planner = Planner(study, Registry.open(study.task_files, data_dir), files)
+    planner = Planner(study, Registry.of(study, data_dir), files)
     made = planner.plan()
     store = Store(runs_dir / study.name)
     changed = changed_by_tasks(store, planner.study, planner.data_rows())
@@ -297,7 +297,7 @@ def evaluate(  # noqa: PLR0913 - a verb's options
 ) -> None:
     """Score an adapter or model made elsewhere, as a system of the study. Next: mixtune compare."""
     study = study_of(study_file, overrides, limit)
-    registry = Registry.open(study.task_files, data_dir)
+    registry = Registry.of(study, data_dir)
     gates = [_gate(text, [registry.get(task).name for task in study.tasks]) for text in gate or ()]
     brought = _heavy("brought")
     label = name or Path(what).name or what

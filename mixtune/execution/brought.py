@@ -57,7 +57,7 @@ def evaluate(
     # Where the study has been planned it is what is kept there, seeds added by hand and all; a
     # system brought in asks nothing of the study file.
     study = _kept(store, study) if kept else study
-    registry = Registry.open(study.task_files, data_dir)
+    registry = Registry.of(study, data_dir)
     home = planner = Planner(study, registry, prepare(study.model))
     plan = home.plan().rows()
     adapter = local_path(what)

@@ -70,4 +70,4 @@ def run_study(
 
 
 def _planner(study: Study, data_dir: Path | None, files: BaseModelFiles) -> Planner:
-    return Planner(study, Registry.open(study.task_files, data_dir), files)
+    return Planner(study, Registry.of(study, data_dir), files)

@@ -15,6 +15,7 @@ from typing import get_args
 from mixtune.errors import DataError, SpecError, did_you_mean, shorten
 from mixtune.identity import unit_interval
 from mixtune.records import Example, OwnText, Split
+from mixtune.spec import Study
 from mixtune.tasks.base import Task
 from mixtune.tasks.context import Policy
 from mixtune.tasks.files import Fault, Row, refuse
@@ -93,6 +94,18 @@ class Registry:
             DataError: the data directory is not there; a file or package that cannot be used.
         """
         return cls.builtin(data_dir).with_own(installed()).with_files(map(Path, task_files))
+
+    @classmethod
+    def of(cls, study: Study, data_dir: Path | None = None) -> "Registry":
+        """The tasks that a study can name, with its own policies for long contexts.
+
+        Raises:
+            DataError: as `open`. SpecError: a policy for a task that has no long context.
+        """
+        registry = cls.open(study.task_files, data_dir)
+        for name, one in study.contexts.items():
+            registry = registry.with_context(name, one.policy, one.words)
+        return registry
 
     def with_files(self, paths: Iterable[Path]) -> "Registry":
         """A registry with tasks of the user's own added: see own.py for the kinds of files.
