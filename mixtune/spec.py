@@ -255,8 +255,8 @@ class EvalSpec(Frozen):
     test_items: Count | None = None
     """At least so many items of each task's test split; null takes all."""
     forms: tuple[FormName, ...] = ("strict", "constrained")
-    """How a task is answered: text as asked for (strict, which is also read for the answer that it
-    holds: lenient), the likeliest label (constrained)."""
+    """How a task is answered: text as asked for (strict, also scored as lenient), the likeliest
+    label (constrained)."""
     max_new_tokens: Annotated[Int, Field(gt=0, le=4096)] | None = None
     """Longest answer in tokens, end of turn included; a longer one counts as cut off. null is for
     each task the 99th percentile of its train rows' own answers."""

@@ -202,3 +202,31 @@ class TestVerbs:
         assert counts in out
         out = mixtune("data", "check", tmp_path / "task.yaml")[1]
         assert "train: entity of type ORG left out: 1" in out
+
+    @pytest.mark.parametrize(
+        ("parser", "answers", "code", "said"),
+        [
+            ("spans", ("PER: Ann\nPER: Lee", "PER: Bob"), 0, ""),
+            ("spans", ("PER: Ann", "per: Bob"), 2, "the parser 'spans' cannot read an answer"),
+            ("number", ("7", "8"), 0, ""),
+            ("number", ("7", "8 apples"), 0, "1 answers are not in the form that parser 'number'"),
+            ("number", ("7", "apples"), 2, "the parser 'number' cannot read an answer"),
+        ],
+    )
+    def test_answers_of_the_data_are_read_by_the_parser(
+        self, place, mixtune, parser, answers, code, said
+    ):
+        rows = [(f"text {n}", answers[n == 0]) for n in range(60)]
+        (place / "people.csv").write_text(csv_text(rows, ("text", "people")), encoding="utf-8")
+        keys = {"parser": parser, "metrics": ["accuracy"]}
+        keys |= {"types": ["PER"]} if parser == "spans" else {}
+        text = changed(
+            labels=None, fields=None, source="people.csv", target="{{ people }}",
+            prompt="List people as PER, a line each.\n\n{{ text }}", **keys,
+        )  # fmt: skip
+        (place / "task.yaml").write_text(text, encoding="utf-8")
+        found, out, _ = mixtune("data", "check", place / "task.yaml", "--json")
+        (task,) = json.loads(out)["tasks"]
+        told = "\n".join([*task["notes"], *task["problems"]])
+        assert found == code
+        assert said in told and ("parser" in told) is bool(said)

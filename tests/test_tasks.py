@@ -138,6 +138,8 @@ class TestTaskFile:
             ({"source": {"local": {"folder": "../x"}}}, ["source.local.folder"]),
             ({"name": "Two Words"}, ["name: lower case", "such as two-words (found Two Words)"]),
             ({"kind": "open"}, ["open task has no labels"]),
+            ({"metrics": ["span-f1"]}, ["parser 'label' allows no F1 of a list"]),
+            ({"types": ["PER"]}, ["types: only items of a list have types"]),
         ],
     )
     def test_a_fault_is_named(self, keys, words):
@@ -146,6 +148,24 @@ class TestTaskFile:
         for word in words:
             assert word in str(caught.value)
         assert "remedy" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("keys", "words"),
+        [
+            ({"metrics": ["macro-f1"]}, "accuracy or the F1 of a list"),
+            ({"metrics": ["span-f1"], "parser": "triplets"}, "parser 'triplets' allows triplet-f1"),
+            ({"types": ["PER", "ORG"], "parser": "spans"}, "'PER' letter for letter"),
+        ],
+    )
+    def test_a_fault_of_an_open_task_is_named(self, keys, words):
+        with pytest.raises(DataError, match=words):
+            task(OPEN, **keys)
+
+    def test_types_are_part_of_what_scores_depend_on(self):
+        keys = {"parser": "spans", "metrics": ["span-f1"], "scored": True}
+        without = task(OPEN, **keys)
+        typed = task(OPEN, **keys, types=["PER"], prompt="Any PER? {{ text }}")
+        assert without.parser_version != typed.parser_version
 
     @pytest.mark.parametrize("text", ["- a\n- b", "a: [", ""])
     def test_what_is_no_mapping_is_refused(self, text):

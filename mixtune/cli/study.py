@@ -69,10 +69,13 @@ def plan(  # noqa: PLR0913 - a verb's options
         ),
     ] = False,
     teraflops: Annotated[
-        float, typer.Option(min=0.1, help="For an outline: what a GPU reaches, in TFLOP/s.")
+        float,
+        typer.Option(
+            "--gpu-tflops", min=0.1, help="For an outline: what a GPU reaches, in TFLOP/s."
+        ),
     ] = TERAFLOPS,
     price: Annotated[
-        float, typer.Option(min=0, help="For an outline: USD an hour a GPU.")
+        float, typer.Option("--gpu-price", min=0, help="For an outline: USD an hour a GPU.")
     ] = DOLLARS,
     as_json: Json = False,
 ) -> None:

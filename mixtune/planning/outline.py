@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field
 
-from mixtune.errors import MixtuneError, SpecError
+from mixtune.errors import DataError, MixtuneError, SpecError
 from mixtune.mixing import portions
 from mixtune.models.catalog import BaseModelFiles, catalogue, locate
 from mixtune.models.memory import shape_of
@@ -190,15 +190,15 @@ def _datasets(study: Study, registry: Registry) -> dict[str, Dataset]:
 def _dataset(
     name: str, study: Study, registry: Registry, tokenizer: tuple[Tokens | None, str]
 ) -> Dataset:
-    known = known_rows().get(name)
-    if registry.unread(name) is None:
+    known, absent = known_rows().get(name), _absent(registry, name)
+    if absent is None:
         return _read(name, study, registry, tokenizer)
     amount = study.ingredients.get(name)
     declared = amount.rows if amount else None
     if known is None:
         raise SpecError(
             f"nothing is known of {name!r} before it is read",
-            found=registry.unread(name),
+            found=absent,
             remedy=f"give its data (--data-dir), or let mixtune data show {name} fetch it first",
         )
     evaluate = study.evaluate
@@ -219,6 +219,14 @@ def _dataset(
         rows_from="declared by the study" if declared else known.origin,
         tokens_from=f"{known.origin} with another tokenizer{note}",
     )
+
+
+def _absent(registry: Registry, name: str) -> str | None:
+    """Why a dataset cannot be read here; None where it can."""
+    try:
+        return registry.unread(name)
+    except DataError as error:  # it lies in a data folder, and none was named
+        return str(error)
 
 
 def _read(

@@ -111,7 +111,9 @@ def lenient_amount(text: str, labels: Sequence[str] = ()) -> str | None:
         return exact
     plain = _plain(text)
     said = _announced(plain)
-    return said or None if said is not None else _opening(plain) or _last(plain)
+    if said is not None:
+        return said or None
+    return _opening(plain) or _last(plain)
 
 
 def cut_amount(text: str, labels: Sequence[str] = ()) -> str | None:
@@ -123,7 +125,7 @@ def cut_amount(text: str, labels: Sequence[str] = ()) -> str | None:
     kept = text[: max(text.rfind(" "), text.rfind("\n")) + 1]
     plain = _plain(kept)
     said = _announced(plain)
-    return said or None if said is not None else _opening(plain)
+    return _opening(plain) if said is None else said or None
 
 
 def same_amount(parsed: str, gold: str, asked: Sequence[str] = ()) -> bool:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from mixtune.errors import DataError, UserError
+from mixtune.errors import DataError, UserError, shorten
 from mixtune.records import Example
 from mixtune.tasks.base import Task, shared_fields
+from mixtune.tasks.parsers import PARSERS
 from mixtune.tasks.registry import Registry
 
 MOST_PROBLEMS = 20
@@ -127,6 +128,10 @@ def check_task(registry: Registry, name: str, measures: Measures) -> TaskCheck:
             shown = previews(registry, task.name, "train", measures.carve, PREVIEWS)
             notes += _notes(splits, task, measures.limit)
             problems += _emptied(splits, task)
+            for split in registry.splits(task.name, measures.carve) if task.scored else ():
+                rows = registry.examples(task.name, split, measures.carve)
+                problems += _unreadable(rows, task)
+                notes += _out_of_form(rows, task)
     except UserError as error:
         problems.append(str(error))
     except _Enough:
@@ -226,6 +231,35 @@ def _emptied(splits: Sequence[SplitFacts], task: Task) -> list[str]:
         for facts in splits
         if task.scored and facts.leaked == facts.examples
     ]
+
+
+def _unreadable(rows: Sequence[Example], task: Task) -> list[str]:
+    """Gold answers that the task's parser cannot read: nothing could be right."""
+    parser, words, lost = PARSERS[task.parser], task.labels or task.types, []
+    for row in rows:
+        parsed = parser.lenient(row.target, words)
+        if parsed is None or not parser.same(parsed, row.target, ()):
+            lost.append(row)
+    if not lost:
+        return []
+    fault = DataError(
+        f"the parser {task.parser!r} cannot read an answer of the data, so nothing is right there",
+        where=f"{task.name}/{lost[0].split}/{lost[0].id}",
+        found=f"{shorten(lost[0].target, 80)!r}; {len(lost)} of {len(rows)} are so",
+        wanted="answers in the form that docs/scoring.md describes",
+        remedy="change the target, or name another parser",
+    )
+    return [str(fault)]
+
+
+def _out_of_form(rows: Sequence[Example], task: Task) -> list[str]:
+    """Gold answers that are right and would still be unparsed if a model said them."""
+    parser, words = PARSERS[task.parser], task.labels or task.types
+    out = [row.target for row in rows if parser.strict(row.target, words) is None]
+    said = (
+        f"are not in the form that parser {task.parser!r} asks for; an answer like them is unparsed"
+    )
+    return [f"{rows[0].split}: {len(out)} answers {said}: {shorten(out[0], 80)!r}"] if out else []
 
 
 def _notes(splits: Sequence[SplitFacts], task: Task, limit: int) -> list[str]:
