@@ -103,13 +103,17 @@ def published(text):
     return " ".join(re.findall("[a-z0-9]+", re.sub(r"https?://\S+", " ", text.lower())))
 
 
-def reason(text, ours):
-    """Why a record matches by one loose form only; `ours`: by the one here."""
+def reason(text, ours, twins):
+    """Why a record matches by one loose form only; `ours`: by the one here.
+
+    `twins`: the texts that have its form in the README's sense.
+    """
     if ours:
         return "unknown" if "www." in text.lower() else "gaps"
     if len(loose(text)) < SHORTEST_LOOSE:
         return "short"
-    return "letters" if published(text) != " ".join(words(text)) else "unknown"
+    plain = all(published(twin) == " ".join(words(twin)) for twin in [text, *twins])
+    return "unknown" if plain else "letters"
 
 
 def repeated(texts, others, form, shortest):
@@ -129,9 +133,13 @@ def repeats(texts, form, shortest):
     return found
 
 
-def disagreement(texts, ours, theirs):
+def disagreement(texts, others, ours, theirs):
     """The README's count, and what parts ours from it, by reason."""
-    reasons = Counter(reason(texts[n], n in ours) for n in ours ^ theirs)
+    twins = {}
+    for text in others:
+        twins.setdefault(published(text), []).append(text)
+    apart = [(texts[n], n in ours) for n in ours ^ theirs]
+    reasons = Counter(reason(text, own, twins.get(published(text), ())) for text, own in apart)
     return {"ours": len(ours), "published": len(theirs), "reasons": reasons}
 
 
@@ -147,7 +155,7 @@ def measure(data):
     texts = {name: [r.text for r in part.records] for name, part in found.parts.items()}
     between = {
         f"{p.split} {p.against}": disagreement(
-            texts[p.split],
+            texts[p.split], texts[p.against],
             *(repeated(texts[p.split], texts[p.against], form, least)
               for form, least in ((loose, SHORTEST_LOOSE), (published, 1))),
         )
@@ -155,7 +163,9 @@ def measure(data):
         if p.exact or p.loose
     }  # fmt: skip
     within = {
-        name: disagreement(held, repeats(held, loose, SHORTEST_LOOSE), repeats(held, published, 0))
+        name: disagreement(
+            held, held, repeats(held, loose, SHORTEST_LOOSE), repeats(held, published, 0)
+        )
         for name, held in texts.items()
     }
     runs = [
