@@ -109,6 +109,10 @@ class TestCounts:
         assert (found.records, found.exact, found.relabelled) == (3, 2, 1)
         assert (found.loose, found.repeated_by) == (1, 3)
 
+    def test_answers_of_different_datasets_are_not_compared(self):
+        other = part("b", "one text", answers=["z"])
+        assert Overlaps([self.TEST, other]).between("a/test", "b/train").relabelled is None
+
     def test_repeats_inside_a_split(self):
         found = Overlaps([self.TRAIN, self.TEST]).within("a/train")
         assert (found.records, found.exact, found.loose, found.ambiguous) == (3, 1, 0, 1)

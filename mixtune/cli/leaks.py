@@ -196,7 +196,8 @@ def _show(
     words, most = asked
     columns = ("split", "also in", "records", "exact", "loose", f"{words} words", "group")
     rows = [
-        (p.split, p.against, p.records, p.exact, p.loose, p.words, p.group, p.relabelled,
+        (p.split, p.against, p.records, p.exact, p.loose, p.words, p.group,
+         "–" if p.relabelled is None else p.relabelled,
          p.repeated_by)
         for p in pairs
     ]  # fmt: skip

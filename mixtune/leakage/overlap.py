@@ -45,8 +45,9 @@ class Part:
 class Overlap:
     """How many `records` of a split stand in another, by each notion.
 
-    `relabelled`: of the exact ones, those that have another answer in every place. `repeated_by`:
-    records of the other split that an exact or loose match is with: what a study drops.
+    `relabelled`: of the exact ones, those that have another answer in every place; None between
+    datasets, which ask different things. `repeated_by`: records of the other split that an exact or
+    loose match is with: what a study drops.
     """
 
     split: str
@@ -56,7 +57,7 @@ class Overlap:
     loose: int
     words: int
     group: int
-    relabelled: int
+    relabelled: int | None
     repeated_by: int
 
     @property
@@ -179,7 +180,9 @@ class Overlaps:
             found.setdefault(number, []).append(self._records[owner].answers)
         return found
 
-    def _relabelled(self, split: str, against: str) -> int:
+    def _relabelled(self, split: str, against: str) -> int | None:
+        if self.parts[split].dataset != self.parts[against].dataset:
+            return None
         there = self._answers(against)
         return sum(
             given not in there[number]

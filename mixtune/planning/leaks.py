@@ -4,9 +4,10 @@ Knows: pools, items and splits after the gate; what a study kept of them before.
 a match is found, cocktails.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
+from mixtune.errors import StoreError
 from mixtune.leakage.overlap import RUN, Notion, Overlaps, Part
 from mixtune.planning.corpus import EVALUATED, Corpus
 from mixtune.records import Example, Split
@@ -105,29 +106,29 @@ def leak_lines(data: Iterable[dict[str, object]]) -> Iterator[str]:
             )
 
 
-def changed_by_tasks(store: Store, study: Study, data: Iterable[dict[str, object]]) -> list[str]:
+def changed_by_tasks(store: Store, study: Study, data: Sequence[dict[str, object]]) -> list[str]:
     """What added tasks change in other datasets than their own, in plain words.
 
     `data`: `Planner.data_rows` of the study as it is asked for. Only where a study is kept, tasks
     are added, and the gate drops more or fewer of the same records than before.
-
-    Raises:
-        StoreError: what is kept cannot be read.
     """
-    if not store.exists or not (store.folder / "data.json").is_file():
-        return []
-    kept_tasks = store.read_value("study.yaml")["tasks"]
-    added = [task for task in study.tasks if task not in kept_tasks]
-    kept = {(row["dataset"], row["split"]): row for row in store.read_value("data.json")}
-    changed = []
-    for row in data:
-        before = kept.get((row["dataset"], row["split"]), row)
-        same = before["records"] == row["records"]
-        if added and same and before["leaked"] != row["leaked"]:
-            part = f"{row['dataset']}/{row['split']}"
-            changed.append(
-                f"the leakage gate drops {row['leaked']} examples of {part}, before "
-                f"{before['leaked']}: they stand in a split of the added "
-                f"{'tasks' if len(added) > 1 else 'task'} {', '.join(added)}"
-            )
-    return changed
+    try:
+        tasks = set(store.read_value("study.yaml")["tasks"])
+        kept = {(row["dataset"], row["split"]): row for row in store.read_value("data.json")}
+        before = [kept.get((row["dataset"], row["split"]), row) for row in data]
+        pairs = [(old, row) for old, row in zip(before, data, strict=True) if _dropped(old, row)]
+    except (StoreError, LookupError, TypeError):
+        return []  # nothing is kept, or it is damaged: a run writes it again without being told why
+    added = [task for task in study.tasks if task not in tasks]
+    names = f"{'tasks' if len(added) > 1 else 'task'} {', '.join(added)}"
+    return [
+        f"the leakage gate drops {row['leaked']} examples of {row['dataset']}/{row['split']}, "
+        f"before {old['leaked']}: they stand in a split of the added {names}"
+        for old, row in pairs
+        if added
+    ]
+
+
+def _dropped(old: dict[str, object], row: dict[str, object]) -> bool:
+    """Whether the gate drops another number of the same records."""
+    return old["records"] == row["records"] and old["leaked"] != row["leaked"]
