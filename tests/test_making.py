@@ -1,6 +1,7 @@
 """Records that are not examples yet: tagged tokens, dialogues, amounts, long pages."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from mixtune.errors import DataError, SpecError
 from mixtune.models.constant import MajorityModel
+from mixtune.planning.plan import Planner
 from mixtune.records import Message
 from mixtune.tasks.base import fingerprint, query_of
 from mixtune.tasks.context import Context
@@ -244,6 +246,14 @@ class TestEntities:
         queries = [query_of(e) for e in asked]
         assert [a.output for a in floor.generate(queries, 4)] == ["place", "person", "person"]
         assert [a.output for a in floor.rank(queries)] == ["place", "person", "person"]
+
+    def test_the_floors_id_holds_a_cue_only_where_there_is_one(self):
+        def known(made):
+            rows = {"kind": made.to_examples(SENTENCE, "train")}
+            return Planner._known(SimpleNamespace(corpus=SimpleNamespace(known=rows)), "kind")
+
+        assert known(task(KIND))[0] == ["", "person", "olm"]
+        assert known(task(KIND, floor_by=None))[0] == ["", "person"]
 
     def test_a_cue_is_in_the_digest_only_where_there_is_one(self):
         with_cue, without = task(KIND), task(KIND, floor_by=None)
