@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from mixtune import __version__
 from mixtune.analysis.effects import compare, differences, select
+from mixtune.analysis.published import published
 from mixtune.analysis.results import (
     BASE,
     MAJORITY,
@@ -43,7 +44,7 @@ from mixtune.records import (
 )
 from mixtune.report.inputs import DataRow, LengthRow, ReportInput, RunRow
 from mixtune.report.page import page_files, render
-from mixtune.report.wording import training
+from mixtune.report.wording import asked, training
 from mixtune.spec import Study, parse_study
 from mixtune.states import Unit
 from mixtune.store import PlanRow, Store
@@ -173,7 +174,7 @@ class Derived:
         for row in self.finished():
             here = row.seed is not None
             members = tuple(row.cocktail.split("+")) if here else ()
-            note = self.training_note() if here else ""
+            note = self.training_note() if here else asked(self.study, row.cocktail)
             found[row.system] = SystemInfo(row.system, row.cocktail, row.seed, members, note)
         return list(found.values())
 
@@ -293,6 +294,7 @@ class Derived:
             chosen=self.chosen() if split == "test" else {},
             data=[DataRow(**row) for row in self._fact("data")],
             lengths=[LengthRow(**row) for row in self._fact("lengths")],
+            published=published(tasks),
         )
 
     def chosen(self) -> dict[str, str]:

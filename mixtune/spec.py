@@ -11,18 +11,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from mixtune.api_spec import ApiEntries, ApiSpec, refuse_taken
 from mixtune.errors import SpecError, did_you_mean, shorten
+from mixtune.fields import Count, Float, Frozen, Int, Name, Seed, Text
 from mixtune.shorthand import ALIASES, apply_override, own_keys
 from mixtune.strict_yaml import Origin, Place, read_file, read_yaml, write_yaml
 
@@ -32,40 +25,10 @@ MAX_FAULTS = 5
 """Faults that one message names."""
 
 
-def _no_bool(value: Any) -> Any:  # noqa: ANN401 - raw YAML
-    if isinstance(value, bool):
-        raise ValueError("should be a number, not true or false")
-    return value
-
-
-def _printable(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("holds control characters")
-    return value
-
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-Text = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_printable)]
-Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool)]
-Count = Annotated[Int, Field(gt=0, le=10**9)]
-Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 DesignName = Literal["singles", "pairs", "leave-one-out", "all", "incremental"]
 FormName = Literal["strict", "constrained"]
 LossName = Literal["example-mean", "batch-token-mean"]
 UnitName = Literal["rows", "tokens", "supervised_tokens"]
-
-
-class Frozen(BaseModel):
-    """Base of every spec: immutable, unknown keys refused, strict about types."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        str_strip_whitespace=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
 
 
 class Ingredient(Frozen):
@@ -243,6 +206,11 @@ class Study(Frozen):
     """What is answered, and how."""
     baselines: tuple[Literal["majority", "base"], ...] = ("majority", "base")
     """Floors to compare with: the commonest label, and the untuned base."""
+    api_models: ApiEntries = ()
+    """Models behind OpenAI-compatible APIs that answer the same items: names of presets, such as
+    gpt-4o, or mappings."""
+    api: ApiSpec = ApiSpec()
+    """How models behind APIs are asked, and what they may cost."""
 
     @field_validator("design", mode="before")
     @classmethod
@@ -285,6 +253,11 @@ class Study(Frozen):
                 if name not in self.ingredients:
                     hint = did_you_mean(name, self.ingredients)
                     raise ValueError(f"explicit cocktail names {name!r}, no ingredient; {hint}")
+        return self
+
+    @model_validator(mode="after")
+    def _api_names(self) -> "Study":
+        refuse_taken(self.api_models, self.ingredients)
         return self
 
     @property

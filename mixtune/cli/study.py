@@ -14,6 +14,8 @@ from typing import Annotated
 import typer
 
 from mixtune import terminal
+from mixtune.analysis.published import published
+from mixtune.cli import remote
 from mixtune.cli.app import (
     RUNS,
     Bank,
@@ -62,10 +64,12 @@ def plan(
     made = planner.plan()
     todo = _todo(Store(runs_dir / study.name), planner, made) if files else None
     if as_json:
-        print(json.dumps({**terminal.plan_json(made), **sizes_of(planner), "todo": todo}, indent=1))
+        sizes = {**sizes_of(planner), **remote.api_json(planner)}
+        print(json.dumps({**terminal.plan_json(made), **sizes, "todo": todo}, indent=1))
         return
     out = terminal.console()
     terminal.show_plan(out, made, planner)
+    remote.show_api_plan(out, planner)
     left = "" if todo is None else f"{todo} of {len(made.rows())} units of work to do; "
     out.print(f"{left}next: mixtune run {study_file}", markup=False)
 
@@ -104,7 +108,7 @@ def run(  # noqa: PLR0913 - a verb's options
         look += ["--limit", str(limit)] if limit else []
         _show_end(derived, shlex.join(look), page)
     if failed:
-        terminal.complain(f"{len(failed)} runs failed; the same command tries them again")
+        terminal.complain(f"{len(failed)} runs are not done; the same command tries them again")
         raise typer.Exit(1)
 
 
@@ -122,6 +126,7 @@ def status(
         print(json.dumps(terminal.status_json(derived), indent=1))
         return
     terminal.show_status(terminal.console(), derived)
+    remote.show_spent(terminal.console(), derived.store)
 
 
 @app.command(rich_help_panel="Read")
@@ -134,16 +139,31 @@ def results(  # noqa: PLR0913 - a verb's options
     summary: Annotated[
         bool, typer.Option("--summary", help="Cocktail × task on each task's main metric only.")
     ] = False,
+    others: Annotated[
+        bool,
+        typer.Option(
+            "--published", help="Only what others published on these tasks; not measured here."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show every system × task × form × metric with interval and floor. Next: mixtune report."""
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
+    if others:
+        found = published(derived.tasks())
+        if as_json:
+            print_rows(found)
+        else:
+            remote.show_published(terminal.console(), found)
+        return
     look_at(split, derived.store, "results")
     if as_json:
         print_rows(derived.results(split))
         return
     show = terminal.show_summary if summary else terminal.show_results
     show(terminal.console(), derived, split)
+    if summary:
+        remote.show_api_systems(terminal.console(), derived, split)
 
 
 @app.command(rich_help_panel="Read")
@@ -319,6 +339,8 @@ def _show_end(derived: Derived, look: str, page: Path) -> None:
     """The table at the end of a run, and where to look further."""
     out = terminal.console()
     terminal.show_summary(out, derived, "validation")
+    remote.show_api_systems(out, derived, "validation")
+    remote.show_spent(out, derived.store)
     out.print(f"every system, metric and interval: {look}", soft_wrap=True, markup=False)
     out.print(f"report: {page}", soft_wrap=True, markup=False)
 

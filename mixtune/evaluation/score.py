@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from mixtune import metrics
 from mixtune.errors import DataError
 from mixtune.identity import digest
+from mixtune.models.api_schema import chosen
 from mixtune.records import Example, Prediction, Score, Status
 from mixtune.tasks.base import Task
 from mixtune.tasks.parsers import PARSERS
@@ -82,7 +83,10 @@ def _read(prediction: Prediction, task: Task) -> tuple[str | None, Status]:
         return _likeliest(prediction), "ok"
     if prediction.finish == "length":
         return None, "truncated"
-    parsed = PARSERS[task.parser].strict(prediction.output, task.labels)
+    if prediction.form == "schema":
+        parsed = chosen(prediction.output, prediction.choices)
+    else:
+        parsed = PARSERS[task.parser].strict(prediction.output, task.labels)
     return (parsed, "ok") if parsed is not None else (None, "unparsed")
 
 

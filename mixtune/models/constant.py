@@ -9,11 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from mixtune.errors import DataError
+from mixtune.models.api_schema import as_json
 from mixtune.records import Answer, Example, Query
 
 
 class MajorityModel:
-    """Says the commonest train answer of the query's stratum, in both forms.
+    """Says the commonest train answer of the query's stratum, in every form.
 
     A stratum that train does not have is answered from the counts of all of train: that is the
     rule of this baseline. Of equally common answers the first in order of choices wins (for open
@@ -46,6 +47,10 @@ class MajorityModel:
     def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
         """The commonest answer; never cut off."""
         return [Answer(output=self._commonest(query)) for query in queries]
+
+    def choose(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+        """The commonest answer as JSON: the floor of systems that are held to a schema."""
+        return [Answer(output=as_json(self._commonest(query))) for query in queries]
 
     def _of(self, stratum: str) -> Counter[str]:
         return self._counts.get(stratum, self._all)

@@ -10,7 +10,7 @@ Knows: ids, mixes, token counts. Does not know: torch, GPUs, where results are k
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Literal
@@ -19,18 +19,20 @@ from mixtune.design import cocktails
 from mixtune.errors import DataError, SpecError, did_you_mean
 from mixtune.identity import digest, make_id
 from mixtune.mixing import Mixture, mix
+from mixtune.models.api_entries import ApiSystem
 from mixtune.models.catalog import BaseModelFiles
 from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, gold_answers, load_corpus
 from mixtune.planning.lengths import longest_answer
-from mixtune.records import Example, MixRow, Query, Split
-from mixtune.spec import FormName, Study, UnitName, parse_study
+from mixtune.planning.remote import Remote
+from mixtune.records import Example, Form, MixRow, Query, Split
+from mixtune.spec import Study, UnitName, parse_study
 from mixtune.store import PlanRow, slug
 from mixtune.tasks.base import Task, fingerprint, query_of
 from mixtune.tasks.registry import Registry
 from mixtune.tokens import Row, Tokens, encode_rows
 
-SystemKind = Literal["trained", "base", "majority", "adapter", "model"]
-"""The last two were made elsewhere and brought in to be scored."""
+SystemKind = Literal["trained", "base", "majority", "api", "adapter", "model"]
+"""api: behind an endpoint. The last two were made elsewhere and brought in to be scored."""
 LIMITS = {"max_length", "over_long", "gradient_checkpointing"}
 """Training settings that are in no id: they refuse or drop rows, and the rows are in the id; or
 they trade memory for time, and the result is the same."""
@@ -43,7 +45,7 @@ class AnswerPlan:
     id: str
     task: str
     split: Split
-    form: FormName
+    form: Form
     items: int
     tokens: int
     items_digest: str
@@ -112,6 +114,7 @@ class Planner:
         self.files = files
         self.tokens = Tokens.load(files.folder) if files else None
         self.corpus: Corpus = load_corpus(study, registry)
+        self.remote = Remote(study, registry, self.corpus)
         self.dropped: dict[str, int] = {}
         self._digests: dict[int, str] = {}
         self._item_facts: dict[tuple[str, Split], tuple[int, str]] = {}
@@ -119,13 +122,14 @@ class Planner:
         self._drop_over_long()
 
     def plan(self) -> Plan:
-        """Every run of the study: seed by seed, baselines first.
+        """Every run of the study: seed by seed, baselines and API models first.
 
         Raises:
             SpecError: more rows asked than an ingredient has.
             DataError: an example longer than `max_length` under `over_long: error`.
         """
         runs = [self._baseline(kind) for kind in self.study.baselines]
+        runs += [self._api(system) for system in self.remote.systems]
         runs += [self._trained(cocktail, seed) for cocktail, seed in self._cells()]
         return Plan(self.study, self.files, tuple(runs))
 
@@ -318,6 +322,11 @@ class Planner:
             system = make_id("base", parts) if self.files else ""
         return RunPlan(system, kind, (), None, (), self._answers(system, kind), 0)
 
+    def _api(self, system: ApiSystem) -> RunPlan:
+        found = self.remote.answers(system, self._facts)
+        answers = tuple(AnswerPlan(**asdict(one)) for one in found)
+        return RunPlan(system.id, "api", (), None, (), answers, 0, system.name, system.origin)
+
     def brought_in(self, kind: SystemKind, system: str, label: str, origin: str) -> RunPlan:
         """A system made elsewhere, to be scored on this study's items."""
         answers = self._answers(system, kind)
@@ -336,13 +345,13 @@ class Planner:
         for name in self.study.tasks:
             task = self.registry.get(name)
             for split in EVALUATED:
-                for form in self.study.evaluate.forms:
+                for form in (*self.study.evaluate.forms, *self.remote.floors(kind)):
                     if _answerable(task, form, kind):
                         found.append(self._answer(system, kind, task, split, form))
         return tuple(found)
 
     def _answer(
-        self, system: str, kind: SystemKind, task: Task, split: Split, form: FormName
+        self, system: str, kind: SystemKind, task: Task, split: Split, form: Form
     ) -> AnswerPlan:
         items = self.corpus.items[task.name, split]
         generated = kind != "majority" and form == "strict" and self.tokens is not None
@@ -353,7 +362,7 @@ class Planner:
         return AnswerPlan(answer_id, task.name, split, form, len(items), tokens, digest_, longest)
 
     def _answer_id(
-        self, system: str, kind: SystemKind, what: tuple[Task, Split, FormName], longest: int
+        self, system: str, kind: SystemKind, what: tuple[Task, Split, Form], longest: int
     ) -> str:
         task, split, form = what
         evaluate, local = self.study.evaluate, kind != "majority"
@@ -461,7 +470,7 @@ def _usable(name: str, registry: Registry, key: str) -> str:
 _NEEDS = {"tasks": "scored", "ingredients": "trainable"}
 
 
-def _answerable(task: Task, form: FormName, kind: SystemKind) -> bool:
+def _answerable(task: Task, form: Form, kind: SystemKind) -> bool:
     """Constrained answers need labels; an open answer has no majority worth the name."""
     if task.kind == "open":
         return form == "strict" and kind != "majority"

@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mixtune.errors import DataError, did_you_mean, shorten
+from mixtune.fields import Frozen, Name
 from mixtune.identity import canonical, digest
 from mixtune.metrics import METRICS
 from mixtune.metrics import VERSION as METRICS_VERSION
 from mixtune.records import Example, Message, Query, Split
-from mixtune.spec import Frozen, Name
 from mixtune.tasks.dialogue import (
     Dialogue,
     Format,
