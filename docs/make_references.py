@@ -117,7 +117,7 @@ def _keys(section: Schema, root: Schema) -> Iterator[str]:
     yield "| key | type | default | limits | |"
     yield "|---|---|---|---|---|"
     for key, spec in section["properties"].items():
-        alias = key in ALIASES and (section is root or not ALIASES[key].endswith(f".{key}"))
+        alias = key in ALIASES and spec.get("description") == f"Read as {ALIASES[key]}."
         if alias or key in FIXED:
             continue
         default = f"`{json.dumps(spec['default'])}`" if "default" in spec else "needed"
