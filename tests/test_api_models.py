@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -271,6 +272,21 @@ def test_the_same_question_twice_is_asked_once_and_never_more_at_once_than_allow
     assert len(answers) == 60
     assert len(server.asked) == 20
     assert 1 < server.most_at_once <= 4
+
+
+def test_two_studies_that_ask_the_same_at_once_pay_once(tmp_path):
+    def slow(body, _):
+        time.sleep(0.01)
+        return say("wet")
+
+    with serving(slow) as server:
+        asking = [model(server, folder) for folder in (tmp_path, tmp_path / "b")]
+        (tmp_path / "b").mkdir()
+        queries = [query(str(i)) for i in range(12)]
+        with ThreadPoolExecutor() as threads:
+            found = list(threads.map(lambda one: one.generate(queries, 5), asking))
+    assert len(server.asked) == 12
+    assert [a.output for a in found[0]] == [a.output for a in found[1]] == ["wet"] * 12
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from api_server import fault, say, serving
 from engine_oracle import write_base
+from report_kit import page_of
 from study_kit import TASK, base_files, registry, study, write_data
 
 from mixtune.analysis.published import published
@@ -25,8 +26,9 @@ from mixtune.models.api_calls import Patience
 from mixtune.models.api_cost import Ledger
 from mixtune.planning.facts import facts_of
 from mixtune.planning.plan import Planner
-from mixtune.spec import dump_study, load_study
-from mixtune.store import Store
+from mixtune.report.page import render
+from mixtune.spec import dump_study, load_study, parse_study
+from mixtune.store import PlanRow, Store
 
 KEY = "sk-study-9876543210-not-a-real-key"
 ITEMS = 6 + 8
@@ -393,3 +395,29 @@ def test_published_figures_stand_apart_with_their_source():
     assert {row.note for row in rows} == {"published, not measured here"}
     assert all(row.source and row.split and row.scorer for row in rows)
     assert all(0 < row.value < 1 for row in rows)
+
+
+def test_the_page_shows_published_figures_in_a_section_of_their_own():
+    rows = published(["headline"])
+    page = render(page_of(published=rows))
+    (section,) = re.findall(r'<section id="published">.*?</section>', page, re.DOTALL)
+    assert "Published, not measured here" in section
+    assert "GPT-4o" in section
+    assert "GPT-4o" not in page.replace(section, "")
+    assert 'id="published"' not in render(page_of())
+
+
+def test_published_figures_are_printed_apart_from_results(mixtune, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fpb = {"name": "a", "model": "m", "tasks": ["fpb"], "ingredients": {"fpb": {"rows": 5}}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(fpb), encoding="utf-8")
+    row = PlanRow("answer", "1", "s", "cells/s", "mine", None, "fpb", "test", "strict", 1, 0, "d")
+    Store(tmp_path / "runs/a").save_plan([row], dump_study(parse_study(fpb)), {})
+    code, out, err = mixtune("results", "study.yaml", "--published", "--json")
+    assert code == 0, err
+    assert {(r["task"], r["note"]) for r in json.loads(out)} == {
+        ("fpb", "published, not measured here")
+    }
+    code, out, _ = mixtune("results", "study.yaml", "--published")
+    assert out.startswith("published, not measured here")
+    assert "0.811" in out
