@@ -44,6 +44,14 @@ STUDY = {
     "evaluate": {"validation_items": 6, "test_items": 8, "carve": 0.3, "max_new_tokens": 4},
 }
 
+RUN = "from mixtune.cli import main; main()"
+COMMAND = [sys.executable, "-c", RUN, "run", "study.yaml", "--workers", "1"]
+
+
+def environment():
+    """A real process imports what this one does."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
@@ -243,21 +251,18 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(place):
         time.sleep(0.05)
         return reader(body, before)
 
-    command = [sys.executable, "-c", "from mixtune.cli import main; main()", "run", "study.yaml"]
-    command += ["--workers", "1"]
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": here}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment()}
     with serving(slow) as server:
         write(place, server, api={"concurrency": 2, "max_cost": 1})
         for enough in (8, 18):
-            process = subprocess.Popen(command, **quiet)
+            process = subprocess.Popen(COMMAND, **quiet)
             while sum(server.answered.values()) < enough:
                 assert process.poll() is None
                 time.sleep(0.005)
             process.send_signal(signal.SIGKILL)
             process.wait()
         assert "done" not in states(place, "north")
-        subprocess.run(command, check=True, **quiet)
+        subprocess.run(COMMAND, check=True, **quiet)
         twice = sum(server.answered.values()) - len(server.answered)
         assert len(server.answered) == 2 * ITEMS
         assert twice <= 2 * 2, "more was paid twice than two kills had in flight"
@@ -421,3 +426,25 @@ def test_published_figures_are_printed_apart_from_results(mixtune, tmp_path, mon
     code, out, _ = mixtune("results", "study.yaml", "--published")
     assert out.startswith("published, not measured here")
     assert "0.811" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_on_purpose_it_says_how_to_go_on_and_keeps_what_was_answered(place, number):
+    def slow(body, before):
+        time.sleep(0.1)
+        return reader(body, before)
+
+    with serving(slow) as server:
+        write(place, server, api={"concurrency": 2})
+        process = subprocess.Popen(COMMAND, stderr=subprocess.PIPE, text=True, env=environment())
+        while sum(server.answered.values()) < 4:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Go on with: " in err
+    assert "Traceback" not in err
+    assert "running" not in states(place) | states(place, "north")
+    kept = len(list((place / "cache" / "api").rglob("*.json")))
+    assert kept >= sum(server.answered.values()) - 2, "more was lost than was in flight"
