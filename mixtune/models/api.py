@@ -21,6 +21,7 @@ from mixtune.models.api_calls import LONGEST_PAUSE, Endpoint, Passing
 from mixtune.models.api_cost import Ledger, dollars
 from mixtune.models.api_entries import ApiSystem
 from mixtune.models.api_schema import response_format
+from mixtune.models.api_stop import told_to_stop
 from mixtune.records import Answer, Example, Query, Usage
 
 TURN = 16
@@ -137,7 +138,9 @@ class ApiModel:
         keyed = {request_key(self.what.base_url, body): body for body in bodies}
         # Another study that asks the same model waits here, and then finds what both ask.
         with self._asking.cache.in_turn(self.what):
-            found = asyncio.run(_Round(self.what, self._asking).all(keyed))
+            asked = _Round(self.what, self._asking)
+            with told_to_stop(asked.halt):
+                found = asyncio.run(asked.all(keyed))
         answers, self.usage = [], []
         for query, body in zip(queries, bodies, strict=True):
             said, tries = found[request_key(self.what.base_url, body)]
@@ -173,9 +176,28 @@ class _Round:
         self.error: Exception | None = None
         self._room = asyncio.Event()
         self._halted = asyncio.Event()
+        self._halts = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._all: asyncio.Task[Any] | None = None
+
+    def halt(self) -> None:
+        """Begin nothing more; at a second call, break off what is under way. For any thread."""
+        self._halts += 1
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._halt)
+
+    def _halt(self) -> None:
+        self.error = self.error or RunFailed(f"{self.what.name}: stopped")
+        self._halted.set()
+        self._room.set()
+        if self._halts > 1 and self._all is not None:
+            self._all.cancel()
 
     async def all(self, bodies: Mapping[str, Body]) -> dict[str, tuple[Said, int]]:
         """Every answer by key, with how many tries it took (0: it was kept)."""
+        self._loop, self._all = asyncio.get_running_loop(), asyncio.current_task()
+        if self._halts:
+            self._halt()
         for key in bodies:
             if (kept := self.asking.cache.get(key)) is not None:
                 self.found[key] = kept, 0
