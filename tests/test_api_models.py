@@ -3,6 +3,8 @@
 import asyncio
 import json
 import math
+import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -471,6 +473,35 @@ def test_the_ceiling_is_never_passed(tmp_path_factory, fates, ceiling, concurren
     kept = len(list((folder / "cache").rglob("*.json")))
     assert len(said) == kept <= len(queries), "an answer was paid for twice, or lost"
     assert kept == len(queries) if answered else True
+
+
+class _Silent:
+    """An endpoint that never answers."""
+
+    patience = Patience()
+
+    def client(self):
+        return _Client()
+
+    async def once(self, client, body):
+        await asyncio.sleep(3600)
+
+
+def test_a_second_ctrl_c_breaks_off_what_is_under_way(tmp_path):
+    ledger = Ledger(tmp_path / "api.sqlite", 1.0)
+    asking = Asking(_Silent(), ledger, Cache(tmp_path))
+    main = threading.main_thread().ident
+    presses = [
+        threading.Timer(wait, signal.pthread_kill, (main, signal.SIGINT)) for wait in (0.2, 0.6)
+    ]
+    for press in presses:
+        press.start()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        ApiModel(system(), asking, Prompting()).generate([query("a"), query("b")], 5)
+    assert 0.5 < time.monotonic() - begun < 10
+    assert ledger.spent()[1] > 0, "what was broken off may have been paid for"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_what_a_killed_process_had_in_flight_counts_with_the_most(tmp_path):
