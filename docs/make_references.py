@@ -61,7 +61,13 @@ EXAMPLES = {
     "Budget": """budget: {steps: 200, examples_per_step: 16}""",
     "TrainSpec": """train: {rank: 8, alpha: 16, lr: 5.0e-4, over_long: drop}""",
     "EvalSpec": """evaluate: {validation_items: 150, test_items: 300, forms: [constrained]}""",
+    "ApiEntry": """api_models:
+  - gpt-4o
+  - {name: mine, model: smollm2, base_url: "http://127.0.0.1:8000/v1", shots: 3}""",
+    "ApiSpec": """api: {max_cost: 2.5, concurrency: 4}""",
 }
+INNER = {"Ingredient": ".<name>", "ApiEntry": "[]"}
+"""Sections that are each of several → how that is written."""
 SHORT = {
     "headline:10000": "a pool of 10,000 rows",
     "fpb": "all rows",
@@ -87,12 +93,13 @@ def study_file() -> str:
     sections = schema["$defs"]
     lines = [NOTE, STUDY, "## Top level", "", *_keys(schema, schema)]
     titles = {"Ingredient": "ingredients", "Design": "design", "EvalSpec": "evaluate"}
+    titles |= {"ApiEntry": "api_models", "ApiSpec": "api"}
     titles |= {name: key for key, name in SECTIONS.items()}
-    for name in ("Ingredient", "Design", "Budget", "TrainSpec", "EvalSpec"):
+    for name in EXAMPLES:
         key = titles[name]
-        heading = f"`{key}.<name>`" if name == "Ingredient" else f"`{key}`"
+        heading = f"`{key}{INNER.get(name, '')}`"
         lines += ["", f"## {heading}", "", _one_line(sections[name]["description"]), ""]
-        given = schema["properties"][key].get("default", {})
+        given = {} if name in INNER else schema["properties"][key].get("default", {})
         lines += _keys(_with_defaults(sections[name], given), schema)
         lines += ["", "```yaml", EXAMPLES[name], "```"]
         if name == "Ingredient":
@@ -112,7 +119,7 @@ def _keys(section: Schema, root: Schema) -> Iterator[str]:
     yield "| key | type | default | limits | |"
     yield "|---|---|---|---|---|"
     for key, spec in section["properties"].items():
-        alias = key in ALIASES and (section is root or not ALIASES[key].endswith(f".{key}"))
+        alias = key in ALIASES and spec.get("description") == f"Read as {ALIASES[key]}."
         if alias or key in FIXED:
             continue
         default = f"`{json.dumps(spec['default'])}`" if "default" in spec else "needed"

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from mixtune import __version__
 from mixtune.analysis.effects import compare, differences, select
+from mixtune.analysis.published import published
 from mixtune.analysis.results import (
     BASE,
     MAJORITY,
@@ -45,7 +46,7 @@ from mixtune.records import (
 )
 from mixtune.report.inputs import DataRow, LengthRow, ReportInput, RunRow
 from mixtune.report.page import page_files, render
-from mixtune.report.wording import training
+from mixtune.report.wording import asked, training
 from mixtune.spec import Study
 from mixtune.states import Unit
 from mixtune.store import PlanRow, Store
@@ -180,7 +181,7 @@ class Derived:
         for row in self.finished():
             here = row.seed is not None
             parts = members(row.cocktail) if here else ()
-            note = self.training_note() if here else ""
+            note = self.training_note() if here else asked(self.study, row.cocktail)
             rows = mixes.get(row.system, {})
             found[row.system] = SystemInfo(row.system, row.cocktail, row.seed, parts, note, rows)
         return list(found.values())
@@ -313,6 +314,7 @@ class Derived:
             chosen=self.chosen() if split == "test" else {},
             data=[DataRow(**row) for row in self._fact("data")],
             lengths=[LengthRow(**row) for row in self._fact("lengths")],
+            published=published(tasks),
         )
 
     def chosen(self) -> dict[str, str]:

@@ -7,7 +7,16 @@ folder is made to be shared).
 import platform
 from importlib import metadata
 
-PACKAGES = ("mixtune", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "scikit-learn")
+PACKAGES = (
+    "mixtune",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "pyarrow",
+    "scikit-learn",
+    "openai",
+)
 
 
 def environment() -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 Split = Literal["train", "validation", "test"]
-Form = Literal["strict", "lenient", "constrained"]
+Form = Literal["strict", "lenient", "constrained", "schema"]
 Status = Literal["ok", "unparsed", "truncated", "refused"]
 State = Literal["planned", "running", "done", "failed"]
 
@@ -111,6 +111,22 @@ class Prediction:
     logprobs: tuple[float, ...]
     finish: str
     latency: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one question to an API took: tokens as the endpoint counts them, US dollars, tries.
+
+    `cost` is that of the request, whenever it was paid; None where no price is known. `tries` is 0
+    where the answer was on this machine already. `served`: the model that says it has answered.
+    """
+
+    example: str
+    tokens_in: int | None
+    tokens_out: int | None
+    cost: float | None
+    tries: int
+    served: str
 
 
 @dataclass(frozen=True, slots=True)

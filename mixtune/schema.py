@@ -43,11 +43,13 @@ def _standard(node: Any) -> Any:  # noqa: ANN401 - any JSON value
 
 
 def _shorter(made: Schema) -> None:
-    """Let designs and amounts be written short."""
+    """Let designs, amounts and API models be written short."""
     names = {"type": "array", "items": {"type": "string"}}
     _also(made, "model", [{**names, "minItems": 1}])
     _also(made, "design", [names])
     _also(made, "ingredients", [names, {"type": "string"}])
+    models = made["properties"]["api_models"]
+    models["items"] = {"anyOf": [models["items"], {"type": "string"}]}
     pools = made["properties"]["ingredients"]["anyOf"][0]
     for pattern, amount in pools["patternProperties"].items():
         pools["patternProperties"][pattern] = {"anyOf": [amount, {"type": "null"}]}

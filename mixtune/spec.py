@@ -9,56 +9,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
+from mixtune.api_spec import ApiEntries, ApiSpec, refuse_taken
 from mixtune.errors import did_you_mean
+from mixtune.fields import Count, Float, Frozen, Int, Name, Seed, Text
 
 MAX_EXAMPLES = 10_000_000
 """Examples that one run may see: its training list is held in memory."""
 
 
-def _no_bool(value: Any) -> Any:  # noqa: ANN401 - raw YAML
-    if isinstance(value, bool):
-        raise ValueError("should be a number, not true or false")
-    return value
-
-
-def _printable(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("holds control characters")
-    return value
-
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-Text = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_printable)]
-Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool)]
-Count = Annotated[Int, Field(gt=0, le=10**9)]
-Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 DesignName = Literal["singles", "pairs", "leave-one-out", "all", "incremental"]
 FormName = Literal["strict", "constrained"]
 LossName = Literal["example-mean", "batch-token-mean"]
 UnitName = Literal["rows", "tokens", "supervised_tokens"]
-
-
-class Frozen(BaseModel):
-    """Base of every spec: immutable, unknown keys refused, strict about types."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        str_strip_whitespace=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
 
 
 class Ingredient(Frozen):
@@ -333,6 +297,11 @@ class Study(Frozen):
     """Task with long pages, such as finqa → another policy for them than its file has."""
     flaws: Flaws = Flaws()
     """Mistakes of published studies to switch on."""
+    api_models: ApiEntries = ()
+    """Models behind OpenAI-compatible APIs that answer the same items: names of presets, such as
+    gpt-4o, or mappings."""
+    api: ApiSpec = ApiSpec()
+    """How models behind APIs are asked, and what they may cost."""
 
     @field_validator("design", mode="before")
     @classmethod
@@ -400,6 +369,11 @@ class Study(Frozen):
                 "contradictory settings: as-published sets the warm-up (none in 3 epochs, 10 steps "
                 "in 2); set train.warmup to 0 and remove train.warmup_steps"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _api_names(self) -> "Study":
+        refuse_taken(self.api_models, self.ingredients)
         return self
 
     @property

@@ -63,8 +63,9 @@ def models(kind):
     found = [kind]
     for field in kind.model_fields.values():
         for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                found += models(inner)
+            plain = getattr(inner, "__origin__", inner)  # without what Annotated adds
+            if isinstance(plain, type) and issubclass(plain, BaseModel):
+                found += models(plain)
     return found
 
 

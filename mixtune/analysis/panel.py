@@ -17,7 +17,7 @@ from mixtune.metrics import METRICS, FloatArray, IntArray, Metric, item_tallies,
 from mixtune.records import Score
 
 SPLITS = ("train", "validation", "test")
-FORMS = ("strict", "lenient", "constrained")
+FORMS = ("strict", "lenient", "constrained", "schema")
 
 
 class Scored(Protocol):

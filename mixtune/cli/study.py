@@ -14,6 +14,8 @@ from typing import Annotated
 import typer
 
 from mixtune import terminal
+from mixtune.analysis.published import published
+from mixtune.cli import remote
 from mixtune.cli.app import (
     RUNS,
     Bank,
@@ -103,11 +105,13 @@ def _plan(study_file: Path, study: Study, folders: tuple[Path | None, Path], as_
     changed = changed_by_tasks(store, planner.study, planner.data_rows())
     todo = _todo(store, planner, made, changed) if files else None
     if as_json:
-        facts = {**sizes_of(planner), "data": planner.data_rows(), "changed_by_tasks": changed}
+        facts = {**sizes_of(planner), **remote.api_json(planner)}
+        facts |= {"data": planner.data_rows(), "changed_by_tasks": changed}
         print(json.dumps({**terminal.plan_json(made), **facts, "todo": todo}, indent=1))
         return
     out = terminal.console()
     terminal.show_plan(out, made, planner)
+    remote.show_api_plan(out, planner)
     for line in [*leak_lines(planner.data_rows()), *changed]:
         out.print(line, markup=False, soft_wrap=True)
     left = "" if todo is None else f"{todo} of {len(made.rows())} units of work to do; "
@@ -152,7 +156,7 @@ def run(  # noqa: PLR0913 - a verb's options
     if as_json:
         print(json.dumps(said if len(said) > 1 else said[0], indent=1))
     if failed:
-        terminal.complain(f"{failed} runs failed; the same command tries them again")
+        terminal.complain(f"{failed} runs are not done; the same command tries them again")
         raise typer.Exit(1)
 
 
@@ -173,6 +177,7 @@ def status(
         return
     for derived in found:
         terminal.show_status(terminal.console(), derived)
+        remote.show_spent(terminal.console(), derived.store)
 
 
 @app.command(rich_help_panel="Read")
@@ -192,12 +197,25 @@ def results(  # noqa: PLR0913 - a verb's options
             "--clean", help="Beside it the value on items whose text no training row has in part."
         ),
     ] = False,
+    others: Annotated[
+        bool,
+        typer.Option(
+            "--published", help="Only what others published on these tasks; not measured here."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show every system × task × form × metric with interval and floor. Next: mixtune report."""
     if clean and summary:
         raise UserError("--summary and --clean are two views", remedy="leave one of them out")
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
+    if others:
+        found = published(derived.tasks())
+        if as_json:
+            print_rows(found)
+        else:
+            remote.show_published(terminal.console(), found)
+        return
     look_at(split, derived.store, "results")
     if clean:
         show_clean(derived, split, as_json)
@@ -212,6 +230,7 @@ def results(  # noqa: PLR0913 - a verb's options
     if form == "all":
         raise UserError("a summary has one value for each task", found="--form all")
     terminal.show_summary(terminal.console(), derived, split, form)
+    remote.show_api_systems(terminal.console(), derived, split)
 
 
 @app.command(rich_help_panel="Read")
@@ -392,6 +411,8 @@ def _show_end(derived: Derived, look: str, page: Path) -> None:
     """The table at the end of a run, and where to look further."""
     out = terminal.console()
     terminal.show_summary(out, derived, "validation")
+    remote.show_api_systems(out, derived, "validation")
+    remote.show_spent(out, derived.store)
     out.print(f"every system, metric and interval: {look}", soft_wrap=True, markup=False)
     out.print(f"report: {page}", soft_wrap=True, markup=False)
 

@@ -6,11 +6,10 @@ answer is right (a model sees queries, which carry no target), parsers, metrics.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from mixtune.errors import DataError, RunFailed
-from mixtune.models.base import Model
-from mixtune.records import Answer, Example, Prediction, Query, Split
+from mixtune.models.base import Chooser, Model
+from mixtune.records import Answer, Example, Form, Prediction, Query, Split
 from mixtune.tasks.base import query_of
 
 FINISHES = ("stop", "length", "refused")
@@ -19,12 +18,12 @@ FINISHES = ("stop", "length", "refused")
 def predict(
     model: Model,
     examples: Sequence[Example],
-    form: Literal["strict", "constrained"],
+    form: Form,
     split: Split,
     max_new_tokens: int,
     prompt_hash: Callable[[Query], str],
 ) -> list[Prediction]:
-    """One prediction per example, in order: generated text (strict) or ranked choices.
+    """One prediction per example, in order: text, ranked choices, or a choice by schema.
 
     Raises:
         DataError: an id twice, an example of another split, no choices to rank.
@@ -32,10 +31,7 @@ def predict(
     """
     _check_examples(examples, form, split)
     queries = [query_of(example) for example in examples]
-    if form == "constrained":
-        answers = model.rank(queries)
-    else:
-        answers = model.generate(queries, max_new_tokens)
+    answers = _asked(model, queries, form, max_new_tokens)
     if len(answers) != len(queries):
         raise RunFailed(f"{model.system} gave {len(answers)} answers to {len(queries)} queries")
     predictions = []
@@ -59,13 +55,23 @@ def predict(
     return predictions
 
 
+def _asked(model: Model, queries: Sequence[Query], form: Form, longest: int) -> list[Answer]:
+    if form == "constrained":
+        return model.rank(queries)
+    if form == "schema":
+        if not isinstance(model, Chooser):
+            raise RunFailed(f"{model.system} cannot be held to a schema")
+        return model.choose(queries, longest)
+    return model.generate(queries, longest)
+
+
 def _check_examples(examples: Sequence[Example], form: str, split: str) -> None:
     seen: set[tuple[str, str]] = set()
     for example in examples:
         where = f"{example.task}/{example.id}"
         if example.split != split:
             raise DataError("an example of another split", where=where, found=example.split)
-        if form == "constrained" and not example.choices:
+        if form in ("constrained", "schema") and not example.choices:
             raise DataError(
                 "an open answer cannot be ranked", where=where, remedy="ask for it as strict"
             )

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from mixtune import metrics
 from mixtune.errors import DataError
 from mixtune.identity import digest
+from mixtune.models.api_schema import chosen
 from mixtune.records import Example, Prediction, Score, Status
 from mixtune.tasks.base import Task
 from mixtune.tasks.parsers import PARSERS, Parse
@@ -93,13 +94,19 @@ def _read(prediction: Prediction, task: Task, form: str) -> tuple[str | None, St
     if form == "constrained":
         return _likeliest(prediction), "ok"
     parser, cut = PARSERS[task.parser], prediction.finish == "length"
+    if form == "schema":
+        parsed = None if cut else chosen(prediction.output, prediction.choices)
+        return (parsed, "ok") if parsed is not None else (None, _unread(cut))
     read: Parse | None = parser.strict if form == "strict" else parser.lenient
     if cut:
         read = parser.cut if form == "lenient" else None
     parsed = read(prediction.output, task.labels or task.types) if read else None
-    if parsed is not None:
-        return parsed, "ok"
-    return None, "truncated" if cut else "unparsed"
+    return (parsed, "ok") if parsed is not None else (None, _unread(cut))
+
+
+def _unread(cut: bool) -> Status:
+    """Why nothing was read."""
+    return "truncated" if cut else "unparsed"
 
 
 def _likeliest(prediction: Prediction) -> str:

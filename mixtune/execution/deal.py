@@ -122,7 +122,8 @@ def titles(runs: Sequence[RunPlan]) -> str:
 
 def _only_answers(run: RunPlan, units: Mapping[str, Unit]) -> bool:
     trained = run.kind != "trained" or units[run.system].state == "done"
-    return trained and missing(run, units)
+    # Models behind APIs are asked by the process that holds the study, not by a worker.
+    return run.kind != "api" and trained and missing(run, units)
 
 
 def _fresh(

@@ -10,26 +10,22 @@ training, answering or scoring work.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from mixtune.engine.model import LocalModel
-from mixtune.errors import MixtuneError, ModelError, StoreError
+from mixtune.errors import ModelError, StoreError
 from mixtune.evaluation.predict import predict
 from mixtune.events import Events
+from mixtune.execution.units import FAILURES, said, unit_of_work
 from mixtune.models.base import Model
 from mixtune.models.constant import MajorityModel
 from mixtune.planning.plan import AnswerPlan, Planner, RunPlan
 from mixtune.records import Prediction, TrainStep
 from mixtune.store import Store
-
-FAILURES = (MixtuneError, RuntimeError, ValueError, ArithmeticError, MemoryError)
-"""What makes one run fail and lets the study go on; anything else, and a store that cannot be
-written, stops the study."""
 
 
 class Desk:
@@ -129,30 +125,9 @@ class Desk:
             return
         answering = self._answering(run)
         for answer in missing:
-            with self._unit(answer.id) as paths:
+            with unit_of_work(self.store, answer.id) as paths:
                 paths.append(self._answer(run, answer, answering(answer)))
             self.events.answered(run, answer, answer_cost(run, answer))
-
-    @contextmanager
-    def _unit(self, unit: str) -> Iterator[list[Path]]:
-        """Running → done with the files listed, failed on an error, planned when stopped."""
-        self.store.begin(unit)
-        begun = time.monotonic()
-        paths: list[Path] = []
-        try:
-            yield paths
-        except (StoreError, OSError):
-            # The disk failed, not the unit; if it cannot even be given back, the next start does.
-            with suppress(StoreError):
-                self.store.release(unit)
-            raise
-        except Exception as error:
-            self.store.fail(unit, said(error), time.monotonic() - begun)
-            raise
-        except BaseException:
-            self.store.release(unit)
-            raise
-        self.store.finish(unit, paths, time.monotonic() - begun)
 
     def _answering(self, run: RunPlan) -> Callable[[AnswerPlan], Model]:
         """What answers for this run, for a set of answers.
@@ -209,8 +184,3 @@ def answer_cost(run: RunPlan, answer: AnswerPlan) -> float:
     """Forward-pass tokens of a set of answers: both forms of the same items share one pass."""
     first = next(a for a in run.answers if (a.task, a.split) == (answer.task, answer.split))
     return float(answer.tokens) if answer.id == first.id else 0.0
-
-
-def said(error: BaseException) -> str:
-    """An error as a run keeps it."""
-    return f"{type(error).__name__}: {error}"

@@ -18,9 +18,10 @@ from mixtune.errors import StoreError
 from mixtune.events import Events
 from mixtune.execution.checkpoint import Head
 from mixtune.execution.deal import Portion, Setting, heads, missing
-from mixtune.execution.desk import FAILURES, Desk, answer_cost, said
+from mixtune.execution.desk import Desk, answer_cost
 from mixtune.execution.options import CHECKPOINT_EVERY
 from mixtune.execution.training import BACKWARD, Training
+from mixtune.execution.units import FAILURES, said
 from mixtune.planning.plan import Plan, Planner, RunPlan
 from mixtune.states import Unit
 from mixtune.store import Store

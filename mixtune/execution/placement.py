@@ -72,8 +72,9 @@ def place(plan: Plan, options: Options, kept: Sequence[Head], events: Events) ->
     """
     assert plan.files is not None
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    local = sum(run.kind != "api" for run in plan.runs)
     workers = options.workers or (
-        default_workers(_weights_bytes(plan.files), len(plan.runs)) if device == "cpu" else 1
+        default_workers(_weights_bytes(plan.files), local) if device == "cpu" else 1
     )
     threads = max(1, available_cores() // workers)
     free = free_memory() if device == "cpu" else torch.cuda.mem_get_info()[0]

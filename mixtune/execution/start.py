@@ -10,15 +10,16 @@ from mixtune.engine.convert import prepare
 from mixtune.engine.rates import matmul_rates, worded
 from mixtune.events import Events
 from mixtune.execution.checkpoint import Head
-from mixtune.execution.deal import Setting, deal, heads
+from mixtune.execution.deal import Setting, deal, heads, missing
 from mixtune.execution.local import begin
 from mixtune.execution.options import Options
 from mixtune.execution.placement import place
 from mixtune.execution.pool import Work, run_pool
+from mixtune.execution.remote import answer_remote
 from mixtune.models.catalog import BaseModelFiles
 from mixtune.planning.facts import facts_of
 from mixtune.planning.leaks import changed_by_tasks
-from mixtune.planning.plan import Planner, RunPlan
+from mixtune.planning.plan import Plan, Planner, RunPlan
 from mixtune.spec import Study
 from mixtune.store import Store
 from mixtune.study_file import dump_study
@@ -28,7 +29,7 @@ from mixtune.tasks.registry import Registry
 def run_study(
     study: Study, data_dir: Path | None, runs_dir: Path, options: Options, events: Events
 ) -> list[RunPlan]:
-    """Train and score what is missing or failed; returns the runs that failed.
+    """Train and score what is missing or failed; returns the runs that are not done.
 
     Raises:
         ModelError, DataError, SpecError: before anything is trained.
@@ -48,6 +49,9 @@ def run_study(
             events.note(line)
         if not begin(plan, store, events):
             return []
+        failed = answer_remote(plan, planner, store, events)
+        if not _left(plan, store):
+            return failed
         kept = [head for head in heads(store).values() if isinstance(head, Head)]
         where = place(plan, options, kept, events)
         events.note(worded(matmul_rates(files.folder, device=where.device), study.train.compute))
@@ -66,7 +70,13 @@ def run_study(
             where.used,
             options.checkpoint_every,
         )
-        return run_pool(work, count, events)
+        return failed + run_pool(work, count, events)
+
+
+def _left(plan: Plan, store: Store) -> bool:
+    """Whether anything is left that takes a model on this machine."""
+    units = store.units()
+    return any(run.kind != "api" and missing(run, units) for run in plan.runs)
 
 
 def _planner(study: Study, data_dir: Path | None, files: BaseModelFiles) -> Planner:

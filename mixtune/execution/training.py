@@ -19,8 +19,9 @@ from mixtune.errors import MixtuneError, StoreError, shorten
 from mixtune.execution import checkpoint
 from mixtune.execution.checkpoint import Head, Seated, Unusable
 from mixtune.execution.deal import Portion, Setting, title, titles
-from mixtune.execution.desk import FAILURES, Desk, said
+from mixtune.execution.desk import Desk
 from mixtune.execution.stop import held_back
+from mixtune.execution.units import FAILURES, said
 from mixtune.identity import seed as named_seed
 from mixtune.planning.plan import Planner, RunPlan
 

@@ -4,7 +4,7 @@ Knows: queries in, answers out, in order. Does not know: targets, tasks, metrics
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mixtune.records import Answer, Query
 
@@ -23,4 +23,13 @@ class Model(Protocol):
 
     def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
         """Greedy text up to the end of turn, at most `max_new_tokens` tokens."""
+        ...
+
+
+@runtime_checkable
+class Chooser(Protocol):
+    """A system that can be held to a JSON schema which leaves it one of a query's choices."""
+
+    def choose(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+        """A choice of each query as JSON (models/api_schema.py). Choices non-empty."""
         ...

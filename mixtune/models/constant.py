@@ -9,11 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from mixtune.errors import DataError
+from mixtune.models.api_schema import as_json
 from mixtune.records import Answer, Example, Query
 
 
 class MajorityModel:
-    """Says the commonest train answer to the query's cue, else of its stratum, in both forms.
+    """Says the commonest train answer to the query's cue, else of its stratum, in every form.
 
     A cue is something in the prompt that a task lets its floor look up, such as a marked entity.
     Queries without one, and cues that train does not have, are answered by stratum; a stratum that
@@ -51,6 +52,10 @@ class MajorityModel:
     def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
         """The commonest answer; never cut off."""
         return [Answer(output=self._commonest(query)) for query in queries]
+
+    def choose(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+        """The commonest answer as JSON: the floor of systems that are held to a schema."""
+        return [Answer(output=as_json(self._commonest(query))) for query in queries]
 
     def _of(self, query: Query) -> Counter[str]:
         by_stratum = self._counts.get(query.stratum, self._all)

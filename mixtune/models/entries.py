@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from mixtune.errors import ModelError
-from mixtune.spec import Frozen
+from mixtune.fields import Frozen
 
 Text = Annotated[str, Field(min_length=1)]
 

@@ -6,13 +6,14 @@ Knows: roles of tasks, forms of answers, kinds of systems. Does not know: rows, 
 from typing import Literal
 
 from mixtune.errors import SpecError, did_you_mean
-from mixtune.spec import FormName, Study
+from mixtune.records import Form
+from mixtune.spec import Study
 from mixtune.study_file import parse_study
 from mixtune.tasks.base import Task
 from mixtune.tasks.registry import Registry
 
-SystemKind = Literal["trained", "base", "majority", "adapter", "model"]
-"""The last two were made elsewhere and brought in to be scored."""
+SystemKind = Literal["trained", "base", "majority", "api", "adapter", "model"]
+"""api: behind an endpoint. The last two were made elsewhere and brought in to be scored."""
 
 
 def canonical(study: Study, registry: Registry) -> Study:
@@ -60,7 +61,7 @@ def _usable(name: str, registry: Registry, key: str) -> str:
 _NEEDS = {"tasks": "scored", "ingredients": "trainable"}
 
 
-def answerable(task: Task, form: FormName, kind: SystemKind) -> bool:
+def answerable(task: Task, form: Form, kind: SystemKind) -> bool:
     """Constrained answers need labels; an open answer has no majority worth the name."""
     if task.kind == "open":
         return form == "strict" and kind != "majority"

@@ -18,13 +18,14 @@ import yaml
 from pydantic import Field
 
 from mixtune.errors import DataError, MixtuneError, SpecError
+from mixtune.fields import Frozen
 from mixtune.mixing import portions
 from mixtune.models.catalog import BaseModelFiles, catalogue, locate
 from mixtune.models.memory import shape_of
 from mixtune.planning.cells import Cell, cells
 from mixtune.planning.names import canonical
 from mixtune.records import Example
-from mixtune.spec import Frozen, Study
+from mixtune.spec import Study
 from mixtune.tasks.registry import Registry
 from mixtune.tokens import Tokens
 

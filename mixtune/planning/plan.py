@@ -10,7 +10,7 @@ Knows: ids, mixes, token counts. Does not know: torch, GPUs, where results are k
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Literal
@@ -19,6 +19,7 @@ from mixtune.design import title
 from mixtune.errors import DataError, SpecError
 from mixtune.identity import digest, make_id
 from mixtune.mixing import Mixture, mix
+from mixtune.models.api_entries import ApiSystem
 from mixtune.models.catalog import BaseModelFiles
 from mixtune.planning.cells import Cell, cells
 from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, gold_answers, load_corpus
@@ -26,8 +27,9 @@ from mixtune.planning.flaws import leaking_packs, lower_labels
 from mixtune.planning.leaks import Leaks
 from mixtune.planning.lengths import longest_answer
 from mixtune.planning.names import SystemKind, answerable, canonical
-from mixtune.records import Example, MixRow, Query, Split
-from mixtune.spec import Course, FormName, Study, UnitName
+from mixtune.planning.remote import Remote
+from mixtune.records import Example, Form, MixRow, Query, Split
+from mixtune.spec import Course, Study, UnitName
 from mixtune.store import PlanRow, slug
 from mixtune.tasks.base import Task, fingerprint, query_of
 from mixtune.tasks.registry import Registry
@@ -45,7 +47,7 @@ class AnswerPlan:
     id: str
     task: str
     split: Split
-    form: FormName
+    form: Form
     items: int
     tokens: int
     items_digest: str
@@ -122,6 +124,7 @@ class Planner:
         self.corpus: Corpus = load_corpus(study, registry)
         if study.flaws.label_case:
             lower_labels(self.corpus.pools)
+        self.remote = Remote(study, registry, self.corpus)
         self.dropped: dict[str, int] = {}
         self._digests: dict[int, str] = {}
         self._item_facts: dict[tuple[str, Split], tuple[int, str]] = {}
@@ -129,13 +132,14 @@ class Planner:
         self._drop_over_long()
 
     def plan(self) -> Plan:
-        """Every run of the study: seed by seed, baselines first.
+        """Every run of the study: seed by seed, baselines and API models first.
 
         Raises:
             SpecError: more rows asked than an ingredient has.
             DataError: an example longer than `max_length` under `over_long: error`.
         """
         runs = [self._baseline(kind) for kind in self.study.baselines]
+        runs += [self._api(system) for system in self.remote.systems]
         runs += [self._trained(cell, seed) for cell, seed in self._seeded()]
         return Plan(self.study, self.files, tuple(runs))
 
@@ -362,6 +366,11 @@ class Planner:
             system = make_id("base", parts) if self.files else ""
         return RunPlan(system, kind, (), None, (), self._answers(system, kind), 0)
 
+    def _api(self, system: ApiSystem) -> RunPlan:
+        found = self.remote.answers(system, self._facts)
+        answers = tuple(AnswerPlan(**asdict(one)) for one in found)
+        return RunPlan(system.id, "api", (), None, (), answers, 0, system.name, system.origin)
+
     def brought_in(self, kind: SystemKind, system: str, label: str, origin: str) -> RunPlan:
         """A system made elsewhere, to be scored on this study's items."""
         answers = self._answers(system, kind)
@@ -387,13 +396,13 @@ class Planner:
         for name in self.study.tasks:
             task = self.registry.get(name)
             for split in EVALUATED:
-                for form in self.study.evaluate.forms:
+                for form in (*self.study.evaluate.forms, *self.remote.floors(kind)):
                     if answerable(task, form, kind):
                         found.append(self._answer(system, kind, task, split, form))
         return tuple(found)
 
     def _answer(
-        self, system: str, kind: SystemKind, task: Task, split: Split, form: FormName
+        self, system: str, kind: SystemKind, task: Task, split: Split, form: Form
     ) -> AnswerPlan:
         items = self.corpus.items[task.name, split]
         generated = kind != "majority" and form == "strict" and self.tokens is not None
@@ -404,7 +413,7 @@ class Planner:
         return AnswerPlan(answer_id, task.name, split, form, len(items), tokens, digest_, longest)
 
     def _answer_id(
-        self, system: str, kind: SystemKind, what: tuple[Task, Split, FormName], longest: int
+        self, system: str, kind: SystemKind, what: tuple[Task, Split, Form], longest: int
     ) -> str:
         task, split, form = what
         evaluate, local = self.study.evaluate, kind != "majority"

@@ -6,6 +6,7 @@ Knows: the parts of a page. Does not know: how they were computed or how they ar
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mixtune.analysis.published import Published
 from mixtune.records import Estimate, MixRow, Result, TrainStep
 from mixtune.spec import Study
 
@@ -83,7 +84,8 @@ class ReportInput:
     order of the columns. `main_forms`: task → the form that it is compared and chosen in.
     `chosen`: task → cocktail chosen on validation, for a page that shows test; empty where the page
     chooses the best of what it shows. `test_reads`: how often test scores were looked at. `data`:
-    what was read, `lengths`: tokens per row, each in the order shown.
+    what was read, `lengths`: tokens per row, each in the order shown. `published`: what others
+    measured on tasks of the same name.
     """
 
     study: Study
@@ -105,6 +107,7 @@ class ReportInput:
     chosen: Mapping[str, str] = field(default_factory=dict)
     data: Sequence[DataRow] = ()
     lengths: Sequence[LengthRow] = ()
+    published: Sequence[Published] = ()
 
     @property
     def confirms(self) -> bool:

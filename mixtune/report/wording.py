@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mixtune.report.figures import Answer, Cell
-from mixtune.spec import Budget, Flaws, TrainSpec
+from mixtune.spec import Budget, Flaws, Study, TrainSpec
 
 LONGEST_NAME = 80
 """Characters of a name that are shown; a longer one is cut, with its start as a tooltip."""
@@ -119,6 +119,17 @@ FLAWS = {
     "select_on_test": "what is best is chosen on test",
 }
 """Flaw → what it means in results."""
+
+
+def asked(study: Study, system: str) -> str:
+    """What stands before a question to an API model, in words; "" for any other system."""
+    said = []
+    for entry in study.api_models:
+        if entry.name == system and entry.shots:
+            said.append(f"{entry.shots} train rows shown before each question")
+        if entry.name == system and len(entry.variants) > 1:
+            said.append(f"instruction chosen from {len(entry.variants)} by its score on validation")
+    return "; ".join(said)
 
 
 def training(train: TrainSpec, flaws: Flaws) -> str:

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mixtune.errors import SpecError, did_you_mean
+from mixtune.fields import Frozen, Name
 from mixtune.identity import canonical, digest
 from mixtune.metrics import METRICS
 from mixtune.metrics import VERSION as METRICS_VERSION
 from mixtune.records import Example, Query, Split
-from mixtune.spec import Frozen, Name
 from mixtune.tasks.context import Context, Policy
 from mixtune.tasks.dialogue import Format, Record, blank, check_columns
 from mixtune.tasks.dialogue import Role as Speaker

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mixtune.errors import DataError
-from mixtune.spec import Frozen
+from mixtune.fields import Frozen
 from mixtune.tasks.places import Text
 
 Policy = Literal["error", "drop", "evidence-first", "truncate-middle"]

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mixtune.errors import DataError, did_you_mean
-from mixtune.spec import Frozen
+from mixtune.fields import Frozen
 from mixtune.tasks.amount_text import write_amount
 from mixtune.tasks.detokenise import gaps
 from mixtune.tasks.dialogue import Record, blank

@@ -1,0 +1,120 @@
+"""What people see of models behind APIs, and of figures that others published.
+
+Knows: tables. Does not know: how anything is asked, counted or measured.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from mixtune.analysis.published import NOTE, Published
+from mixtune.derive import Derived
+from mixtune.models.api_cost import FILE, Ledger, dollars
+from mixtune.planning.plan import Planner
+from mixtune.planning.remote import Estimate
+from mixtune.records import Result
+from mixtune.store import Store
+from mixtune.terminal import table
+
+
+def api_json(planner: Planner) -> dict[str, Any]:
+    """What API models take, as a part of a plan's JSON; nothing where there are none."""
+    found = [asdict(row) for row in planner.remote.estimates()]
+    return {"api": found, "api_max_cost": planner.study.api.max_cost} if found else {}
+
+
+def show_api_plan(out: Console, planner: Planner) -> None:
+    """Requests, tokens and money of each API model, before anything is asked."""
+    found = planner.remote.estimates()
+    if not found:
+        return
+    columns = ("system", "model", "requests", "on this machine", "tokens in", "tokens out", "cost")
+    rows = [
+        (
+            row.name,
+            f"{row.model} at {row.host}",
+            row.requests,
+            row.kept,
+            row.tokens_in,
+            row.tokens_out,
+            _cost(row),
+        )
+        for row in found
+    ]
+    out.print(table("Models behind APIs: what is left to ask", columns, rows))
+    out.print(f"tokens estimated: {found[0].estimated_with}", markup=False)
+    for row in found:
+        for line in _notes(row):
+            out.print(f"{row.name}: {line}", markup=False)
+    if planner.study.api.max_cost is not None:
+        ceiling = planner.study.api.max_cost
+        out.print(f"asking stops before ${ceiling:g} are passed (api.max_cost)", markup=False)
+
+
+def _cost(row: Estimate) -> str:
+    if row.cost_about is None or row.cost_most is None:
+        return "price not stated"
+    return f"about ${row.cost_about:.4f}, at most ${row.cost_most:.4f}"
+
+
+def _notes(row: Estimate) -> list[str]:
+    found = [f"price: {row.price_source}"] if row.price_source else []
+    if row.shots:
+        found.append(f"{row.shots} train rows shown before each question")
+    if row.variants > 1:
+        found.append(f"{row.variants} instructions, each tried on all validation items of a task")
+    return found
+
+
+def show_api_systems(out: Console, derived: Derived, split: str) -> None:
+    """API models on each task's main metric: text, and labels that the endpoint was held to.
+
+    A table of their own: a label by schema is in no column with one by likelihood.
+    """
+    names = {entry.name for entry in derived.study.api_models}
+    tasks = derived.tasks()
+    main = {(name, task.metrics[0]) for name, task in tasks.items() if task.metrics}
+    rows = [r for r in derived.results(split) if r.cocktail in names and (r.task, r.metric) in main]
+    if not rows:
+        return
+    by_system: dict[tuple[str, str], dict[str, Result]] = {}
+    for row in rows:
+        by_system.setdefault((row.cocktail, row.form), {})[row.task] = row
+    cells = [
+        (name, _FORMS[form], *(_cell(found.get(task)) for task in tasks))
+        for (name, form), found in by_system.items()
+    ]
+    title = f"Models behind APIs, {split}: value [95 %], unread answers count as wrong"
+    out.print(table(title, ("system", "answers", *tasks), cells))
+    for said in dict.fromkeys(f"{row.cocktail}: {row.training}" for row in rows if row.training):
+        out.print(said, markup=False)
+
+
+_FORMS = {"strict": "text (strict)", "lenient": "text (lenient)", "schema": "label by JSON schema"}
+
+
+def _cell(row: Result | None) -> str:
+    if row is None:
+        return "–"
+    ends = "" if row.low is None or row.high is None else f" [{row.low:.3f}, {row.high:.3f}]"
+    unread = f", {row.unparsed:.1%} unread" if row.unparsed else ""
+    return f"{row.value:.3f}{ends}{unread}"
+
+
+def show_spent(out: Console, store: Store) -> None:
+    """What the study's requests have cost so far, if there were any."""
+    paid, open_ = Ledger(store.folder / FILE, None).spent()
+    if paid or open_:
+        lost = f"; up to ${dollars(open_):.4f} for requests without an answer" if open_ else ""
+        out.print(f"API models of this study have cost ${dollars(paid):.4f}{lost}", markup=False)
+
+
+def show_published(out: Console, rows: Sequence[Published]) -> None:
+    """Others' figures on the study's tasks."""
+    columns = ("task", "system", "metric", "value", "source", "items", "scorer")
+    cells = [
+        (r.task, r.system, r.metric, f"{r.value:.3f}", r.source, r.split, r.scorer) for r in rows
+    ]
+    out.print(table(f"{NOTE}: other items, prompts and scorers", columns, cells))
