@@ -59,6 +59,9 @@ EXAMPLES = {
     "Budget": """budget: {steps: 200, examples_per_step: 16}""",
     "TrainSpec": """train: {rank: 8, alpha: 16, lr: 5.0e-4, over_long: drop}""",
     "EvalSpec": """evaluate: {validation_items: 150, test_items: 300, forms: [constrained]}""",
+    "Gate": """probes: [mmlu, gsm8k]
+general: alpaca
+gate: {retention: -0.02, probes: [mmlu]}""",
 }
 SHORT = {
     "headline:10000": "a pool of 10,000 rows",
@@ -84,9 +87,14 @@ def study_file() -> str:
     schema = json_schema("study")
     sections = schema["$defs"]
     lines = [NOTE, STUDY, "## Top level", "", *_keys(schema, schema)]
-    titles = {"Ingredient": "ingredients", "Design": "design", "EvalSpec": "evaluate"}
+    titles = {
+        "Ingredient": "ingredients",
+        "Design": "design",
+        "EvalSpec": "evaluate",
+        "Gate": "gate",
+    }
     titles |= {name: key for key, name in SECTIONS.items()}
-    for name in ("Ingredient", "Design", "Budget", "TrainSpec", "EvalSpec"):
+    for name in ("Ingredient", "Design", "Budget", "TrainSpec", "EvalSpec", "Gate"):
         key = titles[name]
         heading = f"`{key}.<name>`" if name == "Ingredient" else f"`{key}`"
         lines += ["", f"## {heading}", "", _one_line(sections[name]["description"]), ""]

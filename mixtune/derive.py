@@ -46,7 +46,7 @@ from mixtune.report.page import page_files, render
 from mixtune.report.wording import training
 from mixtune.spec import Study, parse_study
 from mixtune.states import Unit
-from mixtune.store import PlanRow, Store
+from mixtune.store import ASIDE, PlanRow, Store
 from mixtune.tasks.base import Task, fingerprint
 from mixtune.tasks.registry import Registry
 
@@ -74,7 +74,10 @@ class Derived:
         self.registry = registry
         raw = store.read_value("study.yaml")
         self.study: Study = parse_study(raw, str(store.folder / "study.yaml"))
-        self.plan = store.plan()
+        units = store.plan()
+        self.plan = [row for row in units if row.kind not in ASIDE]
+        self.aside = [row for row in units if row.kind in ASIDE]
+        """Units of verbs of their own, in no table of results (retention.py, strength.py)."""
         self.units = store.units()
         self._measured: dict[str, list[Measured]] = {}
 
@@ -82,14 +85,15 @@ class Derived:
 
     def answered(self) -> list[PlanRow]:
         """Sets of answers that are done."""
-        return [r for r in self.plan if r.kind == "answer" and self._state(r.id) == "done"]
+        return [r for r in self.plan if r.kind == "answer" and self.state(r.id) == "done"]
 
     def finished(self) -> list[PlanRow]:
         """Sets of answers of finished runs; a failed or half-done one is in no table or mean."""
-        unfinished = {row.system for row in self.plan if self._state(row.id) != "done"}
+        unfinished = {row.system for row in self.plan if self.state(row.id) != "done"}
         return [row for row in self.answered() if row.system not in unfinished]
 
-    def _state(self, unit: str) -> str:
+    def state(self, unit: str) -> str:
+        """State of a unit; planned where nobody has begun it."""
         return self.units[unit].state if unit in self.units else "planned"
 
     def score_file(self, row: PlanRow) -> str:
@@ -111,30 +115,45 @@ class Derived:
             DataError: the dataset no longer holds the items that were answered.
         """
         todo = self.unscored()
-        todo += [row for row in self.answered() if row not in todo and self._damaged(row)]
+        todo += [row for row in self.answered() if row not in todo and self.damaged(row)]
         self._measured.clear()
         for row in todo:
-            self._score_one(row)
+            self.score_one(row)
         done = len(self.answered())
         total = sum(1 for row in self.plan if row.kind == "answer")
         return Scoring(len(todo), done - len(todo), total - done)
 
-    def _damaged(self, row: PlanRow) -> bool:
+    def damaged(self, row: PlanRow) -> bool:
+        """Whether the scores of a set of answers are missing or cannot be read."""
         try:
             self.store.read_table(self.score_file(row))
         except StoreError:
             return True
         return False
 
-    def _score_one(self, row: PlanRow) -> None:
+    def score_one(self, row: PlanRow) -> None:
+        """Score one set of answers.
+
+        Raises:
+            DataError: the dataset no longer holds the items that were answered.
+        """
+        scores = score(*self.answers(row), self.registry.get(row.task))
+        self.store.write_rows(self.score_file(row), Score, scores)
+
+    def answers(self, row: PlanRow) -> tuple[list[Prediction], list[Example]]:
+        """A set of answers, and the examples that were answered.
+
+        Raises:
+            DataError: the dataset no longer holds them.
+        """
         predictions = [
             _prediction(raw)
             for raw in self.store.read_rows(f"{row.folder}/answers/{row.id}/predictions.parquet")
         ]
-        task = self.registry.get(row.task)
         split: Split = "test" if row.split == "test" else "validation"
         asked = {prediction.example for prediction in predictions}
-        examples = [e for e in self._examples(row.task, split) if e.id in asked]
+        rows = self.registry.examples(row.task, split, self.study.evaluate.carve)
+        examples = [example for example in rows if example.id in asked]
         if fingerprint(select_evaluation(examples, None)) != row.items_digest:
             raise DataError(
                 "the dataset does not hold the items that were answered",
@@ -143,10 +162,7 @@ class Derived:
                 wanted="the data that the study ran with",
                 remedy="give the --data-dir that the study ran with",
             )
-        self.store.write_rows(self.score_file(row), Score, score(predictions, examples, task))
-
-    def _examples(self, task: str, split: Split) -> list[Example]:
-        return self.registry.examples(task, split, self.study.evaluate.carve)
+        return predictions, examples
 
     def scores(self, split: str | None = None) -> pa.Table:
         """Scores of all finished runs, of one split or all.
@@ -337,14 +353,14 @@ class Derived:
         found = {}
         for row in self.plan:
             path = self.store.folder / row.folder / "run.json"
-            if row.kind == "train" and path.is_file() and self._state(row.id) == "done":
+            if row.kind == "train" and path.is_file() and self.state(row.id) == "done":
                 found[row.system] = self.store.read_value(f"{row.folder}/run.json")
         return found
 
     def _curves(self) -> dict[str, list[TrainStep]]:
         found = {}
         for row in self.plan:
-            if row.kind == "train" and self._state(row.id) == "done":
+            if row.kind == "train" and self.state(row.id) == "done":
                 steps = self.store.read_rows(f"{row.folder}/train.parquet")
                 found[row.system] = [TrainStep(**step) for step in steps]
         return found

@@ -85,6 +85,27 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeRow:
+    """A fact: how a system reads the gold answer to an example, beside its base.
+
+    `tokens` of the answer, its end of turn among them. `logprob` and `base_logprob`: natural log of
+    the whole answer's probability. `kl`: KL(system ‖ base) over the whole vocabulary in nats, a
+    mean over the answer's tokens.
+    """
+
+    system: str
+    task: str
+    split: str
+    example: str
+    group: str
+    prompt_hash: str
+    tokens: int
+    logprob: float
+    base_logprob: float
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """One answer judged: `value` is 1.0 or 0.0 for accuracy-like tasks; wrong is status ok."""
 

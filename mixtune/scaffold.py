@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from mixtune.design import cocktails
 from mixtune.errors import SpecError
-from mixtune.planning.plan import canonical
+from mixtune.planning.names import canonical
 from mixtune.spec import Ingredient, Study, parse_study
 from mixtune.tasks.registry import Registry
 

@@ -37,6 +37,8 @@ MAY_IMPORT = {
     "report": "errors spec records metrics analysis",
     "events": "records planning",
     "derive": "errors identity spec records tasks mixing states store evaluation analysis report",
+    "retention": "spec records store analysis derive",
+    "strength": "errors records store planning analysis derive",
     "terminal": "analysis errors records tasks states store planning events derive",
     "doctor": "environment errors records tasks models",
     "engine": "errors spec records tokens durable models",

@@ -16,14 +16,15 @@ from functools import cached_property
 from typing import Literal
 
 from mixtune.design import cocktails
-from mixtune.errors import DataError, SpecError, did_you_mean
+from mixtune.errors import DataError, SpecError
 from mixtune.identity import digest, make_id
 from mixtune.mixing import Mixture, mix
 from mixtune.models.catalog import BaseModelFiles
 from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, gold_answers, load_corpus
 from mixtune.planning.lengths import longest_answer
+from mixtune.planning.names import answerable, canonical
 from mixtune.records import Example, MixRow, Query, Split
-from mixtune.spec import FormName, Study, UnitName, parse_study
+from mixtune.spec import FormName, Study, UnitName
 from mixtune.store import PlanRow, slug
 from mixtune.tasks.base import Task, fingerprint, query_of
 from mixtune.tasks.registry import Registry
@@ -38,12 +39,15 @@ they trade memory for time, and the result is the same."""
 
 @dataclass(frozen=True, slots=True)
 class AnswerPlan:
-    """One set of answers: a system on the items of one task and split, in one form."""
+    """One set of answers: a system on the items of one task and split, in one form.
+
+    `likelihood`: gold answers are read to it, and it gives none (planning/probes.py).
+    """
 
     id: str
     task: str
     split: Split
-    form: FormName
+    form: FormName | Literal["likelihood"]
     items: int
     tokens: int
     items_digest: str
@@ -57,6 +61,8 @@ class RunPlan:
 
     `tokens`: tokens that pass through the model in training, shared headers counted each time.
     `label` and `origin`: what a system that was brought in is called, and where it came from.
+    `of` and `strength`: the folder of the run whose adapter answers, where that is not its own, and
+    how strongly.
     """
 
     system: str
@@ -68,6 +74,8 @@ class RunPlan:
     tokens: int
     label: str = ""
     origin: str = ""
+    of: str = ""
+    strength: float = 1.0
 
     @property
     def name(self) -> str:
@@ -125,7 +133,7 @@ class Planner:
             SpecError: more rows asked than an ingredient has.
             DataError: an example longer than `max_length` under `over_long: error`.
         """
-        runs = [self._baseline(kind) for kind in self.study.baselines]
+        runs = [self.baseline(kind) for kind in self.study.baselines]
         runs += [self._trained(cocktail, seed) for cocktail, seed in self._cells()]
         return Plan(self.study, self.files, tuple(runs))
 
@@ -185,7 +193,7 @@ class Planner:
             DataError: the data is no longer what the answers were planned with.
         """
         items = self.corpus.items[answer.task, answer.split]
-        if self._facts(answer.task, answer.split)[1] != answer.items_digest:
+        if self.item_facts(answer.task, answer.split)[1] != answer.items_digest:
             raise _moved(f"{answer.task}/{answer.split}")
         return items
 
@@ -234,11 +242,20 @@ class Planner:
         if train.over_long != "drop" or self.tokens is None:
             return
         for name, pool in self.corpus.pools.items():
-            named = [(name, example) for example in pool]
-            encoded = encode_rows(named, self.tokens, train.max_length, "drop")
-            kept = {row.example_id for row in encoded.rows}
-            self.dropped[name] = len(pool) - len(kept)
-            pool[:] = [example for example in pool if example.id in kept]
+            before = len(pool)
+            pool[:] = self._fitting(name, pool)
+            self.dropped[name] = before - len(pool)
+        for (name, _), items in self.corpus.items.items():
+            if name == self.study.general:
+                items[:] = self._fitting(name, items)
+
+    def _fitting(self, name: str, pool: Sequence[Example]) -> list[Example]:
+        """The examples that are not over-long."""
+        assert self.tokens is not None
+        named = [(name, example) for example in pool]
+        encoded = encode_rows(named, self.tokens, self.study.train.max_length, "drop")
+        kept = {row.example_id for row in encoded.rows}
+        return [example for example in pool if example.id in kept]
 
     def _trained(self, cocktail: tuple[str, ...], seed: int) -> RunPlan:
         if self.tokens is None and self.study.unit != "rows":
@@ -308,7 +325,8 @@ class Planner:
 
     # ---- baselines and answers ------------------------------------------------------------------
 
-    def _baseline(self, kind: Literal["majority", "base"]) -> RunPlan:
+    def baseline(self, kind: Literal["majority", "base"]) -> RunPlan:
+        """A floor: the commonest label, or the untuned base."""
         if kind == "majority":
             # One system for all tasks; what it says on a task depends on that task's train split,
             # which is in its answer ids, so that an added task changes none of them.
@@ -337,18 +355,19 @@ class Planner:
             task = self.registry.get(name)
             for split in EVALUATED:
                 for form in self.study.evaluate.forms:
-                    if _answerable(task, form, kind):
-                        found.append(self._answer(system, kind, task, split, form))
+                    if answerable(task, form, kind):
+                        found.append(self.answer(system, kind, task, split, form))
         return tuple(found)
 
-    def _answer(
+    def answer(
         self, system: str, kind: SystemKind, task: Task, split: Split, form: FormName
     ) -> AnswerPlan:
+        """One set of answers of a system, on items of the corpus."""
         items = self.corpus.items[task.name, split]
         generated = kind != "majority" and form == "strict" and self.tokens is not None
         longest = self.max_new_tokens(task.name) if generated else 0
         answer_id = self._answer_id(system, kind, (task, split, form), longest) if system else ""
-        tokens, digest_ = self._facts(task.name, split)
+        tokens, digest_ = self.item_facts(task.name, split)
         tokens = 0 if kind == "majority" else tokens
         return AnswerPlan(answer_id, task.name, split, form, len(items), tokens, digest_, longest)
 
@@ -369,14 +388,14 @@ class Planner:
                 "split": split,
                 "form": form,
                 "prompt": task.prompt_version,
-                "items": self._facts(task.name, split)[1],
+                "items": self.item_facts(task.name, split)[1],
                 "decoding": decoding,
                 "compute": self.study.train.compute if local else None,
                 "known": None if local else self._known(task.name),
             },
         )
 
-    def _facts(self, task: str, split: Split) -> tuple[int, str]:
+    def item_facts(self, task: str, split: Split) -> tuple[int, str]:
         """Prompt tokens and fingerprint of the items of a task and split; computed once."""
         if (task, split) not in self._item_facts:
             items = self.corpus.items[task, split]
@@ -419,53 +438,6 @@ def _moved(where: str) -> DataError:
         remedy="leave the files alone and type the command again; in a Python task, sort what has "
         "no order of its own, such as a set",
     )
-
-
-def canonical(study: Study, registry: Registry) -> Study:
-    """The study with tasks and ingredients under their own names; aliases resolved.
-
-    Raises:
-        SpecError: one that does not exist, cannot be used as asked, or is named twice.
-    """
-    tasks = [_usable(name, registry, "tasks") for name in study.tasks]
-    named = {name: _usable(name, registry, "ingredients") for name in study.ingredients}
-    for name in tasks:
-        if not any(_answerable(registry.get(name), f, "trained") for f in study.evaluate.forms):
-            raise SpecError(
-                f"task {name!r} has open answers, which cannot be ranked",
-                found=list(study.evaluate.forms),
-                remedy="add strict to evaluate.forms",
-            )
-    explicit = [[named[name] for name in cocktail] for cocktail in study.design.explicit]
-    raw = study.model_dump(mode="json")
-    raw["tasks"] = tasks
-    raw["ingredients"] = {named[name]: amount for name, amount in raw["ingredients"].items()}
-    raw["design"]["explicit"] = explicit
-    if len(raw["ingredients"]) < len(named):
-        raise SpecError("ingredients: two names mean the same dataset", found=named)
-    return parse_study(raw)
-
-
-def _usable(name: str, registry: Registry, key: str) -> str:
-    task = registry.get(name)
-    if not getattr(task, _NEEDS[key]):
-        fit = [n for n in registry.names() if getattr(registry.get(n), _NEEDS[key])]
-        raise SpecError(
-            f"{key}: {name!r} is not {_NEEDS[key]}",
-            wanted=did_you_mean(name, fit),
-            remedy="mixtune tasks lists what there is",
-        )
-    return task.name
-
-
-_NEEDS = {"tasks": "scored", "ingredients": "trainable"}
-
-
-def _answerable(task: Task, form: FormName, kind: SystemKind) -> bool:
-    """Constrained answers need labels; an open answer has no majority worth the name."""
-    if task.kind == "open":
-        return form == "strict" and kind != "majority"
-    return True
 
 
 def plan_row(run: RunPlan, answer: AnswerPlan | None) -> PlanRow:
