@@ -106,6 +106,28 @@ class ProbeRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Judgement:
+    """A fact: what a judge said of one answer, shown behind or before the reference answer.
+
+    `verdict`: 0 wrong, 1 partly right, 2 right; None where the judge gave none that can be read.
+    `order`: "reference-first" or "answer-first". `repeat` counts askings of the same, from 0.
+    """
+
+    system: str
+    task: str
+    split: str
+    example: str
+    group: str
+    judge: str
+    rubric: str
+    order: str
+    repeat: int
+    verdict: int | None
+    output: str
+    finish: str
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """One answer judged: `value` is 1.0 or 0.0 for accuracy-like tasks; wrong is status ok."""
 

@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "derive": "errors identity spec records tasks mixing states store evaluation analysis report",
     "retention": "spec records store analysis derive",
     "strength": "errors records store planning analysis derive",
+    "judging": "errors identity records metrics store models evaluation analysis derive",
     "terminal": "analysis errors records tasks states store planning events derive",
     "doctor": "environment errors records tasks models",
     "engine": "errors spec records tokens durable models",

@@ -1,6 +1,6 @@
 """The command line: one function per verb; what they show is put together in terminal.py."""
 
-from mixtune.cli import adapters, data, machine, probe, strength, study, write
+from mixtune.cli import adapters, data, judge, machine, probe, strength, study, write
 from mixtune.cli.app import main
 
-__all__ = ["adapters", "data", "machine", "main", "probe", "strength", "study", "write"]
+__all__ = ["adapters", "data", "judge", "machine", "main", "probe", "strength", "study", "write"]
