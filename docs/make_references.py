@@ -65,6 +65,9 @@ EXAMPLES = {
   - gpt-4o
   - {name: mine, model: smollm2, base_url: "http://127.0.0.1:8000/v1", shots: 3}""",
     "ApiSpec": """api: {max_cost: 2.5, concurrency: 4}""",
+    "Gate": """probes: [mmlu, gsm8k]
+general: alpaca
+gate: {retention: -0.02, probes: [mmlu]}""",
 }
 INNER = {"Ingredient": ".<name>", "ApiEntry": "[]"}
 """Sections that are each of several → how that is written."""
@@ -93,7 +96,7 @@ def study_file() -> str:
     sections = schema["$defs"]
     lines = [NOTE, STUDY, "## Top level", "", *_keys(schema, schema)]
     titles = {"Ingredient": "ingredients", "Design": "design", "EvalSpec": "evaluate"}
-    titles |= {"ApiEntry": "api_models", "ApiSpec": "api"}
+    titles |= {"ApiEntry": "api_models", "ApiSpec": "api", "Gate": "gate"}
     titles |= {name: key for key, name in SECTIONS.items()}
     for name in EXAMPLES:
         key = titles[name]

@@ -7,13 +7,12 @@ models, tokens, how a number is computed or shown.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mixtune import __version__
 from mixtune.analysis.effects import compare, differences, select
@@ -49,7 +48,7 @@ from mixtune.report.page import page_files, render
 from mixtune.report.wording import asked, training
 from mixtune.spec import Study
 from mixtune.states import Unit
-from mixtune.store import PlanRow, Store
+from mixtune.store import ASIDE, PlanRow, Store
 from mixtune.study_file import parse_study
 from mixtune.tasks.base import Task, fingerprint
 from mixtune.tasks.registry import Registry
@@ -78,7 +77,10 @@ class Derived:
         self.registry = registry
         raw = store.read_value("study.yaml")
         self.study: Study = parse_study(raw, str(store.folder / "study.yaml"))
-        self.plan = store.plan()
+        units = store.plan()
+        self.plan = [row for row in units if row.kind not in ASIDE]
+        self.aside = [row for row in units if row.kind in ASIDE]
+        """Units of verbs of their own, in no table of results (retention.py, strength.py)."""
         self.units = store.units()
         self._measured: dict[str, list[Measured]] = {}
 
@@ -86,14 +88,15 @@ class Derived:
 
     def answered(self) -> list[PlanRow]:
         """Sets of answers that are done."""
-        return [r for r in self.plan if r.kind == "answer" and self._state(r.id) == "done"]
+        return [r for r in self.plan if r.kind == "answer" and self.state(r.id) == "done"]
 
     def finished(self) -> list[PlanRow]:
         """Sets of answers of finished runs; a failed or half-done one is in no table or mean."""
-        unfinished = {row.system for row in self.plan if self._state(row.id) != "done"}
+        unfinished = {row.system for row in self.plan if self.state(row.id) != "done"}
         return [row for row in self.answered() if row.system not in unfinished]
 
-    def _state(self, unit: str) -> str:
+    def state(self, unit: str) -> str:
+        """State of a unit; planned where nobody has begun it."""
         return self.units[unit].state if unit in self.units else "planned"
 
     def score_file(self, row: PlanRow) -> str:
@@ -116,30 +119,45 @@ class Derived:
             DataError: the dataset no longer holds the items that were answered.
         """
         todo = self.unscored()
-        todo += [row for row in self.answered() if row not in todo and self._damaged(row)]
+        todo += [row for row in self.answered() if row not in todo and self.damaged(row)]
         self._measured.clear()
         for row in todo:
-            self._score_one(row)
+            self.score_one(row)
         done = len(self.answered())
         total = sum(1 for row in self.plan if row.kind == "answer")
         return Scoring(len(todo), done - len(todo), total - done)
 
-    def _damaged(self, row: PlanRow) -> bool:
+    def damaged(self, row: PlanRow) -> bool:
+        """Whether the scores of a set of answers are missing or cannot be read."""
         try:
             self.store.read_table(self.score_file(row))
         except StoreError:
             return True
         return False
 
-    def _score_one(self, row: PlanRow) -> None:
+    def score_one(self, row: PlanRow) -> None:
+        """Score one set of answers.
+
+        Raises:
+            DataError: the dataset no longer holds the items that were answered.
+        """
+        scores = score(*self.answers(row), self.registry.get(row.task))
+        self.store.write_rows(self.score_file(row), Score, scores)
+
+    def answers(self, row: PlanRow) -> tuple[list[Prediction], list[Example]]:
+        """A set of answers, and the examples that were answered.
+
+        Raises:
+            DataError: the dataset no longer holds them.
+        """
         predictions = [
             _prediction(raw)
             for raw in self.store.read_rows(f"{row.folder}/answers/{row.id}/predictions.parquet")
         ]
-        task = self.registry.get(row.task)
         split: Split = "test" if row.split == "test" else "validation"
         asked = {prediction.example for prediction in predictions}
-        examples = [e for e in self._examples(row.task, split) if e.id in asked]
+        rows = self.registry.examples(row.task, split, self.study.evaluate.carve)
+        examples = [example for example in rows if example.id in asked]
         if fingerprint(select_evaluation(examples, None)) != row.items_digest:
             raise DataError(
                 "the dataset does not hold the items that were answered",
@@ -148,10 +166,7 @@ class Derived:
                 wanted="the data that the study ran with",
                 remedy="give the --data-dir that the study ran with",
             )
-        self.store.write_rows(self.score_file(row), Score, score(predictions, examples, task))
-
-    def _examples(self, task: str, split: Split) -> list[Example]:
-        return self.registry.examples(task, split, self.study.evaluate.carve)
+        return predictions, examples
 
     def scores(self, split: str | None = None) -> pa.Table:
         """Scores of all finished runs, of one split or all.
@@ -364,14 +379,14 @@ class Derived:
         found = {}
         for row in self.plan:
             path = self.store.folder / row.folder / "run.json"
-            if row.kind == "train" and path.is_file() and self._state(row.id) == "done":
+            if row.kind == "train" and path.is_file() and self.state(row.id) == "done":
                 found[row.system] = self.store.read_value(f"{row.folder}/run.json")
         return found
 
     def _curves(self) -> dict[str, list[TrainStep]]:
         found = {}
         for row in self.plan:
-            if row.kind == "train" and self._state(row.id) == "done":
+            if row.kind == "train" and self.state(row.id) == "done":
                 steps = self.store.read_rows(f"{row.folder}/train.parquet")
                 found[row.system] = [TrainStep(**step) for step in steps]
         return found
@@ -397,84 +412,6 @@ class Derived:
             seconds=sum(unit.seconds for unit in units),
             folder=first.folder,
         )
-
-
-def compare_studies(
-    one: Derived, other: Derived, split: str
-) -> tuple[list[Estimate], dict[str, str]]:
-    """Systems of one study minus those of the same name in another; and what is left out, and why.
-
-    Only tasks whose items are the same in both studies can be compared.
-
-    Raises:
-        SpecError: both are the same study, or no system is in both.
-    """
-    if one.store.folder == other.store.folder:
-        raise SpecError("a study compared with itself", found=one.study.name, remedy="name two")
-    left_out = _different_tasks(one, other, split)
-    tasks = {name: task for name, task in one.tasks().items() if name not in left_out}
-    if not tasks:
-        raise SpecError(
-            "the studies have no task that can be compared",
-            found="; ".join(f"{task}: {why}" for task, why in left_out.items()),
-            wanted="a task with the same items in both",
-        )
-    tables = [_marked(derived, split, tasks) for derived in (one, other)]
-    systems = [
-        _renamed(derived, system) for derived in (one, other) for system in derived.systems()
-    ]
-    names = {system.cocktail for system in one.systems()}
-    shared = [s.cocktail for s in other.systems() if s.cocktail in names]
-    if not shared:
-        raise SpecError(
-            "the studies have no finished system of the same name",
-            found=f"{', '.join(sorted(names))} in {one.study.name}",
-            wanted=f"one of {', '.join(sorted({s.cocktail for s in other.systems()}))}",
-        )
-    found = measure(pa.concat_tables(tables), systems, tasks)
-    rows = [
-        row
-        for name in dict.fromkeys(shared)
-        for row in compare(found, _mark(one, name), _mark(other, name))
-    ]
-    compared = {row.subject for row in rows}
-    alone = [name for name in dict.fromkeys(shared) if _mark(one, name) not in compared]
-    return rows, left_out | dict.fromkeys(alone, "no seed in both studies")
-
-
-def _different_tasks(one: Derived, other: Derived, split: str) -> dict[str, str]:
-    """Tasks of either study that cannot be compared, with the reason."""
-    items = [
-        {
-            row.task: row.items_digest
-            for row in d.plan
-            if row.kind == "answer" and row.split == split
-        }
-        for d in (one, other)
-    ]
-    why = {}
-    for name in sorted(items[0].keys() | items[1].keys()):
-        if items[0].get(name) != items[1].get(name):
-            both = name in items[0] and name in items[1]
-            why[name] = "other items or prompts" if both else "in one of the studies only"
-    return why
-
-
-def _marked(derived: Derived, split: str, tasks: Mapping[str, Task]) -> pa.Table:
-    """Scores of the tasks, systems under the study's name."""
-    table = derived.scores(split)
-    table = table.filter(pc.is_in(table["task"], pa.array(list(tasks), pa.string())))
-    names = pa.array([_mark(derived, name) for name in table["system"].to_pylist()], pa.string())
-    return table.set_column(table.schema.get_field_index("system"), "system", names)
-
-
-def _renamed(derived: Derived, found: SystemInfo) -> SystemInfo:
-    system, cocktail = _mark(derived, found.system), _mark(derived, found.cocktail)
-    return replace(found, system=system, cocktail=cocktail)
-
-
-def _mark(derived: Derived, name: str) -> str:
-    return f"{derived.study.name}: {name}"
 
 
 def run_state(units: Sequence[Unit]) -> str:

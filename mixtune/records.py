@@ -130,6 +130,49 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeRow:
+    """A fact: how a system reads the gold answer to an example, beside its base.
+
+    `tokens` of the answer, its end of turn among them. `logprob` and `base_logprob`: natural log of
+    the whole answer's probability. `kl`: KL(system ‖ base) over the whole vocabulary in nats, a
+    mean over the answer's tokens.
+    """
+
+    system: str
+    task: str
+    split: str
+    example: str
+    group: str
+    prompt_hash: str
+    tokens: int
+    logprob: float
+    base_logprob: float
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A fact: what a judge said of one answer, shown behind or before the reference answer.
+
+    `verdict`: 0 wrong, 1 partly right, 2 right; None where the judge gave none that can be read.
+    `order`: "reference-first" or "answer-first". `repeat` counts askings of the same, from 0.
+    """
+
+    system: str
+    task: str
+    split: str
+    example: str
+    group: str
+    judge: str
+    rubric: str
+    order: str
+    repeat: int
+    verdict: int | None
+    output: str
+    finish: str
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """One answer judged in one form: `value` is 1.0 or 0.0; wrong is status ok.
 

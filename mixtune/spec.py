@@ -228,6 +228,8 @@ class EvalSpec(Frozen):
     """Longest prompt in tokens; a longer one stops the plan."""
     batch_size: Annotated[Int, Field(gt=0, le=65_536)] = 32
     """Prompts in one forward pass; part of the ids, because rounding depends on it."""
+    probe_items: Count = 200
+    """At least so many items of each probe, and of the general text."""
     carve: Annotated[Float, Field(gt=0, lt=1)] = 0.1
     """Share of train groups that become validation where a scored dataset has none."""
     leaked: Literal["drop", "error", "report"] = "drop"
@@ -242,6 +244,17 @@ class EvalSpec(Frozen):
                 "forms needs each of strict, constrained at most once, and one of them"
             )
         return forms
+
+
+class Gate(Frozen):
+    """What `mixtune probe` holds systems to: it ends with exit code 3 where one falls below."""
+
+    retention: Annotated[Float, Field(ge=-1, le=1)] | None = None
+    """Lowest allowed difference to the base on a probe's main metric, such as -0.02; null: none."""
+    probes: tuple[Name, ...] = ()
+    """Probes that it holds for; none named: all of the study's."""
+    by: Literal["value", "interval"] = "value"
+    """What must not lie below: the difference itself (value), or the low end of its interval."""
 
 
 class LongContext(Frozen):
@@ -302,13 +315,19 @@ class Study(Frozen):
     gpt-4o, or mappings."""
     api: ApiSpec = ApiSpec()
     """How models behind APIs are asked, and what they may cost."""
+    probes: tuple[Name, ...] = ()
+    """Tasks that nothing is chosen for, such as mmlu: `mixtune probe` says what was lost there."""
+    general: Name | None = None
+    """Dataset whose held-out answers `mixtune probe` reads as general text, such as alpaca."""
+    gate: Gate = Gate()
+    """What `mixtune probe` must find."""
 
     @field_validator("design", mode="before")
     @classmethod
     def _design(cls, value: Any) -> Any:  # noqa: ANN401 - raw YAML
         return {"families": value} if isinstance(value, list | tuple) else value
 
-    @field_validator("tasks", "seeds", "baselines")
+    @field_validator("tasks", "seeds", "baselines", "probes")
     @classmethod
     def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(value)) != len(value):

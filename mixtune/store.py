@@ -38,6 +38,8 @@ from mixtune.errors import StoreError, shorten
 from mixtune.records import schema_of
 from mixtune.states import FILE, States, Unit
 
+ASIDE = ("probe", "strength")
+"""Kinds of units, named after their verbs, that are in no plan of a study and in no table of it."""
 LINES = 40
 """Lines of a difference that are shown."""
 _COMPARED = ("study.yaml", "content.json")
@@ -200,9 +202,10 @@ class Store(States):
         before = self.plan() if self.exists else []
         if before:
             self.units()  # raises where the states are lost: everything would be done again
-        # Systems that were brought in are in no study file; a study keeps them.
+        # Systems that were brought in and units aside are in no study file; a study keeps them.
         asked = {row.key for row in rows}
-        rows = [*rows, *(row for row in before if row.origin and row.key not in asked)]
+        more = (row for row in before if row.origin or row.kind in ASIDE)
+        rows = [*rows, *(row for row in more if row.key not in asked)]
         self._refuse_changes(before, rows, files, why)
         return before, rows
 
@@ -448,5 +451,5 @@ def _as_files(facts: Mapping[str, object]) -> dict[str, str]:
 
 def _label(row: PlanRow) -> str:
     seed = "" if row.seed is None else f" seed {row.seed}"
-    what = f" {row.task}/{row.split}/{row.form}" if row.kind == "answer" else ""
+    what = f" {row.task}/{row.split}/{row.form}" if row.kind != "train" else ""
     return f"{row.cocktail}{seed}{what}"

@@ -28,6 +28,7 @@ from mixtune.planning.facts import size_lines
 from mixtune.planning.plan import AnswerPlan, Plan, Planner, RunPlan
 from mixtune.records import Estimate, MixRow, Result, TrainStep
 from mixtune.states import Unit
+from mixtune.store import ASIDE
 
 WIDE = 160
 """Columns of a table in a pipe."""
@@ -395,7 +396,7 @@ def status_json(derived: Derived) -> dict[str, Any]:
 def show_status(out: Console, derived: Derived) -> None:
     """One line per run, and counts of states."""
     by_system: dict[str, list[Unit]] = {}
-    for unit in derived.units.values():
+    for unit in (unit for unit in derived.units.values() if unit.kind not in ASIDE):
         by_system.setdefault(unit.system, []).append(unit)
     rows = []
     for run in derived.run_rows():

@@ -43,6 +43,10 @@ MAY_IMPORT = {
     "events": "records planning",
     "derive": "errors identity spec study_file records tasks mixing design states store evaluation "
     "analysis report",
+    "across": "errors records tasks analysis derive",
+    "retention": "design spec records store analysis derive",
+    "strength": "errors records store planning analysis derive",
+    "judging": "errors identity records metrics store models evaluation analysis derive",
     "terminal": "analysis errors records tasks states store planning events derive",
     "doctor": "environment errors records tasks models",
     "engine": "errors spec records tokens durable models",

@@ -138,7 +138,7 @@ def interval(arm: Arm, against: Arm | None, items: Items, rng: np.random.Generat
         found = _t(arms, value, items.clusters)
     else:
         draws = _reseeded(arm, rng) - (_reseeded(against, rng) if against else 0.0)
-        found = _percentiles(draws, items.clusters, "crossed bootstrap of clusters and seeds")
+        found = percentiles(draws, items.clusters, "crossed bootstrap of clusters and seeds")
     return _within(_not_too_narrow(found, value, items, seeds), -1.0 if against else 0.0, 1.0)
 
 
@@ -149,7 +149,7 @@ def _of_items(arm: Arm, against: Arm | None, items: Items) -> Interval:
         return Interval(*newcombe(*_table(arm, against, items)), method)
     draws = arm.draws[0] if against is None else arm.draws[0] - against.draws[0]
     method = f"bootstrap of {items.clusters} clusters, given this run"
-    return _percentiles(draws, items.clusters, method)
+    return percentiles(draws, items.clusters, method)
 
 
 def _table(arm: Arm, against: Arm, items: Items) -> tuple[int, int, int, int]:
@@ -209,8 +209,8 @@ def _reseeded(arm: Arm, rng: np.random.Generator) -> FloatArray:
     return mean
 
 
-def _percentiles(draws: NDArray[np.float64], clusters: int, method: str) -> Interval:
-    """Expanded percentiles: as much wider as t with few clusters is wider than the normal.
+def percentiles(draws: NDArray[np.float64], clusters: int, method: str) -> Interval:
+    """Expanded percentiles of draws: as much wider as t with few clusters is wider than the normal.
 
     Source: Hesterberg 2015, "What teachers should know about the bootstrap", section 5.
     """

@@ -1,6 +1,17 @@
 """The command line: one function per verb; what they show is put together in terminal.py."""
 
-from mixtune.cli import data, leaks, machine, study, write
+from mixtune.cli import adapters, data, judge, leaks, machine, probe, strength, study, write
 from mixtune.cli.app import main
 
-__all__ = ["data", "leaks", "machine", "main", "study", "write"]
+__all__ = [
+    "adapters",
+    "data",
+    "judge",
+    "leaks",
+    "machine",
+    "main",
+    "probe",
+    "strength",
+    "study",
+    "write",
+]

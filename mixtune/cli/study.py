@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from mixtune import terminal
+from mixtune.across import compare_studies
 from mixtune.analysis.published import published
 from mixtune.cli import remote
 from mixtune.cli.app import (
@@ -40,7 +41,7 @@ from mixtune.cli.app import (
 )
 from mixtune.cli.leaks import show_clean
 from mixtune.cli.outlines import outline_json, show_outline
-from mixtune.derive import Derived, compare_studies
+from mixtune.derive import Derived
 from mixtune.errors import UserError
 from mixtune.execution.options import CHECKPOINT_EVERY, Options
 from mixtune.models.catalog import BaseModelFiles, locate

@@ -93,6 +93,33 @@ class Form:
         return any(name == target or name.endswith(f".{target}") for target in self.targets)
 
 
+def peft_config(form: Form, targets: list[str] | str, base_name: str) -> dict[str, object]:
+    """PEFT's description of an adapter (its LoraConfig, the fields that matter).
+
+    Args:
+        form: rank, alpha and how it is scaled.
+        targets: the layers, as PEFT is to name them.
+        base_name: the base model that it names.
+    """
+    alpha = form.alpha
+    return {
+        "base_model_name_or_path": base_name,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": form.rank,
+        "target_modules": targets,
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": form.rslora,
+    }
+
+
 def _refuse_more_than_lora(config: Mapping[str, Any], path: Path) -> None:
     """Whatever would compute something else than `LoraLinear`, known here or not."""
     beyond = [key for key, plain in _PLAIN.items() if config.get(key) not in plain]

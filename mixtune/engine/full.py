@@ -70,6 +70,20 @@ class FullWeights:
                 for name, parameter in self.parameters.items():
                     parameter.copy_(self._views[name][0])
 
+    def dial(self, strength: float) -> None:
+        """All of the weights, or the base's: there is no product to make stronger or weaker.
+
+        Raises:
+            ModelError: another strength than 1.
+        """
+        if strength != 1:
+            raise ModelError(
+                "full fine-tuning has no adapter strength",
+                found=strength,
+                wanted="1",
+                remedy="train adapters (train.method: lora) to choose their strength",
+            )
+
     def reset(self, slot: int, seed: int) -> None:
         """Start anew from the base's weights; nothing is drawn, so that the seed plays no part."""
         self._fill(self.folder)

@@ -10,7 +10,7 @@ know: tokens, batches, optimisers.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mixtune.engine.forest import BASE, Slices
-from mixtune.engine.form import CONFIG_FILE, WEIGHTS_FILE, Form, unreadable
+from mixtune.engine.form import CONFIG_FILE, WEIGHTS_FILE, Form, peft_config, unreadable
 from mixtune.engine.forward import Decoder
 from mixtune.engine.fused import fuse
 from mixtune.errors import ModelError, shorten
@@ -195,6 +195,11 @@ class Bank:
     def ready(self, slot: int) -> None:
         """Nothing to do: passes name the adapter of every token."""
 
+    def dial(self, strength: float) -> None:
+        """Let every adapter's product count `strength` times; 1 is as it was trained."""
+        for layer in self.layers.values():
+            layer.scale = self.form.scale * strength
+
     def reset(self, slot: int, seed: int) -> None:
         """Start anew: A uniform as PEFT draws it, from one generator in name order; B zero."""
         generator = torch.Generator().manual_seed(seed)
@@ -214,7 +219,9 @@ class Bank:
             key: tensor.detach().cpu().contiguous().clone() for key, tensor in self.named(slot)
         }
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        config = json.dumps(self._config(base_name), indent=2, sort_keys=True)
+        config = json.dumps(
+            peft_config(self.form, self.targets, base_name), indent=2, sort_keys=True
+        )
         (folder / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
 
     def load(self, slot: int, folder: Path) -> None:
@@ -268,23 +275,3 @@ class Bank:
             pair = (layer.grad_A, layer.grad_B) if gradients else (layer.A, layer.B)
             yield f"{_PREFIX}{name}.lora_A.weight", pair[0][slot]
             yield f"{_PREFIX}{name}.lora_B.weight", pair[1][slot]
-
-    def _config(self, base_name: str) -> Mapping[str, Any]:
-        """PEFT's description of an adapter (its LoraConfig, the fields that matter)."""
-        alpha = self.form.alpha
-        return {
-            "base_model_name_or_path": base_name,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-            "init_lora_weights": True,
-            "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-            "lora_dropout": 0.0,
-            "modules_to_save": None,
-            "peft_type": "LORA",
-            "r": self.form.rank,
-            "target_modules": self.targets,
-            "task_type": "CAUSAL_LM",
-            "use_dora": False,
-            "use_rslora": self.form.rslora,
-        }

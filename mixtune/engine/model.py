@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mixtune.engine import generate, score
+from mixtune.engine import generate, probe, score
 from mixtune.engine.batching import PASS_TOKENS, WORTH, common_start
 from mixtune.engine.forest import BASE, Past
 from mixtune.engine.form import Form
@@ -23,7 +23,7 @@ from mixtune.engine.trunk import Trunk
 from mixtune.errors import ModelError
 from mixtune.records import Answer, Query
 from mixtune.spec import EvalSpec, TrainSpec
-from mixtune.tokens import Tokens
+from mixtune.tokens import Row, Tokens
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _Asked = Sequence[tuple[Query, list[int]]]
@@ -50,6 +50,8 @@ class LocalModel:
         self.slot = 0
         """Which adapter answers; BASE for none."""
         self._ranked: dict[_Key, score.Ranked] = {}
+        self._base: Decoder | None = None
+        """The untouched base, where all of its weights are trained; loaded when first needed."""
 
     @classmethod
     def load(
@@ -114,9 +116,19 @@ class LocalModel:
         """The base alone answers."""
         self.use_adapter(BASE)
 
-    def use_adapter(self, slot: int = 0) -> None:
-        """The adapter in a slot answers, or the base alone (BASE)."""
+    def use_adapter(self, slot: int = 0, strength: float = 1.0) -> None:
+        """The adapter in a slot answers, or the base alone (BASE).
+
+        Args:
+            slot: which adapter.
+            strength: its product is multiplied by it: 0 is the base, 1 as it was trained. It holds
+                until the next call, or the next step of training.
+
+        Raises:
+            ModelError: another strength than 1 under full fine-tuning.
+        """
         self.forget()
+        self.bank.dial(strength)
         self.bank.ready(slot)
         self.slot = slot
 
@@ -124,15 +136,15 @@ class LocalModel:
         """Write an adapter in PEFT's format; `base_name` is the base it names there."""
         self.bank.save(slot, folder, base_name)
 
-    def load_adapter(self, folder: Path, slot: int = 0) -> None:
-        """Read an adapter in PEFT's format into a slot; it answers from now on.
+    def load_adapter(self, folder: Path, slot: int = 0, strength: float = 1.0) -> None:
+        """Read an adapter in PEFT's format into a slot; it answers from now on (`use_adapter`).
 
         Raises:
             ModelError: a file is missing, broken or foreign; rank, alpha or targets differ.
         """
         self.forget()
         self.bank.load(slot, folder)
-        self.slot = slot
+        self.use_adapter(slot, strength)
 
     def rank(self, queries: Sequence[Query]) -> list[Answer]:
         """Log-probability of each choice with its end of turn; `output` is the likeliest choice.
@@ -178,6 +190,23 @@ class LocalModel:
             score.Question(query, prompt, [texts[text] for text in query.choices])
             for query, prompt in asked
         ]
+
+    def read(self, rows: Sequence[Row]) -> list[probe.Reading]:
+        """How the adapter that answers and the base read given answers (see engine/probe.py).
+
+        Raises:
+            ModelError: a row is longer than the model's context.
+            RunFailed: a number that is not finite.
+        """
+        if isinstance(self.bank, Bank):
+            base = self.decoder
+        else:
+            self._base = self._base or Decoder.load(
+                self.bank.folder, self.decoder.dtype, str(self.decoder.device)
+            )
+            base = self._base
+        system = probe.Reader(self.decoder, self.slot)
+        return probe.read(system, probe.Reader(base), rows, self.pass_tokens)
 
     def forget(self) -> None:
         """Drop what was remembered of answers; called whenever the adapter changes."""

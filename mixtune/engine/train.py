@@ -122,6 +122,7 @@ class Trainer:
         """
         began = time.perf_counter()
         self.model.forget()
+        self.model.bank.dial(1.0)
         losses = self._accumulate()
         norms = self.optimiser.norms()
         finished: list[tuple[int, Job]] = []

@@ -12,8 +12,9 @@ from pathlib import Path
 from mixtune.engine.convert import prepare
 from mixtune.engine.form import CONFIG_FILE, WEIGHTS_FILE, Form
 from mixtune.engine.forward import Decoder
+from mixtune.engine.merge import base_of
 from mixtune.engine.model import DTYPES, LocalModel
-from mixtune.errors import SpecError
+from mixtune.errors import ModelError, SpecError
 from mixtune.events import Events
 from mixtune.execution.deal import Portion
 from mixtune.execution.local import Session, begin, local_model
@@ -56,7 +57,7 @@ def evaluate(
     kept = store.plan() if store.exists else []
     # Where the study has been planned it is what is kept there, seeds added by hand and all; a
     # system brought in asks nothing of the study file.
-    study = _kept(store, study) if kept else study
+    study = kept_study(store, study) if kept else study
     registry = Registry.of(study, data_dir)
     home = planner = Planner(study, registry, prepare(study.model))
     plan = home.plan().rows()
@@ -86,7 +87,7 @@ def evaluate(
         return session.run(own, [Portion(run.system, (run,))])
 
 
-def _kept(store: Store, study: Study) -> Study:
+def kept_study(store: Store, study: Study) -> Study:
     """The study as it is kept, its own files where the study file says that they are now."""
     raw = store.read_value("study.yaml")
     return parse_study(raw | {"task_files": study.task_files, "model": study.model})
@@ -95,9 +96,18 @@ def _kept(store: Store, study: Study) -> Study:
 def _adapter(
     planner: Planner, folder: Path, label: str
 ) -> tuple[RunPlan, Callable[[], LocalModel]]:
-    """An adapter of the study's base model."""
+    """An adapter of the study's base model; refused where it says that it is for another."""
     assert planner.files is not None
     form = Form.read(folder)
+    base = base_of(folder)
+    if base.digest not in (None, planner.files.digest):
+        raise ModelError(
+            "the adapter is for another base model",
+            where=str(folder),
+            found=f"{base.name}, digest {base.digest}",
+            wanted=f"{planner.files.name}, digest {planner.files.digest}, the study's base",
+            remedy="score it in a study of its own base model",
+        )
     targets = sorted(form.targets) if isinstance(form.targets, tuple) else form.targets
     parts = {
         "model": planner.files.digest,
@@ -107,7 +117,7 @@ def _adapter(
     origin = str(read_object(folder / CONFIG_FILE).get("base_model_name_or_path"))
     origin = f"adapter {folder.name}, made for {origin}"
     run = planner.brought_in("adapter", make_id("adapter", parts), label, origin)
-    return run, partial(_load, planner, form)
+    return run, partial(of_form, planner, form)
 
 
 def _model(planner: Planner, registry: Registry, what: str, label: str) -> tuple[Planner, RunPlan]:
@@ -125,11 +135,12 @@ def _model(planner: Planner, registry: Registry, what: str, label: str) -> tuple
     return own, own.brought_in("model", system, label, f"model {files.name}, {files.source}")
 
 
-def _load(planner: Planner, form: Form) -> LocalModel:
+def of_form(planner: Planner, form: Form, device: str = "cpu") -> LocalModel:
+    """The study's base model with one adapter of a form of its own, such as a merged one."""
     assert planner.files is not None
     assert planner.tokens is not None
     study = planner.study
-    decoder = Decoder.load(planner.files.folder, DTYPES[study.train.compute], "cpu")
+    decoder = Decoder.load(planner.files.folder, DTYPES[study.train.compute], device)
     return LocalModel.adapted(decoder, form, planner.tokens, study.evaluate)
 
 

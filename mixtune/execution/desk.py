@@ -9,6 +9,7 @@ training, answering or scoring work.
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -24,8 +25,9 @@ from mixtune.execution.units import FAILURES, said, unit_of_work
 from mixtune.models.base import Model
 from mixtune.models.constant import MajorityModel
 from mixtune.planning.plan import AnswerPlan, Planner, RunPlan
-from mixtune.records import Prediction, TrainStep
+from mixtune.records import Prediction, ProbeRow, TrainStep
 from mixtune.store import Store
+from mixtune.tokens import encode_rows
 
 
 class Desk:
@@ -143,16 +145,17 @@ class Desk:
         if run.kind in ("base", "model"):
             model.use_base()
         else:
-            if run.kind == "trained":
-                self._check_base(run)
-            model.load_adapter(self.store.folder / run.folder / "adapter")
+            home = run.of or run.folder
+            if run.kind == "trained" or run.of:
+                self._check_base(home)
+            model.load_adapter(self.store.folder / home / "adapter", strength=run.strength)
         model.system = run.system
         return lambda answer: model
 
-    def _check_base(self, run: RunPlan) -> None:
+    def _check_base(self, home: str) -> None:
         """Refuse an adapter of this study that was trained on other weights than are loaded."""
         assert self.planner.files is not None
-        name = f"{run.folder}/run.json"
+        name = f"{home}/run.json"
         found = (self.store.read_value(name).get("model") or {}).get("digest")
         wanted = self.planner.files.digest
         if found != wanted:
@@ -161,12 +164,14 @@ class Desk:
                 where=str(self.store.folder / name),
                 found=f"trained on the base with digest {found}",
                 wanted=f"digest {wanted}, the base {self.planner.files.name} that is loaded",
-                remedy=f"remove {self.store.folder / run.folder}, and mixtune run trains it again; "
+                remedy=f"remove {self.store.folder / home}, and mixtune run trains it again; "
                 "or bring back the base model that it was trained on",
             )
 
     def _answer(self, run: RunPlan, answer: AnswerPlan, model: Model) -> Path:
         planner = self.planner
+        if answer.form == "likelihood":
+            return self._read(run, answer)
         predictions = predict(
             model,
             planner.items(answer),
@@ -178,6 +183,33 @@ class Desk:
         self.store.drop_scores(run.folder)
         name = f"{run.answers_folder(answer)}/predictions.parquet"
         return self.store.write_rows(name, Prediction, predictions)
+
+    def _read(self, run: RunPlan, answer: AnswerPlan) -> Path:
+        """Gold answers, read to the run's adapter and to its base."""
+        tokens = self.planner.tokens
+        assert tokens is not None
+        examples = self.planner.items(answer)
+        named = [(answer.task, example) for example in examples]
+        # Prompts are held to their own limit in the plan; the model's context bounds the rest.
+        rows = encode_rows(named, tokens, sys.maxsize, "error").rows
+        readings = self.model.read(rows)
+        found = [
+            ProbeRow(
+                system=run.system,
+                task=answer.task,
+                split=answer.split,
+                example=example.id,
+                group=example.group,
+                prompt_hash=tokens.prompt_hash(example.messages),
+                tokens=reading.tokens,
+                logprob=reading.logprob,
+                base_logprob=reading.base_logprob,
+                kl=reading.kl / reading.tokens,
+            )
+            for example, reading in zip(examples, readings, strict=True)
+        ]
+        name = f"{run.answers_folder(answer)}/probes.parquet"
+        return self.store.write_rows(name, ProbeRow, found)
 
 
 def answer_cost(run: RunPlan, answer: AnswerPlan) -> float:

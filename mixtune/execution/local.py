@@ -24,7 +24,7 @@ from mixtune.execution.training import BACKWARD, Training
 from mixtune.execution.units import FAILURES, said
 from mixtune.planning.plan import Plan, Planner, RunPlan
 from mixtune.states import Unit
-from mixtune.store import Store
+from mixtune.store import ASIDE, Store
 
 
 class Session:
@@ -128,7 +128,8 @@ def begin(plan: Plan, store: Store, events: Events) -> int:
     held = {system for head in kept.values() for system in head.members}
     for unit in [*stale, *broken]:
         what = "its files are missing or changed" if unit in broken else "was cut off"
-        then = "done again" if unit.id in planned else "mixtune eval scores it again"
+        later = f"mixtune {unit.kind} does" if unit.kind in ASIDE else "mixtune eval scores"
+        then = "done again" if unit.id in planned else f"{later} it again"
         if unit in broken or unit.id not in held:
             events.note(f"{unit.label}: {what}, {then}")
     units = store.units()

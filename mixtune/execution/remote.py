@@ -113,6 +113,7 @@ class _RemoteDesk:
         ]
 
     def _predict(self, model: ApiModel, answer: AnswerPlan) -> list[Prediction]:
+        assert answer.form != "likelihood", "gold answers are read to local models only"
         items, longest = self.planner.items(answer), answer.max_new_tokens
         return predict(model, items, answer.form, answer.split, longest, model.prompt_hash)
 

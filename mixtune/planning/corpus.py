@@ -5,11 +5,12 @@ models, cells.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
 from mixtune.errors import DataError
+from mixtune.identity import unit_interval
 from mixtune.leakage.forms import Kind
 from mixtune.leakage.gate import find_leaked
 from mixtune.mixing import select_evaluation
@@ -25,11 +26,11 @@ class Corpus:
     """Everything a study trains and scores on.
 
     `pools`: ingredient → train examples left by the gate. `items`: (task, split) → the items
-    that every system answers. `known`: task → train examples, for the majority floor.
-    `leaked_train`: ingredient → train rows dropped. `leaked_validation`: task → validation rows
-    dropped because they stand in a test split. `held_out`: all that the gate protects, test rows
-    and validation rows before any is dropped. `matched`: (dataset, split) → rows that the gate
-    found, dropped or not, by example id.
+    that every system answers, or that are read to it (probes). `known`: task → train examples, for
+    the majority floor. `leaked_train`: ingredient → train rows dropped, those held out as general
+    text among them. `leaked_validation`: task → validation rows dropped because they stand in a
+    test split. `held_out`: all that the gate protects, test rows and validation rows before any is
+    dropped. `matched`: (dataset, split) → rows that the gate found, dropped or not, by example id.
     """
 
     pools: dict[str, list[Example]]
@@ -65,16 +66,72 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
         tested = [e for e in test if e.task == task]
         items[task, "validation"] = select_evaluation(clean, study.evaluate.validation_items)
         items[task, "test"] = select_evaluation(tested, study.evaluate.test_items)
+    kept_out: set[tuple[str, Split, str]] = set()
+    for (name, split), rows, chosen in _probed(study, registry):
+        items[name, split] = chosen
+        held_out += rows
+        kept_out |= {(name, split, row.id) for row in rows}
     pools, leaked_train = {}, {}
     for name in study.ingredients:
         rows = registry.examples(name, "train", carve)
-        pools[name], matched[name, "train"] = _gate(name, rows, held_out, study)
+        pool = [row for row in rows if (name, "train", row.id) not in kept_out]
+        pools[name], matched[name, "train"] = _gate(name, pool, held_out, study)
         leaked_train[name] = len(rows) - len(pools[name])
     known = {}
     if "majority" in study.baselines:
         labelled = [task for task in study.tasks if registry.get(task).kind == "label"]
         known = {task: registry.examples(task, "train", carve) for task in labelled}
     return Corpus(pools, items, known, leaked_train, leaked_validation, held_out, matched)
+
+
+def _probed(
+    study: Study, registry: Registry
+) -> Iterator[tuple[tuple[str, Split], list[Example], list[Example]]]:
+    """Name and split, rows that are kept out of training, and the items, of each probe.
+
+    The general text is a dataset's validation split; where it has none, the share of its train
+    groups that `evaluate.carve` gives.
+    """
+    carve, count = study.evaluate.carve, study.evaluate.probe_items
+    for name in study.probes:
+        split = probe_split(name, registry)
+        rows = registry.examples(name, split, carve)
+        yield (name, split), rows, select_evaluation(rows, count)
+    if study.general is None:
+        return
+    split = general_split(study.general, registry, carve)
+    rows = registry.examples(study.general, split, carve)
+    if split == "train":
+        rows = [row for row in rows if unit_interval("general", row.group) < carve]
+    if not rows:
+        raise DataError(
+            "holding out leaves no general text",
+            where=study.general,
+            found=f"no group among the first {carve:.0%}",
+            remedy="raise evaluate.carve, or name a larger dataset",
+        )
+    yield (study.general, split), rows, select_evaluation(rows, count)
+
+
+def probe_split(name: str, registry: Registry) -> Split:
+    """The split of a probe that is asked.
+
+    Nothing is chosen by a task whose role is to be a probe, so that is its test split, which all
+    have; of any other task it is the validation split.
+
+    Raises:
+        SpecError: no such task.
+    """
+    return "test" if registry.get(name).role == "probe" else "validation"
+
+
+def general_split(name: str, registry: Registry, carve: float) -> Split:
+    """The split that general text is held out from.
+
+    Raises:
+        SpecError: no such dataset. DataError: there is no place to read it from.
+    """
+    return "validation" if "validation" in registry.splits(name, carve) else "train"
 
 
 def gold_answers(task: str, registry: Registry, carve: float) -> list[str]:
@@ -102,7 +159,7 @@ def data_rows(
     of match, those that share a run of words only (`runs`, leaks.py) last.
     """
     rows = []
-    for name, split in _splits(study):
+    for name, split in _splits(study, registry):
         report = registry.report(name, split, study.evaluate.carve)
         leaks = {"train": corpus.leaked_train, "validation": corpus.leaked_validation}
         leaked = leaks.get(split, {}).get(name, 0)
@@ -132,9 +189,10 @@ def _matched(
     return {kind: found.count(kind) for kind in get_args(Kind)} | {"words": runs[part]}
 
 
-def _splits(study: Study) -> list[tuple[str, Split]]:
+def _splits(study: Study, registry: Registry) -> list[tuple[str, Split]]:
     trained: list[tuple[str, Split]] = [(name, "train") for name in study.ingredients]
-    return trained + [(task, split) for task in study.tasks for split in EVALUATED]
+    probed = [(name, probe_split(name, registry)) for name in study.probes]
+    return trained + [(task, split) for task in study.tasks for split in EVALUATED] + probed
 
 
 def _gate(

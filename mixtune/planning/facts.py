@@ -103,9 +103,12 @@ def size_lines(planner: Planner) -> list[str]:
 def content_of(planner: Planner) -> dict[str, object]:
     """By what base model, prompts and rows are known: what tells a changed study from another."""
     files, corpus, registry = planner.files, planner.corpus, planner.registry
-    used = {**dict.fromkeys(planner.study.ingredients), **dict.fromkeys(planner.study.tasks)}
+    study = planner.study
+    general = [] if study.general is None else [study.general]
+    used = dict.fromkeys([*study.ingredients, *study.tasks, *study.probes, *general])
     rows = {f"{name}/train": fingerprint(pool) for name, pool in corpus.pools.items()}
-    rows |= {f"{name}/{split}": fingerprint(i) for (name, split), i in corpus.items.items()}
+    for (name, split), items in corpus.items.items():
+        rows[f"{name}/{'held out' if split == 'train' else split}"] = fingerprint(items)
     return {
         "base model": files and {"name": files.name, "digest": files.digest},
         "prompts": {name: registry.get(name).prompt_version for name in used},

@@ -1,9 +1,11 @@
-"""Names that a study uses → those of tasks there are; which of them can be asked how.
+"""A study with every dataset under its own name; what cannot play the role it is given is refused.
 
-Knows: roles of tasks, forms of answers, kinds of systems. Does not know: rows, ids, models.
+Knows: roles, aliases, which roles exclude each other, forms of answers. Does not know: rows, plans,
+ids.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from mixtune.errors import SpecError, did_you_mean
 from mixtune.records import Form
@@ -15,16 +17,24 @@ from mixtune.tasks.registry import Registry
 SystemKind = Literal["trained", "base", "majority", "api", "adapter", "model"]
 """api: behind an endpoint. The last two were made elsewhere and brought in to be scored."""
 
+_NEEDS = {
+    "tasks": "scored",
+    "ingredients": "trainable",
+    "probes": "scored",
+    "general": "trainable",
+}
+
 
 def canonical(study: Study, registry: Registry) -> Study:
-    """The study with tasks and ingredients under their own names; aliases resolved.
+    """The study with tasks, ingredients and probes under their own names; aliases resolved.
 
     Raises:
         SpecError: one that does not exist, cannot be used as asked, or is named twice.
     """
     tasks = [_usable(name, registry, "tasks") for name in study.tasks]
     named = {name: _usable(name, registry, "ingredients") for name in study.ingredients}
-    for name in tasks:
+    aside = _probes(study, registry, tasks)
+    for name in [*tasks, *aside["probes"]]:
         if not any(answerable(registry.get(name), f, "trained") for f in study.evaluate.forms):
             raise SpecError(
                 f"task {name!r} has open answers, which cannot be ranked",
@@ -41,9 +51,17 @@ def canonical(study: Study, registry: Registry) -> Study:
     raw["tasks"] = tasks
     raw["ingredients"] = {named[name]: amount for name, amount in raw["ingredients"].items()}
     raw["design"] |= {"explicit": explicit, "levels": levels}
+    raw |= aside
     if len(raw["ingredients"]) < len(named):
         raise SpecError("ingredients: two names mean the same dataset", found=named)
     return parse_study(raw)
+
+
+def answerable(task: Task, form: Form, kind: SystemKind) -> bool:
+    """Constrained answers need labels; an open answer has no majority worth the name."""
+    if task.kind == "open":
+        return form == "strict" and kind != "majority"
+    return True
 
 
 def _usable(name: str, registry: Registry, key: str) -> str:
@@ -58,11 +76,40 @@ def _usable(name: str, registry: Registry, key: str) -> str:
     return task.name
 
 
-_NEEDS = {"tasks": "scored", "ingredients": "trainable"}
+def _probes(study: Study, registry: Registry, tasks: Sequence[str]) -> dict[str, Any]:
+    """The keys `probes`, `general` and `gate`; nothing stands in two roles."""
+    probes = [_usable(name, registry, "probes") for name in study.probes]
+    general = None if study.general is None else _usable(study.general, registry, "general")
+    twice = sorted({name for name in probes if probes.count(name) > 1 or name in tasks})
+    if twice:
+        raise SpecError(
+            f"probes: {', '.join(twice)} is named twice, or is one of the tasks",
+            wanted="tasks that the study does not aim at, each once",
+            remedy="leave it out of the probes: tasks are answered in any case",
+        )
+    if general is not None and general in (*tasks, *probes):
+        raise SpecError(
+            f"general: {general} is answered as a task or probe",
+            wanted="a dataset of general text, such as alpaca",
+            remedy="name another dataset",
+        )
+    gate = study.gate.model_dump(mode="json")
+    gate["probes"] = [_gated(name, probes, registry) for name in study.gate.probes]
+    if study.gate.retention is not None and not probes:
+        raise SpecError(
+            "gate.retention is set and there are no probes, so that nothing can fall below it",
+            found=study.gate.retention,
+            remedy="name probes, or remove the gate",
+        )
+    return {"probes": probes, "general": general, "gate": gate}
 
 
-def answerable(task: Task, form: Form, kind: SystemKind) -> bool:
-    """Constrained answers need labels; an open answer has no majority worth the name."""
-    if task.kind == "open":
-        return form == "strict" and kind != "majority"
-    return True
+def _gated(name: str, probes: Sequence[str], registry: Registry) -> str:
+    own = registry.get(name).name if name in registry else name
+    if own not in probes:
+        raise SpecError(
+            f"gate.probes: {name!r} is none of the study's probes",
+            wanted=did_you_mean(name, probes) if probes else "a study with probes",
+            remedy="add it to probes, or leave it out of the gate",
+        )
+    return own

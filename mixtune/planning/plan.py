@@ -26,10 +26,11 @@ from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, gold_answers, 
 from mixtune.planning.flaws import leaking_packs, lower_labels
 from mixtune.planning.leaks import Leaks
 from mixtune.planning.lengths import longest_answer
+from mixtune.planning.mixes import mix_rows, size_of
 from mixtune.planning.names import SystemKind, answerable, canonical
 from mixtune.planning.remote import Remote
 from mixtune.records import Example, Form, MixRow, Query, Split
-from mixtune.spec import Course, Study, UnitName
+from mixtune.spec import Course, Study
 from mixtune.store import PlanRow, slug
 from mixtune.tasks.base import Task, fingerprint, query_of
 from mixtune.tasks.registry import Registry
@@ -42,12 +43,15 @@ they trade memory for time, and the result is the same."""
 
 @dataclass(frozen=True, slots=True)
 class AnswerPlan:
-    """One set of answers: a system on the items of one task and split, in one form."""
+    """One set of answers: a system on the items of one task and split, in one form.
+
+    `likelihood`: gold answers are read to it, and it gives none (planning/probes.py).
+    """
 
     id: str
     task: str
     split: Split
-    form: Form
+    form: Form | Literal["likelihood"]
     items: int
     tokens: int
     items_digest: str
@@ -62,7 +66,8 @@ class RunPlan:
     `tokens`: tokens that pass through the model in training, shared headers counted each time.
     `course`: how long it is trained. `note`: what sets its cell apart from others of the same
     cocktail. `label` and `origin`: what a system that was brought in is called, and where it came
-    from.
+    from. `of` and `strength`: the folder of the run whose adapter answers, where that is not its
+    own, and how strongly.
     """
 
     system: str
@@ -76,6 +81,8 @@ class RunPlan:
     origin: str = ""
     course: Course | None = None
     note: str = ""
+    of: str = ""
+    strength: float = 1.0
 
     @property
     def name(self) -> str:
@@ -138,7 +145,7 @@ class Planner:
             SpecError: more rows asked than an ingredient has.
             DataError: an example longer than `max_length` under `over_long: error`.
         """
-        runs = [self._baseline(kind) for kind in self.study.baselines]
+        runs = [self.baseline(kind) for kind in self.study.baselines]
         runs += [self._api(system) for system in self.remote.systems]
         runs += [self._trained(cell, seed) for cell, seed in self._seeded()]
         return Plan(self.study, self.files, tuple(runs))
@@ -219,7 +226,7 @@ class Planner:
             DataError: the data is no longer what the answers were planned with.
         """
         items = self.corpus.items[answer.task, answer.split]
-        if self._facts(answer.task, answer.split)[1] != answer.items_digest:
+        if self.item_facts(answer.task, answer.split)[1] != answer.items_digest:
             raise _moved(f"{answer.task}/{answer.split}")
         return items
 
@@ -252,7 +259,7 @@ class Planner:
         for name, pool in self.corpus.pools.items():
             named = [(name, example) for example in pool]
             rows = encode_rows(named, self.tokens, sys.maxsize, "error").rows
-            costs[name] = Fraction(sum(_size(row, unit) for row in rows), max(len(rows), 1))
+            costs[name] = Fraction(sum(size_of(row, unit) for row in rows), max(len(rows), 1))
         return costs
 
     def _encode(self, order: Sequence[tuple[str, Example]]) -> list[Row]:
@@ -266,11 +273,20 @@ class Planner:
         if train.over_long != "drop" or self.tokens is None:
             return
         for name, pool in self.corpus.pools.items():
-            named = [(name, example) for example in pool]
-            encoded = encode_rows(named, self.tokens, train.max_length, "drop")
-            kept = {row.example_id for row in encoded.rows}
-            self.dropped[name] = len(pool) - len(kept)
-            pool[:] = [example for example in pool if example.id in kept]
+            before = len(pool)
+            pool[:] = self._fitting(name, pool)
+            self.dropped[name] = before - len(pool)
+        for (name, _), items in self.corpus.items.items():
+            if name == self.study.general:
+                items[:] = self._fitting(name, items)
+
+    def _fitting(self, name: str, pool: Sequence[Example]) -> list[Example]:
+        """The examples that are not over-long."""
+        assert self.tokens is not None
+        named = [(name, example) for example in pool]
+        encoded = encode_rows(named, self.tokens, self.study.train.max_length, "drop")
+        kept = {row.example_id for row in encoded.rows}
+        return [example for example in pool if example.id in kept]
 
     def _packed(self, rows: list[Row], course: Course) -> tuple[list[Row], Course]:
         """Rows as they are, or behind those that share their pack (`flaws.packing_leaks`)."""
@@ -284,7 +300,7 @@ class Planner:
             return RunPlan(
                 "", "trained", cell.cocktail, seed, (), answers, 0, "", "", cell.course, cell.note
             )
-        mixture = self._mixture(cell, seed)
+        mixture, unit = self._mixture(cell, seed), self.study.unit
         plain = self._encode(mixture.order) if self.tokens else []
         rows, course = self._packed(plain, cell.course)
         system = self._train_id(seed, mixture, course) if self.files else ""
@@ -293,7 +309,7 @@ class Planner:
             kind="trained",
             cocktail=cell.cocktail,
             seed=seed,
-            mix=self._mix_rows(cell.cocktail, mixture, plain),
+            mix=mix_rows(mixture, plain, unit, (self.dropped, self.corpus.leaked_train)),
             answers=self._answers(system),
             tokens=sum(row.length for row in rows),
             course=course,
@@ -324,39 +340,10 @@ class Planner:
             self._digests[id(example)] = fingerprint([example])
         return self._digests[id(example)]
 
-    def _mix_rows(
-        self, cocktail: Sequence[str], mixture: Mixture, rows: Sequence[Row]
-    ) -> tuple[MixRow, ...]:
-        """Asked against got of every ingredient of a run."""
-        unit, counts = self.study.unit, mixture.counts
-        own = {name: [row for row in rows if row.ingredient == name] for name in cocktail}
-        got = {
-            name: counts[name].got if unit == "rows" else sum(_size(row, unit) for row in own[name])
-            for name in cocktail
-        }
-        return tuple(
-            MixRow(
-                ingredient=name,
-                rows_asked=counts[name].asked,
-                rows_available=counts[name].available,
-                rows_got=counts[name].got,
-                rows_distinct=counts[name].distinct,
-                repeats=counts[name].got / counts[name].distinct,
-                supervised_tokens=sum(len(row.answer) for row in own[name]),
-                tokens=sum(row.length for row in own[name]),
-                dropped_overlong=self.dropped.get(name, 0),
-                dropped_leaked=self.corpus.leaked_train.get(name, 0),
-                unit=unit,
-                share_asked=float(counts[name].share),
-                share_got=got[name] / sum(got.values()),
-                exhausted=counts[name].exhausted,
-            )
-            for name in cocktail
-        )
-
     # ---- baselines and answers ------------------------------------------------------------------
 
-    def _baseline(self, kind: Literal["majority", "base"]) -> RunPlan:
+    def baseline(self, kind: Literal["majority", "base"]) -> RunPlan:
+        """A floor: the commonest label, or the untuned base."""
         if kind == "majority":
             # One system for all tasks; what it says on a task depends on that task's train split,
             # which is in its answer ids, so that an added task changes none of them.
@@ -367,7 +354,7 @@ class Planner:
         return RunPlan(system, kind, (), None, (), self._answers(system, kind), 0)
 
     def _api(self, system: ApiSystem) -> RunPlan:
-        found = self.remote.answers(system, self._facts)
+        found = self.remote.answers(system, self.item_facts)
         answers = tuple(AnswerPlan(**asdict(one)) for one in found)
         return RunPlan(system.id, "api", (), None, (), answers, 0, system.name, system.origin)
 
@@ -398,17 +385,18 @@ class Planner:
             for split in EVALUATED:
                 for form in (*self.study.evaluate.forms, *self.remote.floors(kind)):
                     if answerable(task, form, kind):
-                        found.append(self._answer(system, kind, task, split, form))
+                        found.append(self.answer(system, kind, task, split, form))
         return tuple(found)
 
-    def _answer(
+    def answer(
         self, system: str, kind: SystemKind, task: Task, split: Split, form: Form
     ) -> AnswerPlan:
+        """One set of answers of a system, on items of the corpus."""
         items = self.corpus.items[task.name, split]
         generated = kind != "majority" and form == "strict" and self.tokens is not None
         longest = self.max_new_tokens(task.name) if generated else 0
         answer_id = self._answer_id(system, kind, (task, split, form), longest) if system else ""
-        tokens, digest_ = self._facts(task.name, split)
+        tokens, digest_ = self.item_facts(task.name, split)
         tokens = 0 if kind == "majority" else tokens
         return AnswerPlan(answer_id, task.name, split, form, len(items), tokens, digest_, longest)
 
@@ -429,14 +417,14 @@ class Planner:
                 "split": split,
                 "form": form,
                 "prompt": task.prompt_version,
-                "items": self._facts(task.name, split)[1],
+                "items": self.item_facts(task.name, split)[1],
                 "decoding": decoding,
                 "compute": self.study.train.compute if local else None,
                 "known": None if local else self._known(task.name),
             },
         )
 
-    def _facts(self, task: str, split: Split) -> tuple[int, str]:
+    def item_facts(self, task: str, split: Split) -> tuple[int, str]:
         """Prompt tokens and fingerprint of the items of a task and split; computed once."""
         if (task, split) not in self._item_facts:
             items = self.corpus.items[task, split]
@@ -470,11 +458,6 @@ def _budget_parts(course: Course) -> dict[str, object]:
     if course.examples != course.steps * course.examples_per_step:
         parts["examples"] = course.examples
     return parts
-
-
-def _size(row: Row, unit: UnitName) -> int:
-    """What a row counts for where shares are of tokens."""
-    return row.length if unit == "tokens" else len(row.answer)
 
 
 def _unresolved() -> SpecError:

@@ -1,0 +1,162 @@
+"""Readings of gold answers into estimates: divergence from the base, and log-likelihoods.
+
+Each number is a mean over seeds, then over examples, in nats; its interval resamples clusters and
+is given the runs: how another seed would read is not in it.
+
+Knows: cocktails, seeds, clusters (ProbeRow.group). Does not know: prompts, tokens, how a number is
+shown.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mixtune.analysis.resample import (
+    DRAWS,
+    MIN_CLUSTERS,
+    TOO_FEW,
+    Interval,
+    cluster_weights,
+    percentiles,
+)
+from mixtune.analysis.results import BASE, SystemInfo
+from mixtune.errors import DataError
+from mixtune.identity import generator
+from mixtune.metrics import FloatArray
+from mixtune.records import Estimate, ProbeRow
+
+QUANTITY = "reading"
+KL = "kl"
+PER_TOKEN = "logprob-per-token"
+PER_ANSWER = "logprob-per-answer"
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A number of each example, a mean over `seeds` runs, of a subject or against a reference."""
+
+    subject: str
+    reference: str
+    metric: str
+    values: FloatArray
+    seeds: int
+
+
+def readings(
+    rows: Sequence[ProbeRow], systems: Sequence[SystemInfo], seed: int = 0, draws: int = DRAWS
+) -> list[Estimate]:
+    """Estimates of every cocktail or fixed system on every dataset that was read to it.
+
+    Metrics: "kl" (to the base); "logprob-per-token" and "logprob-per-answer" of the base, of the
+    system, and of the system minus the base. Systems of one cocktail are its seeds.
+
+    Args:
+        rows: the readings.
+        systems: what is behind the systems' ids, in the order of the estimates.
+        seed: of the resampling.
+        draws: how many resamples.
+
+    Raises:
+        DataError: two systems were read different examples, or one example twice.
+    """
+    found: defaultdict[tuple[str, str], list[ProbeRow]] = defaultdict(list)
+    for row in rows:
+        found[row.task, row.split].append(row)
+    made = []
+    for key, mine in found.items():
+        by_system = _same_examples(mine, "/".join(key))
+        groups = [row.group for row in next(iter(by_system.values()))]
+        for number in _numbers(by_system, systems):
+            ends = mean_interval(number.values, groups, "/".join(key), seed, draws)
+            made.append(_estimate(key, number, ends, (len(set(groups)), seed)))
+    return made
+
+
+def _same_examples(rows: Sequence[ProbeRow], where: str) -> dict[str, list[ProbeRow]]:
+    """System → its rows, in the order of the examples' ids, which are the same for all."""
+    found: defaultdict[str, list[ProbeRow]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.example):
+        found[row.system].append(row)
+    first = [row.example for row in next(iter(found.values()))]
+    for system, mine in found.items():
+        ids = [row.example for row in mine]
+        if ids != first or len(set(ids)) < len(ids):
+            raise DataError(
+                "systems were read different examples, or one twice",
+                where=f"{system}, {where}",
+                found=f"{len(ids)} examples, {len(set(ids))} different ones",
+                wanted=f"the {len(first)} of the others",
+                remedy="mixtune probe reads again what was changed on disk",
+            )
+    return dict(found)
+
+
+def _numbers(
+    by_system: Mapping[str, Sequence[ProbeRow]], systems: Sequence[SystemInfo]
+) -> Iterator[_Number]:
+    first = next(iter(by_system.values()))
+    tokens = np.array([row.tokens for row in first])
+    base = np.array([row.base_logprob for row in first])
+    yield _Number(BASE, "", PER_TOKEN, base / tokens, 1)
+    yield _Number(BASE, "", PER_ANSWER, base, 1)
+    cocktails: defaultdict[str, list[Sequence[ProbeRow]]] = defaultdict(list)
+    for info in systems:
+        if info.system in by_system:
+            cocktails[info.cocktail].append(by_system[info.system])
+    for name, runs in cocktails.items():
+        own = np.mean([[row.logprob for row in run] for run in runs], axis=0)
+        apart = np.mean([[row.kl for row in run] for run in runs], axis=0)
+        yield _Number(name, BASE, KL, apart, len(runs))
+        yield _Number(name, "", PER_TOKEN, own / tokens, len(runs))
+        yield _Number(name, BASE, PER_TOKEN, (own - base) / tokens, len(runs))
+        yield _Number(name, "", PER_ANSWER, own, len(runs))
+        yield _Number(name, BASE, PER_ANSWER, own - base, len(runs))
+
+
+def mean_interval(
+    values: FloatArray, groups: Sequence[str], name: str, seed: int = 0, draws: int = DRAWS
+) -> Interval:
+    """95 % interval of a mean over examples that are drawn by whole clusters.
+
+    Args:
+        values: one for each example.
+        groups: the clusters that they belong to.
+        name: names the resampling: the same name and clusters give the same draws.
+        seed: of the resampling.
+        draws: how many resamples.
+    """
+    names, clusters = np.unique(list(groups), return_inverse=True)
+    count = len(names)
+    if count < MIN_CLUSTERS:
+        return Interval(None, None, f"{TOO_FEW}: {count} clusters, {MIN_CLUSTERS} needed")
+    weights = cluster_weights(count, draws, generator(seed, "resample-clusters", name))
+    sums = np.bincount(clusters, weights=values, minlength=count)
+    sizes = np.bincount(clusters, minlength=count)
+    drawn = (weights @ sums) / (weights @ sizes)
+    return percentiles(drawn, count, f"bootstrap of {count} clusters, given these runs")
+
+
+def _estimate(
+    key: tuple[str, str], number: _Number, ends: Interval, drawn: tuple[int, int]
+) -> Estimate:
+    """A row; `drawn`: clusters, and the seed of the resampling."""
+    clusters, seed = drawn
+    return Estimate(
+        quantity=QUANTITY,
+        subject=number.subject,
+        reference=number.reference,
+        target=key[0],
+        split=key[1],
+        form="likelihood",
+        metric=number.metric,
+        value=float(number.values.mean()),
+        low=ends.low,
+        high=ends.high,
+        n=len(number.values),
+        clusters=clusters,
+        seeds=number.seeds,
+        method=ends.method,
+        seed=seed,
+    )

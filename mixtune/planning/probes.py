@@ -1,0 +1,156 @@
+"""What `mixtune probe` asks: answers on the study's probes, and gold answers that are read.
+
+A system's answers on a probe are those of any task, on its validation split. Beside them its gold
+answers, and those of the general text, are read to the system and to its base (`likelihood`).
+
+Knows: which systems can be probed, ids of readings. Does not know: torch, how an answer is read.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mixtune.errors import DataError, SpecError, did_you_mean
+from mixtune.identity import make_id
+from mixtune.models.files import BaseModelFiles
+from mixtune.planning.corpus import general_split, probe_split
+from mixtune.planning.facts import content_of
+from mixtune.planning.names import answerable
+from mixtune.planning.plan import AnswerPlan, Planner, RunPlan, plan_row
+from mixtune.records import Split
+from mixtune.spec import Study
+from mixtune.store import PlanRow, Store
+from mixtune.study_file import dump_study, parse_study
+from mixtune.tasks.registry import Registry
+
+KIND = "probe"
+"""Kind of the units: they are in no table of results, and `mixtune run` leaves them alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A planner of a study, what is asked of each system, and all units, those aside among them."""
+
+    planner: Planner
+    runs: tuple[RunPlan, ...]
+    rows: tuple[PlanRow, ...]
+
+
+def plan_probes(
+    study: Study,
+    store: Store,
+    registry: Registry,
+    files: BaseModelFiles | None,
+    only: Collection[str] = (),
+) -> Asked:
+    """What is asked of the base, and of the adapters of a study that are there.
+
+    Args:
+        study: with its probes; in all else it is the kept study that counts.
+        store: the study's folder.
+        registry: its tasks.
+        files: its base model.
+        only: names of cocktails and adapters; empty for all. The base is always among them.
+
+    Raises:
+        SpecError: no probes, nothing trained, or a name that no finished system has.
+        DataError: a probe without items, or data that cannot be read.
+        StoreError: no study there, or the probes would change what was trained on.
+    """
+    store.require()
+    planner = Planner(_probed(study, store.read_value("study.yaml")), registry, files)
+    planned = planner.plan()
+    rows = planned.rows()
+    store.preview(rows, dump_study(planner.study), {"content": content_of(planner)})
+    done = {unit.id for unit in store.units().values() if unit.state == "done"}
+    found = [run for run in planned.runs if run.kind == "trained" and run.system in done]
+    found += _brought(planner, store.plan(), done)
+    chosen = [planner.baseline("base"), *_named(found, only)]
+    runs = tuple(replace(run, answers=_asked(planner, run)) for run in chosen)
+    units = [replace(plan_row(run, answer), kind=KIND) for run in runs for answer in run.answers]
+    return Asked(planner, runs, (*rows, *units))
+
+
+def _probed(study: Study, kept: Mapping[str, Any]) -> Study:
+    """The study as it is kept, with the probes that the study file asks for now."""
+    if not study.probes and study.general is None:
+        raise SpecError(
+            "the study has no probes",
+            where=study.name,
+            remedy="add probes: [mmlu, gsm8k] (scored tasks that it does not aim at), or general: "
+            "alpaca (a dataset of general text)",
+        )
+    asked = study.model_dump(mode="json")
+    given = {key: asked[key] for key in ("task_files", "model", "probes", "general", "gate")}
+    items = {"probe_items": study.evaluate.probe_items}
+    return parse_study({**kept, **given, "evaluate": {**kept["evaluate"], **items}})
+
+
+def _brought(planner: Planner, kept: Sequence[PlanRow], done: Collection[str]) -> list[RunPlan]:
+    """Adapters that were brought in and are answered for; a whole model has no base here."""
+    own = [row for row in kept if row.origin.startswith("adapter ") and row.kind != KIND]
+    half = {row.system for row in own if row.id not in done}
+    named = {row.system: row for row in own if row.system not in half}
+    return [
+        planner.brought_in("adapter", system, row.cocktail, row.origin)
+        for system, row in named.items()
+    ]
+
+
+def _named(found: Sequence[RunPlan], only: Collection[str]) -> list[RunPlan]:
+    """The systems that were asked for by name; all where none was."""
+    names = {run.name for run in found}
+    wanted = {name if name in names else "+".join(sorted(name.split("+"))) for name in only}
+    for name in sorted(wanted - names):
+        raise SpecError(
+            "no finished system of this study that can be probed has that name",
+            found=name,
+            wanted=did_you_mean(name, names) if names else "nothing is finished yet",
+            remedy="mixtune status STUDY.yaml lists them; only adapters can be held to the base",
+        )
+    if not found:
+        raise SpecError("no system of this study is trained yet", remedy="mixtune run STUDY.yaml")
+    return [run for run in found if not wanted or run.name in wanted]
+
+
+def _asked(planner: Planner, run: RunPlan) -> tuple[AnswerPlan, ...]:
+    study, registry = planner.study, planner.registry
+    found = [
+        planner.answer(run.system, run.kind, registry.get(name), probe_split(name, registry), form)
+        for name in study.probes
+        for form in study.evaluate.forms
+        if answerable(registry.get(name), form, run.kind)
+    ]
+    if run.kind == "base":
+        return tuple(found)
+    found += [_reading(planner, run, name, probe_split(name, registry)) for name in study.probes]
+    if study.general is not None:
+        split = general_split(study.general, registry, study.evaluate.carve)
+        found.append(_reading(planner, run, study.general, split))
+    return tuple(found)
+
+
+def _reading(planner: Planner, run: RunPlan, name: str, split: Split) -> AnswerPlan:
+    """Gold answers of a probe, read to a system and to its base."""
+    assert planner.files is not None
+    items = planner.corpus.items[name, split]
+    if not items:
+        raise DataError(
+            "a probe has no items",
+            where=f"{name}/{split}",
+            found="every row is longer than train.max_length",
+            remedy="raise train.max_length, or name another dataset",
+        )
+    tokens, digest = planner.item_facts(name, split)
+    parts = {
+        "system": run.system,
+        "base": planner.files.digest,
+        "task": name,
+        "split": split,
+        "prompt": planner.registry.get(name).prompt_version,
+        "items": digest,
+        "compute": planner.study.train.compute,
+    }
+    return AnswerPlan(
+        make_id("probe", parts), name, split, "likelihood", len(items), tokens, digest, 0
+    )

@@ -1,0 +1,110 @@
+"""What `mixtune strength` asks: a study's adapters, answering more weakly or strongly.
+
+Knows: which systems can be dialled, their ids at other strengths. Does not know: torch, which
+strength is best.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from mixtune.errors import SpecError, did_you_mean
+from mixtune.identity import make_id
+from mixtune.models.files import BaseModelFiles
+from mixtune.planning.facts import content_of
+from mixtune.planning.names import answerable
+from mixtune.planning.plan import Planner, RunPlan, plan_row
+from mixtune.planning.probes import Asked
+from mixtune.records import Split
+from mixtune.spec import Study
+from mixtune.store import PlanRow, Store
+from mixtune.study_file import dump_study
+from mixtune.tasks.registry import Registry
+
+KIND = "strength"
+GRID = (0.25, 0.5, 0.75, 1.0, 1.25)
+"""Strengths that are tried where none are named; 1 is as the adapter was trained."""
+
+
+def at(cocktail: str, strength: float) -> str:
+    """What a cocktail is called at a strength; plainly where that is 1."""
+    return cocktail if strength == 1 else f"{cocktail}@{strength:g}"
+
+
+def plan_strengths(
+    study: Study,
+    store: Store,
+    place: tuple[Registry, BaseModelFiles | None],
+    wanted: Mapping[str, Sequence[float]],
+    split: Split,
+) -> Asked:
+    """Every finished seed of some cocktails at some strengths, on one split of the study's tasks.
+
+    Args:
+        study: as it is kept.
+        store: its folder.
+        place: its tasks, and its base model.
+        wanted: cocktail → strengths; 1 is left out, for it is answered already.
+        split: whose items are answered.
+
+    Raises:
+        SpecError: no finished cocktail of that name, or full fine-tuning.
+        StoreError: no study there, or another one.
+    """
+    store.require()
+    registry, files = place
+    if study.train.method == "full":
+        raise SpecError(
+            "full fine-tuning leaves no adapter whose strength could be chosen",
+            where=study.name,
+            remedy="train adapters (train.method: lora)",
+        )
+    planner = Planner(study, registry, files)
+    planned = planner.plan()
+    rows = planned.rows()
+    store.preview(rows, dump_study(planner.study), {"content": content_of(planner)})
+    done = {unit.id for unit in store.units().values() if unit.state == "done"}
+    trained = [run for run in planned.runs if run.kind == "trained" and run.system in done]
+    names = {run.name for run in trained}
+    for name in sorted(wanted.keys() - names):
+        raise SpecError(
+            "no trained cocktail of this study has that name",
+            found=name,
+            wanted=did_you_mean(name, names) if names else "nothing is trained yet",
+            remedy="mixtune status STUDY.yaml lists them",
+        )
+    runs = tuple(
+        _dialled(planner, run, strength, split)
+        for run in trained
+        for strength in wanted.get(run.name, ())
+        if strength != 1
+    )
+    return Asked(planner, runs, (*rows, *_units(runs)))
+
+
+def _dialled(planner: Planner, run: RunPlan, strength: float, split: Split) -> RunPlan:
+    """A run's adapter at another strength, as a system with answers of its own."""
+    study, registry = planner.study, planner.registry
+    system = make_id("strength", {"system": run.system, "strength": strength})
+    answers = tuple(
+        planner.answer(system, "adapter", registry.get(task), split, form)
+        for task in study.tasks
+        for form in study.evaluate.forms
+        if answerable(registry.get(task), form, "adapter")
+    )
+    return RunPlan(
+        system=system,
+        kind="adapter",
+        cocktail=(),
+        seed=run.seed,
+        mix=(),
+        answers=answers,
+        tokens=0,
+        label=at(run.name, strength),
+        origin=f"{run.name} at strength {strength:g}",
+        of=run.folder,
+        strength=strength,
+    )
+
+
+def _units(runs: Sequence[RunPlan]) -> list[PlanRow]:
+    return [replace(plan_row(run, answer), kind=KIND) for run in runs for answer in run.answers]
