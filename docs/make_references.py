@@ -58,18 +58,25 @@ EXAMPLES = {
     "Design": """design:
   families: [singles, all]
   explicit: [[fpb, alpaca], [headline, alpaca]]""",
+    "Level": """design:
+  levels:
+    - {name: general, add: [alpaca], to: [fpb, headline], shares: [0, 0.01, 0.1, 0.5]}""",
     "Budget": """budget: {steps: 200, examples_per_step: 16}""",
     "TrainSpec": """train: {rank: 8, alpha: 16, lr: 5.0e-4, over_long: drop}""",
     "EvalSpec": """evaluate: {validation_items: 150, test_items: 300, forms: [constrained]}""",
+    "LongContext": """tasks: [fpb, finqa]
+contexts:
+  finqa: {policy: evidence-first, words: 200}""",
+    "Flaws": """flaws: {packing_leaks: true}""",
     "ApiEntry": """api_models:
   - gpt-4o
   - {name: mine, model: smollm2, base_url: "http://127.0.0.1:8000/v1", shots: 3}""",
     "ApiSpec": """api: {max_cost: 2.5, concurrency: 4}""",
-    "Gate": """probes: [mmlu, gsm8k]
+    "Gate": """probes: [mmlu-finance, gsm8k]
 general: alpaca
-gate: {retention: -0.02, probes: [mmlu]}""",
+gate: {retention: -0.02, probes: [mmlu-finance]}""",
 }
-INNER = {"Ingredient": ".<name>", "ApiEntry": "[]"}
+INNER = {"Ingredient": ".<name>", "LongContext": ".<name>", "Level": "[]", "ApiEntry": "[]"}
 """Sections that are each of several → how that is written."""
 SHORT = {
     "headline:10000": "a pool of 10,000 rows",
@@ -97,6 +104,7 @@ def study_file() -> str:
     lines = [NOTE, STUDY, "## Top level", "", *_keys(schema, schema)]
     titles = {"Ingredient": "ingredients", "Design": "design", "EvalSpec": "evaluate"}
     titles |= {"ApiEntry": "api_models", "ApiSpec": "api", "Gate": "gate"}
+    titles |= {"Level": "design.levels", "LongContext": "contexts", "Flaws": "flaws"}
     titles |= {name: key for key, name in SECTIONS.items()}
     for name in EXAMPLES:
         key = titles[name]

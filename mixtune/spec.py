@@ -109,11 +109,11 @@ class Budget(Frozen):
     """What a run may cost, and which single-task controls stand beside the cocktails."""
 
     kind: Literal["equal-steps", "equal-exposure", "as-published"] = "equal-steps"
-    """How cells are made comparable. equal-steps: the same steps × examples for each.
-    equal-exposure: beside that, for each cocktail and target, the single task trained on exactly
-    the target's rows that the cocktail sees, in their order. as-published: all rows of a cocktail,
-    3 times (up to 3 ingredients) or 2 times with 10 steps of warm-up, as the original study did:
-    more ingredients are more steps."""
+    """How cells are made comparable. The same steps × examples for each (equal-steps); beside that,
+    for each cocktail and target, the single task trained on exactly the target's rows that the
+    cocktail sees, in their order (equal-exposure); or, as the original study did, all rows of a
+    cocktail, 3 times (up to 3 ingredients) or 2 times with 10 steps of warm-up, so that more
+    ingredients are more steps (as-published)."""
     steps: Count = 100
     """Optimiser steps of one run; as-published takes them from the rows."""
     examples_per_step: Annotated[Int, Field(gt=0, le=65_536)] = 16
@@ -316,7 +316,7 @@ class Study(Frozen):
     api: ApiSpec = ApiSpec()
     """How models behind APIs are asked, and what they may cost."""
     probes: tuple[Name, ...] = ()
-    """Tasks that nothing is chosen for, such as mmlu: `mixtune probe` says what was lost there."""
+    """Tasks that nothing is chosen for, such as gsm8k: `mixtune probe` says what was lost there."""
     general: Name | None = None
     """Dataset whose held-out answers `mixtune probe` reads as general text, such as alpaca."""
     gate: Gate = Gate()

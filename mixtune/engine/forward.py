@@ -243,9 +243,12 @@ class Decoder:
         """Compare with the network's own attention and logits: architectures may do more to them.
 
         The probe has a shared start, so that a layer that looks across tokens in another way than
-        by attention is found out.
+        by attention is found out. Its tokens are taken from all over the vocabulary, and the
+        median token decides: in bfloat16 single tokens, special ones above all, are so sensitive
+        that two of transformers' own attention functions differ by a third of their logits there.
         """
-        probe = list(range(1, 1 + _PROBE))
+        vocabulary = int(self.network.config.get_text_config().vocab_size)
+        probe = [vocabulary * (1 + place) // (1 + _PROBE) for place in range(_PROBE)]
         other = [*probe[:2], *reversed(probe[2:])]
         own = [
             self.network(input_ids=torch.tensor([row], device=self.device), use_cache=False)
@@ -258,7 +261,8 @@ class Decoder:
         )
         mine = self.logits(self.run(forest))
         theirs = torch.cat([own[0].logits[0], own[1].logits[0, 2:]]).float()
-        if not float((mine - theirs).norm() / theirs.norm()) < _AGREE[self.dtype]:
+        apart = (mine - theirs).norm(dim=1) / theirs.norm(dim=1)
+        if not float(apart.sort().values[len(apart) // 2]) < _AGREE[self.dtype]:
             raise ModelError(
                 "the model does more than attention over its tokens and an output head",
                 found=type(self.network).__name__,
