@@ -227,11 +227,12 @@ def encode_rows(
             `max_length` under the policy "error".
     """
     seen: dict[Example, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    answers: dict[str, tuple[int, ...]] = {}  # labels come again and again
     rows: list[Row] = []
     dropped = {ingredient: 0 for ingredient, _ in examples}
     for ingredient, example in examples:
         if example not in seen:
-            seen[example] = _encode_example(ingredient, example, tokens)
+            seen[example] = _encode_example(ingredient, example, tokens, answers)
         row = Row(ingredient, example.id, *seen[example])
         if row.length <= max_length:
             rows.append(row)
@@ -243,9 +244,16 @@ def encode_rows(
 
 
 def _encode_example(
-    ingredient: str, example: Example, tokens: Tokens
+    ingredient: str, example: Example, tokens: Tokens, answers: dict[str, tuple[int, ...]]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    where = f"ingredient {ingredient}, example {example.id}"
+    """Prompt and answer in ids; `answers` holds those of texts that were there before."""
+    if example.target not in answers:
+        where = f"ingredient {ingredient}, example {example.id}"
+        answers[example.target] = _encode_answer(example, tokens, where)
+    return tuple(tokens.prompt_ids(example.messages)), answers[example.target]
+
+
+def _encode_answer(example: Example, tokens: Tokens, where: str) -> tuple[int, ...]:
     if not example.target.strip():
         raise DataError(
             "the answer is empty: there is nothing to learn from it",
@@ -261,7 +269,7 @@ def _encode_example(
             wanted="text only: the end of turn is added here",
             remedy="remove the token from the row",
         )
-    return tuple(tokens.prompt_ids(example.messages)), tuple(tokens.answer_ids(example.target))
+    return tuple(tokens.answer_ids(example.target))
 
 
 def _too_long(row: Row, max_length: int) -> DataError:

@@ -116,6 +116,15 @@ class _Silent:
         await asyncio.sleep(3600)
 
 
+@pytest.fixture
+def heeding():
+    """SIGINT as a terminal's process has it; one that runs in the background may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding")
 def test_a_second_ctrl_c_breaks_off_what_is_under_way(tmp_path):
     ledger = Ledger(tmp_path / "api.sqlite", 1.0)
     asking = Asking(_Silent(), ledger, Cache(tmp_path))

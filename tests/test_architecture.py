@@ -35,8 +35,8 @@ MAY_IMPORT = {
     "models": "errors identity fields api_spec spec records tokens durable",
     "evaluation": "errors identity records metrics tasks models",
     "analysis": "errors identity records metrics",
-    "planning": "environment errors identity fields spec study_file records tasks leakage mixing design "
-    "tokens store models",
+    "planning": "environment errors identity fields spec study_file records tasks leakage mixing "
+    "design tokens store models",
     "schema": "shorthand spec tasks",
     "scaffold": "errors spec study_file tasks design planning",
     "report": "errors spec records metrics analysis",
