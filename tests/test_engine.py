@@ -544,6 +544,6 @@ class TestLoading:
             forward.Decoder(network)
 
     def test_rounding_is_no_other_architecture(self, smollm2):
-        """In bfloat16 SmolLM2's special tokens differ by a third between equal ways of computing."""
+        """Equal ways of computing differ by a third at SmolLM2's special tokens in bfloat16."""
         spec = TrainSpec(compute="bfloat16")
         assert load(smollm2.folder, spec).decoder.dtype == torch.bfloat16

@@ -304,7 +304,8 @@ class TestVerb:
         assert code == 2
         assert said in err
 
-    def test_all_that_is_at_hand(self, leaky, mixtune, tmp_path):
+    def test_all_that_is_at_hand(self, leaky, mixtune, tmp_path, monkeypatch):
+        monkeypatch.delenv("MIXTUNE_DATA_DIR", raising=False)
         code, _, err = mixtune("data", "leaks")
         assert code == 2
         assert "no dataset is at hand" in err

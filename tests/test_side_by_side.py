@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -173,14 +174,15 @@ def test_a_free_slot_is_taken_at_once(go, short):
 
 @pytest.fixture
 def short(monkeypatch):
-    """Runs of unequal length, which a study cannot ask for yet: some end, and others go on."""
+    """Runs of unequal length: some end, and others go on."""
     real = training.job_of
 
     def cut(planner, run):
         job = real(planner, run)
         steps = 1 + (run.seed + len(run.cocktail)) % STEPS
-        job.budget = job.budget.model_copy(update={"steps": steps})
-        job.rows = job.rows[: job.budget.examples]
+        examples = steps * job.budget.examples_per_step
+        job.budget = replace(job.budget, examples=examples)
+        job.rows = job.rows[:examples]
         return job
 
     monkeypatch.setattr(training, "job_of", cut)

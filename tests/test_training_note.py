@@ -9,7 +9,7 @@ from mixtune.analysis.results import SystemInfo, measure, results
 from mixtune.records import Score
 from mixtune.report.page import render
 from mixtune.report.wording import training
-from mixtune.spec import TrainSpec
+from mixtune.spec import Flaws, TrainSpec
 from mixtune.tasks.registry import Registry
 
 TOP = "adapters in the top 10 layers only (train.top_layers)"
@@ -30,7 +30,12 @@ TOP = "adapters in the top 10 layers only (train.top_layers)"
     ],
 )
 def test_only_what_makes_it_another_method(train, said):
-    assert training(TrainSpec(**train)) == said
+    assert training(TrainSpec(**train), Flaws()) == said
+
+
+@pytest.mark.parametrize("name", Flaws.model_fields)
+def test_every_flaw_that_is_on_is_said(name):
+    assert f"(flaws.{name})" in training(TrainSpec(), Flaws(**{name: True}))
 
 
 def test_results_of_trained_systems_say_it():

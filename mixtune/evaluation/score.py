@@ -25,7 +25,7 @@ from mixtune.records import Example, Prediction, Score, Status
 from mixtune.tasks.base import Task
 from mixtune.tasks.parsers import PARSERS, Parse
 
-VERSIONS = {"strict": 2, "constrained": 1}
+VERSIONS = {"strict": 2, "constrained": 1, "schema": 1}
 """By the form of the answers; raised whenever this module could judge one differently."""
 
 

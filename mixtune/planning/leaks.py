@@ -53,6 +53,7 @@ class Leaks:
         return {
             f"{task}/{split}": sorted(self._in(f"{task}/{split}", items, pools, _TEXT))
             for (task, split), items in self._corpus.items.items()
+            if task in self._study.tasks  # what probes ask is in no table
         }
 
     def _more(
