@@ -156,7 +156,8 @@ class _RemoteDesk:
         right = []
         for instruction in system.variants:
             found = self._predict(self._model(run, trial, instruction), trial)
-            right.append(sum(row.value == 1.0 for row in score(found, items, task)))
+            scores = [row for row in score(found, items, task) if row.form == trial.form]
+            right.append(sum(row.value == 1.0 for row in scores))
         best = max(range(len(right)), key=right.__getitem__)
         tried = len(right)
         self.events.note(
