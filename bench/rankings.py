@@ -14,12 +14,14 @@ Knows: the rows that `mixtune results --json` prints. Does not know: how either 
 import argparse
 import gzip
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
 from scipy.stats import kendalltau
 
+from bench.machine import commit, machine
 from bench.results import write_or_print
 
 Means = dict[str, dict[str, float]]
@@ -86,8 +88,14 @@ def main() -> None:
     parser.add_argument("others", type=Path, help="of the same study with another setting")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    rows = compare(means(_read(given.results)), means(_read(given.others)))
-    write_or_print(rows, given.out)
+    facts = {
+        "rows": compare(means(_read(given.results)), means(_read(given.others))),
+        "command": f"python -m bench.rankings {given.results.name} {given.others.name}",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": commit(),
+        "machine": machine(),
+    }
+    write_or_print(facts, given.out)
 
 
 if __name__ == "__main__":
