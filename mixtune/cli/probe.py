@@ -127,7 +127,7 @@ def _show(study: Study, rows: Sequence[Estimate]) -> None:
     ]
     scores = ("probe", "system", "seeds", "metric", "base", "minus base", "95 %", "items")
     if kept:
-        out.print(terminal.table(f"{study.name}: scores on probes, validation", scores, kept))
+        out.print(terminal.table(f"{study.name}: scores on probes", scores, kept))
     read = [row for row in rows if row.quantity == QUANTITY and row.reference]
     apart = {(row.target, row.subject): f"{row.value:.4f}" for row in read if row.metric == KL}
     gained = [
