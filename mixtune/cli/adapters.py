@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mixtune import terminal
-from mixtune.cli.app import Json, app
+from mixtune.cli.app import Json, app, heavy
 from mixtune.errors import UserError
 
 
@@ -34,14 +34,7 @@ def merge(
     The rank of the sum is the sum of the ranks; nothing is approximated. Next: mixtune eval.
     """
     parts = _weights(weights, len(adapters))
-    try:
-        from mixtune.engine import merge as engine
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"merging needs a package that is not installed: {error.name}",
-            remedy="pip install 'mixtune[train]'",
-        ) from error
-    made = engine.merge(adapters, parts, out)
+    made = heavy("engine.merge", "merging").merge(adapters, parts, out)
     if as_json:
         print(json.dumps(asdict(made), indent=1))
         return

@@ -6,6 +6,7 @@ output any more. A fault of mixtune itself ends with a traceback and 1.
 """
 
 import codecs
+import importlib
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
@@ -160,6 +162,21 @@ def derived_of(study: Study, runs_dir: Path, data_dir: Path | None = None) -> De
     """What follows from a study's results; the study has been run."""
     registry = Registry.of(study, data_dir)
     return Derived(Store(runs_dir / study.name), registry)
+
+
+def heavy(module: str, doing: str) -> ModuleType:
+    """A module that loads torch, which is imported for the verbs that need it only.
+
+    Raises:
+        UserError: `doing` needs a package that is not installed.
+    """
+    try:
+        return importlib.import_module(f"mixtune.{module}")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{doing} needs a package that is not installed: {error.name}",
+            remedy="pip install 'mixtune[train]'",
+        ) from error
 
 
 def look_at(split: str, store: Store, command: str) -> None:

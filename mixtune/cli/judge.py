@@ -1,6 +1,5 @@
 """The verb on free answers: judge."""
 
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from mixtune.cli.app import (
     StudyFile,
     app,
     derived_of,
+    heavy,
     look_at,
     study_of,
 )
@@ -143,12 +143,6 @@ def _agreed(made: Outcome) -> str:
 
 def _judge(name: str) -> Model:
     """A model on this machine; torch is loaded here."""
-    try:
-        module = importlib.import_module("mixtune.execution.judging")
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"judging with a model needs a package that is not installed: {error.name}",
-            remedy="pip install 'mixtune[train]'",
-        ) from error
+    module = heavy("execution.judging", "judging with a model")
     found: Callable[[str], Model] = module.local_judge
     return found(name)

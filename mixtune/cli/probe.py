@@ -1,6 +1,5 @@
 """The verb on what a study's systems kept of their base: probe."""
 
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from mixtune.cli.app import (
     StudyFile,
     app,
     derived_of,
+    heavy,
     study_of,
 )
 from mixtune.errors import UserError
@@ -105,14 +105,7 @@ def _preview(study: Study, data_dir: Path | None, runs_dir: Path, only: Sequence
 
 def _probe() -> Callable[..., list[RunPlan]]:
     """What answers and reads; torch is loaded here."""
-    try:
-        module = importlib.import_module("mixtune.execution.aside")
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"probing needs a package that is not installed: {error.name}",
-            remedy="pip install 'mixtune[train]'",
-        ) from error
-    found: Callable[..., list[RunPlan]] = module.probe
+    found: Callable[..., list[RunPlan]] = heavy("execution.aside", "probing").probe
     return found
 
 

@@ -1,6 +1,5 @@
 """The verb that chooses how strongly adapters answer: strength."""
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from mixtune.cli.app import (
     StudyFile,
     app,
     derived_of,
+    heavy,
     look_at,
     study_of,
 )
@@ -113,14 +113,7 @@ def _answered(
     split: str,
 ) -> tuple[list[RunPlan], Strengths]:
     """Answers at other strengths made and scored."""
-    try:
-        module = importlib.import_module("mixtune.execution.aside")
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"answering needs a package that is not installed: {error.name}",
-            remedy="pip install 'mixtune[train]'",
-        ) from error
-    run: Callable[..., list[RunPlan]] = module.strengths
+    run: Callable[..., list[RunPlan]] = heavy("execution.aside", "answering").strengths
     with terminal.progress(terminal.console(stderr=True)) as events:
         failed = run(study, folders, wanted, split, events)
     derived: Derived = derived_of(study, folders[1], folders[0])

@@ -1,6 +1,5 @@
 """Verbs on a study: plan, run, status, results, score, analyze, eval, compare, report, open."""
 
-import importlib
 import json
 import math
 import shlex
@@ -33,6 +32,7 @@ from mixtune.cli.app import (
     Workers,
     app,
     derived_of,
+    heavy,
     in_form,
     look_at,
     print_rows,
@@ -103,17 +103,18 @@ def _plan(study_file: Path, study: Study, folders: tuple[Path | None, Path], as_
     planner = Planner(study, Registry.of(study, data_dir), files)
     made = planner.plan()
     store = Store(runs_dir / study.name)
-    changed = changed_by_tasks(store, planner.study, planner.data_rows())
+    data = planner.data_rows()
+    changed = changed_by_tasks(store, planner.study, data)
     todo = _todo(store, planner, made, changed) if files else None
     if as_json:
         facts = {**sizes_of(planner), **remote.api_json(planner)}
-        facts |= {"data": planner.data_rows(), "changed_by_tasks": changed}
+        facts |= {"data": data, "changed_by_tasks": changed}
         print(json.dumps({**terminal.plan_json(made), **facts, "todo": todo}, indent=1))
         return
     out = terminal.console()
     terminal.show_plan(out, made, planner)
     remote.show_api_plan(out, planner)
-    for line in [*leak_lines(planner.data_rows()), *changed]:
+    for line in [*leak_lines(data), *changed]:
         out.print(line, markup=False, soft_wrap=True)
     left = "" if todo is None else f"{todo} of {len(made.rows())} units of work to do; "
     out.print(f"{left}next: mixtune run {study_file}", markup=False)
@@ -426,14 +427,9 @@ def _todo(store: Store, planner: Planner, made: Plan, changed: Sequence[str]) ->
 
 def _heavy(name: str) -> Callable[..., list[RunPlan]]:
     """What trains or answers, by its module's name; torch is loaded for these verbs only."""
-    try:
-        module = importlib.import_module(f"mixtune.execution.{name}")
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"training needs a package that is not installed: {error.name}",
-            remedy="pip install 'mixtune[train]'",
-        ) from error
-    found: Callable[..., list[RunPlan]] = getattr(module, _ENTRY[name])
+    found: Callable[..., list[RunPlan]] = getattr(
+        heavy(f"execution.{name}", "training"), _ENTRY[name]
+    )
     return found
 
 
