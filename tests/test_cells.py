@@ -102,7 +102,7 @@ class TestLevels:
     def test_a_dose_is_its_part_of_the_examples_and_the_mix_keeps_its_proportions(self):
         found = self.doses()
         assert list(found) == [
-            "a+b (general 0%)",
+            "a+b",
             "a+b+c+d (general 10%)",
             "a+b+c+d (general 50%)",
         ]
@@ -113,6 +113,31 @@ class TestLevels:
             assert got["a"] / (got["a"] + got["b"]) == pytest.approx(100 / 160, abs=1e-3)
             if dose:
                 assert got["c"] / (got["c"] + got["d"]) == pytest.approx(1000 / 1030, abs=0.01)
+
+    def test_no_dose_is_the_plain_cocktail_for_every_series(self, data, files):
+        """As in the preset finance, whose two series begin with the same mix."""
+        levels = [
+            {"name": name, "add": ["south"], "to": ["north"], "shares": [0, dose]}
+            for name, dose in (("one", 0.25), ("other", 0.5))
+        ]
+        given = study(design={"families": ["singles"], "levels": levels})
+        runs = [r for r in Planner(given, registry(data), files).plan().runs if r.seed]
+        assert [run.name for run in runs] == [
+            "north",
+            "south",
+            "north+south (one 25%)",
+            "north+south (other 50%)",
+        ]
+        assert len({run.system for run in runs}) == len(runs)
+
+    def test_two_cells_that_are_one_run_are_refused(self, data, files):
+        levels = [
+            {"name": name, "add": ["south"], "to": ["north"], "shares": [0.25]}
+            for name in ("one", "other")
+        ]
+        given = study(design={"levels": levels})
+        with pytest.raises(SpecError, match="train on the same rows"):
+            Planner(given, registry(data), files).plan()
 
     def test_every_step_has_its_dose(self):
         cell = self.doses()["a+b+c+d (general 50%)"]

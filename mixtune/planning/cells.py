@@ -65,6 +65,18 @@ def cells(
     return list(found.values())
 
 
+def budget_parts(course: Course) -> dict[str, object]:
+    """What of a course is in a run's id; `kind` has stood there from when there was one only."""
+    parts: dict[str, object] = {
+        "kind": "equal-steps",
+        "steps": course.steps,
+        "examples_per_step": course.examples_per_step,
+    }
+    if course.examples != course.steps * course.examples_per_step:
+        parts["examples"] = course.examples
+    return parts
+
+
 def _treatments(study: Study, available: Mapping[str, int]) -> Iterator[Cell]:
     for cocktail in cocktails(study.design, sorted(study.ingredients)):
         amounts = {name: study.ingredients[name] for name in cocktail}
@@ -106,12 +118,17 @@ def _published(
 
 
 def _doses(level: Level, study: Study, available: Mapping[str, int]) -> Iterator[Cell]:
+    """No dose is the plain cocktail, the same run for every series that begins with it."""
     base = _parts(level.to, study, available)
     added = _parts(level.add, study, available)
     for share in level.shares:
+        if not share:
+            plain = {name: study.ingredients[name] for name in base}
+            yield Cell(tuple(sorted(plain)), plain, _course(study))
+            continue
         dose = exact(share)
         parts = {name: part * (1 - dose) for name, part in base.items()}
-        parts |= {name: part * dose for name, part in added.items()} if dose else {}
+        parts |= {name: part * dose for name, part in added.items()}
         amounts = {
             name: study.ingredients[name].model_copy(
                 update={"share": float(part), "repeat": None, "unit": "rows"}

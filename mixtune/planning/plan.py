@@ -21,7 +21,7 @@ from mixtune.identity import digest, make_id
 from mixtune.mixing import Mixture, mix
 from mixtune.models.api_entries import ApiSystem
 from mixtune.models.catalog import BaseModelFiles
-from mixtune.planning.cells import Cell, cells
+from mixtune.planning.cells import Cell, budget_parts, cells
 from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, gold_answers, load_corpus
 from mixtune.planning.flaws import leaking_packs, lower_labels
 from mixtune.planning.leaks import Leaks
@@ -142,12 +142,13 @@ class Planner:
         """Every run of the study: seed by seed, baselines and API models first.
 
         Raises:
-            SpecError: more rows asked than an ingredient has.
+            SpecError: more rows asked than an ingredient has, or two cells that are one run.
             DataError: an example longer than `max_length` under `over_long: error`.
         """
         runs = [self.baseline(kind) for kind in self.study.baselines]
         runs += [self._api(system) for system in self.remote.systems]
         runs += [self._trained(cell, seed) for cell, seed in self._seeded()]
+        _refuse_twins(runs)
         return Plan(self.study, self.files, tuple(runs))
 
     @cached_property
@@ -325,7 +326,7 @@ class Planner:
         parts = {
             "model": self.files.digest,
             "rows": [[name, self._digest(example)] for name, example in mixture.order],
-            "budget": _budget_parts(course),
+            "budget": budget_parts(course),
             "train": train,
             "seed": seed,
         }
@@ -448,16 +449,17 @@ class Planner:
         return length
 
 
-def _budget_parts(course: Course) -> dict[str, object]:
-    """What of a course is in a run's id; `kind` has stood there from when there was one only."""
-    parts: dict[str, object] = {
-        "kind": "equal-steps",
-        "steps": course.steps,
-        "examples_per_step": course.examples_per_step,
-    }
-    if course.examples != course.steps * course.examples_per_step:
-        parts["examples"] = course.examples
-    return parts
+def _refuse_twins(runs: Sequence[RunPlan]) -> None:
+    """Two cells that are one run, such as the same dose in two series, would share its files."""
+    names: dict[str, str] = {}
+    for run in runs:
+        if run.system and run.system in names:
+            raise SpecError(
+                "two cells train on the same rows in the same way",
+                found=f"{names[run.system]} and {run.name}",
+                remedy="leave one of them out of the design",
+            )
+        names[run.system] = run.name
 
 
 def _unresolved() -> SpecError:
