@@ -7,10 +7,9 @@ from typing import Annotated
 import typer
 
 from mixtune import terminal
-from mixtune.cli.app import RUNS, DataDir, Json, RunsDir, app, show
+from mixtune.cli.app import RUNS, DataDir, Json, RunsDir, app, heavy, show
 from mixtune.doctor import hub as at_the_hub
 from mixtune.doctor import machine
-from mixtune.errors import UserError
 from mixtune.models.files import BaseModelFiles
 from mixtune.models.overview import Overview, overview
 
@@ -85,14 +84,8 @@ def _row(row: Overview) -> dict[str, object]:
 
 def _prepare(name: str) -> BaseModelFiles:
     """Locate, fetch and convert; torch is loaded for this only."""
-    try:
-        from mixtune.engine.convert import prepare
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"preparing a model needs a package that is not installed: {error.name}",
-            remedy=machine.INSTALL,
-        ) from error
-    return prepare(name)
+    prepared: BaseModelFiles = heavy("engine.convert", "preparing a model").prepare(name)
+    return prepared
 
 
 def _show_prepared(files: BaseModelFiles, as_json: bool) -> None:
