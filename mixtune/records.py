@@ -234,7 +234,11 @@ class MixRow:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its uncertainty. `low` and `high` are None where n is too few to say."""
+    """A number with its uncertainty. `low` and `high` are None where n is too few to say.
+
+    `p`: two-sided, against a difference of zero; None where no test is valid. `adjusted`: the same
+    for all comparisons that it was made among (Holm or Benjamini-Hochberg, as `method` says).
+    """
 
     quantity: str
     subject: str
@@ -251,6 +255,57 @@ class Estimate:
     seeds: int
     method: str
     seed: int
+    p: float | None = None
+    adjusted: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What may be said of one target: the chosen cocktail against the single-task procedure.
+
+    `value` with its interval is the smaller of the two budgets' differences (`reference` names it),
+    `p` the larger of their p-values, `adjusted` that by Holm over the targets. `tried` and
+    `tried_single`: runs whose validation score on the target was looked at before choosing, in
+    either arm. `verdict`: confirmed, not confirmed, tie or exploratory; `reason`: why it is no more
+    than that, or "". `sentence`: the claim in words.
+    """
+
+    target: str
+    subject: str
+    reference: str
+    split: str
+    form: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None
+    adjusted: float | None
+    n: int
+    clusters: int
+    seeds: int
+    margin: float
+    tried: int
+    tried_single: int
+    verdict: str
+    reason: str
+    sentence: str
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question that a study can be asked, with its answer in words and what it rests on.
+
+    `answered`: false where the study cannot say; `answer` then says why.
+    """
+
+    key: str
+    title: str
+    answer: str
+    answered: bool
+    rows: tuple[Estimate, ...]
 
 
 @dataclass(frozen=True, slots=True)
