@@ -23,7 +23,8 @@ from mixtune.engine.model import LocalModel
 from mixtune.events import Events
 from mixtune.execution.desk import Desk
 from mixtune.execution.local import begin
-from mixtune.planning.plan import Plan, Planner, RunPlan
+from mixtune.planning.plan import Planner
+from mixtune.planning.runs import Plan, RunPlan
 from mixtune.records import Answer, Query, TrainStep
 from mixtune.spec import Study
 from mixtune.store import Store

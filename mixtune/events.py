@@ -3,7 +3,7 @@
 Knows: the names of the events. Does not know: how they are shown.
 """
 
-from mixtune.planning.plan import AnswerPlan, Plan, RunPlan
+from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
 from mixtune.records import TrainStep
 
 

@@ -25,7 +25,8 @@ from mixtune.derive import Derived
 from mixtune.errors import shorten
 from mixtune.events import Events
 from mixtune.planning.facts import size_lines
-from mixtune.planning.plan import AnswerPlan, Plan, Planner, RunPlan
+from mixtune.planning.plan import Planner
+from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
 from mixtune.records import Estimate, MixRow, Result, TrainStep
 from mixtune.states import Unit
 from mixtune.store import ASIDE

@@ -29,8 +29,8 @@ from mixtune.errors import UserError
 from mixtune.models.catalog import locate
 from mixtune.models.files import BaseModelFiles
 from mixtune.planning.facts import content_of
-from mixtune.planning.plan import RunPlan
 from mixtune.planning.probes import plan_probes
+from mixtune.planning.runs import RunPlan
 from mixtune.records import Estimate
 from mixtune.retention import RETENTION, SCORE, Retention
 from mixtune.spec import Study

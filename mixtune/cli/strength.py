@@ -27,7 +27,7 @@ from mixtune.cli.app import (
 )
 from mixtune.derive import Derived
 from mixtune.errors import UserError
-from mixtune.planning.plan import RunPlan
+from mixtune.planning.runs import RunPlan
 from mixtune.planning.strengths import GRID
 from mixtune.spec import Study
 from mixtune.strength import Strengths

@@ -48,7 +48,8 @@ from mixtune.models.catalog import BaseModelFiles, locate
 from mixtune.planning.facts import content_of, sizes_of
 from mixtune.planning.leaks import changed_by_tasks, leak_lines
 from mixtune.planning.outline import DOLLARS, TERAFLOPS, Rates, outline
-from mixtune.planning.plan import Plan, Planner, RunPlan
+from mixtune.planning.plan import Planner
+from mixtune.planning.runs import Plan, RunPlan
 from mixtune.records import Result
 from mixtune.spec import Study
 from mixtune.store import Store

@@ -19,8 +19,8 @@ from mixtune.execution.brought import kept_study, of_form
 from mixtune.execution.deal import Portion
 from mixtune.execution.local import Session, begin, local_model
 from mixtune.planning.facts import facts_of
-from mixtune.planning.plan import Plan, RunPlan
 from mixtune.planning.probes import Asked, plan_probes
+from mixtune.planning.runs import Plan, RunPlan
 from mixtune.planning.strengths import plan_strengths
 from mixtune.records import Split
 from mixtune.spec import Study

@@ -22,7 +22,8 @@ from mixtune.identity import make_id
 from mixtune.models.catalog import local_path
 from mixtune.models.files import read_object, sha256_of
 from mixtune.planning.facts import facts_of
-from mixtune.planning.plan import Plan, Planner, RunPlan, plan_row
+from mixtune.planning.plan import Planner
+from mixtune.planning.runs import Plan, RunPlan, plan_row
 from mixtune.spec import Study
 from mixtune.store import PlanRow, Store
 from mixtune.study_file import dump_study, parse_study

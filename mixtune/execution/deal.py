@@ -27,7 +27,7 @@ from mixtune.errors import shorten
 from mixtune.events import Events
 from mixtune.execution.checkpoint import Head, Unusable, read_head
 from mixtune.identity import make_id
-from mixtune.planning.plan import Plan, RunPlan
+from mixtune.planning.runs import Plan, RunPlan
 from mixtune.states import Unit
 from mixtune.store import Store
 

@@ -24,7 +24,8 @@ from mixtune.events import Events
 from mixtune.execution.units import FAILURES, said, unit_of_work
 from mixtune.models.base import Model
 from mixtune.models.constant import MajorityModel
-from mixtune.planning.plan import AnswerPlan, Planner, RunPlan
+from mixtune.planning.plan import Planner
+from mixtune.planning.runs import AnswerPlan, RunPlan
 from mixtune.records import Prediction, ProbeRow, TrainStep
 from mixtune.store import Store
 from mixtune.tokens import encode_rows

@@ -22,7 +22,8 @@ from mixtune.execution.desk import Desk, answer_cost
 from mixtune.execution.options import CHECKPOINT_EVERY
 from mixtune.execution.training import BACKWARD, Training
 from mixtune.execution.units import FAILURES, said
-from mixtune.planning.plan import Plan, Planner, RunPlan
+from mixtune.planning.plan import Planner
+from mixtune.planning.runs import Plan, RunPlan
 from mixtune.states import Unit
 from mixtune.store import ASIDE, Store
 

@@ -26,7 +26,7 @@ from mixtune.execution.options import Options
 from mixtune.models.catalog import BaseModelFiles
 from mixtune.models.memory import Load, Need, free_memory, gigabytes, largest, need, shape_of
 from mixtune.models.overview import BYTES_PER_PARAMETER, main_memory
-from mixtune.planning.plan import Plan
+from mixtune.planning.runs import Plan
 
 SHARE_OF_MEMORY = 0.5
 """Of main memory that workers may take together; weights are counted as if in bfloat16."""

@@ -25,7 +25,8 @@ from mixtune.errors import MixtuneError, RunFailed, UserError
 from mixtune.events import Events
 from mixtune.execution.deal import Portion, Setting
 from mixtune.execution.local import Session, local_model
-from mixtune.planning.plan import Plan, Planner, RunPlan
+from mixtune.planning.plan import Planner
+from mixtune.planning.runs import Plan, RunPlan
 from mixtune.store import Store
 
 Message = tuple[str, tuple[Any, ...]]

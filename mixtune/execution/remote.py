@@ -23,7 +23,8 @@ from mixtune.models.api import ApiModel, Asking, Prompting
 from mixtune.models.api_calls import Endpoint, Patience
 from mixtune.models.api_cost import FILE, CeilingReached, Ledger
 from mixtune.models.api_entries import ApiSystem
-from mixtune.planning.plan import AnswerPlan, Plan, Planner, RunPlan
+from mixtune.planning.plan import Planner
+from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
 from mixtune.records import Prediction, Usage
 from mixtune.store import Store
 

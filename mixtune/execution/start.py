@@ -19,7 +19,8 @@ from mixtune.execution.remote import answer_remote
 from mixtune.models.catalog import BaseModelFiles
 from mixtune.planning.facts import facts_of
 from mixtune.planning.leaks import changed_by_tasks
-from mixtune.planning.plan import Plan, Planner, RunPlan
+from mixtune.planning.plan import Planner
+from mixtune.planning.runs import Plan, RunPlan
 from mixtune.spec import Study
 from mixtune.store import Store
 from mixtune.study_file import dump_study

@@ -23,7 +23,8 @@ from mixtune.execution.desk import Desk
 from mixtune.execution.stop import held_back
 from mixtune.execution.units import FAILURES, said
 from mixtune.identity import seed as named_seed
-from mixtune.planning.plan import Planner, RunPlan
+from mixtune.planning.plan import Planner
+from mixtune.planning.runs import RunPlan
 
 BACKWARD = 2.0
 """Cost of a token's backward pass in forward passes, for the ETA only."""

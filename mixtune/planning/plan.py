@@ -10,12 +10,11 @@ Knows: ids, mixes, token counts. Does not know: torch, GPUs, where results are k
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fractions import Fraction
 from functools import cached_property
 from typing import Literal
 
-from mixtune.design import title
 from mixtune.errors import DataError, SpecError
 from mixtune.identity import digest, make_id
 from mixtune.mixing import Mixture, mix
@@ -29,9 +28,9 @@ from mixtune.planning.lengths import longest_answer
 from mixtune.planning.mixes import mix_rows, size_of
 from mixtune.planning.names import SystemKind, answerable, canonical
 from mixtune.planning.remote import Remote
-from mixtune.records import Example, Form, MixRow, Query, Split
+from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
+from mixtune.records import Example, Form, Query, Split
 from mixtune.spec import Course, Study
-from mixtune.store import PlanRow, slug
 from mixtune.tasks.base import Task, fingerprint, query_of
 from mixtune.tasks.registry import Registry
 from mixtune.tokens import Row, Tokens, encode_rows
@@ -39,85 +38,6 @@ from mixtune.tokens import Row, Tokens, encode_rows
 LIMITS = {"max_length", "over_long", "gradient_checkpointing"}
 """Training settings that are in no id: they refuse or drop rows, and the rows are in the id; or
 they trade memory for time, and the result is the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerPlan:
-    """One set of answers: a system on the items of one task and split, in one form.
-
-    `likelihood`: gold answers are read to it, and it gives none (planning/probes.py).
-    """
-
-    id: str
-    task: str
-    split: Split
-    form: Form | Literal["likelihood"]
-    items: int
-    tokens: int
-    items_digest: str
-    max_new_tokens: int
-    """Of a generated answer; 0 where none is generated, or how long one may be is open."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunPlan:
-    """One system: a cell with a seed, or a baseline. `system` is its train_id, "" if unresolved.
-
-    `tokens`: tokens that pass through the model in training, shared headers counted each time.
-    `course`: how long it is trained. `note`: what sets its cell apart from others of the same
-    cocktail. `label` and `origin`: what a system that was brought in is called, and where it came
-    from. `of` and `strength`: the folder of the run whose adapter answers, where that is not its
-    own, and how strongly.
-    """
-
-    system: str
-    kind: SystemKind
-    cocktail: tuple[str, ...]
-    seed: int | None
-    mix: tuple[MixRow, ...]
-    answers: tuple[AnswerPlan, ...]
-    tokens: int
-    label: str = ""
-    origin: str = ""
-    course: Course | None = None
-    note: str = ""
-    of: str = ""
-    strength: float = 1.0
-
-    @property
-    def name(self) -> str:
-        """The cell, what the baseline is called, or the label of a system brought in."""
-        if self.kind == "trained":
-            return title(self.cocktail, self.note)
-        return self.label or self.kind
-
-    @property
-    def folder(self) -> str:
-        """Its folder below the study's."""
-        seed = "" if self.seed is None else f" s{self.seed}"
-        return f"cells/{self.system}-{slug(f'{slug(self.name)}{seed}')}"
-
-    def answers_folder(self, answer: AnswerPlan) -> str:
-        """Folder of one set of answers."""
-        return f"{self.folder}/answers/{answer.id}"
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All runs of a study, in the order in which they are done. `files` is None when unresolved."""
-
-    study: Study
-    files: BaseModelFiles | None
-    runs: tuple[RunPlan, ...]
-
-    def rows(self) -> list[PlanRow]:
-        """One row per unit of work: adapters and sets of answers."""
-        found = []
-        for run in self.runs:
-            if run.kind == "trained":
-                found.append(plan_row(run, None))
-            found += [plan_row(run, answer) for answer in run.answers]
-        return found
 
 
 class Planner:
@@ -475,23 +395,4 @@ def _moved(where: str) -> DataError:
         "each time",
         remedy="leave the files alone and type the command again; in a Python task, sort what has "
         "no order of its own, such as a set",
-    )
-
-
-def plan_row(run: RunPlan, answer: AnswerPlan | None) -> PlanRow:
-    """A unit of work as the store keeps it: an adapter (None), or a set of answers."""
-    return PlanRow(
-        kind="answer" if answer else "train",
-        id=answer.id if answer else run.system,
-        system=run.system,
-        folder=run.folder,
-        cocktail=run.name,
-        seed=run.seed,
-        task=answer.task if answer else "",
-        split=answer.split if answer else "",
-        form=answer.form if answer else "",
-        items=answer.items if answer else sum(row.rows_got for row in run.mix),
-        tokens=answer.tokens if answer else run.tokens,
-        items_digest=answer.items_digest if answer else "",
-        origin=run.origin,
     )

@@ -16,7 +16,8 @@ from mixtune.models.files import BaseModelFiles
 from mixtune.planning.corpus import general_split, probe_split
 from mixtune.planning.facts import content_of
 from mixtune.planning.names import answerable
-from mixtune.planning.plan import AnswerPlan, Planner, RunPlan, plan_row
+from mixtune.planning.plan import Planner
+from mixtune.planning.runs import AnswerPlan, RunPlan, plan_row
 from mixtune.records import Split
 from mixtune.spec import Study
 from mixtune.store import PlanRow, Store

@@ -12,8 +12,9 @@ from mixtune.identity import make_id
 from mixtune.models.files import BaseModelFiles
 from mixtune.planning.facts import content_of
 from mixtune.planning.names import answerable
-from mixtune.planning.plan import Planner, RunPlan, plan_row
+from mixtune.planning.plan import Planner
 from mixtune.planning.probes import Asked
+from mixtune.planning.runs import RunPlan, plan_row
 from mixtune.records import Split
 from mixtune.spec import Study
 from mixtune.store import PlanRow, Store
