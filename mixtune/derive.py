@@ -27,7 +27,8 @@ from mixtune.analysis.results import (
     results,
     without,
 )
-from mixtune.analysis.ties import MARGIN, detectable, ties
+from mixtune.analysis.selection import best_of_n, shrunken, tuning_curves
+from mixtune.analysis.ties import detectable, ties
 from mixtune.design import members
 from mixtune.errors import DataError, SpecError, StoreError, did_you_mean
 from mixtune.evaluation.score import score, score_version
@@ -47,6 +48,7 @@ from mixtune.records import (
 from mixtune.report.inputs import DataRow, LengthRow, ReportInput, RunRow
 from mixtune.report.page import page_files, render
 from mixtune.report.wording import asked, training
+from mixtune.selection import read_selection
 from mixtune.spec import Study
 from mixtune.states import Unit
 from mixtune.store import ASIDE, PlanRow, Store
@@ -79,7 +81,13 @@ class Derived:
         raw = store.read_value("study.yaml")
         self.study: Study = parse_study(raw, str(store.folder / "study.yaml"))
         units = store.plan()
-        self.plan = [row for row in units if row.kind not in ASIDE]
+        self.selection = read_selection(store)
+        chosen = self.selection
+        fresh = {*chosen.fresh, *chosen.spent} if chosen else set()
+        own = [row for row in units if row.kind not in ASIDE]
+        self.plan = [row for row in own if row.seed not in fresh]
+        self.claimed = [row for row in own if row.seed in fresh]
+        """Units of fresh seeds, which claims alone are read on: they are in no other table."""
         self.aside = [row for row in units if row.kind in ASIDE]
         """Units of verbs of their own, in no table of results (retention.py, strength.py)."""
         self.units = store.units()
@@ -89,12 +97,17 @@ class Derived:
 
     def answered(self) -> list[PlanRow]:
         """Sets of answers that are done."""
-        return [r for r in self.plan if r.kind == "answer" and self.state(r.id) == "done"]
+        rows = [*self.plan, *self.claimed]
+        return [r for r in rows if r.kind == "answer" and self.state(r.id) == "done"]
 
-    def finished(self) -> list[PlanRow]:
-        """Sets of answers of finished runs; a failed or half-done one is in no table or mean."""
-        unfinished = {row.system for row in self.plan if self.state(row.id) != "done"}
-        return [row for row in self.answered() if row.system not in unfinished]
+    def finished(self, claimed: bool = False) -> list[PlanRow]:
+        """Sets of answers of finished runs; a failed or half-done one is in no table or mean.
+
+        `claimed`: those of the fresh seeds, instead of all others.
+        """
+        rows = self.claimed if claimed else self.plan
+        unfinished = {row.system for row in rows if self.state(row.id) != "done"}
+        return [row for row in rows if row.kind == "answer" and row.system not in unfinished]
 
     def state(self, unit: str) -> str:
         """State of a unit; planned where nobody has begun it."""
@@ -125,7 +138,7 @@ class Derived:
         for row in todo:
             self.score_one(row)
         done = len(self.answered())
-        total = sum(1 for row in self.plan if row.kind == "answer")
+        total = sum(1 for row in (*self.plan, *self.claimed) if row.kind == "answer")
         return Scoring(len(todo), done - len(todo), total - done)
 
     def damaged(self, row: PlanRow) -> bool:
@@ -169,8 +182,8 @@ class Derived:
             )
         return predictions, examples
 
-    def scores(self, split: str | None = None) -> pa.Table:
-        """Scores of all finished runs, of one split or all.
+    def scores(self, split: str | None = None, claimed: bool = False) -> pa.Table:
+        """Scores of all finished runs, of one split or all; `claimed`: as in `finished`.
 
         Raises:
             StoreError: some answers are not scored by the current parser and metrics.
@@ -182,19 +195,19 @@ class Derived:
                 where=str(self.store.folder),
                 remedy="mixtune score STUDY.yaml; a running mixtune run does it at its end",
             )
-        rows = [r for r in self.finished() if split in (None, r.split)]
+        rows = [r for r in self.finished(claimed) if split in (None, r.split)]
         tables = [self.store.read_table(self.score_file(row)) for row in rows]
         return pa.concat_tables(tables) if tables else schema_of(Score).empty_table()
 
     # ---- results ------------------------------------------------------------------------------
 
-    def systems(self) -> list[SystemInfo]:
-        """All finished systems, in the order of the plan."""
+    def systems(self, claimed: bool = False) -> list[SystemInfo]:
+        """All finished systems, in the order of the plan; `claimed`: as in `finished`."""
         mixes: dict[str, dict[str, int]] = {}
         for system, mix in _mixes(self._run_facts()):
             mixes.setdefault(system, {})[mix.ingredient] = mix.rows_got
         found: dict[str, SystemInfo] = {}
-        for row in self.finished():
+        for row in self.finished(claimed):
             here = row.seed is not None
             parts = members(row.cocktail) if here else ()
             note = self.training_note() if here else asked(self.study, row.cocktail)
@@ -215,6 +228,21 @@ class Derived:
             found = measure(table, self.systems(), self.tasks()) if table.num_rows else []
             self._measured[split] = found
         return self._measured[split]
+
+    def measured_claimed(self, split: str) -> list[Measured]:
+        """The main metric and form of each task, over the runs of fresh seeds."""
+        table = self.scores(split, claimed=True)
+        found = measure(table, self.systems(claimed=True), self.tasks()) if table.num_rows else []
+        return self._main(found)
+
+    def measured_main(self, split: str) -> list[Measured]:
+        """`measured`, of each task's main metric and form only."""
+        return self._main(self.measured(split))
+
+    def _main(self, found: Sequence[Measured]) -> list[Measured]:
+        tasks = self.tasks()
+        main = {(n, self.main_form(t), t.metrics[0]) for n, t in tasks.items() if t.metrics}
+        return [m for m in found if (m.panel.task, m.panel.form, m.metric.name) in main]
 
     def results(self, split: str) -> list[Result]:
         """One row per system × task × form × metric of a split."""
@@ -244,7 +272,9 @@ class Derived:
         """Every estimate of a split, and the file that they were written to."""
         measured = self.measured(split)
         rows = [*self.means(split), *self.differences(split)]
-        rows += [*ties(measured, MARGIN), *detectable(measured)]
+        rows += [*ties(measured, self.study.claims.margin), *detectable(measured)]
+        main = self.measured_main(split)
+        rows += [*best_of_n(main), *shrunken(main), *tuning_curves(main)]
         return rows, self.store.write_rows(f"estimates-{split}.parquet", Estimate, rows)
 
     def compare(self, subject: str, reference: str, split: str) -> list[Estimate]:
@@ -380,7 +410,7 @@ class Derived:
 
     def _run_facts(self) -> dict[str, dict[str, object]]:
         found = {}
-        for row in self.plan:
+        for row in (*self.plan, *self.claimed):
             path = self.store.folder / row.folder / "run.json"
             if row.kind == "train" and path.is_file() and self.state(row.id) == "done":
                 found[row.system] = self.store.read_value(f"{row.folder}/run.json")
@@ -397,7 +427,7 @@ class Derived:
     def run_rows(self) -> list[RunRow]:
         """Every system with its state, in the order of the plan."""
         by_system: dict[str, list[PlanRow]] = {}
-        for row in self.plan:
+        for row in (*self.plan, *self.claimed):
             by_system.setdefault(row.system, []).append(row)
         return [self._run_row(rows) for rows in by_system.values()]
 

@@ -260,14 +260,62 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen for a target on validation, in both arms.
+
+    `value` and `single_value`: means over `seeds`, those that every candidate has. `tried` and
+    `tried_single`: runs whose score on the target was looked at. `single`: the cell of the target
+    alone that did best; `plain`: the one under the study's own settings, so step-matched.
+    """
+
+    target: str
+    form: str
+    metric: str
+    cocktail: str
+    value: float
+    single: str
+    single_value: float
+    plain: str
+    seeds: tuple[int, ...]
+    tried: int
+    tried_single: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What `mixtune confirm` chose and wrote down, before the runs that it is read on were planned.
+
+    `at`: when, in UTC. `fresh`: seeds that nothing was chosen by; `spent`: those of choices before.
+    `against`: target → cells that the chosen one is held against; `exposed`: target → examples of
+    it in the chosen cell, where that is another number than its single task has. `items`: task →
+    digest of the validation items that were read. `reasons`: target → why nothing can be confirmed
+    there, where that is known already. `again`: how many choices were made before this one.
+    """
+
+    at: str
+    margin: float
+    fresh: tuple[int, ...]
+    single_runs: int
+    choices: tuple[Choice, ...]
+    against: dict[str, tuple[str, ...]]
+    exposed: dict[str, int]
+    items: dict[str, str]
+    reasons: dict[str, str]
+    test_reads: int
+    spent: tuple[int, ...] = ()
+    again: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """What may be said of one target: the chosen cocktail against the single-task procedure.
 
-    `value` with its interval is the smaller of the two budgets' differences (`reference` names it),
-    `p` the larger of their p-values, `adjusted` that by Holm over the targets. `tried` and
-    `tried_single`: runs whose validation score on the target was looked at before choosing, in
-    either arm. `verdict`: confirmed, not confirmed, tie or exploratory; `reason`: why it is no more
-    than that, or "". `sentence`: the claim in words.
+    `value` with its interval is the smallest of the differences to the single task as tuned, at
+    equal steps and at equal exposure (`reference` names it), `p` the largest of their p-values,
+    `adjusted` that by Holm over the targets. `tried` and `tried_single`: runs whose validation
+    score on the target was looked at before choosing, in either arm. `verdict`: confirmed, not
+    confirmed, tie or exploratory; `reason`: why it is no more than that, or "". `sentence`: the
+    claim in words.
     """
 
     target: str
@@ -339,6 +387,7 @@ _ARROW: dict[Any, pa.DataType] = {
     float: pa.float64(),
     tuple[str, ...]: pa.list_(pa.string()),
     tuple[float, ...]: pa.list_(pa.float64()),
+    tuple[int, ...]: pa.list_(pa.int64()),
     str | None: pa.string(),
     int | None: pa.int64(),
     float | None: pa.float64(),

@@ -150,14 +150,15 @@ class Budget(Frozen):
 class Course:
     """How long one run is: its examples, and how many of them make an optimiser step.
 
-    The last step has what is left. `warmup_steps`: instead of the study's warm-up. `sizes`:
-    examples of each step, where they differ.
+    The last step has what is left. `warmup_steps`, `lr`: instead of the study's. `sizes`: examples
+    of each step, where they differ.
     """
 
     examples: int
     examples_per_step: int
     warmup_steps: int | None = None
     sizes: tuple[int, ...] = ()
+    lr: float | None = None
 
     @property
     def steps(self) -> int:
@@ -260,6 +261,29 @@ class Gate(Frozen):
     """What must not lie below: the difference itself (value), or the low end of its interval."""
 
 
+class Claims(Frozen):
+    """What `mixtune confirm` and `mixtune claims` hold a gain to."""
+
+    targets: tuple[Name, ...] = ()
+    """Tasks that something is claimed of; none named: all that are also trained on."""
+    margin: Annotated[Float, Field(gt=0, lt=1)] = 0.01
+    """Differences below it do not matter: a tie is shown to lie within it."""
+    fresh_seeds: Annotated[Int, Field(ge=2, le=100)] = 5
+    """Fresh seeds of both arms, which nothing was chosen by."""
+    single_runs: Annotated[Int, Field(ge=1, le=100_000)] = 6
+    """Tuning runs that a single task is owed, if the cocktails had as many; with fewer there is no
+    claim. Seeds, claims.tune_lr and budget.more_epochs make them."""
+    tune_lr: Annotated[tuple[Annotated[Float, Field(gt=0, le=1)], ...], Field(max_length=100)] = ()
+    """Learning rates that single tasks are tuned with, beside train.lr."""
+
+    @field_validator("tune_lr", "targets")
+    @classmethod
+    def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("names the same thing twice")
+        return value
+
+
 class LongContext(Frozen):
     """What is done with pages of more words than a task's prompt shall show."""
 
@@ -324,6 +348,8 @@ class Study(Frozen):
     """Dataset whose held-out answers `mixtune probe` reads as general text, such as alpaca."""
     gate: Gate = Gate()
     """What `mixtune probe` must find."""
+    claims: Claims = Claims()
+    """What a gain is held to before it is called one."""
 
     @field_validator("design", mode="before")
     @classmethod
@@ -399,6 +425,15 @@ class Study(Frozen):
             raise ValueError(
                 "contradictory settings: budget.merged adds adapters up, and train.method full "
                 "leaves none; set one of them otherwise"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _other_rates(self) -> "Study":
+        if self.train.lr in self.claims.tune_lr:
+            raise ValueError(
+                f"contradictory settings: claims.tune_lr names {self.train.lr:g}, train.lr itself; "
+                "single tasks are trained with it in any case, so remove it from claims.tune_lr"
             )
         return self
 

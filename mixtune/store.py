@@ -40,6 +40,7 @@ from mixtune.states import FILE, States, Unit
 
 ASIDE = ("probe", "strength")
 """Kinds of units, named after their verbs, that are in no plan of a study and in no table of it."""
+SELECTION = "selection.json"
 LINES = 40
 """Lines of a difference that are shown."""
 _COMPARED = ("study.yaml", "content.json")
@@ -202,12 +203,20 @@ class Store(States):
         before = self.plan() if self.exists else []
         if before:
             self.units()  # raises where the states are lost: everything would be done again
-        # Systems that were brought in and units aside are in no study file; a study keeps them.
-        asked = {row.key for row in rows}
-        more = (row for row in before if row.origin or row.kind in ASIDE)
+        # Systems that were brought in, units aside and runs for claims are in no study file; they
+        # are kept.
+        asked, fresh = {row.key for row in rows}, self._fresh()
+        more = (r for r in before if r.origin or r.kind in ASIDE or r.seed in fresh)
         rows = [*rows, *(row for row in more if row.key not in asked)]
         self._refuse_changes(before, rows, files, why)
         return before, rows
+
+    def _fresh(self) -> set[int]:
+        """Seeds of runs that claims alone are read on (selection.py)."""
+        if not (self.folder / SELECTION).is_file():
+            return set()
+        kept = self.read_value(SELECTION)
+        return {*kept["fresh"], *kept["spent"]}
 
     def _refuse_changes(
         self,

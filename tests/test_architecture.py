@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "tokens": "errors identity records durable",
     "states": "errors records durable",
     "store": "errors records durable states",
+    "selection": "errors records store",
     "models": "errors identity fields api_spec spec records tokens durable",
     "evaluation": "errors identity records metrics tasks models",
     "analysis": "errors identity records metrics",
@@ -41,17 +42,18 @@ MAY_IMPORT = {
     "scaffold": "errors spec study_file tasks design planning",
     "report": "errors spec records metrics analysis",
     "events": "records planning",
-    "derive": "errors identity spec study_file records tasks mixing design states store evaluation "
-    "analysis report",
+    "derive": "errors identity spec study_file records tasks mixing design states store selection "
+    "evaluation analysis report",
     "across": "errors records tasks analysis derive",
     "retention": "design spec records store analysis derive",
     "strength": "errors records store planning analysis derive",
     "judging": "errors identity records metrics store models evaluation analysis derive",
+    "claiming": "errors records spec store selection planning analysis derive",
     "terminal": "analysis errors records tasks states store planning events derive",
     "doctor": "environment errors records tasks models",
     "engine": "errors spec records tokens durable models",
     "execution": "environment errors identity spec study_file records tasks durable tokens states "
-    "store models evaluation planning events engine",
+    "selection store models evaluation planning events engine",
 }
 LIGHT = set(MAY_IMPORT) - {"engine", "execution"}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "vllm", "ray"}

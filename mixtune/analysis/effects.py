@@ -93,10 +93,11 @@ def _to_exposure(measured: Measured) -> list[Estimate]:
 
 
 def _alone(measured: Measured) -> list[SystemInfo]:
-    """Systems trained on the target alone whose rows are known."""
+    """Systems trained on the target alone whose rows are known, at the study's learning rate."""
     target = measured.panel.task
     infos = [measured.infos[system] for system in measured.values]
-    return [info for info in infos if info.ingredients == (target,) and target in info.rows]
+    own = [info for info in infos if not info.cocktail.startswith(f"{target} (lr ")]
+    return [info for info in own if info.ingredients == (target,) and target in info.rows]
 
 
 def _minus(measured: Measured, quantity: str, subject: str, reference: str) -> list[Estimate]:

@@ -289,10 +289,10 @@ def cocktail_means(found: Sequence[Measured]) -> list[Estimate]:
 
 
 def estimate(
-    measured: Measured, what: tuple[str, str, str], arm: Arm, value: float, found: Interval
+    measured: Measured, what: tuple[str, str, str], arm: Arm, value: float, found: Interval | None
 ) -> Estimate:
-    """A row for `what` = (quantity, subject, reference) on a measured panel."""
-    panel = measured.panel
+    """A row for `what` = (quantity, subject, reference) on a measured panel; `found`: if any."""
+    panel, found = measured.panel, found or Interval(None, None, "")
     quantity, subject, reference = what
     return Estimate(
         quantity=quantity,

@@ -16,7 +16,6 @@ from mixtune.records import Estimate
 TIE = "tie"
 DETECTABLE = "detectable"
 POWER = 0.8
-MARGIN = 0.01
 PLANNED = (3, 5)
 """Seeds of an arm for which the detectable difference is given beside those that a study has:
 what a search winner and what a claim should have."""

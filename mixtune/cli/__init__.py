@@ -1,10 +1,11 @@
 """The command line: one function per verb; what they show is put together in terminal.py."""
 
-from mixtune.cli import adapters, data, judge, leaks, machine, probe, strength, study, write
+from mixtune.cli import adapters, claims, data, judge, leaks, machine, probe, strength, study, write
 from mixtune.cli.app import main
 
 __all__ = [
     "adapters",
+    "claims",
     "data",
     "judge",
     "leaks",

@@ -51,6 +51,7 @@ from mixtune.planning.outline import DOLLARS, TERAFLOPS, Rates, outline
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan, RunPlan
 from mixtune.records import Result
+from mixtune.selection import read_selection
 from mixtune.spec import Study
 from mixtune.store import Store
 from mixtune.study_file import dump_study
@@ -101,9 +102,9 @@ def _plan(study_file: Path, study: Study, folders: tuple[Path | None, Path], as_
     data_dir, runs_dir = folders
     found = locate(study.model, download=False)
     files = found if isinstance(found, BaseModelFiles) else None
-    planner = Planner(study, Registry.of(study, data_dir), files)
-    made = planner.plan()
     store = Store(runs_dir / study.name)
+    planner = Planner(study, Registry.of(study, data_dir), files, read_selection(store))
+    made = planner.plan()
     data = planner.data_rows()
     changed = changed_by_tasks(store, planner.study, data)
     todo = _todo(store, planner, made, changed) if files else None

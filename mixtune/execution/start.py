@@ -23,6 +23,8 @@ from mixtune.planning.facts import facts_of
 from mixtune.planning.leaks import changed_by_tasks
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan, RunPlan
+from mixtune.records import Selection
+from mixtune.selection import read_selection
 from mixtune.spec import Study
 from mixtune.store import Store
 from mixtune.study_file import dump_study
@@ -41,10 +43,10 @@ def run_study(
     """
     events.note(f"base model {study.model}: looking for its weights")
     files = prepare(study.model)
-    make_planner = partial(_planner, study, data_dir, files)
+    store = Store(runs_dir / study.name)
+    make_planner = partial(_planner, study, data_dir, files, read_selection(store))
     planner = make_planner()
     plan = planner.plan()
-    store = Store(runs_dir / study.name)
     with store.lock():
         why = changed_by_tasks(store, planner.study, planner.data_rows())
         store.save_plan(plan.rows(), dump_study(planner.study), facts_of(planner), why)
@@ -89,5 +91,7 @@ def _left(plan: Plan, store: Store) -> bool:
     return any(run.kind not in ("api", "merged") and missing(run, units) for run in plan.runs)
 
 
-def _planner(study: Study, data_dir: Path | None, files: BaseModelFiles) -> Planner:
-    return Planner(study, Registry.of(study, data_dir), files)
+def _planner(
+    study: Study, data_dir: Path | None, files: BaseModelFiles, selection: Selection | None
+) -> Planner:
+    return Planner(study, Registry.of(study, data_dir), files, selection)

@@ -294,5 +294,7 @@ def job_of(planner: Planner, run: RunPlan) -> Job:
     train, course = planner.study.train, run.course
     if course.warmup_steps is not None:
         train = train.model_copy(update={"warmup_steps": course.warmup_steps})
+    if course.lr is not None:
+        train = train.model_copy(update={"lr": course.lr})
     rows = planner.training_rows(run)
     return Job(run.system, rows, train, course, named_seed(run.seed, "init"))

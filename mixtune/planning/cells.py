@@ -7,13 +7,14 @@ seeds, models.
     levels                   base mix + an addition in growing shares
     equal-exposure           each single task on as many of its rows as a cocktail saw of them
     more_epochs              each single task for a multiple of the steps
+    claims.tune_lr                each single task at other learning rates, so that it is tuned too
 
 A smaller amount of an ingredient is a prefix of a larger one (mixing.py), so a single task trained
 on n examples is trained on exactly the n that it contributed to a cocktail, in their order.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from mixtune.design import cocktails, title
@@ -164,13 +165,24 @@ def _controls(
             counts = portions(available, cell.amounts, cell.course.examples, costs)
             for name in targets:
                 if name in counts and len(counts) > 1:
-                    yield _single(study, name, counts[name].got)
+                    yield exposed(study, name, counts[name].got)
     if study.budget.more_epochs is not None:
         for name in targets:
-            yield _single(study, name, study.budget.examples * study.budget.more_epochs)
+            yield exposed(study, name, study.budget.examples * study.budget.more_epochs)
+    for lr in study.claims.tune_lr:
+        for name in targets:
+            yield from _at_rate(name, lr, treated)
 
 
-def _single(study: Study, name: str, examples: int) -> Cell:
+def _at_rate(name: str, lr: float, treated: Sequence[Cell]) -> Iterator[Cell]:
+    """A single task that is trained, at another learning rate."""
+    for cell in treated:
+        if cell.name == name:
+            yield replace(cell, course=replace(cell.course, lr=lr), note=f"lr {lr:g}")
+
+
+def exposed(study: Study, name: str, examples: int) -> Cell:
+    """The single task trained on so many examples: at equal exposure, or for longer."""
     amount = study.ingredients[name].model_copy(update={"share": None, "unit": None})
     course = Course(examples, study.budget.examples_per_step)
     return Cell((name,), {name: amount}, course, exposure(examples))

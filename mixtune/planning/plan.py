@@ -17,10 +17,11 @@ from typing import Literal
 
 from mixtune.errors import DataError, SpecError
 from mixtune.identity import digest, make_id
-from mixtune.mixing import Mixture, mix
+from mixtune.mixing import Mixture, mix, portions
 from mixtune.models.api_entries import ApiSystem
 from mixtune.models.catalog import BaseModelFiles
 from mixtune.planning.cells import Cell, budget_parts, cells
+from mixtune.planning.claimed import claimed_cells
 from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, gold_answers, load_corpus
 from mixtune.planning.flaws import leaking_packs, lower_labels
 from mixtune.planning.leaks import Leaks
@@ -30,7 +31,7 @@ from mixtune.planning.mixes import mix_rows, size_of
 from mixtune.planning.names import SystemKind, answerable, canonical
 from mixtune.planning.remote import Remote
 from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
-from mixtune.records import Example, Form, Query, Split
+from mixtune.records import Example, Form, Query, Selection, Split
 from mixtune.spec import Course, Study
 from mixtune.tasks.base import Task, fingerprint, query_of
 from mixtune.tasks.registry import Registry
@@ -44,8 +45,23 @@ they trade memory for time, and the result is the same."""
 class Planner:
     """Resolves a study against its data and base model; also gives each run its token rows."""
 
-    def __init__(self, study: Study, registry: Registry, files: BaseModelFiles | None) -> None:
+    def __init__(
+        self,
+        study: Study,
+        registry: Registry,
+        files: BaseModelFiles | None,
+        selection: Selection | None = None,
+    ) -> None:
+        """Reads the data.
+
+        Args:
+            study: what was asked.
+            registry: where its tasks come from.
+            files: the base model's; None leaves ids open.
+            selection: what was chosen for claims: its runs are planned too, behind the study's own.
+        """
         self.study = study = canonical(study, registry)
+        self.selection = selection
         self.registry = registry
         self.files = files
         self.tokens = Tokens.load(files.folder) if files else None
@@ -95,7 +111,23 @@ class Planner:
 
     def _seeded(self) -> list[tuple[Cell, int]]:
         """Cell and seed of every run that is trained."""
-        return [(cell, seed) for seed in self.study.seeds for cell in self.cells.values()]
+        own = [(cell, seed) for seed in self.study.seeds for cell in self.cells.values()]
+        fresh = self.selection.fresh if self.selection else ()
+        return own + [(cell, seed) for seed in fresh for cell in self.claimed.values()]
+
+    @cached_property
+    def claimed(self) -> dict[str, Cell]:
+        """Cells of the selection by name: what was chosen, and what it is held against."""
+        if self.selection is None:
+            return {}
+        return claimed_cells(self.study, self.selection, self.cells)
+
+    def exposure_of(self, cell: str, target: str) -> int:
+        """Examples of a target that a cell sees; 0 where it is not among its ingredients."""
+        available = {name: len(pool) for name, pool in self.corpus.pools.items()}
+        found = self.cells[cell]
+        counts = portions(available, found.amounts, found.course.examples, self._costs)
+        return counts[target].got if target in counts else 0
 
     def training_rows(self, run: RunPlan) -> list[Row]:
         """Token rows of a run, in training order.
@@ -106,7 +138,7 @@ class Planner:
         """
         if self.tokens is None or run.seed is None:
             raise _unresolved()
-        cell = self.cells[run.name]
+        cell = {**self.claimed, **self.cells}[run.name]
         mixture = self._mixture(cell, run.seed)
         rows, course = self._packed(self._encode(mixture.order), cell.course)
         if self._train_id(run.seed, mixture, course) != run.system:
@@ -246,6 +278,8 @@ class Planner:
         train = study.train.model_dump(mode="json", exclude=LIMITS, exclude_none=True)
         if course.warmup_steps is not None:
             train["warmup_steps"] = course.warmup_steps
+        if course.lr is not None:
+            train["lr"] = course.lr
         parts = {
             "model": self.files.digest,
             "rows": [[name, self._digest(example)] for name, example in mixture.order],

@@ -1,0 +1,206 @@
+"""What may be said of each target: the chosen cocktail against the single-task procedure.
+
+Knows: choices, fresh seeds, a margin, reasons against a claim. Does not know: how the choice was
+written down, files.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mixtune.analysis.adjust import holm
+from mixtune.analysis.resample import Interval
+from mixtune.analysis.results import Measured
+from mixtune.analysis.ties import equivalent
+from mixtune.records import Choice, Claim
+
+CONFIRMED, TIE, NOT, EXPLORATORY = "confirmed", "tie", "not confirmed", "exploratory"
+ALPHA = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Arms:
+    """A choice with the cells that it is held against: the single-task procedure and its budgets.
+
+    `against`: names of cells, the tuned single task first, then those at equal steps and equal
+    exposure where they are others. `reason`: why nothing can be confirmed, or "".
+    """
+
+    choice: Choice
+    against: tuple[str, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The difference to one arm."""
+
+    reference: str
+    value: float
+    ends: Interval
+    seeds: int
+    tied: bool | None
+
+
+def claims(
+    arms: Sequence[Arms], found: Sequence[Measured], fresh: Sequence[int], margin: float
+) -> list[Claim]:
+    """One claim for each choice; p-values are adjusted over all of them (Holm).
+
+    A gain is confirmed if the larger of its p-values, adjusted, is below 5 % and every interval
+    lies above nothing; a tie, if it lies within ±margin of every arm (two one-sided tests).
+
+    Args:
+        arms: what was chosen, with what it is held against.
+        found: what is measured on the data that the claims are read on.
+        fresh: the seeds that count: those that nothing was chosen by.
+        margin: differences below it do not matter, in the metric's unit.
+    """
+    panels = {(m.panel.task, m.panel.form, m.metric.name): m for m in found}
+    compared = []
+    for one in arms:
+        choice = one.choice
+        measured = panels.get((choice.target, choice.form, choice.metric))
+        compared.append(_compare(one, measured, fresh, margin) if measured else [])
+    worst = [_largest_p(each) for each in compared]
+    made = []
+    for one, each, p, adjusted in zip(arms, compared, worst, holm(worst), strict=True):
+        measured = panels.get((one.choice.target, one.choice.form, one.choice.metric))
+        made.append(_claim(one, each, (p, adjusted), (measured, margin)))
+    return made
+
+
+def _compare(one: Arms, measured: Measured, fresh: Sequence[int], margin: float) -> list[_Found]:
+    """The chosen cocktail minus each arm, over fresh seeds that both have; [] if one has none."""
+    cells = measured.cells()
+    rows = []
+    for name in one.against:
+        sides = [cells.get(cell, {}) for cell in (one.choice.cocktail, name)]
+        shared = [seed for seed in fresh if all(seed in side for side in sides)]
+        if not shared:
+            return []
+        systems, against = ([side[seed] for seed in shared] for side in sides)
+        ends = measured.interval(systems, against, f"{one.choice.cocktail} - {name}")
+        value = measured.arm(systems).value - measured.arm(against).value
+        tied = equivalent(measured, systems, against, margin)
+        rows.append(_Found(name, value, ends, len(shared), tied))
+    return rows
+
+
+def _largest_p(found: Sequence[_Found]) -> float | None:
+    """None where any arm has none: what is not tested is not confirmed."""
+    values = [one.ends.p for one in found]
+    return None if not values or None in values else max(p for p in values if p is not None)
+
+
+def _claim(
+    one: Arms,
+    found: Sequence[_Found],
+    p: tuple[float | None, float | None],
+    where: tuple[Measured | None, float],
+) -> Claim:
+    measured, margin = where
+    choice = one.choice
+    sign = 1.0 if measured is None or measured.metric.higher_is_better else -1.0
+    least = min(found, key=lambda row: sign * row.value, default=None)
+    claim = Claim(
+        target=choice.target,
+        subject=choice.cocktail,
+        reference=least.reference if least else choice.single,
+        split=measured.panel.split if measured else "",
+        form=choice.form,
+        metric=choice.metric,
+        value=least.value if least else 0.0,
+        low=least.ends.low if least else None,
+        high=least.ends.high if least else None,
+        p=p[0],
+        adjusted=p[1],
+        n=measured.panel.n if measured else 0,
+        clusters=measured.panel.clusters if measured else 0,
+        seeds=min((row.seeds for row in found), default=0),
+        margin=margin,
+        tried=choice.tried,
+        tried_single=choice.tried_single,
+        verdict="",
+        reason="",
+        sentence="",
+        method=least.ends.method if least else "",
+        seed=measured.seed if measured else 0,
+    )
+    verdict, reason = _verdict(one, claim, found, sign)
+    claim = replace(claim, verdict=verdict, reason=reason)
+    return replace(claim, sentence=sentence(claim))
+
+
+def _verdict(one: Arms, claim: Claim, found: Sequence[_Found], sign: float) -> tuple[str, str]:
+    reason = one.reason
+    if not reason and not found:
+        reason = "runs of the fresh seeds are missing"
+    if not reason and claim.low is None:
+        reason = "too few items for an interval"
+    if not reason and claim.seeds < 2:
+        reason = "one seed"
+    if reason:
+        return EXPLORATORY, reason
+    lows = [row.ends.low if sign > 0 else row.ends.high for row in found]
+    above = all(low is not None and sign * low > 0 for low in lows)
+    if above and claim.adjusted is not None and claim.adjusted < ALPHA:
+        return CONFIRMED, ""
+    if all(row.tied for row in found):
+        return TIE, ""
+    return NOT, ""
+
+
+def sentence(claim: Claim) -> str:
+    """The claim in words, both tuning budgets in it."""
+    if not claim.seeds:
+        return (
+            f"On {claim.target} nothing can be said of {claim.subject}, chosen within "
+            f"{claim.tried} runs: {claim.reason}."
+        )
+    ends = (
+        f"95 % CI {100 * claim.low:+.1f} to {100 * claim.high:+.1f}"
+        if claim.low is not None and claim.high is not None
+        else "too few items for an interval"
+    )
+    if claim.verdict == CONFIRMED:
+        beats = f"beats the single-task procedure ({claim.reference})"
+    elif claim.verdict == TIE:
+        beats = (
+            f"is within ±{100 * claim.margin:g} points of the single-task procedure "
+            f"({claim.reference})"
+        )
+    else:
+        beats = f"is not shown to beat the single-task procedure ({claim.reference})"
+    p = "no p" if claim.adjusted is None else f"Holm p {_p(claim.adjusted)}"
+    said = (
+        f"On {claim.target} the cocktail {claim.subject}, chosen on validation within "
+        f"{claim.tried} runs, {beats}, tuned with {claim.tried_single} runs, by "
+        f"{100 * claim.value:+.1f} points ({ends}, {claim.seeds} "
+        f"{'fresh seeds' if claim.verdict != EXPLORATORY else 'seeds'}, {claim.n} items, "
+        f"{claim.clusters} clusters, {p})."
+    )
+    return said + (f" Exploratory: {claim.reason}." if claim.verdict == EXPLORATORY else "")
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def exploratory(
+    choices: Sequence[Choice], found: Sequence[Measured], margin: float, reason: str
+) -> list[Claim]:
+    """What the data that the choice was made by says of it: never more than exploratory."""
+    seeds = sorted({seed for choice in choices for seed in choice.seeds})
+    arms = [Arms(c, tuple(dict.fromkeys((c.single, c.plain))), reason) for c in choices]
+    return claims(arms, found, seeds, margin)
+
+
+def unequal(choice: Choice, single_runs: int) -> str:
+    """Why budgets are not equal enough for a claim, or ""."""
+    wanted = min(choice.tried, single_runs)
+    if choice.tried_single >= wanted:
+        return ""
+    return (
+        f"unequal budgets: the single task was tuned with {choice.tried_single} runs, and "
+        f"{wanted} are stated"
+    )

@@ -1,0 +1,206 @@
+"""Verbs that say what may be claimed: confirm, claims."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixtune import terminal
+from mixtune.claiming import Claiming
+from mixtune.cli.app import (
+    RUNS,
+    DataDir,
+    DryRun,
+    Json,
+    Limit,
+    Overrides,
+    RunsDir,
+    StudyFile,
+    app,
+    derived_of,
+    look_at,
+    print_rows,
+    study_of,
+)
+from mixtune.derive import Derived
+from mixtune.errors import ModelError, UserError
+from mixtune.models.catalog import BaseModelFiles, locate
+from mixtune.planning.facts import facts_of
+from mixtune.planning.plan import Planner
+from mixtune.planning.runs import Plan
+from mixtune.records import Claim, Selection
+from mixtune.selection import write_selection
+from mixtune.spec import Study
+from mixtune.study_file import dump_study
+from mixtune.tasks.registry import Registry
+
+
+@app.command(rich_help_panel="Run")
+def confirm(  # noqa: PLR0913 - a verb's options
+    study_file: StudyFile,
+    overrides: Overrides = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+    limit: Limit = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Choose anew: other seeds, both choices kept, counted.")
+    ] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Choose on validation, write it down, and plan what a claim takes. Next: mixtune run.
+
+    For each target the best cocktail and the best single task go to selection.json, then runs of
+    fresh seeds are planned: of the cocktail, of the single task as tuned, at equal steps and at
+    equal exposure. Nothing that is there already is changed.
+    """
+    study = study_of(study_file, overrides, limit)
+    derived = derived_of(study, runs_dir, data_dir)
+    claiming = Claiming(derived, study)
+    plain = _planner(study, data_dir, None)
+    wanted = claiming.select(plain)
+    settled = claiming.settle(wanted, again)
+    selection = settled or derived.selection or wanted
+    planner = _planner(study, data_dir, selection)
+    plan = planner.plan()
+    facts = (dump_study(planner.study), facts_of(planner))
+    if not dry_run:
+        with derived.store.lock():
+            derived.store.preview(plan.rows(), *facts)
+            if settled is not None:
+                write_selection(derived.store, settled)
+            derived.store.save_plan(plan.rows(), *facts)
+    if as_json:
+        print(json.dumps({**asdict(selection), "runs": _runs(plan, selection)}, indent=1))
+        return
+    _show(derived, selection, plan, written=settled is not None and not dry_run)
+    print(f"next: mixtune run {study_file}")
+
+
+def _planner(study: Study, data_dir: Path | None, selection: Selection | None) -> Planner:
+    found = locate(study.model, download=False)
+    if not isinstance(found, BaseModelFiles):
+        raise ModelError(
+            "runs can be planned only where the base model's files are",
+            found=f"{study.model} is not on this machine",
+            remedy=f"mixtune models --prepare {study.model}",
+        )
+    return Planner(study, Registry.of(study, data_dir), found, selection)
+
+
+def _runs(plan: Plan, selection: Selection) -> list[dict[str, object]]:
+    """Runs of fresh seeds."""
+    return [
+        {"system": run.system, "cell": run.name, "seed": run.seed}
+        for run in plan.runs
+        if run.seed in selection.fresh
+    ]
+
+
+def _show(derived: Derived, selection: Selection, plan: Plan, written: bool) -> None:
+    out = terminal.console()
+    rows = [
+        (
+            choice.target,
+            choice.cocktail,
+            f"{choice.value:.3f} of {choice.tried} runs",
+            choice.single,
+            f"{choice.single_value:.3f} of {choice.tried_single} runs",
+            ", ".join(selection.against[choice.target]),
+            selection.reasons.get(choice.target, ""),
+        )
+        for choice in selection.choices
+    ]
+    columns = ("target", "cocktail", "validation", "single task", "validation", "held against", "")
+    out.print(terminal.table(f"{derived.study.name}: chosen on validation", columns, rows))
+    runs = _runs(plan, selection)
+    kept = derived.store.folder / "selection.json"
+    said = (
+        f"written to {kept}" if written else "as it stands there" if kept.is_file() else "dry run"
+    )
+    seeds = f"{selection.fresh[0]} to {selection.fresh[-1]}"
+    out.print(
+        f"{said}: {len(runs)} runs with the fresh seeds {seeds}; margin ±{selection.margin:g}; "
+        f"test scores were looked at {selection.test_reads} times before",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command(rich_help_panel="Read")
+def claims(
+    study_file: StudyFile,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+    limit: Limit = None,
+    fail_unless: Annotated[
+        str | None,
+        typer.Option(
+            help="Exit 3 unless every target has one of these verdicts, such as confirmed,tie."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what may be claimed of each target, with both tuning budgets. Next: mixtune report."""
+    study = study_of(study_file, overrides, limit)
+    derived = derived_of(study, runs_dir)
+    claiming = Claiming(derived, study)
+    if derived.selection is not None:
+        look_at("test", derived.store, "claims")
+    found = claiming.claims()
+    missing = claiming.missing()
+    if missing:
+        print(
+            f"{len(missing)} runs of fresh seeds are not done, such as {missing[0]}: "
+            f"mixtune run {study_file}",
+            file=sys.stderr,
+        )
+    if as_json:
+        print_rows(found)
+    else:
+        _show_claims(derived, found)
+    _gate(found, fail_unless)
+
+
+def _show_claims(derived: Derived, found: list[Claim]) -> None:
+    out = terminal.console()
+    if not found:
+        out.print("nothing can be claimed: no target has a single task and a cocktail finished")
+        return
+    rows = [
+        (
+            claim.target,
+            claim.verdict,
+            f"{100 * claim.value:+.1f}",
+            "–"
+            if claim.low is None or claim.high is None
+            else f"{100 * claim.low:+.1f} … {100 * claim.high:+.1f}",
+            "–" if claim.adjusted is None else f"{claim.adjusted:.3f}",
+            f"{claim.tried} : {claim.tried_single}",
+        )
+        for claim in found
+    ]
+    columns = ("target", "verdict", "points", "95 % interval", "Holm p", "runs tried")
+    out.print(terminal.table(f"{derived.study.name}: claims", columns, rows))
+    for claim in found:
+        out.print(claim.sentence, markup=False, soft_wrap=True)
+
+
+def _gate(found: list[Claim], asked: str | None) -> None:
+    if asked is None:
+        return
+    wanted = {part.strip() for part in asked.split(",")}
+    known = {"confirmed", "tie", "not confirmed", "exploratory"}
+    if not wanted <= known:
+        raise UserError(
+            "no such verdict",
+            found=", ".join(sorted(wanted - known)),
+            wanted=", ".join(sorted(known)),
+        )
+    short = [claim.target for claim in found if claim.verdict not in wanted]
+    if short or not found:
+        print(f"gate not met: {', '.join(short) or 'no claim'}", file=sys.stderr)
+        raise typer.Exit(3)

@@ -1,0 +1,181 @@
+"""From a choice in writing to a claim, through the command line, on a tiny random model."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from engine_oracle import write_base
+
+from mixtune.store import Store
+
+STUDY = {
+    "name": "small",
+    "tasks": ["toy-sentiment", "toy-rise"],
+    "ingredients": {"toy-sentiment": {"rows": 40}, "toy-rise": {"rows": 40}},
+    "design": ["singles", "all"],
+    "budget": {"steps": 2, "examples_per_step": 4, "merged": True},
+    "seeds": [1, 2],
+    "train": {"rank": 2, "alpha": 4},
+    "evaluate": {"validation_items": 16, "test_items": 16, "max_new_tokens": 4},
+    "claims": {"fresh_seeds": 2, "single_runs": 4, "tune_lr": [0.01]},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a study that was run to its end."""
+    folder = tmp_path_factory.mktemp("claims")
+    base = write_base(folder / "base", "llama")
+    study = yaml.safe_dump({**STUDY, "model": str(base)})
+    (folder / "study.yaml").write_text(study, encoding="utf-8")
+    run(folder)
+    return folder
+
+
+def run(folder):
+    code = "from mixtune.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, "run", "study.yaml", "--workers", "2"],
+        cwd=folder,
+        env={**os.environ, "MIXTUNE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def mixtune(place, monkeypatch, mixtune):
+    """Run a verb in this process: exit code, standard output, standard error."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("MIXTUNE_CACHE", str(place / "cache"))
+    return mixtune
+
+
+def said(mixtune, *arguments):
+    code, out, err = mixtune(*arguments, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def store(place):
+    return Store(place / "runs" / "small")
+
+
+# The tests of this file tell one story and stand in its order.
+
+
+def test_single_tasks_are_tuned_at_other_rates(place):
+    names = {row.cocktail for row in store(place).plan() if row.kind == "train"}
+    assert names >= {"toy-rise (lr 0.01)", "toy-sentiment (lr 0.01)"}
+    rates = {
+        row.cocktail: store(place).read_rows(f"{row.folder}/train.parquet")[0]["lr"]
+        for row in store(place).plan()
+        if row.kind == "train" and row.seed == 1
+    }
+    assert rates["toy-rise (lr 0.01)"] == pytest.approx(10 * rates["toy-rise"])
+
+
+def test_what_is_not_written_down_is_exploratory(mixtune):
+    found = said(mixtune, "claims", "study.yaml")
+    assert {claim["target"] for claim in found} == {"toy-sentiment", "toy-rise"}
+    for claim in found:
+        assert (claim["verdict"], claim["split"]) == ("exploratory", "validation")
+        assert "mixtune confirm" in claim["reason"]
+
+
+def test_a_dry_run_writes_nothing(place, mixtune):
+    before = store(place).plan()
+    found = said(mixtune, "confirm", "study.yaml", "--dry-run")
+    assert found["fresh"] == [1001, 1002]
+    assert store(place).plan() == before
+    assert not (store(place).folder / "selection.json").exists()
+
+
+def test_a_choice_is_written_and_its_runs_are_planned(place, mixtune):
+    kept = said(mixtune, "results", "study.yaml")
+    found = said(mixtune, "confirm", "study.yaml")
+    written = json.loads((store(place).folder / "selection.json").read_text())
+    assert {**found, "runs": None} == {**written, "runs": None}
+    cells = {run["cell"] for run in found["runs"]}
+    for choice in written["choices"]:
+        target = choice["target"]
+        assert {choice["cocktail"], *written["against"][target]} <= cells
+        assert choice["tried_single"] == 4
+        assert written["against"][target][:1] == [choice["single"]]
+        assert target in written["against"][target]
+    rows = [row for row in store(place).plan() if row.seed in (1001, 1002)]
+    assert {row.cocktail for row in rows} == cells
+    assert said(mixtune, "results", "study.yaml") == kept
+    code, out, _ = mixtune("confirm", "study.yaml")
+    assert code == 0
+    assert "it stands there" in out
+
+
+def test_before_the_fresh_runs_nothing_can_be_said(mixtune):
+    code, out, err = mixtune("claims", "study.yaml", "--json")
+    assert code == 0
+    assert {claim["reason"] for claim in json.loads(out)} == {"runs of the fresh seeds are missing"}
+    assert "runs of fresh seeds are not done" in err
+
+
+def test_the_fresh_runs_are_in_claims_and_in_no_other_table(place, mixtune):
+    kept = said(mixtune, "results", "study.yaml")
+    estimates = said(mixtune, "analyze", "study.yaml")
+    run(place)
+    assert said(mixtune, "results", "study.yaml") == kept
+    assert said(mixtune, "analyze", "study.yaml") == estimates
+    code, out, err = mixtune("claims", "study.yaml", "--json")
+    assert code == 0
+    assert "looked at" in err and "not done" not in err
+    for claim in json.loads(out):
+        assert claim["split"] == "test"
+        assert claim["seeds"] == 2
+        assert claim["verdict"] in ("not confirmed", "tie", "confirmed")
+        assert claim["low"] <= claim["value"] <= claim["high"]
+        assert "tuned with 4 runs" in claim["sentence"]
+    code, _, err = mixtune("claims", "study.yaml", "--fail-unless", "confirmed")
+    assert (code == 3) == ("gate not met" in err)
+
+
+def test_another_choice_is_refused_unless_it_is_made_again(place, mixtune):
+    code, _, err = mixtune("confirm", "study.yaml", "claims.margin=0.02")
+    assert code == 2
+    assert "margin: 0.01 → 0.02" in err and "--again" in err
+    found = said(mixtune, "confirm", "study.yaml", "claims.margin=0.02", "--again")
+    assert (found["fresh"], found["spent"], found["again"]) == ([1003, 1004], [1001, 1002], 1)
+    before = json.loads((store(place).folder / "selection-1.json").read_text())
+    assert before["margin"] == 0.01
+    sentences = [claim["sentence"] for claim in said(mixtune, "claims", "study.yaml")]
+    assert all("Chosen again 1 times" in sentence for sentence in sentences)
+
+
+def test_the_studys_own_seeds_cannot_be_fresh(mixtune):
+    code, _, err = mixtune("plan", "study.yaml", "seeds=[1,2,1001]")
+    assert code == 2
+    assert "kept for claims" in err
+
+
+def test_a_choice_that_was_changed_by_hand_is_refused(place, mixtune):
+    path = store(place).folder / "selection.json"
+    kept = path.read_text()
+    path.write_text(kept.replace('"margin": 0.02', '"margin": "wide"'))
+    code, _, err = mixtune("claims", "study.yaml")
+    path.write_text(kept)
+    assert code == 2
+    assert "margin" in err and "restore the file" in err
+
+
+def test_unequal_budgets_are_said_when_the_choice_is_made(mixtune):
+    found = said(mixtune, "confirm", "study.yaml", "claims.single_runs=9", "--again", "--dry-run")
+    assert all("unequal budgets" in reason for reason in found["reasons"].values())
+    assert set(found["reasons"]) == {"toy-sentiment", "toy-rise"}
+
+
+def test_targets_that_are_not_trained_on_are_refused(mixtune):
+    code, _, err = mixtune("confirm", "study.yaml", "claims.targets=[toy-mood]")
+    assert code == 2
+    assert "claims.targets" in err
