@@ -247,6 +247,8 @@ def test_estimates_are_kept_as_rows(mixtune, place):
         "difference-to-base",
         "transfer",
         "tie",
+        "best-of-n",
+        "tuning-curve",
     }
     store = Store(place / "runs" / "weather")
     assert store.read_rows("estimates-validation.parquet") == rows
