@@ -179,7 +179,9 @@ class Derived:
             raise StoreError(
                 f"{len(missing)} sets of answers are not scored by this version's parsers",
                 where=str(self.store.folder),
-                remedy="mixtune score STUDY.yaml; a running mixtune run does it at its end",
+                remedy="read the pack with the version that its README names"
+                if self.store.packed
+                else "mixtune score STUDY.yaml; a running mixtune run does it at its end",
             )
         rows = [r for r in self.finished() if split in (None, r.split)]
         tables = [self.store.read_table(self.score_file(row)) for row in rows]
