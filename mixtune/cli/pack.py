@@ -40,7 +40,7 @@ def pack(  # noqa: PLR0913 - a verb's options
     """Write the reviewer's pack: one zip from which the study is analysed again.
 
     It holds scores, settings, states, licences, prompt templates and hashes; no weights and no text
-    of a dataset. Next: mixtune results PACK.zip.
+    of a dataset. Next: mixtune results.
     """
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
     name = derived.study.name
