@@ -27,6 +27,7 @@ from mixtune.analysis.results import (
     results,
     without,
 )
+from mixtune.analysis.ties import MARGIN, detectable, ties
 from mixtune.design import members
 from mixtune.errors import DataError, SpecError, StoreError, did_you_mean
 from mixtune.evaluation.score import score, score_version
@@ -243,7 +244,9 @@ class Derived:
 
     def analyze(self, split: str) -> tuple[list[Estimate], Path]:
         """Every estimate of a split, and the file that they were written to."""
+        measured = self.measured(split)
         rows = [*self.means(split), *self.differences(split)]
+        rows += [*ties(measured, MARGIN), *detectable(measured)]
         return rows, self.store.write_rows(f"estimates-{split}.parquet", Estimate, rows)
 
     def compare(self, subject: str, reference: str, split: str) -> list[Estimate]:

@@ -1,10 +1,7 @@
 """Metrics: which there are, which way is better, and how each follows from gold and parsed labels.
 
-Two ways to the same number: `compute` goes through scikit-learn and gives the value that is shown;
-`from_tallies` works on sums of per-item counts, for thousands of resamples at once. A test holds
-the two equal.
-
-scikit-learn is imported where it is used: it takes a second, which every command would wait for.
+A metric is a function of counts that add up over items, so that a value and thousands of resamples
+of it are computed alike. Tests hold it to scikit-learn's value of the same answers.
 
 Knows: label codes, lists of items, counts. Does not know: tasks, systems, how an answer was read.
 
@@ -47,15 +44,15 @@ class Metric:
     """A metric with its direction and what it counts.
 
     `counts`: "answers" (right or wrong, of any task), "labels" (means nothing for open answers) or
-    "items" (of answers that are lists). `compute` takes codes; None where there are none, and the
-    counts are the only way.
+    "items" (of answers that are lists).
     """
 
     name: str
     higher_is_better: bool
     counts: Literal["answers", "labels", "items"]
-    compute: Callable[[IntArray, IntArray, int], float] | None
     from_tallies: Callable[[FloatArray], FloatArray]
+    lowest: float = 0.0
+    """The least that it can be; the most is 1."""
 
     def chance(self, gold: FloatArray) -> float:
         """Value expected of uniform guessing, from the gold counts per label `gold` [labels].
@@ -115,25 +112,6 @@ def _check(gold: IntArray, parsed: IntArray, n_labels: int) -> None:
         )
 
 
-def _accuracy(gold: IntArray, parsed: IntArray, n_labels: int) -> float:
-    from sklearn.metrics import accuracy_score
-
-    _check(gold, parsed, n_labels)
-    return float(accuracy_score(gold, parsed))
-
-
-def _f1(average: str) -> Callable[[IntArray, IntArray, int], float]:
-    def compute(gold: IntArray, parsed: IntArray, n_labels: int) -> float:
-        from sklearn.metrics import f1_score
-
-        _check(gold, parsed, n_labels)
-        used = np.union1d(gold, parsed)
-        labels = used[used < n_labels]
-        return float(f1_score(gold, parsed, labels=labels, average=average, zero_division=0))
-
-    return compute
-
-
 def _accuracy_from(counts: FloatArray) -> FloatArray:
     right: FloatArray = counts[..., RIGHT, :].sum(-1) / counts[..., GOLD, :].sum(-1)
     return right
@@ -159,6 +137,19 @@ def _weighted_from(counts: FloatArray) -> FloatArray:
     return mean
 
 
+def _mcc_from(counts: FloatArray) -> FloatArray:
+    """Matthews correlation of many labels (Gorodkin 2004); unread answers are a label of theirs."""
+    right = counts[..., RIGHT, :].sum(-1)
+    gold, parsed = counts[..., GOLD, :], counts[..., PARSED, :]
+    n = gold.sum(-1)
+    unread = n - parsed.sum(-1)
+    of_gold = n**2 - (gold**2).sum(-1)
+    of_parsed = n**2 - (parsed**2).sum(-1) - unread**2
+    both = np.sqrt(of_gold * of_parsed)
+    found: FloatArray = (right * n - (gold * parsed).sum(-1)) / np.where(both > 0, both, 1.0)
+    return np.where(both > 0, found, 0.0)
+
+
 def _items_from(counts: FloatArray) -> FloatArray:
     """F1 of pooled items; 0 where neither gold nor an answer has any, as seqeval has it."""
     both = counts[..., GOLD, :].sum(-1) + counts[..., PARSED, :].sum(-1)
@@ -169,11 +160,12 @@ def _items_from(counts: FloatArray) -> FloatArray:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", True, "answers", _accuracy, _accuracy_from),
-        Metric("macro-f1", True, "labels", _f1("macro"), _macro_from),
-        Metric("weighted-f1", True, "labels", _f1("weighted"), _weighted_from),
-        Metric("span-f1", True, "items", None, _items_from),
-        Metric("triplet-f1", True, "items", None, _items_from),
+        Metric("accuracy", True, "answers", _accuracy_from),
+        Metric("macro-f1", True, "labels", _macro_from),
+        Metric("weighted-f1", True, "labels", _weighted_from),
+        Metric("mcc", True, "labels", _mcc_from, -1.0),
+        Metric("span-f1", True, "items", _items_from),
+        Metric("triplet-f1", True, "items", _items_from),
     )
 }
 """Every metric by name."""

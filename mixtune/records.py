@@ -237,7 +237,7 @@ class Estimate:
     """A number with its uncertainty. `low` and `high` are None where n is too few to say.
 
     `p`: two-sided, against a difference of zero; None where no test is valid. `adjusted`: the same
-    for all comparisons that it was made among (Holm or Benjamini-Hochberg, as `method` says).
+    for all comparisons that it was made among, by Benjamini and Hochberg.
     """
 
     quantity: str

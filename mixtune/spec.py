@@ -120,6 +120,9 @@ class Budget(Frozen):
     """Examples of one optimiser step, all devices and accumulation together."""
     more_epochs: Annotated[Int, Field(ge=2, le=1000)] | None = None
     """One more control: each single task trained for so many times the steps."""
+    merged: bool = False
+    """One more control, which trains nothing: beside each cocktail the sum of its single tasks'
+    adapters, weighed as its rows are."""
 
     @model_validator(mode="after")
     def _bounded(self) -> "Budget":
@@ -387,6 +390,15 @@ class Study(Frozen):
             raise ValueError(
                 "contradictory settings: as-published sets the warm-up (none in 3 epochs, 10 steps "
                 "in 2); set train.warmup to 0 and remove train.warmup_steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_to_merge(self) -> "Study":
+        if self.budget.merged and self.train.method == "full":
+            raise ValueError(
+                "contradictory settings: budget.merged adds adapters up, and train.method full "
+                "leaves none; set one of them otherwise"
             )
         return self
 

@@ -245,6 +245,8 @@ def test_estimates_are_kept_as_rows(mixtune, place):
         "mean",
         "difference-to-single",
         "difference-to-base",
+        "transfer",
+        "tie",
     }
     store = Store(place / "runs" / "weather")
     assert store.read_rows("estimates-validation.parquet") == rows

@@ -477,3 +477,12 @@ def test_a_base_that_cannot_be_loaded_fails_every_run_with_the_reason(go, monkey
     listener, store = go(bank=3)
     assert len(listener.ran) == 9
     assert outcome(store) == outcome(go("calm", bank=3)[1])
+
+
+def test_merged_systems_are_asked_after_their_parts(go):
+    changes = ("budget.merged=true",)
+    listener, store = go(changes=changes)
+    assert ("north+south (merged)", 3) in listener.ran
+    assert {unit.state for unit in store.units().values()} == {"done"}
+    again, _ = go(changes=changes)
+    assert again.ran == []

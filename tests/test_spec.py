@@ -42,6 +42,7 @@ def test_every_default_is_visible_in_the_resolved_file():
     resolved = yaml.safe_load(dump_study(parse_study(SMALL)))
     assert resolved["train"]["lr"] == 1e-3
     budget = {"kind": "equal-steps", "steps": 100, "examples_per_step": 16, "more_epochs": None}
+    budget["merged"] = False
     assert resolved["budget"] == budget
     assert resolved["baselines"] == ["majority", "base"]
     assert parse_study(resolved) == parse_study(SMALL)

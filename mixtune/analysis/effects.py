@@ -6,7 +6,9 @@ shown.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
+from mixtune.analysis.adjust import benjamini_hochberg
 from mixtune.analysis.results import BASE, MAJORITY, Measured, SystemInfo, estimate
 from mixtune.errors import DataError
 from mixtune.metrics import METRICS
@@ -15,6 +17,7 @@ from mixtune.records import Estimate, Result
 TO_SINGLE = "difference-to-single"
 TO_EXPOSURE = "difference-to-exposure-matched"
 TO_BASE = "difference-to-base"
+TRANSFER = "transfer"
 DIFFERENCE = "difference"
 
 
@@ -25,14 +28,28 @@ def differences(found: Sequence[Measured]) -> list[Estimate]:
     "difference-to-single": the task trained on alone under the study's budget, which is
     step-matched under equal steps; not for single tasks themselves.
     "difference-to-exposure-matched": the task trained on alone on as many of its rows as the
-    cocktail had of them. "difference-to-base": where the systems include a base. A pair without a
-    shared seed gives no row.
+    cocktail had of them. "difference-to-base": where the systems include a base; "transfer": those
+    of them that were trained here without the task. A pair without a shared seed gives no row.
+    `adjusted`: over all differences of a kind in one form and metric, by Benjamini and Hochberg.
 
     Raises:
         DataError: two systems of one cocktail and seed.
     """
-    parts = (_to_single, _to_exposure, _to_base)
-    return [row for measured in found for part in parts for row in part(measured)]
+    parts = (_to_single, _to_exposure, _to_base, _transfer)
+    return adjusted([row for measured in found for part in parts for row in part(measured)])
+
+
+def adjusted(rows: Sequence[Estimate]) -> list[Estimate]:
+    """Rows in their order, p adjusted over those of one quantity, split, form and metric."""
+    families: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        families[row.quantity, row.split, row.form, row.metric].append(place)
+    made = list(rows)
+    for places in families.values():
+        found = benjamini_hochberg([rows[place].p for place in places])
+        for place, value in zip(places, found, strict=True):
+            made[place] = replace(rows[place], adjusted=value)
+    return made
 
 
 def compare(found: Sequence[Measured], subject: str, reference: str) -> list[Estimate]:
@@ -102,6 +119,17 @@ def _to_base(measured: Measured) -> list[Estimate]:
     if not base:
         return []
     return [_difference(measured, (TO_BASE, name, BASE), own, base) for name, own in sides.items()]
+
+
+def _transfer(measured: Measured) -> list[Estimate]:
+    """Cells that never saw the task, minus the base."""
+    task, cells = measured.panel.task, measured.cells()
+    without = {
+        name
+        for name, by_seed in cells.items()
+        if task not in measured.infos[next(iter(by_seed.values()))].ingredients
+    }
+    return [replace(row, quantity=TRANSFER) for row in _to_base(measured) if row.subject in without]
 
 
 def _difference(

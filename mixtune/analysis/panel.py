@@ -4,17 +4,18 @@ Knows: label codes, clusters (Score.group), what a task must say of itself. Does
 cocktails, seeds, intervals.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from mixtune.errors import DataError
 from mixtune.metrics import METRICS, FloatArray, IntArray, Metric, item_tallies, tallies
-from mixtune.records import Score
+from mixtune.records import Score, schema_of
 
 SPLITS = ("train", "validation", "test")
 FORMS = ("strict", "lenient", "constrained", "schema")
@@ -67,8 +68,6 @@ class Panel:
 
     def value(self, metric: Metric, system: str) -> float:
         """A metric of a system on all items."""
-        if metric.compute is not None:
-            return metric.compute(*self.codes[system], self.n_labels)
         return float(metric.from_tallies(self.tallies(metric)[system].sum(0)))
 
 
@@ -79,81 +78,200 @@ def panels(scores: Sequence[Score] | pa.Table, tasks: Mapping[str, Scored]) -> l
         DataError: an unknown label, systems that answered different items, one item in two
             clusters.
     """
-    rows = scores if isinstance(scores, Sequence) else [Score(**r) for r in scores.to_pylist()]
-    grouped: defaultdict[tuple[str, str, str], list[Score]] = defaultdict(list)
-    for row in rows:
-        grouped[row.task, row.split, row.form].append(row)
+    rows = _Rows.of(scores if isinstance(scores, pa.Table) else _table(scores))
     order = {name: place for place, name in enumerate(tasks)}
 
-    def place(key: tuple[str, str, str]) -> tuple[int, int, int]:
-        return order[key[0]], SPLITS.index(key[1]), FORMS.index(key[2])
+    def place(part: tuple[_Key, IntArray]) -> tuple[int, int, int]:
+        task, split, form = part[0]
+        return order[task], SPLITS.index(split), FORMS.index(form)
 
-    return [_panel(key, grouped[key], tasks[key[0]]) for key in sorted(grouped, key=place)]
+    return [
+        _panel(key, rows.taken(at), tasks[key[0]]) for key, at in sorted(rows.parts(), key=place)
+    ]
 
 
-def _panel(key: tuple[str, str, str], rows: Sequence[Score], task: Scored) -> Panel:
+def panel_of(
+    key: tuple[str, str, str],
+    task: Scored,
+    cluster: IntArray,
+    codes: Mapping[str, tuple[IntArray, IntArray]],
+) -> Panel:
+    """A panel of answers that are codes already, such as simulated ones.
+
+    Args:
+        key: task, split and form.
+        task: its labels and metrics, none of which counts items of lists.
+        cluster: of each item, from 0 without a gap [items].
+        codes: system → gold and parsed label codes [items].
+    """
+    labels = max(1, len(task.labels))
+    return Panel(
+        *key,
+        task.labels,
+        tuple(METRICS[name] for name in task.metrics),
+        len(cluster),
+        int(cluster.max()) + 1,
+        codes,
+        {name: _by_cluster(tallies(*pair, labels), cluster) for name, pair in codes.items()},
+        {name: float((parsed == labels).mean()) for name, (_, parsed) in codes.items()},
+    )
+
+
+_Key = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Text of every row as a code, -1 for none; codes are in the order of the texts."""
+
+    codes: IntArray
+    texts: Sequence[str]
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> "_Column":
+        coded = column.combine_chunks().dictionary_encode()
+        texts = coded.dictionary.to_pylist()
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        # One more place, for rows without a text, whose index is -1.
+        rank = np.full(len(texts) + 1, -1, dtype=np.int64)
+        rank[order] = np.arange(len(texts))
+        codes = rank[coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+        return cls(codes, [texts[place] for place in order])
+
+    def taken(self, at: IntArray) -> "_Column":
+        return _Column(self.codes[at], self.texts)
+
+    def text(self, row: int) -> str:
+        return str(self.texts[self.codes[row]])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Scores by column: a million of them as rows would take a minute to make."""
+
+    columns: Mapping[str, _Column]
+    value: FloatArray
+    unread: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "_Rows":
+        columns = {name: _Column.of(table[name]) for name in _CODED}
+        value = table["value"].combine_chunks().to_numpy(zero_copy_only=False)
+        unread = pc.not_equal(table["status"], "ok").combine_chunks()
+        return cls(columns, value, unread.to_numpy(zero_copy_only=False))
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def taken(self, at: IntArray) -> "_Rows":
+        columns = {name: column.taken(at) for name, column in self.columns.items()}
+        return _Rows(columns, self.value[at], self.unread[at])
+
+    def parts(self) -> Iterator[tuple[_Key, IntArray]]:
+        """Task, split and form, with the rows of each."""
+        if not len(self):
+            return
+        keys = np.stack([self.columns[name].codes for name in ("task", "split", "form")], 1)
+        distinct, part = np.unique(keys, axis=0, return_inverse=True)
+        order = np.argsort(part, kind="stable")
+        ends = np.cumsum(np.bincount(part.ravel(), minlength=len(distinct)))[:-1]
+        for codes, at in zip(distinct, np.split(order, ends), strict=True):
+            task, split, form = codes
+            texts = (self.columns[name].texts for name in ("task", "split", "form"))
+            yield tuple(t[c] for t, c in zip(texts, (task, split, form), strict=True)), at
+
+    def by_system(self) -> dict[str, "_Rows"]:
+        """Rows of each system in the order of the items, systems in that of their first rows."""
+        system, example = self.columns["system"].codes, self.columns["example"].codes
+        order = np.lexsort((example, system))
+        codes, firsts, counts = np.unique(system, return_index=True, return_counts=True)
+        slices = np.split(order, np.cumsum(counts)[:-1])
+        texts = self.columns["system"].texts
+        return {texts[codes[i]]: self.taken(slices[i]) for i in np.argsort(firsts)}
+
+
+_CODED = ("system", "task", "split", "form", "example", "group", "gold", "parsed")
+
+
+def _table(rows: Sequence[Score]) -> pa.Table:
+    schema = schema_of(Score)
+    columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
+    return pa.table(columns, schema=schema)
+
+
+def _panel(key: _Key, rows: _Rows, task: Scored) -> Panel:
     metrics = tuple(METRICS[name] for name in task.metrics)
-    by_system: defaultdict[str, dict[str, Score]] = defaultdict(dict)
-    for row in rows:
-        if row.example in by_system[row.system]:
-            raise DataError("scored twice", where=f"{row.system}, {'/'.join(key)}/{row.example}")
-        by_system[row.system][row.example] = row
+    by_system = rows.by_system()
     first = next(iter(by_system.values()))
-    ids = sorted(first)
-    names = sorted({row.group for row in first.values()})
-    place = {name: index for index, name in enumerate(names)}
-    cluster = np.array([place[first[i].group] for i in ids])
+    names, cluster = np.unique(first.columns["group"].codes, return_inverse=True)
     codes, counts, unread, listed = {}, {}, {}, {}
     for system, found in by_system.items():
-        _check_same_items(system, key, first, found)
-        ordered = [found[i] for i in ids]
-        codes[system] = _codes(ordered, task.labels)
+        _check_same_items(f"{system}, {'/'.join(key)}", first, found)
+        codes[system] = _codes(found, task.labels)
         per_item = tallies(*codes[system], max(1, len(task.labels)))
         counts[system] = _by_cluster(per_item, cluster)
         if any(metric.counts == "items" for metric in metrics):
-            per_item = item_tallies([r.gold for r in ordered], [r.parsed for r in ordered])
-            listed[system] = _by_cluster(per_item, cluster)
-        unread[system] = float(np.mean([row.status != "ok" for row in ordered]))
-    return Panel(*key, task.labels, metrics, len(ids), len(names), codes, counts, unread, listed)
+            listed[system] = _by_cluster(_listed(found), cluster)
+        unread[system] = float(found.unread.mean())
+    size = len(first), len(names)
+    return Panel(*key, task.labels, metrics, *size, codes, counts, unread, listed)
 
 
-def _check_same_items(
-    system: str, key: tuple[str, ...], first: Mapping[str, Score], found: Mapping[str, Score]
-) -> None:
+def _check_same_items(where: str, first: _Rows, found: _Rows) -> None:
     """Paired comparisons need the same items, with the same gold and cluster, for every system."""
-    where = f"{system}, {'/'.join(key)}"
-    if found.keys() != first.keys():
+    mine, theirs = (rows.columns["example"] for rows in (found, first))
+    again = np.flatnonzero(mine.codes[1:] == mine.codes[:-1])
+    if len(again):
+        raise DataError("scored twice", where=f"{where}/{mine.text(again[0])}")
+    if not np.array_equal(mine.codes, theirs.codes):
+        odd = np.setxor1d(mine.codes, theirs.codes)
         raise DataError(
             "systems answered different items",
             where=where,
-            found=sorted(found.keys() ^ first.keys())[0],
+            found=mine.texts[odd[0]],
             remedy="score all systems on the same items (same limit, same data)",
         )
-    for example, row in found.items():
-        if (row.gold, row.group) != (first[example].gold, first[example].group):
-            raise DataError("an item has two golds or groups", where=where, found=example)
+    for name in ("gold", "group"):
+        unlike = np.flatnonzero(found.columns[name].codes != first.columns[name].codes)
+        if len(unlike):
+            raise DataError(
+                "an item has two golds or groups", where=where, found=mine.text(unlike[0])
+            )
 
 
-def _codes(rows: Sequence[Score], labels: tuple[str, ...]) -> tuple[IntArray, IntArray]:
+def _codes(rows: _Rows, labels: tuple[str, ...]) -> tuple[IntArray, IntArray]:
     if not labels:
-        parsed = np.array([int(row.value != 1.0) for row in rows], dtype=np.int64)
-        return np.zeros(len(rows), dtype=np.int64), parsed
-    code = {label: index for index, label in enumerate(labels)}
-    for row in rows:
-        for label in (row.gold, row.parsed):
-            if label is not None and label not in code:
-                raise DataError(
-                    "a label that the task does not declare",
-                    where=f"{row.system}, {row.task}/{row.example}",
-                    found=label,
-                    wanted=", ".join(labels),
-                )
-    gold = np.array([code[row.gold] for row in rows], dtype=np.int64)
-    unread = len(labels)
-    parsed = np.array(
-        [unread if r.parsed is None else code[r.parsed] for r in rows], dtype=np.int64
-    )
-    return gold, parsed
+        return np.zeros(len(rows), dtype=np.int64), (rows.value != 1.0).astype(np.int64)
+    place = {label: index for index, label in enumerate(labels)}
+    found = []
+    for name in ("gold", "parsed"):
+        column = rows.columns[name]
+        # The last place is that of rows without a text.
+        known = np.array([*(place.get(text, -1) for text in column.texts), len(labels)])
+        codes = known[column.codes]
+        if (codes < 0).any():
+            row = int(np.flatnonzero(codes < 0)[0])
+            system, task, example = (
+                rows.columns[n].text(row) for n in ("system", "task", "example")
+            )
+            raise DataError(
+                "a label that the task does not declare",
+                where=f"{system}, {task}/{example}",
+                found=column.text(row),
+                wanted=", ".join(labels),
+            )
+        found.append(codes)
+    return found[0], found[1]
+
+
+def _listed(rows: _Rows) -> FloatArray:
+    """Counts per answer that is a list; each pair of texts is read once."""
+    gold, parsed = rows.columns["gold"], rows.columns["parsed"]
+    pairs = np.stack([gold.codes, parsed.codes], 1)
+    distinct, which = np.unique(pairs, axis=0, return_inverse=True)
+    wanted = [gold.texts[code] for code, _ in distinct]
+    answered = [None if code < 0 else parsed.texts[code] for _, code in distinct]
+    return item_tallies(wanted, answered)[which.ravel()]
 
 
 def _by_cluster(per_item: FloatArray, cluster: IntArray) -> FloatArray:

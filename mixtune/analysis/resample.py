@@ -14,6 +14,11 @@ arXiv 2411.00640, 2103.03098; tests/test_analysis.py):
     5 seeds and more              the same percentiles of a crossed bootstrap: each draw takes
                                   one resample of clusters for everything, one of seeds per arm
 
+p-values are two-sided, against a difference of nothing, and come from the t wherever there are
+seeds: a permutation of three against three cannot fall below .1. One run against another on
+independent items has McNemar's exact one (McNemar 1947), one run on clusters the t of their
+bootstrap variance; both are given the run.
+
 Under `MIN_CLUSTERS` clusters there is no interval: resampling so few cannot show the spread of
 those that were not drawn. Where no draw differs from the value (all right, or two systems with the
 same answers) the bootstrap would say that nothing is uncertain; there the bound is Wilson's for an
@@ -24,7 +29,8 @@ never gives a narrower interval than none. No interval here is Wald's.
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import numpy as np
@@ -45,11 +51,12 @@ TOO_FEW = "too few"
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Two ends (None, None: too few to say) and how they were found."""
+    """Two ends (None, None: too few to say) and how they were found; `p` of a difference."""
 
     low: float | None
     high: float | None
     method: str
+    p: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +65,14 @@ class Items:
 
     `independent`: the value is a share of items right, each a cluster of its own. `varying`: of a
     difference, the clusters on which the two sides differ; of a mean, the clusters with a wrong or
-    with a right answer, whichever are fewer.
+    with a right answer, whichever are fewer. `lowest`: the least that the number can be, if it is
+    no difference; the most is 1.
     """
 
     clusters: int
     independent: bool
     varying: int
+    lowest: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +127,17 @@ def pooled(values_by_cell: list[FloatArray]) -> Spread | None:
     return Spread(squares / df, df)
 
 
-def interval(arm: Arm, against: Arm | None, items: Items, rng: np.random.Generator) -> Interval:
-    """95 % interval of an arm's mean, or of its difference to another on the same clusters.
+def interval(
+    arm: Arm, against: Arm | None, items: Items, rng: np.random.Generator, level: float = LEVEL
+) -> Interval:
+    """Interval of an arm's mean, or of its difference to another on the same clusters.
 
-    `rng` is used for resampling seeds only (5 and more).
+    Args:
+        arm: whose number it is.
+        against: what is subtracted from it; None for nothing.
+        items: what both were measured on.
+        rng: for resampling seeds only (5 and more).
+        level: chance that it covers; 0.9 is that of an equivalence test at 5 %.
     """
     arms = [arm] if against is None else [arm, against]
     seeds = max(len(a.values) for a in arms)
@@ -129,27 +145,40 @@ def interval(arm: Arm, against: Arm | None, items: Items, rng: np.random.Generat
         why = f"{TOO_FEW}: {items.clusters} clusters, {MIN_CLUSTERS} needed"
         return Interval(None, None, why)
     if seeds == 1 and against is None and items.independent:
-        ends = wilson(round(arm.value * items.clusters), items.clusters)
+        ends = wilson(round(arm.value * items.clusters), items.clusters, level)
         return Interval(*ends, "Wilson over independent items, given this run")
     value = arm.value - (against.value if against else 0.0)
+    found = _ends(arms, value, items, (rng, level))
+    found = replace(found, p=_p(arms, value, items))
+    found = _not_too_narrow(found, value, items, (seeds, level))
+    widest = 1.0 - items.lowest
+    return _within(found, -widest if against else items.lowest, widest if against else 1.0)
+
+
+def _ends(
+    arms: list[Arm], value: float, items: Items, how: tuple[np.random.Generator, float]
+) -> Interval:
+    """The two ends by the number of seeds; `how`: of resampling, and the level."""
+    rng, level = how
+    seeds = max(len(arm.values) for arm in arms)
+    against = arms[1] if len(arms) > 1 else None
     if seeds == 1:
-        found = _of_items(arm, against, items)
-    elif seeds < RESAMPLE_SEEDS_FROM:
-        found = _t(arms, value, items.clusters)
-    else:
-        draws = _reseeded(arm, rng) - (_reseeded(against, rng) if against else 0.0)
-        found = percentiles(draws, items.clusters, "crossed bootstrap of clusters and seeds")
-    return _within(_not_too_narrow(found, value, items, seeds), -1.0 if against else 0.0, 1.0)
+        return _of_items(arms[0], against, items, level)
+    if seeds < RESAMPLE_SEEDS_FROM:
+        return _t(arms, value, items.clusters, level)
+    draws = _reseeded(arms[0], rng) - (_reseeded(against, rng) if against else 0.0)
+    method = "crossed bootstrap of clusters and seeds"
+    return percentiles(draws, items.clusters, method, level)
 
 
-def _of_items(arm: Arm, against: Arm | None, items: Items) -> Interval:
+def _of_items(arm: Arm, against: Arm | None, items: Items, level: float) -> Interval:
     """Interval of one run, or of one run against another or the base."""
     if against is not None and items.independent and items.varying:
         method = "Newcombe's paired score interval over independent items, given this run"
-        return Interval(*newcombe(*_table(arm, against, items)), method)
+        return Interval(*newcombe(*_table(arm, against, items), level), method)
     draws = arm.draws[0] if against is None else arm.draws[0] - against.draws[0]
     method = f"bootstrap of {items.clusters} clusters, given this run"
-    return percentiles(draws, items.clusters, method)
+    return percentiles(draws, items.clusters, method, level)
 
 
 def _table(arm: Arm, against: Arm, items: Items) -> tuple[int, int, int, int]:
@@ -164,26 +193,62 @@ def _table(arm: Arm, against: Arm, items: Items) -> tuple[int, int, int, int]:
     return both, first, second, items.clusters - both - items.varying
 
 
-def _not_too_narrow(found: Interval, value: float, items: Items, seeds: int) -> Interval:
-    """With few clusters that vary, each end at least as far off as if none did."""
+# ---- p-values ------------------------------------------------------------------------------------
+
+
+def _p(arms: list[Arm], value: float, items: Items) -> float | None:
+    """Chance of a difference at least as large where there is none; None of a mean."""
+    if len(arms) == 1:
+        return None
+    seeds = max(len(arm.values) for arm in arms)
+    if seeds == 1 and items.independent:
+        _, first, second, _ = _table(arms[0], arms[1], items)
+        return mcnemar(first, second)
+    variance, df = spread_of(arms, items.clusters)
+    found = 2.0 * float(_special().stdtr(df, -abs(value) / variance**0.5)) if variance else 0.0
+    if items.varying >= FEW_VARY:
+        return found
+    # The level at which the bound of `_not_too_narrow` just reaches the difference.
+    square = abs(value) * items.clusters / (1.0 - min(abs(value), 1.0 - 1e-12))
+    return max(found, 2.0 * float(_special().ndtr(-(square**0.5))))
+
+
+def mcnemar(first: int, second: int) -> float:
+    """Exact two-sided p of so many items that only one side got right (McNemar 1947)."""
+    n = first + second
+    return min(1.0, 2.0 * float(_special().bdtr(min(first, second), n, 0.5))) if n else 1.0
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+def _not_too_narrow(
+    found: Interval, value: float, items: Items, how: tuple[int, float]
+) -> Interval:
+    """With few clusters that vary, each end at least as far off as if none did.
+
+    `how`: seeds and level.
+    """
     assert found.low is not None and found.high is not None
-    bound = wilson(0, items.clusters)[1]
+    seeds, level = how
+    bound = wilson(0, items.clusters, level)[1]
     if found.low == found.high:
         method = f"no item varies: Wilson's bound for an event unseen in {items.clusters} clusters"
         method += ", given this run" if seeds == 1 else ""
-        return Interval(value - bound, value + bound, method)
+        return Interval(value - bound, value + bound, method, found.p)
     low, high = min(found.low, value - bound), max(found.high, value + bound)
     if items.varying >= FEW_VARY or (low, high) == (found.low, found.high):
         return found
     method = f"{found.method}; widened: fewer than {FEW_VARY} clusters vary"
-    return Interval(low, high, method)
+    return Interval(low, high, method, found.p)
 
 
-def _t(arms: list[Arm], value: float, clusters: int) -> Interval:
-    """t-interval; arms share clusters, so the item variance is that of the difference.
+def spread_of(arms: Sequence[Arm], clusters: int) -> tuple[float, float]:
+    """Variance of an arm's mean or of a difference, and its degrees of freedom.
 
-    Arms with the same pooled variance share one estimate of it: one part with its own degrees of
-    freedom, not two (Satterthwaite 1946 takes its parts to be independent).
+    Arms share clusters, so the item variance is that of the difference. Arms with the same pooled
+    variance share one estimate of it: one part with its own degrees of freedom, not two
+    (Satterthwaite 1946 takes its parts to be independent).
     """
     mean = arms[0].draws.mean(0) - (arms[1].draws.mean(0) if len(arms) > 1 else 0.0)
     parts = [(float(mean.var(ddof=1)) * clusters / (clusters - 1), clusters - 1)]
@@ -194,9 +259,15 @@ def _t(arms: list[Arm], value: float, clusters: int) -> Interval:
     parts += [(spread.variance * share, spread.df) for spread, share in shares.items()]
     variance = sum(part for part, _ in parts)
     if variance == 0:
+        return 0.0, math.inf
+    return variance, variance**2 / sum(part**2 / df for part, df in parts)
+
+
+def _t(arms: list[Arm], value: float, clusters: int, level: float) -> Interval:
+    variance, df = spread_of(arms, clusters)
+    if variance == 0:
         return Interval(value, value, "")
-    df = variance**2 / sum(part**2 / df for part, df in parts)
-    half = float(_special().stdtrit(df, 0.5 + LEVEL / 2)) * variance**0.5
+    half = float(_special().stdtrit(df, 0.5 + level / 2)) * variance**0.5
     method = f"t, {df:.0f} df: item variance plus between-run variance pooled over cells"
     return Interval(value - half, value + half, method)
 
@@ -209,22 +280,24 @@ def _reseeded(arm: Arm, rng: np.random.Generator) -> FloatArray:
     return mean
 
 
-def percentiles(draws: NDArray[np.float64], clusters: int, method: str) -> Interval:
+def percentiles(
+    draws: NDArray[np.float64], clusters: int, method: str, level: float = LEVEL
+) -> Interval:
     """Expanded percentiles of draws: as much wider as t with few clusters is wider than the normal.
 
     Source: Hesterberg 2015, "What teachers should know about the bootstrap", section 5.
     """
-    t = float(_special().stdtrit(clusters - 1, 0.5 + LEVEL / 2))
+    t = float(_special().stdtrit(clusters - 1, 0.5 + level / 2))
     tail = float(_special().ndtr(-t * (clusters / (clusters - 1)) ** 0.5))
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(float(low), float(high), method)
 
 
 def _within(found: Interval, floor: float, ceiling: float) -> Interval:
-    """Metrics here lie in [0, 1], differences in [-1, 1]; an end beyond that says nothing."""
+    """An end beyond what the number can be says nothing."""
     if found.low is None or found.high is None:
         return found
-    return Interval(max(found.low, floor), min(found.high, ceiling), found.method)
+    return replace(found, low=max(found.low, floor), high=min(found.high, ceiling))
 
 
 def _special() -> ModuleType:
@@ -235,15 +308,17 @@ def _special() -> ModuleType:
     return found
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
+def wilson(right: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's score interval of a share; right ≤ n, n > 0 (Wilson 1927)."""
-    z = float(_special().ndtri(0.5 + LEVEL / 2))
+    z = float(_special().ndtri(0.5 + level / 2))
     centre = (right + z**2 / 2) / (n + z**2)
     half = z * (right * (n - right) / n + z**2 / 4) ** 0.5 / (n + z**2)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def newcombe(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
+def newcombe(
+    both: int, first: int, second: int, neither: int, level: float = LEVEL
+) -> tuple[float, float]:
     """Interval of the difference of two shares of the same items, from their paired counts.
 
     `first` and `second`: items that only the first or only the second got right; a square-and-add
@@ -255,7 +330,7 @@ def newcombe(both: int, first: int, second: int, neither: int) -> tuple[float, f
     n = both + first + second + neither
     rights = both + first, both + second
     one, two = rights[0] / n, rights[1] / n
-    (low_1, high_1), (low_2, high_2) = wilson(rights[0], n), wilson(rights[1], n)
+    (low_1, high_1), (low_2, high_2) = (wilson(right, n, level) for right in rights)
     phi = _correlation(both, first, second, neither)
 
     def half(x: float, y: float) -> float:

@@ -5,8 +5,9 @@ shown.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 from mixtune.analysis.panel import Panel, Scored, panels
 from mixtune.analysis.resample import (
     DRAWS,
+    LEVEL,
     Arm,
     Interval,
     Items,
@@ -49,6 +51,41 @@ class SystemInfo:
     ingredients: tuple[str, ...]
     training: str = ""
     rows: Mapping[str, int] = field(default_factory=dict)
+
+
+class Draws(Mapping[str, FloatArray]):
+    """System → a metric's value on each draw [draws], computed when it is asked for.
+
+    The draws of a task and split are the same for all its systems, metrics and forms, whichever of
+    them are asked for and in whatever order.
+    """
+
+    def __init__(self, panel: Panel, metric: Metric, seed: int, draws: int) -> None:
+        self._panel, self._metric = panel, metric
+        self._which = (seed, f"{panel.task}/{panel.split}", panel.clusters, draws)
+        self._tallies = panel.tallies(metric)
+        self._known: dict[str, FloatArray] = {}
+
+    def __getitem__(self, system: str) -> FloatArray:
+        """Values of a system."""
+        if system not in self._known:
+            counts = resampled(self._tallies[system], _weights(*self._which))
+            self._known[system] = self._metric.from_tallies(counts)
+        return self._known[system]
+
+    def __iter__(self) -> Iterator[str]:
+        """Systems."""
+        return iter(self._tallies)
+
+    def __len__(self) -> int:
+        """How many systems."""
+        return len(self._tallies)
+
+
+@lru_cache(maxsize=1)
+def _weights(seed: int, name: str, clusters: int, draws: int) -> FloatArray:
+    """Kept for one task and split: of thousands of clusters they take hundreds of megabytes."""
+    return cluster_weights(clusters, draws, generator(seed, "resample-clusters", name))
 
 
 @dataclass(frozen=True)
@@ -97,10 +134,15 @@ class Measured:
         )
 
     def spread(self, member: bool) -> Spread | None:
-        """Between-run variance over the cells that train on this task, or those that do not.
+        """Between-run variance over the cells that train on this task, or those that do not."""
+        return self._spreads[member]
 
-        The two are kept apart because runs that never saw a task scatter far more on it.
-        """
+    @cached_property
+    def _spreads(self) -> dict[bool, Spread | None]:
+        """The two are kept apart: runs that never saw a task scatter far more on it."""
+        return {member: self._spread(member) for member in (True, False)}
+
+    def _spread(self, member: bool) -> Spread | None:
         cells: defaultdict[str, list[float]] = defaultdict(list)
         for system, value in self.values.items():
             info = self.infos[system]
@@ -108,10 +150,12 @@ class Measured:
                 cells[info.cocktail].append(value)
         return pooled([np.array(values) for values in cells.values()])
 
-    def interval(self, systems: Sequence[str], against: Sequence[str], name: str) -> Interval:
-        """95 % interval of an arm, or of its difference to another (`against` empty: none).
+    def interval(
+        self, systems: Sequence[str], against: Sequence[str], name: str, level: float = LEVEL
+    ) -> Interval:
+        """Interval of an arm, or of its difference to another (`against` empty: none).
 
-        `name` names the resampling of seeds.
+        `name` names the resampling of seeds; `level`: the chance that it covers.
         """
         panel = self.panel
         independent = self.metric.name == "accuracy" and panel.n == panel.clusters
@@ -120,9 +164,8 @@ class Measured:
             self.seed, "resample-seeds", f"{panel.task}/{panel.split}/{panel.form}/{name}"
         )
         reference = self.arm(against) if against else None
-        return interval(
-            self.arm(systems), reference, Items(panel.clusters, independent, varying), rng
-        )
+        items = Items(panel.clusters, independent, varying, self.metric.lowest)
+        return interval(self.arm(systems), reference, items, rng, level)
 
     def _differing(self, systems: Sequence[str], against: Sequence[str]) -> int:
         """Clusters on which two sides differ on some seed; a fixed system is held to every seed."""
@@ -160,21 +203,21 @@ def measure(
     Raises:
         DataError: as `panels`.
     """
+    return measure_panels(panels(scores, tasks), systems, seed, draws)
+
+
+def measure_panels(
+    found: Sequence[Panel], systems: Sequence[SystemInfo], seed: int = 0, draws: int = DRAWS
+) -> list[Measured]:
+    """`measure` of scores that are panels already."""
     infos = {info.system: info for info in systems}
     measured = []
-    for panel in panels(scores, tasks):
+    for panel in found:
         assert panel.codes.keys() <= infos.keys()
         ordered = [system for system in infos if system in panel.codes]
-        rng = generator(seed, "resample-clusters", f"{panel.task}/{panel.split}")
-        weights = cluster_weights(panel.clusters, draws, rng)
-        counts = {
-            of: {s: resampled(panel.tallies(metric)[s], weights) for s in ordered}
-            for of, metric in {metric.counts == "items": metric for metric in panel.metrics}.items()
-        }
         for metric in panel.metrics:
             values = {s: panel.value(metric, s) for s in ordered}
-            own = counts[metric.counts == "items"]
-            drawn = {s: metric.from_tallies(own[s]) for s in ordered}
+            drawn = Draws(panel, metric, seed, draws)
             measured.append(Measured(panel, metric, infos, values, drawn, seed))
     return measured
 
@@ -267,6 +310,7 @@ def estimate(
         seeds=len(arm.values),
         method=found.method,
         seed=measured.seed,
+        p=found.p,
     )
 
 

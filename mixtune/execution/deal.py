@@ -122,8 +122,9 @@ def titles(runs: Sequence[RunPlan]) -> str:
 
 def _only_answers(run: RunPlan, units: Mapping[str, Unit]) -> bool:
     trained = run.kind != "trained" or units[run.system].state == "done"
-    # Models behind APIs are asked by the process that holds the study, not by a worker.
-    return run.kind != "api" and trained and missing(run, units)
+    # Models behind APIs are asked by the process that holds the study, not by a worker, and merged
+    # adapters wait for their parts (merged.py).
+    return run.kind not in ("api", "merged") and trained and missing(run, units)
 
 
 def _fresh(

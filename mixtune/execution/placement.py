@@ -72,7 +72,7 @@ def place(plan: Plan, options: Options, kept: Sequence[Head], events: Events) ->
     """
     assert plan.files is not None
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    local = sum(run.kind != "api" for run in plan.runs)
+    local = sum(run.kind not in ("api", "merged") for run in plan.runs)
     workers = options.workers or (
         default_workers(_weights_bytes(plan.files), local) if device == "cpu" else 1
     )

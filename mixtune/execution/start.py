@@ -3,6 +3,7 @@
 Knows: the order of these. Does not know: what the terminal shows, what a run does.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mixtune.events import Events
 from mixtune.execution.checkpoint import Head
 from mixtune.execution.deal import Setting, deal, heads, missing
 from mixtune.execution.local import begin
+from mixtune.execution.merged import answer_merged
 from mixtune.execution.options import Options
 from mixtune.execution.placement import place
 from mixtune.execution.pool import Work, run_pool
@@ -51,33 +53,40 @@ def run_study(
         if not begin(plan, store, events):
             return []
         failed = answer_remote(plan, planner, store, events)
-        if not _left(plan, store):
-            return failed
-        kept = [head for head in heads(store).values() if isinstance(head, Head)]
-        where = place(plan, options, kept, events)
-        events.note(worded(matmul_rates(files.folder, device=where.device), study.train.compute))
-        setting = Setting.here(where.slots, where.threads, where.device, study.train.compute)
-        portions = deal(plan, store, setting, where.workers, events)
-        count = min(where.workers, len(portions))
-        events.note(
-            f"worker processes: {count}, threads in each: {where.threads}, on {where.device}"
-        )
-        work = Work(
-            make_planner,
-            plan,
-            store.folder,
-            portions,
-            setting,
-            where.used,
-            options.checkpoint_every,
-        )
-        return failed + run_pool(work, count, events)
+        if _left(plan, store):
+            failed += _in_workers(make_planner, plan, store, options, events)
+        return failed + answer_merged(plan, planner, store, events)
+
+
+def _in_workers(
+    make_planner: Callable[[], Planner], plan: Plan, store: Store, options: Options, events: Events
+) -> list[RunPlan]:
+    """Train and answer in processes of their own; returns the runs that failed."""
+    assert plan.files is not None
+    kept = [head for head in heads(store).values() if isinstance(head, Head)]
+    where = place(plan, options, kept, events)
+    rates = matmul_rates(plan.files.folder, device=where.device)
+    events.note(worded(rates, plan.study.train.compute))
+    setting = Setting.here(where.slots, where.threads, where.device, plan.study.train.compute)
+    portions = deal(plan, store, setting, where.workers, events)
+    count = min(where.workers, len(portions))
+    events.note(f"worker processes: {count}, threads in each: {where.threads}, on {where.device}")
+    work = Work(
+        make_planner,
+        plan,
+        store.folder,
+        portions,
+        setting,
+        where.used,
+        options.checkpoint_every,
+    )
+    return run_pool(work, count, events)
 
 
 def _left(plan: Plan, store: Store) -> bool:
-    """Whether anything is left that takes a model on this machine."""
+    """Whether anything is left for workers: APIs and merged adapters are asked by this process."""
     units = store.units()
-    return any(run.kind != "api" and missing(run, units) for run in plan.runs)
+    return any(run.kind not in ("api", "merged") and missing(run, units) for run in plan.runs)
 
 
 def _planner(study: Study, data_dir: Path | None, files: BaseModelFiles) -> Planner:

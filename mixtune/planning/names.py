@@ -14,8 +14,9 @@ from mixtune.study_file import parse_study
 from mixtune.tasks.base import Task
 from mixtune.tasks.registry import Registry
 
-SystemKind = Literal["trained", "base", "majority", "api", "adapter", "model"]
-"""api: behind an endpoint. The last two were made elsewhere and brought in to be scored."""
+SystemKind = Literal["trained", "merged", "base", "majority", "api", "adapter", "model"]
+"""merged: a sum of trained adapters. api: behind an endpoint. The last two were made elsewhere and
+brought in to be scored."""
 
 _NEEDS = {
     "tasks": "scored",

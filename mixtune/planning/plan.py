@@ -24,6 +24,7 @@ from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, gold_answers, 
 from mixtune.planning.flaws import leaking_packs, lower_labels
 from mixtune.planning.leaks import Leaks
 from mixtune.planning.lengths import longest_answer
+from mixtune.planning.merged import merged_runs
 from mixtune.planning.mixes import mix_rows, size_of
 from mixtune.planning.names import SystemKind, answerable, canonical
 from mixtune.planning.remote import Remote
@@ -69,6 +70,8 @@ class Planner:
         runs = [self.baseline(kind) for kind in self.study.baselines]
         runs += [self._api(system) for system in self.remote.systems]
         runs += [self._trained(cell, seed) for cell, seed in self._seeded()]
+        if self.study.budget.merged:
+            runs += merged_runs(runs, lambda system: self._answers(system, "merged"))
         _refuse_twins(runs)
         return Plan(self.study, self.files, tuple(runs))
 

@@ -15,6 +15,15 @@ from mixtune.store import PlanRow, slug
 
 
 @dataclass(frozen=True, slots=True)
+class Summand:
+    """A run whose adapter is part of a merged one: its id and folder, and its weight."""
+
+    system: str
+    folder: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerPlan:
     """One set of answers: a system on the items of one task and split, in one form.
 
@@ -40,7 +49,7 @@ class RunPlan:
     `course`: how long it is trained. `note`: what sets its cell apart from others of the same
     cocktail. `label` and `origin`: what a system that was brought in is called, and where it came
     from. `of` and `strength`: the folder of the run whose adapter answers, where that is not its
-    own, and how strongly.
+    own, and how strongly. `parts`: the runs whose adapters are added up for it.
     """
 
     system: str
@@ -56,11 +65,12 @@ class RunPlan:
     note: str = ""
     of: str = ""
     strength: float = 1.0
+    parts: tuple[Summand, ...] = ()
 
     @property
     def name(self) -> str:
         """The cell, what the baseline is called, or the label of a system brought in."""
-        if self.kind == "trained":
+        if self.kind in ("trained", "merged"):
             return title(self.cocktail, self.note)
         return self.label or self.kind
 

@@ -1,0 +1,123 @@
+"""What can be told apart: equivalence with a margin, near-ties of the best, detectable differences.
+
+Knows: cocktails, seeds, a margin. Does not know: how it was declared, how a row is shown.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+from types import ModuleType
+
+from mixtune.analysis.resample import LEVEL
+from mixtune.analysis.results import Measured, estimate
+from mixtune.metrics import Metric
+from mixtune.records import Estimate
+
+TIE = "tie"
+DETECTABLE = "detectable"
+POWER = 0.8
+MARGIN = 0.01
+PLANNED = (3, 5)
+"""Seeds of an arm for which the detectable difference is given beside those that a study has:
+what a search winner and what a claim should have."""
+
+
+def equivalent(
+    measured: Measured, systems: Sequence[str], against: Sequence[str], margin: float
+) -> bool | None:
+    """Whether two arms differ by less than a margin (two one-sided tests, Schuirmann 1987, at 5 %).
+
+    None where there are too few clusters to say.
+    """
+    found = measured.interval(systems, against, "equivalence", level=2 * LEVEL - 1)
+    if found.low is None or found.high is None:
+        return None
+    return -margin < found.low and found.high < margin
+
+
+def ties(found: Sequence[Measured], margin: float) -> list[Estimate]:
+    """Each cocktail minus the best one on the same data, and in words whether it is a tie.
+
+    The best is that with the highest mean over its seeds, ties by name. It was picked on the data
+    that it is read on: the differences are exploratory.
+    """
+    return [row for measured in found for row in _ties(measured, margin)]
+
+
+def _ties(measured: Measured, margin: float) -> list[Estimate]:
+    arms = {name: list(by_seed.values()) for name, by_seed in measured.cells().items()}
+    if len(arms) < 2:
+        return []
+    means = {name: measured.arm(systems).value for name, systems in arms.items()}
+    best = min(means, key=lambda name: (-_sign(measured.metric) * means[name], name))
+    rows = []
+    for name, systems in arms.items():
+        if name == best:
+            continue
+        ends = measured.interval(systems, arms[best], f"{name} - {best}")
+        row = estimate(
+            measured, (TIE, name, best), measured.arm(systems), means[name] - means[best], ends
+        )
+        said = _said(equivalent(measured, systems, arms[best], margin), margin)
+        rows.append(replace(row, method=f"{said}; {row.method}"))
+    return rows
+
+
+def _said(tied: bool | None, margin: float) -> str:
+    if tied is None:
+        return f"cannot be said to be within ±{margin:g}"
+    return f"tie within ±{margin:g}" if tied else f"not shown to be within ±{margin:g}"
+
+
+def detectable(found: Sequence[Measured]) -> list[Estimate]:
+    """Smallest true difference between two cells that is found with 80 % power, by seeds an arm.
+
+    Two-sided at 5 %, run variance included; subject "N seeds". The item variance is the median over
+    the cells that train on the task, each against the first of them. No row where runs were not
+    repeated or there are too few clusters: how much seeds matter is then not known.
+    """
+    return [row for measured in found for row in _detectable(measured)]
+
+
+def _detectable(measured: Measured) -> list[Estimate]:
+    task = measured.panel.task
+    arms = [
+        list(by_seed.values())
+        for by_seed in measured.cells().values()
+        if task in measured.infos[next(iter(by_seed.values()))].ingredients
+    ]
+    spread = measured.spread(True)
+    ends = measured.interval(arms[0], arms[1], DETECTABLE) if len(arms) > 1 else None
+    if spread is None or ends is None or ends.low is None:
+        return []
+    first = measured.arm(arms[0])
+    apart = [
+        float((measured.arm(arm).draws.mean(0) - first.draws.mean(0)).var(ddof=1))
+        for arm in arms[1:]
+    ]
+    clusters = measured.panel.clusters
+    items = median(apart) * clusters / (clusters - 1)
+    rows = []
+    for seeds in sorted({*PLANNED, *map(len, arms)}):
+        runs = 2.0 * spread.variance / seeds
+        total = items + runs
+        parts = items**2 / (clusters - 1) + runs**2 / spread.df
+        df = total**2 / parts if parts else float(clusters - 1)
+        t = _special().stdtrit(df, 0.5 + LEVEL / 2) + _special().stdtrit(df, POWER)
+        row = estimate(
+            measured, (DETECTABLE, f"{seeds} seeds", ""), first, float(t) * total**0.5, ends
+        )
+        method = "two-sided 5 %, 80 % power; item variance plus between-run variance over cells"
+        rows.append(replace(row, method=method, seeds=seeds, low=None, high=None, p=None))
+    return rows
+
+
+def _sign(metric: Metric) -> float:
+    return 1.0 if metric.higher_is_better else -1.0
+
+
+def _special() -> ModuleType:
+    from scipy import special
+
+    found: ModuleType = special
+    return found
