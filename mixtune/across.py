@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from mixtune.analysis.effects import compare
 from mixtune.analysis.results import SystemInfo, measure
+from mixtune.analysis.ties import MARGIN
 from mixtune.derive import Derived
 from mixtune.errors import SpecError
 from mixtune.records import Estimate
@@ -53,7 +54,7 @@ def compare_studies(
     rows = [
         row
         for name in dict.fromkeys(shared)
-        for row in compare(found, _mark(one, name), _mark(other, name))
+        for row in compare(found, _mark(one, name), _mark(other, name), MARGIN)
     ]
     compared = {row.subject for row in rows}
     alone = [name for name in dict.fromkeys(shared) if _mark(one, name) not in compared]

@@ -258,7 +258,7 @@ class Derived:
         names = [self._named(name) for name in (subject, reference)]
         if names[0] == names[1]:
             raise SpecError("a system compared with itself", found=subject, remedy="name two")
-        rows = compare(self.measured(split), *names)
+        rows = compare(self.measured(split), names[0], names[1], MARGIN)
         if not rows:
             raise SpecError(
                 "the two systems share no seed, or no task that both have answered",
