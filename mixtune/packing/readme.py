@@ -87,6 +87,8 @@ def readme(derived: Derived, splits: Sequence[str]) -> str:
             words = {"study": f"{name}/study.yaml", "split": split, "page": page}
             asked = f"`mixtune {command.format(**words)}`"
             rows.append(f"| {what}, {split} | {asked} | {file.format(**words)} |")
+    if (derived.store.folder / "selection.json").is_file():
+        rows.append(f"| what was confirmed | `mixtune claims {name}/study.yaml` | |")
     return _README.format(
         name=name, version=__version__, commands="\n".join(rows), states=_states(derived)
     )
