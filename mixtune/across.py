@@ -53,7 +53,7 @@ def compare_studies(
     rows = [
         row
         for name in dict.fromkeys(shared)
-        for row in compare(found, _mark(one, name), _mark(other, name))
+        for row in compare(found, _mark(one, name), _mark(other, name), one.study.claims.margin)
     ]
     compared = {row.subject for row in rows}
     alone = [name for name in dict.fromkeys(shared) if _mark(one, name) not in compared]

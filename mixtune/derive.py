@@ -193,7 +193,9 @@ class Derived:
             raise StoreError(
                 f"{len(missing)} sets of answers are not scored by this version's parsers",
                 where=str(self.store.folder),
-                remedy="mixtune score STUDY.yaml; a running mixtune run does it at its end",
+                remedy="read the pack with the version that its README names"
+                if self.store.packed
+                else "mixtune score STUDY.yaml; a running mixtune run does it at its end",
             )
         rows = [r for r in self.finished(claimed) if split in (None, r.split)]
         tables = [self.store.read_table(self.score_file(row)) for row in rows]
@@ -286,7 +288,7 @@ class Derived:
         names = [self._named(name) for name in (subject, reference)]
         if names[0] == names[1]:
             raise SpecError("a system compared with itself", found=subject, remedy="name two")
-        rows = compare(self.measured(split), *names)
+        rows = compare(self.measured(split), names[0], names[1], self.study.claims.margin)
         if not rows:
             raise SpecError(
                 "the two systems share no seed, or no task that both have answered",

@@ -102,7 +102,7 @@ def whole_folder(target: Path, place: Place = RUNS) -> Iterator[Path]:
         _remove(part)
         part.mkdir(parents=True)
         yield part
-        for path in part.iterdir():
+        for path in filter(Path.is_file, part.rglob("*")):
             _flush(path)
         _remove(target)
         part.replace(target)

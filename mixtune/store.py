@@ -41,6 +41,8 @@ from mixtune.states import FILE, States, Unit
 ASIDE = ("probe", "strength")
 """Kinds of units, named after their verbs, that are in no plan of a study and in no table of it."""
 SELECTION = "selection.json"
+PACK = "pack.json"
+"""Stands in a study's folder that came out of a pack: it is read and never run."""
 LINES = 40
 """Lines of a difference that are shown."""
 _COMPARED = ("study.yaml", "content.json")
@@ -106,9 +108,10 @@ class Store(States):
 
         Raises:
             StoreError: another process holds it, the folder cannot be written, or it holds
-                something that is no study.
+                something that is no study, or a pack.
         """
         self._refuse_foreign()
+        self._refuse_a_pack()
         with durable.hold(self.folder / "lock"):
             with (self.folder / "workers").open("a+") as workers:
                 # Orphans of a killed process end within a moment; wait until the last has.
@@ -127,6 +130,20 @@ class Store(States):
                 found=", ".join(foreign),
                 wanted="an empty folder, or one that mixtune made",
                 remedy="give the study another name, or choose another --runs-dir",
+            )
+
+    @property
+    def packed(self) -> bool:
+        """Whether this is a pack: scores without answers, weights and data."""
+        return (self.folder / PACK).is_file()
+
+    def _refuse_a_pack(self) -> None:
+        if self.packed:
+            raise StoreError(
+                "this is a pack, which holds scores and nothing that could be run or scored again",
+                where=str(self.folder),
+                remedy="mixtune results, analyze, compare and report read it; to run the study "
+                "anew, copy its study.yaml elsewhere",
             )
 
     @contextmanager

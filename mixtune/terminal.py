@@ -27,7 +27,7 @@ from mixtune.events import Events
 from mixtune.planning.facts import size_lines
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
-from mixtune.records import Estimate, MixRow, Result, TrainStep
+from mixtune.records import MixRow, Result, TrainStep
 from mixtune.states import Unit
 from mixtune.store import ASIDE
 
@@ -432,7 +432,7 @@ def show_summary(out: Console, derived: Derived, split: str, form: str | None = 
         place = (change.target, change.form, change.metric)
         if place in main and change.quantity == TO_SINGLE:
             cells[change.subject][change.target] += (
-                f"  {change.value:+.3f} [{_ends(change.low, change.high, '+')}]"
+                f"  {change.value:+.3f} [{interval(change.low, change.high, '+')}]"
             )
     rows = [(name, *(found.get(task, "–") for task in tasks)) for name, found in cells.items()]
     note = f", {form} answers" if form else ""
@@ -443,27 +443,8 @@ def show_summary(out: Console, derived: Derived, split: str, form: str | None = 
     show_training(out, derived)
 
 
-def show_estimates(out: Console, found: Sequence[Estimate], title: str) -> None:
-    """One row per estimate: what, of which system, against which, where, with its interval."""
-    rows = [
-        (
-            row.target,
-            row.form,
-            row.metric,
-            row.subject,
-            row.reference or "–",
-            f"{row.value:+.3f}" if row.reference else f"{row.value:.3f}",
-            _ends(row.low, row.high, "+" if row.reference else ""),
-            row.n,
-            row.seeds,
-        )
-        for row in found
-    ]
-    columns = ("task", "form", "metric", "system", "minus", "value", "95 %", "n", "seeds")
-    out.print(table(title, columns, rows))
-
-
-def _ends(low: float | None, high: float | None, sign: str = "") -> str:
+def interval(low: float | None, high: float | None, sign: str = "") -> str:
+    """The two ends of an interval; "too few" where there is none."""
     return "too few" if low is None or high is None else f"{low:{sign}.3f}, {high:{sign}.3f}"
 
 
@@ -491,7 +472,7 @@ def show_rows(out: Console, found: Sequence[Result], title: str) -> None:
             (
                 *name,
                 f"{row.value:.3f}",
-                _ends(row.low, row.high),
+                interval(row.low, row.high),
                 row.n,
                 floor,
                 f"{row.unparsed:.1%}",

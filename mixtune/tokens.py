@@ -6,10 +6,11 @@ Light on purpose (`tokenizers` and jinja2): transformers' tokenizer classes load
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -35,6 +36,8 @@ _SAVE_FAST = (
     "save the tokenizer in its fast form: AutoTokenizer.from_pretrained(folder)"
     ".save_pretrained(folder)"
 )
+_AT_ONCE = 1000
+"""Texts that are encoded at once."""
 _ASKED = "mixtune-question"
 _ANSWERED = "mixtune-answer"
 
@@ -52,6 +55,11 @@ class Row:
     def length(self) -> int:
         """Tokens of prompt and answer together."""
         return len(self.prompt) + len(self.answer)
+
+    @property
+    def supervised(self) -> int:
+        """Tokens of the answer."""
+        return len(self.answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +154,10 @@ class Tokens:
         """Token ids of a conversation with the generation prompt added, as evaluation sends it."""
         return self._encode(self.render(messages))
 
+    def prompts_ids(self, asked: Iterable[Sequence[Message]]) -> Iterator[list[int]]:
+        """`prompt_ids` of many conversations, in their order, with the tokenizer's own threads."""
+        return self._encode_all(map(self.render, asked))
+
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of an answer as it follows the prompt, with its end of turn.
 
@@ -154,8 +166,16 @@ class Tokens:
         answer that starts with a line break), the answer is encoded by itself: the prompt of a
         training row stays the one that evaluation sends.
         """
-        text = self._lead + text
-        whole = self._encode(self._anchor + text)
+        return self._answer(self._lead + text, self._encode(self._anchor + self._lead + text))
+
+    def answers_ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """`answer_ids` of many answers, in their order."""
+        led = [self._lead + text for text in texts]
+        wholes = self._encode_all(self._anchor + text for text in led)
+        return map(self._answer, led, wholes)
+
+    def _answer(self, text: str, whole: list[int]) -> list[int]:
+        """An answer's ids from those of the fixed prompt with it."""
         start = len(self._anchor_ids)
         joined = whole[:start] == self._anchor_ids
         return [*(whole[start:] if joined else self._encode(text)), *self.end_of_turn]
@@ -172,6 +192,11 @@ class Tokens:
         """Whether a text holds a special token, such as an end of turn, spelled out."""
         return not self._special_ids.isdisjoint(self._encode(text))
 
+    def with_control_token(self, texts: Sequence[str]) -> list[str]:
+        """Those of many texts that hold one, in their order."""
+        pairs = zip(texts, self._encode_all(texts), strict=True)
+        return [text for text, ids in pairs if not self._special_ids.isdisjoint(ids)]
+
     @cached_property
     def digest(self) -> str:
         """16 hex digits over the tokenizer, the template and everything else that shapes ids."""
@@ -184,6 +209,13 @@ class Tokens:
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _encode_all(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """The ids of each text; some at a time, so that what is not needed yet takes no memory."""
+        left = iter(texts)
+        while some := list(islice(left, _AT_ONCE)):
+            for found in self._tokenizer.encode_batch_fast(some, add_special_tokens=False):
+                yield found.ids
 
     def _around_answer(self) -> tuple[str, str]:
         """What the template writes between prompt and answer, and what it writes behind it."""
@@ -239,7 +271,7 @@ def encode_rows(
         elif over_long == "drop":
             dropped[ingredient] += 1
         else:
-            raise _too_long(row, max_length)
+            refuse_long(ingredient, example.id, (len(row.prompt), len(row.answer)), max_length)
     return Encoded(rows, dropped)
 
 
@@ -248,12 +280,29 @@ def _encode_example(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Prompt and answer in ids; `answers` holds those of texts that were there before."""
     if example.target not in answers:
-        where = f"ingredient {ingredient}, example {example.id}"
+        where = _where(ingredient, example.id)
         answers[example.target] = _encode_answer(example, tokens, where)
     return tuple(tokens.prompt_ids(example.messages)), answers[example.target]
 
 
 def _encode_answer(example: Example, tokens: Tokens, where: str) -> tuple[int, ...]:
+    _refuse_answer(example, where, tokens.has_control_token(example.target))
+    return tuple(tokens.answer_ids(example.target))
+
+
+def refuse_answers(named: Sequence[tuple[str, Example]], tokens: Tokens) -> None:
+    """Check the answers of (ingredient, example) pairs.
+
+    Raises:
+        DataError: an empty answer, or one that holds a control token.
+    """
+    holding = set(tokens.with_control_token([example.target for _, example in named]))
+    for ingredient, example in named:
+        where = _where(ingredient, example.id)
+        _refuse_answer(example, where, example.target in holding)
+
+
+def _refuse_answer(example: Example, where: str, control: bool) -> None:
     if not example.target.strip():
         raise DataError(
             "the answer is empty: there is nothing to learn from it",
@@ -261,7 +310,7 @@ def _encode_answer(example: Example, tokens: Tokens, where: str) -> tuple[int, .
             found=example.target,
             remedy="mend the row or leave it out of the dataset",
         )
-    if tokens.has_control_token(example.target):
+    if control:
         raise DataError(
             "the answer holds a control token of the model spelled out",
             where=where,
@@ -269,18 +318,27 @@ def _encode_answer(example: Example, tokens: Tokens, where: str) -> tuple[int, .
             wanted="text only: the end of turn is added here",
             remedy="remove the token from the row",
         )
-    return tuple(tokens.answer_ids(example.target))
 
 
-def _too_long(row: Row, max_length: int) -> DataError:
-    return DataError(
-        "a training row is too long",
-        where=f"ingredient {row.ingredient}, example {row.example_id}",
-        found=f"{row.length} tokens ({len(row.prompt)} prompt, {len(row.answer)} answer)",
-        wanted=f"at most {max_length} tokens",
-        remedy=f"set train.max_length={row.length} or more, or train.over_long=drop to leave such "
-        "rows out and count them",
-    )
+def refuse_long(ingredient: str, example: str, tokens: tuple[int, int], most: int) -> None:
+    """Check the length of a row, given as tokens of its prompt and of its answer.
+
+    Raises:
+        DataError: it is longer than `most`.
+    """
+    if (length := sum(tokens)) > most:
+        raise DataError(
+            "a training row is too long",
+            where=_where(ingredient, example),
+            found=f"{length} tokens ({tokens[0]} prompt, {tokens[1]} answer)",
+            wanted=f"at most {most} tokens",
+            remedy=f"set train.max_length={length} or more, or train.over_long=drop to leave such "
+            "rows out and count them",
+        )
+
+
+def _where(ingredient: str, example: str) -> str:
+    return f"ingredient {ingredient}, example {example}"
 
 
 class _GenerationBlock(Extension):

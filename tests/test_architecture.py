@@ -49,6 +49,8 @@ MAY_IMPORT = {
     "strength": "errors records store planning analysis derive",
     "judging": "errors identity records metrics store models evaluation analysis derive",
     "claiming": "errors records spec store selection planning analysis derive",
+    "packing": "errors identity records metrics strict_yaml study_file tasks durable states store "
+    "derive",
     "terminal": "analysis errors records tasks states store planning events derive",
     "doctor": "environment errors records tasks models",
     "engine": "errors spec records tokens durable models",

@@ -45,8 +45,8 @@ def tokens(files):
 class Counted:
     """A tokenizer of one token a letter, and the end of turn."""
 
-    def answer_ids(self, text):
-        return [0] * (len(text) + 1)
+    def answers_ids(self, texts):
+        return ([0] * (len(text) + 1) for text in texts)
 
 
 def evaluate(**changes):

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from mixtune.analysis.adjust import benjamini_hochberg
 from mixtune.analysis.results import BASE, MAJORITY, Measured, SystemInfo, estimate
+from mixtune.analysis.ties import tie
 from mixtune.errors import DataError
 from mixtune.metrics import METRICS
 from mixtune.records import Estimate, Result
@@ -52,11 +53,14 @@ def adjusted(rows: Sequence[Estimate]) -> list[Estimate]:
     return made
 
 
-def compare(found: Sequence[Measured], subject: str, reference: str) -> list[Estimate]:
+def compare(
+    found: Sequence[Measured], subject: str, reference: str, margin: float | None = None
+) -> list[Estimate]:
     """One cocktail or fixed system minus another, by name, on every panel that has both.
 
     Two trained cocktails are compared on the seeds that both have; a fixed system (base, majority,
-    one that was brought in) is held against every seed of the other.
+    one that was brought in) is held against every seed of the other. With a `margin` each method
+    begins with whether the two are a tie within it.
     """
     rows = []
     for measured in found:
@@ -66,7 +70,9 @@ def compare(found: Sequence[Measured], subject: str, reference: str) -> list[Est
             sides = [{s: side[s] for s in shared} for side in sides]
         if all(sides):
             one, other = ([side[s] for s in sorted(side, key=str)] for side in sides)
-            rows.append(_difference(measured, (DIFFERENCE, subject, reference), one, other))
+            row = _difference(measured, (DIFFERENCE, subject, reference), one, other)
+            tied = "" if margin is None else f"{tie(measured, one, other, margin)}; "
+            rows.append(replace(row, method=f"{tied}{row.method}"))
     return rows
 
 

@@ -57,9 +57,14 @@ def _ties(measured: Measured, margin: float) -> list[Estimate]:
         row = estimate(
             measured, (TIE, name, best), measured.arm(systems), means[name] - means[best], ends
         )
-        said = _said(equivalent(measured, systems, arms[best], margin), margin)
+        said = tie(measured, systems, arms[best], margin)
         rows.append(replace(row, method=f"{said}; {row.method}"))
     return rows
+
+
+def tie(measured: Measured, systems: Sequence[str], against: Sequence[str], margin: float) -> str:
+    """In words, whether two arms are a tie within a margin."""
+    return _said(equivalent(measured, systems, against, margin), margin)
 
 
 def _said(tied: bool | None, margin: float) -> str:

@@ -1,6 +1,18 @@
 """The command line: one function per verb; what they show is put together in terminal.py."""
 
-from mixtune.cli import adapters, claims, data, judge, leaks, machine, probe, strength, study, write
+from mixtune.cli import (
+    adapters,
+    claims,
+    data,
+    judge,
+    leaks,
+    machine,
+    pack,
+    probe,
+    strength,
+    study,
+    write,
+)
 from mixtune.cli.app import main
 
 __all__ = [
@@ -11,6 +23,7 @@ __all__ = [
     "leaks",
     "machine",
     "main",
+    "pack",
     "probe",
     "strength",
     "study",

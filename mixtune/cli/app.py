@@ -28,6 +28,7 @@ from mixtune.analysis.panel import FORMS
 from mixtune.cli import complete
 from mixtune.derive import Derived
 from mixtune.errors import MixtuneError, UserError, shorten
+from mixtune.packing.archive import in_pack, is_zip, opened, study_in
 from mixtune.presets import preset
 from mixtune.records import Estimate, Result
 from mixtune.spec import Study
@@ -69,8 +70,10 @@ StudyFile = Annotated[
     Path,
     typer.Argument(
         metavar="STUDY.yaml",
-        help="The study file, or the name of a preset.",
+        help="The study file, the name of a preset, or a reviewer's pack.",
         autocompletion=complete.files,
+        callback=study_in,
+        is_eager=True,
     ),
 ]
 Overrides = Annotated[
@@ -83,8 +86,30 @@ DataDir = Annotated[
     Path | None,
     typer.Option(envvar="MIXTUNE_DATA_DIR", help="Folder of datasets; without it, the hub."),
 ]
+
+
+def _runs_of(ctx: typer.Context, folder: Path) -> Path:
+    """The folder of results: that which a pack is opened to, where one is given.
+
+    A study file that lies in a pack is read beside its own results, wherever others are kept.
+    """
+    if is_zip(folder):
+        return opened(folder).parent
+    study_file = ctx.params.get("study_file")
+    source = ctx.get_parameter_source("runs_dir")
+    given = source is not None and source.name == "COMMANDLINE"
+    if given or not isinstance(study_file, Path) or not in_pack(study_file):
+        return folder
+    return study_file.parent.parent
+
+
 RunsDir = Annotated[
-    Path, typer.Option(envvar="MIXTUNE_RUNS_DIR", help="Where studies' results are kept.")
+    Path,
+    typer.Option(
+        envvar="MIXTUNE_RUNS_DIR",
+        help="Where studies' results are kept; or a reviewer's pack.",
+        callback=_runs_of,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]

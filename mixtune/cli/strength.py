@@ -25,6 +25,7 @@ from mixtune.cli.app import (
     look_at,
     study_of,
 )
+from mixtune.cli.tables import show_estimates
 from mixtune.derive import Derived
 from mixtune.errors import UserError
 from mixtune.planning.runs import RunPlan
@@ -103,7 +104,7 @@ def _test(
         print(json.dumps({"chosen": chosen, "gained": [asdict(r) for r in rows]}, indent=1))
         return
     said = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
-    terminal.show_estimates(terminal.console(), rows, f"{study.name}, test; chosen: {said}")
+    show_estimates(terminal.console(), rows, f"{study.name}, test; chosen: {said}")
 
 
 def _answered(

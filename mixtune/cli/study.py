@@ -8,7 +8,7 @@ import webbrowser
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -41,6 +41,7 @@ from mixtune.cli.app import (
 )
 from mixtune.cli.leaks import show_clean
 from mixtune.cli.outlines import outline_json, show_outline
+from mixtune.cli.tables import show_estimates
 from mixtune.derive import Derived
 from mixtune.errors import UserError
 from mixtune.execution.options import CHECKPOINT_EVERY, Options
@@ -51,6 +52,7 @@ from mixtune.planning.outline import DOLLARS, TERAFLOPS, Rates, outline
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan, RunPlan
 from mixtune.records import Result
+from mixtune.report.text import as_json, as_markdown
 from mixtune.selection import read_selection
 from mixtune.spec import Study
 from mixtune.store import Store
@@ -261,16 +263,25 @@ def score(  # noqa: PLR0913 - a verb's options
 
 
 @app.command(rich_help_panel="Read")
-def report(
+def report(  # noqa: PLR0913 - a verb's options
     study_file: StudyFile,
     overrides: Overrides = None,
     runs_dir: RunsDir = RUNS,
     split: SplitName = "validation",
     limit: Limit = None,
     dry_run: DryRun = False,
+    kind: Annotated[
+        Literal["html", "md", "json"],
+        typer.Option("--format", help="md and json are printed: the page's numbers, no figures."),
+    ] = "html",
 ) -> None:
     """Write the report, one HTML file that needs no network. Next: mixtune open."""
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
+    if kind != "html":
+        look_at(split, derived.store, "report")
+        said = as_markdown if kind == "md" else as_json
+        print(terminal.printable(said(derived.report_input(split))))
+        return
     if dry_run:
         print(terminal.printable(f"would write {derived.report_path(split)}"))
         return
@@ -296,7 +307,7 @@ def analyze(  # noqa: PLR0913 - a verb's options
         print_rows(in_form(rows, form or "all", derived.study))
         return
     shown = in_form(rows, form, derived.study)
-    terminal.show_estimates(terminal.console(), shown, f"{derived.study.name}, {split}")
+    show_estimates(terminal.console(), shown, f"{derived.study.name}, {split}")
     print(terminal.printable(path))
 
 
@@ -386,7 +397,7 @@ def compare(  # noqa: PLR0913 - a verb's options
         print_rows(in_form(rows, form or "all", one.study))
     else:
         shown = in_form(rows, form, one.study)
-        terminal.show_estimates(terminal.console(), shown, f"{one.study.name}, {split}")
+        show_estimates(terminal.console(), shown, f"{one.study.name}, {split}")
         for study in [one] if len(others) == 2 else [one, other]:
             terminal.show_training(terminal.console(), study)
     if no_worse_than is not None and (left_out or not one.holds(rows, -no_worse_than)):

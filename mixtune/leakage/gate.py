@@ -34,6 +34,26 @@ class LeakedBy:
     kind: Kind
 
 
+class Protected:
+    """Evaluation rows by what they are looked up by; many splits can be held against them."""
+
+    def __init__(self, evaluation: Sequence[Example]) -> None:
+        self._table: dict[tuple[str, ...], Example] = {}
+        for example in sorted(evaluation, key=lambda row: (row.split, row.task, row.id)):
+            for _, key in _keys(example):
+                self._table.setdefault(key, example)
+
+    def leaked(self, train: Sequence[Example]) -> dict[str, LeakedBy]:
+        """Rows that occur in the evaluation rows, by example id; see `find_leaked`."""
+        leaked = {}
+        for example in train:
+            for kind, key in _keys(example):
+                if (witness := self._table.get(key)) is not None:
+                    leaked[example.id] = LeakedBy(witness.split, witness.task, witness.id, kind)
+                    break
+        return leaked
+
+
 def find_leaked(train: Sequence[Example], evaluation: Sequence[Example]) -> dict[str, LeakedBy]:
     """Train rows that occur in the evaluation rows, by example id.
 
@@ -42,17 +62,7 @@ def find_leaked(train: Sequence[Example], evaluation: Sequence[Example]) -> dict
     the length of the texts: one table of keys, one look-up per key. Ids of `train` occur once, as
     in any split that the registry gives.
     """
-    table: dict[tuple[str, ...], Example] = {}
-    for example in sorted(evaluation, key=lambda row: (row.split, row.task, row.id)):
-        for _, key in _keys(example):
-            table.setdefault(key, example)
-    leaked = {}
-    for example in train:
-        for kind, key in _keys(example):
-            if (witness := table.get(key)) is not None:
-                leaked[example.id] = LeakedBy(witness.split, witness.task, witness.id, kind)
-                break
-    return leaked
+    return Protected(evaluation).leaked(train)
 
 
 def _keys(example: Example) -> Iterable[tuple[Kind, tuple[str, ...]]]:

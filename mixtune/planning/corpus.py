@@ -12,7 +12,7 @@ from typing import get_args
 from mixtune.errors import DataError
 from mixtune.identity import unit_interval
 from mixtune.leakage.forms import Kind
-from mixtune.leakage.gate import find_leaked
+from mixtune.leakage.gate import Protected
 from mixtune.mixing import select_evaluation
 from mixtune.records import Example, Split
 from mixtune.spec import Study
@@ -55,12 +55,12 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
     carve = study.evaluate.carve
     test = [e for task in study.tasks for e in registry.examples(task, "test", carve)]
     items: dict[tuple[str, Split], list[Example]] = {}
-    held_out = list(test)
+    held_out, tests = list(test), Protected(test)
     matched: dict[tuple[str, Split], dict[str, Kind]] = {}
     leaked_validation = {}
     for task in study.tasks:
         rows = registry.examples(task, "validation", carve)
-        clean, matched[task, "validation"] = _gate(task, rows, test, study)
+        clean, matched[task, "validation"] = _gate(task, rows, tests, study)
         leaked_validation[task] = len(rows) - len(clean)
         held_out += rows
         tested = [e for e in test if e.task == task]
@@ -71,11 +71,11 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
         items[name, split] = chosen
         held_out += rows
         kept_out |= {(name, split, row.id) for row in rows}
-    pools, leaked_train = {}, {}
+    pools, leaked_train, protected = {}, {}, Protected(held_out)
     for name in study.ingredients:
         rows = registry.examples(name, "train", carve)
         pool = [row for row in rows if (name, "train", row.id) not in kept_out]
-        pools[name], matched[name, "train"] = _gate(name, pool, held_out, study)
+        pools[name], matched[name, "train"] = _gate(name, pool, protected, study)
         leaked_train[name] = len(rows) - len(pools[name])
     known = {}
     if "majority" in study.baselines:
@@ -196,10 +196,10 @@ def _splits(study: Study, registry: Registry) -> list[tuple[str, Split]]:
 
 
 def _gate(
-    name: str, rows: Sequence[Example], against: Sequence[Example], study: Study
+    name: str, rows: Sequence[Example], against: Protected, study: Study
 ) -> tuple[list[Example], dict[str, Kind]]:
     """The rows that are left, and the kind of match of those that occur in `against`."""
-    leaked = find_leaked(rows, against)
+    leaked = against.leaked(rows)
     kinds = {row: by.kind for row, by in leaked.items()}
     if study.evaluate.leaked == "report":
         return list(rows), kinds

@@ -12,9 +12,9 @@ from mixtune.environment import environment
 from mixtune.models.memory import gigabytes
 from mixtune.planning.kept import kept_states
 from mixtune.planning.plan import Planner
+from mixtune.planning.sizes import Sizes
 from mixtune.records import Example
 from mixtune.tasks.base import fingerprint
-from mixtune.tokens import Tokens
 
 QUANTILES = {"min": 0.0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 """Name → quantile; each is the length of a row that exists, nothing interpolated."""
@@ -30,17 +30,17 @@ def length_rows(planner: Planner) -> list[dict[str, object]]:
     supervised (sums over those measured); `tokens_…` and `supervised_…` for each of `QUANTILES`, 0
     for an empty pool. Each row is encoded once. Without a tokenizer there are no rows.
     """
-    if planner.tokens is None:
+    if planner.sizes is None:
         return []
     limit = planner.study.train.max_length
     pools = planner.corpus.pools.items()
-    return [{"ingredient": name, **_measured(pool, planner.tokens, limit)} for name, pool in pools]
+    return [{"ingredient": name, **_measured(pool, planner.sizes, limit)} for name, pool in pools]
 
 
-def _measured(pool: Sequence[Example], tokens: Tokens, limit: int) -> dict[str, object]:
+def _measured(pool: Sequence[Example], sizes: Sizes, limit: int) -> dict[str, object]:
     chosen = pool[:: max(1, -(-len(pool) // AT_MOST))]
-    answers = np.array([len(tokens.answer_ids(e.target)) for e in chosen], dtype=int)
-    totals = answers + np.array([len(tokens.prompt_ids(e.messages)) for e in chosen], dtype=int)
+    answers = np.array(sizes.answers(chosen), dtype=int)
+    totals = answers + np.array(sizes.prompts(chosen), dtype=int)
     found: dict[str, object] = {
         "rows": len(pool),
         "measured": len(chosen),

@@ -30,8 +30,9 @@ def longest_answer(gold: Sequence[str], tokens: Tokens) -> int:
         )
     rank = -(-PERCENT * len(gold) // 100)
     counts: Counter[int] = Counter()
-    for text, count in Counter(gold).items():
-        counts[len(tokens.answer_ids(text))] += count
+    asked = Counter(gold)
+    for ids, count in zip(tokens.answers_ids(list(asked)), asked.values(), strict=True):
+        counts[len(ids)] += count
     seen = 0
     for length in sorted(counts):
         seen += counts[length]

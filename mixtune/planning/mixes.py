@@ -6,14 +6,14 @@ Knows: counts of a mixture, lengths of its rows. Does not know: how rows are mix
 from collections.abc import Mapping, Sequence
 
 from mixtune.mixing import Mixture
+from mixtune.planning.sizes import RowSize
 from mixtune.records import MixRow
 from mixtune.spec import UnitName
-from mixtune.tokens import Row
 
 
 def mix_rows(
     mixture: Mixture,
-    rows: Sequence[Row],
+    rows: Sequence[RowSize],
     unit: UnitName,
     dropped: tuple[Mapping[str, int], Mapping[str, int]],
 ) -> tuple[MixRow, ...]:
@@ -21,7 +21,7 @@ def mix_rows(
 
     Args:
         mixture: examples, counted.
-        rows: the same in tokens; none where there is no tokenizer.
+        rows: the same with their tokens; none where there is no tokenizer.
         unit: what shares are measured in.
         dropped: ingredient → rows that were too long, and rows that leak.
     """
@@ -39,7 +39,7 @@ def mix_rows(
             rows_got=one.got,
             rows_distinct=one.distinct,
             repeats=one.got / one.distinct,
-            supervised_tokens=sum(len(row.answer) for row in own[name]),
+            supervised_tokens=sum(row.supervised for row in own[name]),
             tokens=sum(row.length for row in own[name]),
             dropped_overlong=too_long.get(name, 0),
             dropped_leaked=leaked.get(name, 0),
@@ -52,6 +52,6 @@ def mix_rows(
     )
 
 
-def size_of(row: Row, unit: UnitName) -> int:
+def size_of(row: RowSize, unit: UnitName) -> int:
     """What a row counts for where shares are of tokens."""
-    return row.length if unit == "tokens" else len(row.answer)
+    return row.length if unit == "tokens" else row.supervised

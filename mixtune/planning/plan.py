@@ -8,7 +8,6 @@ and the study's name are in none of them.
 Knows: ids, mixes, token counts. Does not know: torch, GPUs, where results are kept.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
@@ -31,9 +30,10 @@ from mixtune.planning.mixes import mix_rows, size_of
 from mixtune.planning.names import SystemKind, answerable, canonical
 from mixtune.planning.remote import Remote
 from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
+from mixtune.planning.sizes import RowSize, Sizes
 from mixtune.records import Example, Form, Query, Selection, Split
 from mixtune.spec import Course, Study
-from mixtune.tasks.base import Task, fingerprint, query_of
+from mixtune.tasks.base import Task, fingerprint
 from mixtune.tasks.registry import Registry
 from mixtune.tokens import Row, Tokens, encode_rows
 
@@ -65,6 +65,7 @@ class Planner:
         self.registry = registry
         self.files = files
         self.tokens = Tokens.load(files.folder) if files else None
+        self.sizes = Sizes(self.tokens) if self.tokens else None
         self.corpus: Corpus = load_corpus(study, registry)
         if study.flaws.label_case:
             lower_labels(self.corpus.pools)
@@ -209,12 +210,11 @@ class Planner:
         it is.
         """
         unit = self.study.unit
-        if unit == "rows" or self.tokens is None:
+        if unit == "rows" or self.sizes is None:
             return {}
         costs = {}
         for name, pool in self.corpus.pools.items():
-            named = [(name, example) for example in pool]
-            rows = encode_rows(named, self.tokens, sys.maxsize, "error").rows
+            rows = self.sizes.rows([(name, example) for example in pool])
             costs[name] = Fraction(sum(size_of(row, unit) for row in rows), max(len(rows), 1))
         return costs
 
@@ -238,11 +238,22 @@ class Planner:
 
     def _fitting(self, name: str, pool: Sequence[Example]) -> list[Example]:
         """The examples that are not over-long."""
-        assert self.tokens is not None
-        named = [(name, example) for example in pool]
-        encoded = encode_rows(named, self.tokens, self.study.train.max_length, "drop")
-        kept = {row.example_id for row in encoded.rows}
-        return [example for example in pool if example.id in kept]
+        assert self.sizes is not None
+        sizes = self.sizes.rows([(name, example) for example in pool])
+        limit = self.study.train.max_length
+        return [e for e, size in zip(pool, sizes, strict=True) if size.length <= limit]
+
+    def _sized(
+        self, order: Sequence[tuple[str, Example]], course: Course
+    ) -> tuple[list[RowSize], int, Course]:
+        """Sizes of a run's rows, all the tokens it trains on, and its steps; packs as they are."""
+        if self.sizes is None:
+            return [], 0, course
+        plain = self.sizes.rows(order, self.study.train.max_length)
+        if not self.study.flaws.packing_leaks:
+            return plain, sum(row.length for row in plain), course
+        rows, course = self._packed(self._encode(order), course)
+        return plain, sum(row.length for row in rows), course
 
     def _packed(self, rows: list[Row], course: Course) -> tuple[list[Row], Course]:
         """Rows as they are, or behind those that share their pack (`flaws.packing_leaks`)."""
@@ -257,8 +268,7 @@ class Planner:
                 "", "trained", cell.cocktail, seed, (), answers, 0, "", "", cell.course, cell.note
             )
         mixture, unit = self._mixture(cell, seed), self.study.unit
-        plain = self._encode(mixture.order) if self.tokens else []
-        rows, course = self._packed(plain, cell.course)
+        plain, tokens, course = self._sized(mixture.order, cell.course)
         system = self._train_id(seed, mixture, course) if self.files else ""
         return RunPlan(
             system=system,
@@ -267,7 +277,7 @@ class Planner:
             seed=seed,
             mix=mix_rows(mixture, plain, unit, (self.dropped, self.corpus.leaked_train)),
             answers=self._answers(system),
-            tokens=sum(row.length for row in rows),
+            tokens=tokens,
             course=course,
             note=cell.note,
         )
@@ -386,24 +396,24 @@ class Planner:
         """Prompt tokens and fingerprint of the items of a task and split; computed once."""
         if (task, split) not in self._item_facts:
             items = self.corpus.items[task, split]
-            tokens = sum(self._prompt_length(e) for e in items) if self.tokens else 0
+            tokens = self._prompt_tokens(items) if self.sizes else 0
             self._item_facts[task, split] = (tokens, fingerprint(items))
         return self._item_facts[task, split]
 
-    def _prompt_length(self, example: Example) -> int:
-        """Tokens of an item's prompt, refused before anything runs when it is too long."""
-        assert self.tokens is not None
-        length = len(self.tokens.prompt_ids(query_of(example).messages))
-        limit = self.study.evaluate.max_prompt_length
-        if length > limit:
-            raise DataError(
-                "an evaluation prompt is too long",
-                where=f"{example.task}, {example.split} {example.id}",
-                found=f"{length} tokens",
-                wanted=f"at most {limit} (evaluate.max_prompt_length)",
-                remedy="raise evaluate.max_prompt_length",
-            )
-        return length
+    def _prompt_tokens(self, items: Sequence[Example]) -> int:
+        """Tokens of the items' prompts; one that is too long is refused before anything runs."""
+        assert self.sizes is not None
+        lengths, limit = self.sizes.prompts(items), self.study.evaluate.max_prompt_length
+        for example, length in zip(items, lengths, strict=True):
+            if length > limit:
+                raise DataError(
+                    "an evaluation prompt is too long",
+                    where=f"{example.task}, {example.split} {example.id}",
+                    found=f"{length} tokens",
+                    wanted=f"at most {limit} (evaluate.max_prompt_length)",
+                    remedy="raise evaluate.max_prompt_length",
+                )
+        return sum(lengths)
 
 
 def _refuse_twins(runs: Sequence[RunPlan]) -> None:

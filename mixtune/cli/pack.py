@@ -1,0 +1,67 @@
+"""The verb that makes the reviewer's pack."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixtune import __version__, terminal
+from mixtune.cli.app import (
+    RUNS,
+    DryRun,
+    Json,
+    Limit,
+    Overrides,
+    RunsDir,
+    StudyFile,
+    app,
+    derived_of,
+    study_of,
+)
+from mixtune.errors import UserError
+from mixtune.packing.archive import write_pack, zipped
+from mixtune.packing.contents import Contents
+
+
+@app.command(rich_help_panel="Read")
+def pack(  # noqa: PLR0913 - a verb's options
+    study_file: StudyFile,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The zip to write; by default <name>-pack.zip here.")
+    ] = None,
+    runs_dir: RunsDir = RUNS,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Write the reviewer's pack: one zip from which the study is analysed again.
+
+    It holds scores, settings, states, licences, prompt templates and hashes; no weights and no text
+    of a dataset. Next: mixtune results.
+    """
+    derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
+    name = derived.study.name
+    target = out or Path(f"{name}-pack.zip")
+    if derived.store.packed:
+        raise UserError("this is a pack already", found=str(derived.store.folder))
+    files = Contents(derived).files()
+    content = zipped(name, files, __version__)
+    if not dry_run:
+        write_pack(target, name, content)
+    facts = {
+        "pack": str(target),
+        "written": not dry_run,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "files": {path: len(files[path]) for path in sorted(files)},
+    }
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    done = "would write" if dry_run else "wrote"
+    said = f"{done} {target}: {len(files)} files, {len(content):,} bytes, no text of a dataset"
+    print(terminal.printable(said))
+    print(terminal.printable(f"sha256 {facts['sha256']}; read it: mixtune results {target}"))

@@ -1,0 +1,86 @@
+"""How long rows and prompts are in tokens: each text encoded once, however many runs have it.
+
+A plan needs lengths only, of some thousand rows a run and the same rows in most runs. Rows in
+tokens are made when a run is trained (tokens.encode_rows, which refuses what is refused here).
+
+Knows: examples, texts, the tokenizer. Does not know: cocktails, ids, policies for long rows.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mixtune.records import Example
+from mixtune.tokens import Tokens, refuse_answers, refuse_long
+
+
+@dataclass(frozen=True, slots=True)
+class RowSize:
+    """Tokens of one training row; `supervised` are those of its answer, its end of turn among them.
+
+    `length`: of prompt and answer together.
+    """
+
+    ingredient: str
+    example_id: str
+    length: int
+    supervised: int
+
+
+class Sizes:
+    """Lengths of examples; they are known by identity, since a study's pools outlive this."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+        self._prompts: dict[int, tuple[Example, int]] = {}
+        self._answers: dict[str, int] = {}
+        self._usable: set[str] = set()
+
+    def rows(
+        self, named: Sequence[tuple[str, Example]], max_length: int | None = None
+    ) -> list[RowSize]:
+        """The sizes of (ingredient, example) pairs as training rows, in their order.
+
+        Raises:
+            DataError: an empty answer, one that holds a control token, or a row over `max_length`.
+        """
+        self._refuse(named)
+        examples = [example for _, example in named]
+        pairs = zip(named, self.prompts(examples), self.answers(examples), strict=True)
+        found = [
+            RowSize(ingredient, example.id, prompt + answer, answer)
+            for (ingredient, example), prompt, answer in pairs
+        ]
+        for row in found:
+            if max_length is not None and row.length > max_length:
+                parts = (row.length - row.supervised, row.supervised)
+                refuse_long(row.ingredient, row.example_id, parts, max_length)
+        return found
+
+    def prompts(self, examples: Sequence[Example]) -> list[int]:
+        """Tokens of the examples' prompts."""
+        new = {id(e): e for e in examples if id(e) not in self._prompts}
+        lengths = map(len, self._tokens.prompts_ids(e.messages for e in new.values()))
+        self._prompts |= {
+            key: (example, length)
+            for (key, example), length in zip(new.items(), lengths, strict=True)
+        }
+        return [self._prompts[id(example)][1] for example in examples]
+
+    def answers(self, examples: Sequence[Example]) -> list[int]:
+        """Tokens of the examples' answers, with their end of turn; nothing is refused."""
+        self.learn(example.target for example in examples)
+        return [self._answers[example.target] for example in examples]
+
+    def learn(self, texts: Iterable[str]) -> None:
+        """Encode the answers that are not known yet."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._answers]
+        lengths = map(len, self._tokens.answers_ids(new))
+        self._answers |= dict(zip(new, lengths, strict=True))
+
+    def _refuse(self, named: Iterable[tuple[str, Example]]) -> None:
+        new: dict[str, tuple[str, Example]] = {}
+        for ingredient, example in named:
+            if example.target not in self._usable:
+                new.setdefault(example.target, (ingredient, example))
+        refuse_answers(list(new.values()), self._tokens)
+        self._usable |= new.keys()

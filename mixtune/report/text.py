@@ -1,0 +1,167 @@
+"""The page's numbers as text: JSON with every row, Markdown with what a reader looks for first.
+
+Knows: the page's input, its tables. Does not know: HTML, figures, how a number was computed.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from mixtune.analysis.effects import TO_SINGLE
+from mixtune.records import Estimate
+from mixtune.report import wording
+from mixtune.report.figures import Cell, answers, cells, floors, main_metrics
+from mixtune.report.inputs import ReportInput
+
+
+def as_json(page: ReportInput) -> str:
+    """Every part of the page by its name, rows as objects, as JSON text."""
+    return json.dumps({f.name: _plain(getattr(page, f.name)) for f in fields(page)}, indent=1)
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any part of a page
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value
+
+
+def as_markdown(page: ReportInput) -> str:
+    """Headings, sentences and tables: answers, claims, differences, floors, runs that failed."""
+    parts = [
+        _head(page),
+        *_claims(page),
+        *_questions(page),
+        *(_task(page, name) for name in page.tasks),
+        _floors(page),
+        _runs(page),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _head(page: ReportInput) -> str:
+    seeds = ", ".join(map(str, page.study.seeds))
+    said = wording.summary(answers(page), page.confirms)
+    made_up = "The data is synthetic.\n\n" if page.synthetic else ""
+    return (
+        f"# {_cell(page.study.name)}, {page.split}\n\n{made_up}"
+        + (f"{_cell(said)}\n\n" if said else "")
+        + f"- base model: {_cell(page.model_note)}\n- seeds: {seeds}\n"
+        + f"- test scores were looked at {page.test_reads} times\n"
+        + f"- mixtune {_cell(page.version)}, {_cell(page.created)}"
+    )
+
+
+def _claims(page: ReportInput) -> list[str]:
+    """What was confirmed and what was not; nothing where the page has no claims."""
+    claims: Sequence[Any] = getattr(page, "claims", ())
+    lines = [f"- **{_cell(c.verdict)}**: {_cell(c.sentence)} {_cell(c.reason)}" for c in claims]
+    return ["## Claims\n\n" + "\n".join(map(str.rstrip, lines))] if lines else []
+
+
+def _questions(page: ReportInput) -> list[str]:
+    questions: Sequence[Any] = getattr(page, "questions", ())
+    lines = [f"- {_cell(q.title)} {_cell(q.answer)}" for q in questions]
+    return ["## Questions\n\n" + "\n".join(lines)] if lines else []
+
+
+def _task(page: ReportInput, task: str) -> str:
+    """A task's cocktails in its main form and metric, best first as the page has them."""
+    form, metric = page.main_forms[task], main_metrics(page).get(task)
+    own = [c for c in cells(page) if (c.task, c.form, c.metric) == (task, form, metric)]
+    if not own:
+        return f"## {_cell(page.tasks[task])}\n\nNo finished run has scores."
+    tests = {row.subject: row for row in _differences(page, own[0])}
+    columns = ("cocktail", metric, "95 %", "minus single", "95 %", "p", "minus base", "95 %",
+               "n", "seeds")  # fmt: skip
+    rows = [_row(cell, tests.get(cell.cocktail)) for cell in sorted(own, key=lambda c: -c.value)]
+    count = f"The highest of {len(own)} cocktails{_by_chance(page, own[0])}."
+    title = f"## {_cell(page.tasks[task])} ({_cell(task)}, {form})"
+    return f"{title}\n\n{_table(columns, rows)}\n\n{count}"
+
+
+def _by_chance(page: ReportInput, cell: Cell) -> str:
+    """What chance alone gives the best of so many, where that was estimated."""
+    rows: Sequence[Estimate] = getattr(page, "estimates", ())
+    here = ("best-of-n", cell.task, page.split, cell.form, cell.metric)
+    for row in rows:
+        if (row.quantity, row.target, row.split, row.form, row.metric) == here:
+            gain = f"{wording.signed(row.value)} {wording.ends(row.low, row.high, True)}"
+            return f" would be {gain} above the others by chance alone"
+    return " is partly so by chance"
+
+
+def _differences(page: ReportInput, cell: Cell) -> Iterable[Estimate]:
+    """The rows that the cells' differences to the single task come from."""
+    here = (cell.task, page.split, cell.form, cell.metric)
+    for row in page.differences:
+        found = (row.target, row.split, row.form, row.metric)
+        if found == here and row.quantity == TO_SINGLE:
+            yield row
+
+
+def _row(cell: Cell, test: Estimate | None) -> tuple[object, ...]:
+    single = ("–", "–") if cell.difference is None else (
+        wording.signed(cell.difference), wording.ends(cell.low, cell.high, True)
+    )  # fmt: skip
+    base = ("–", "–") if cell.to_base is None else (
+        wording.signed(cell.to_base), wording.ends(cell.base_low, cell.base_high, True)
+    )  # fmt: skip
+    p = "–" if test is None or test.p is None else f"{test.p:.3f}"
+    ends = wording.ends(cell.value_low, cell.value_high)
+    value = wording.number(cell.value)
+    return (cell.cocktail, value, ends, *single, p, *base, cell.n, cell.seeds)
+
+
+def _floors(page: ReportInput) -> str:
+    columns = ("task", "form", "metric", "chance", "majority", "base", "runs not above")
+    rows = [
+        (
+            floor.task,
+            floor.form,
+            floor.metric,
+            wording.number(floor.chance),
+            wording.number(floor.majority),
+            wording.number(floor.base),
+            floor.missing or f"{floor.not_above} of {floor.judged}",
+        )
+        for floor in floors(page)
+    ]
+    return "## Floors\n\n" + _table(columns, rows) if rows else ""
+
+
+def _runs(page: ReportInput) -> str:
+    """How many runs are in which state, and each that is not done."""
+    states: dict[str, int] = {}
+    for run in page.runs:
+        states[run.state] = states.get(run.state, 0) + 1
+    said = ", ".join(f"{count} {_cell(state)}" for state, count in sorted(states.items()))
+    lines = [
+        f"- {_cell(run.cocktail)}, seed {'–' if run.seed is None else run.seed} ({_cell(run.id)}): "
+        f"{_cell(run.state)}{_cell(f', {run.error}') if run.error else ''}"
+        for run in page.runs
+        if run.state != "done"
+    ]
+    return "\n".join([f"## Runs\n\n{said or 'none'}.", *([""] if lines else []), *lines])
+
+
+def _table(columns: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    """Text that stays inside its cell and is no markup: one line, bars, tags and links escaped."""
+    text = wording.plain(str(value))
+    for sign in ("\\", "|", "<", "`", "*"):
+        text = text.replace(sign, f"\\{sign}")
+    text = text.replace("](", "]\\(")
+    return " ".join(text.split())

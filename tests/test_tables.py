@@ -1,0 +1,41 @@
+"""What a difference says in words, as compare and analyze print it."""
+
+import pytest
+
+from mixtune.cli.tables import p_value, reading
+from mixtune.records import Estimate
+
+
+def row(low, high, method="t", reference="b"):
+    ends = (0.0, low, high)
+    return Estimate(
+        "difference", "a", reference, "fpb", "test", "strict", "accuracy", *ends, 9, 9, 3, method, 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (row(0.01, 0.02), "better"),
+        (row(-0.02, -0.01), "worse"),
+        (row(-0.02, 0.01), "not told apart"),
+        (row(None, None), "too few"),
+        (row(None, None, "cannot be said to be within ±0.01; t"), "too few"),
+        (row(0.5, 0.6, reference=""), ""),
+        (row(-0.004, 0.006, "tie within ±0.01; t"), "tie within ±0.01"),
+        (row(0.001, 0.006, "tie within ±0.01; t"), "better, tie within ±0.01"),
+        (row(0.001, 0.09, "not shown to be within ±0.01; t"), "better"),
+    ],
+)
+def test_words(found, said):
+    assert reading(found) == said
+
+
+def test_small_p_values_are_not_nothing():
+    assert [p_value(p) for p in (0.0, 0.0004, 0.001, 0.05, 1.0)] == [
+        "<.001",
+        "<.001",
+        ".001",
+        ".050",
+        "1.000",
+    ]
