@@ -270,13 +270,14 @@ class Derived:
         """Each cocktail against the step-matched single task, and against the base."""
         return differences(self.measured(split))
 
-    def analyze(self, split: str) -> tuple[list[Estimate], Path]:
-        """Every estimate of a split, and the file that they were written to."""
+    def analyze(self, split: str, more: Sequence[Estimate] = ()) -> tuple[list[Estimate], Path]:
+        """Every estimate of a split, and the file that they were written to; `more`: other rows."""
         measured = self.measured(split)
         rows = [*self.means(split), *self.differences(split)]
         rows += [*ties(measured, self.study.claims.margin), *detectable(measured)]
         main = self.measured_main(split)
         rows += [*best_of_n(main), *shrunken(main), *tuning_curves(main)]
+        rows += more
         return rows, self.store.write_rows(f"estimates-{split}.parquet", Estimate, rows)
 
     def compare(self, subject: str, reference: str, split: str) -> list[Estimate]:

@@ -344,6 +344,9 @@ class Study(Frozen):
     """How models behind APIs are asked, and what they may cost."""
     probes: tuple[Name, ...] = ()
     """Tasks that nothing is chosen for, such as gsm8k: `mixtune probe` says what was lost there."""
+    groups: dict[Name, tuple[Name, ...]] = Field(default_factory=dict)
+    """Ingredients that belong together, such as general: [alpaca, lima]; questions are asked of the
+    whole group. Series of levels are groups too."""
     general: Name | None = None
     """Dataset whose held-out answers `mixtune probe` reads as general text, such as alpaca."""
     gate: Gate = Gate()
@@ -387,6 +390,7 @@ class Study(Frozen):
     def _listed_known(self) -> "Study":
         named = [(f"explicit cocktail {list(c)}", c) for c in self.design.explicit]
         named += [(f"levels {one.name}", (*one.add, *one.to)) for one in self.design.levels]
+        named += [(f"group {group}", listed) for group, listed in self.groups.items()]
         for what, cocktail in named:
             if not cocktail or len(set(cocktail)) != len(cocktail):
                 raise ValueError(f"{what} is empty or repeats a name")
@@ -441,6 +445,11 @@ class Study(Frozen):
     def _api_names(self) -> "Study":
         refuse_taken(self.api_models, self.ingredients)
         return self
+
+    @property
+    def grouped(self) -> dict[str, tuple[str, ...]]:
+        """Groups of ingredients, those of the levels among them."""
+        return {level.name: level.add for level in self.design.levels} | self.groups
 
     @property
     def unit(self) -> UnitName:

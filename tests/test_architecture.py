@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "selection": "errors records store",
     "models": "errors identity fields api_spec spec records tokens durable",
     "evaluation": "errors identity records metrics tasks models",
-    "analysis": "errors identity records metrics",
+    "analysis": "errors identity records metrics design",
     "planning": "environment errors identity fields spec study_file records tasks leakage mixing "
     "design tokens store models",
     "schema": "shorthand spec tasks",
@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "retention": "design spec records store analysis derive",
     "strength": "errors records store planning analysis derive",
     "judging": "errors identity records metrics store models evaluation analysis derive",
+    "questioning": "records analysis derive",
     "claiming": "errors records spec store selection planning analysis derive",
     "packing": "errors identity records metrics strict_yaml study_file tasks durable states store "
     "derive",

@@ -179,3 +179,14 @@ def test_targets_that_are_not_trained_on_are_refused(mixtune):
     code, _, err = mixtune("confirm", "study.yaml", "claims.targets=[toy-mood]")
     assert code == 2
     assert "claims.targets" in err
+
+
+def test_questions_are_answered_or_it_is_said_why_not(mixtune):
+    found = {one["key"]: one for one in said(mixtune, "questions", "study.yaml")}
+    assert set(found) == {"mixing", "general", "maths", "knowledge", "api"}
+    assert not found["mixing"]["answered"] and "2 targets" in found["mixing"]["answer"]
+    for one in found.values():
+        assert one["answered"] or one["answer"].startswith("Cannot be said")
+    code, out, _ = mixtune("questions", "study.yaml")
+    assert code == 0
+    assert "Does mixing help?" in out

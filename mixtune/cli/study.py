@@ -51,6 +51,7 @@ from mixtune.planning.leaks import changed_by_tasks, leak_lines
 from mixtune.planning.outline import DOLLARS, TERAFLOPS, Rates, outline
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan, RunPlan
+from mixtune.questioning import Questioning
 from mixtune.records import Result
 from mixtune.report.text import as_json, as_markdown
 from mixtune.selection import read_selection
@@ -302,7 +303,7 @@ def analyze(  # noqa: PLR0913 - a verb's options
     """Write every mean and difference with its interval as rows. Next: mixtune report."""
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
     look_at(split, derived.store, "analyze")
-    rows, path = derived.analyze(split)
+    rows, path = derived.analyze(split, Questioning(derived, split).estimates())
     if as_json:
         print_rows(in_form(rows, form or "all", derived.study))
         return

@@ -52,6 +52,7 @@ def canonical(study: Study, registry: Registry) -> Study:
     raw["tasks"] = tasks
     raw["ingredients"] = {named[name]: amount for name, amount in raw["ingredients"].items()}
     raw["design"] |= {"explicit": explicit, "levels": levels}
+    raw["groups"] = {group: [named[n] for n in listed] for group, listed in study.groups.items()}
     raw |= aside
     if len(raw["ingredients"]) < len(named):
         raise SpecError("ingredients: two names mean the same dataset", found=named)
