@@ -46,7 +46,6 @@ from mixtune.records import (
     schema_of,
 )
 from mixtune.report.inputs import DataRow, LengthRow, ReportInput, RunRow
-from mixtune.report.page import page_files, render
 from mixtune.report.wording import asked, training
 from mixtune.selection import read_selection
 from mixtune.spec import Study
@@ -272,13 +271,16 @@ class Derived:
 
     def analyze(self, split: str, more: Sequence[Estimate] = ()) -> tuple[list[Estimate], Path]:
         """Every estimate of a split, and the file that they were written to; `more`: other rows."""
+        rows = [*self.estimates(split), *more]
+        return rows, self.store.write_rows(f"estimates-{split}.parquet", Estimate, rows)
+
+    def estimates(self, split: str) -> list[Estimate]:
+        """Means and differences, ties, what can be detected, what the best of many is worth."""
         measured = self.measured(split)
         rows = [*self.means(split), *self.differences(split)]
         rows += [*ties(measured, self.study.claims.margin), *detectable(measured)]
         main = self.measured_main(split)
-        rows += [*best_of_n(main), *shrunken(main), *tuning_curves(main)]
-        rows += more
-        return rows, self.store.write_rows(f"estimates-{split}.parquet", Estimate, rows)
+        return [*rows, *best_of_n(main), *shrunken(main), *tuning_curves(main)]
 
     def compare(self, subject: str, reference: str, split: str) -> list[Estimate]:
         """One system minus another, each named by its cocktail or its id.
@@ -330,13 +332,6 @@ class Derived:
         )
 
     # ---- report -------------------------------------------------------------------------------
-
-    def report(self, split: str) -> Path:
-        """Write the page of a split, with its figures and CSVs beside; returns the page's path."""
-        page = self.report_input(split)
-        for name, text in page_files(page).items():
-            self.store.write_text(f"report/{split}/{name}", text)
-        return self.store.write_text(f"report/{_page(split)}", render(page))
 
     def report_path(self, split: str) -> Path:
         """Where the report of a split is written."""

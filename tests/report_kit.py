@@ -5,7 +5,7 @@ Knows: the parts of a report's input. Does not know: pages, figures.
 
 from dataclasses import replace
 
-from mixtune.records import Estimate, MixRow, Result, TrainStep
+from mixtune.records import Claim, Estimate, MixRow, Question, Result, TrainStep
 from mixtune.report.inputs import DataRow, LengthRow, ReportInput, RunRow
 from mixtune.study_file import dump_study, parse_study
 
@@ -48,6 +48,56 @@ def estimate(quantity, cocktail, task, value, reference="", half=0.0313):
         form="strict", metric="accuracy", value=value, low=value - half, high=value + half, n=150,
         clusters=150, seeds=1, method=f"bootstrap for {quantity}, given this run", seed=0,
     )  # fmt: skip
+
+
+def claim(task, verdict, value=0.021, half=0.013, reason=""):
+    """What may be said of a task."""
+    return Claim(
+        target=task, subject="toy-sentiment+toy-topic", reference=task, split="test", form="strict",
+        metric="accuracy", value=value, low=value - half, high=value + half, p=0.004,
+        adjusted=0.008, n=150, clusters=150, seeds=5, margin=0.01, tried=9, tried_single=6,
+        verdict=verdict, reason=reason, sentence=f"On {task} this is {verdict}. {reason}".strip(),
+        method="t", seed=0,
+    )  # fmt: skip
+
+
+def without_ends(row):
+    """A number that has no interval."""
+    return replace(row, low=None, high=None)
+
+
+def evidence():
+    """Claims, questions and estimates of every kind that the page has a place for."""
+    both, (first, second) = "toy-sentiment+toy-topic", TASKS
+    rows = [
+        estimate("ingredient-effect", second, first, 0.054, first),
+        estimate("leave-one-out", first, second, -0.041, second),
+        estimate("synergy", both, first, 0.002),
+        estimate("transfer", second, first, -0.05, "base"),
+        without_ends(estimate("best-of-n", both, first, 0.0123, "3 cells")),
+        replace(estimate("tie", second, first, -0.002, both), method="tie within ±0.01; bootstrap"),
+    ]
+    rows += [
+        replace(
+            estimate("tuning-curve", arm, task, 0.6 + 0.02 * k, f"{k} runs"), low=None, high=None
+        )
+        for task in TASKS
+        for arm, most in (("cocktails", 6), ("single task", 2))
+        for k in range(1, most + 1)
+    ]
+    questions = [
+        Question("mixing", "Does mixing help?", "By +2.0 points, above the single.", True, ()),
+        Question("maths", "Does maths transfer?", "Cannot be said: there is none.", False, ()),
+    ]
+    return {
+        "claims": [claim(first, "confirmed"), claim(second, "tie", 0.001, 0.004)],
+        "questions": questions,
+        "estimates": [replace(row, p=0.01, adjusted=0.02) for row in rows],
+        "clean": [replace(result(both, first, 0.85), n=140)],
+        "data": [
+            DataRow(first, "train", "local", 600, 0, "", 3, 597, "", {"exact": 2, "loose": 1})
+        ],
+    }
 
 
 def page_of(**changes):
@@ -122,6 +172,13 @@ def nasty_page():
         resolved_yaml=NASTY,
         created=NASTY,
         data=[DataRow(NASTY, NASTY, NASTY, 1, 1, NASTY, 1, 1)],
+        claims=[replace(claim(NASTY, "tie"), subject=NASTY, sentence=NASTY, reason=NASTY)],
+        questions=[Question(NASTY, NASTY, NASTY, False, ())],
+        estimates=[
+            replace(row, subject=NASTY) if row.subject != "cocktails" else row
+            for row in evidence()["estimates"]
+        ],
+        clean=[replace(result(NASTY, "toy-topic", 0.5), n=3)],
         version=NASTY,
         tasks={**TASKS, "toy-topic": NASTY},
         lengths=[replace(LENGTHS, ingredient=NASTY)],

@@ -249,6 +249,8 @@ def test_estimates_are_kept_as_rows(mixtune, place):
         "tie",
         "best-of-n",
         "tuning-curve",
+        "ability-gain",
+        "form-gain",
     }
     store = Store(place / "runs" / "weather")
     assert store.read_rows("estimates-validation.parquet") == rows

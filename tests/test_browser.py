@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from report_kit import LENGTHS, TASKS, big_page, nasty_page, page_of, result
+from report_kit import LENGTHS, TASKS, big_page, evidence, nasty_page, page_of, result
 
 from mixtune.report.inputs import DataRow
 from mixtune.report.page import render
@@ -55,6 +55,7 @@ def pages(tmp_path_factory):
         "bare": page_of(results=[], means=[], differences=[], mixes=[], curves={}, runs=[]),
         "big": big_page(14, 2),
         "many": many_page(),
+        "whole": page_of(lengths=[LENGTHS], **evidence()),
     }
     for name, page in made.items():
         (folder / f"{name}.html").write_text(render(page), encoding="utf-8")
@@ -103,7 +104,7 @@ class Visit:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["plain", "nasty", "bare", "big"])
+@pytest.mark.parametrize("name", ["plain", "nasty", "bare", "big", "whole"])
 def test_a_page_loads_in_silence_and_fits(browser, pages, name, width):
     with Visit(browser, pages[name], width) as visit:
         assert visit.complaints == []
@@ -112,6 +113,24 @@ def test_a_page_loads_in_silence_and_fits(browser, pages, name, width):
         assert visit.ask("document.body.innerText.length") > 500
         visit.ask("document.querySelectorAll('details').forEach((part) => (part.open = true))")
         assert visit.ask("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["whole", "big"])
+def test_axe_finds_nothing_serious(browser, pages, name, width, scheme):
+    """Contrast, names, roles, order of headings, keyboard: the rules of axe-core."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    with Visit(browser, pages[name], width, scheme) as visit:
+        visit.ask("document.querySelectorAll('details').forEach((part) => (part.open = true))")
+        found = Axe().run(visit.page).response["violations"]
+        grave = [
+            (rule["id"], rule["nodes"][0]["target"], rule["nodes"][0]["failureSummary"])
+            for rule in found
+            if rule["impact"] in ("serious", "critical")
+        ]
+        assert grave == []
 
 
 def test_light_and_dark_differ_and_the_button_chooses(browser, pages):
@@ -210,7 +229,7 @@ def test_a_page_fits_on_paper(browser, pages, name):
         assert visit.ask("document.documentElement.scrollWidth") <= 718
         cut = "[...document.querySelectorAll('.wide')].filter((t) => t.scrollWidth > t.clientWidth)"
         assert visit.ask(f"{cut}.length") == 0
-        shown = visit.page.locator("table.matrix:visible").count()
+        shown = visit.page.locator("table.matrix:not(.effects):visible").count()
         assert shown == {"plain": 1, "nasty": 1, "bare": 0, "big": 0, "many": 1}[name]
 
 

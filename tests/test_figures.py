@@ -34,7 +34,7 @@ from mixtune.report.wording import (
 def test_each_figure_has_a_csv_with_exact_numbers():
     page = page_of()
     written = csv_files(page)
-    names = "matrix floors curves counts shares lengths runs results"
+    names = "matrix floors curves counts shares lengths runs results claims estimates clean"
     assert set(written) == {f"{name}.csv" for name in names.split()}
     matrix = csv.DictReader(io.StringIO(written["matrix.csv"]))
     rows = {(r["cocktail"], r["task"]): r for r in matrix}

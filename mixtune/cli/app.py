@@ -220,8 +220,9 @@ def in_form(rows: Sequence[Row], form: str | None, study: Study) -> list[Row]:
     Raises:
         UserError: nothing was answered in that form.
     """
-    shown = FORMS if form == "all" else (form,) if form else study.evaluate.forms
-    found = [row for row in rows if row.form in shown]
+    shown: Sequence[str] = FORMS if form == "all" else (form,) if form else study.evaluate.forms
+    # What is over several tasks has no form of its own.
+    found = [row for row in rows if row.form in (*shown, "main")]
     if rows and not found:
         raise UserError(
             "no answers of that form",

@@ -54,6 +54,7 @@ from mixtune.planning.runs import Plan, RunPlan
 from mixtune.questioning import Questioning
 from mixtune.records import Result
 from mixtune.report.text import as_json, as_markdown
+from mixtune.reporting import gather, write_report
 from mixtune.selection import read_selection
 from mixtune.spec import Study
 from mixtune.store import Store
@@ -152,7 +153,7 @@ def run(  # noqa: PLR0913 - a verb's options
         derived = derived_of(study, runs_dir, data_dir)
         with derived.store.lock():
             derived.score()
-            page = derived.report("validation")
+            page = write_report(derived, "validation")
         said.append({**terminal.status_json(derived), "report": str(page)})
         if not as_json:
             look = ["mixtune", "results", str(study_file), *(overrides or ())]
@@ -281,13 +282,13 @@ def report(  # noqa: PLR0913 - a verb's options
     if kind != "html":
         look_at(split, derived.store, "report")
         said = as_markdown if kind == "md" else as_json
-        print(terminal.printable(said(derived.report_input(split))))
+        print(terminal.printable(said(gather(derived, split))))
         return
     if dry_run:
         print(terminal.printable(f"would write {derived.report_path(split)}"))
         return
     look_at(split, derived.store, "report")
-    print(terminal.printable(derived.report(split)))
+    print(terminal.printable(write_report(derived, split)))
 
 
 @app.command(rich_help_panel="Read")
@@ -417,7 +418,7 @@ def open_page(
     """Write the report and open it in a browser. Next: mixtune compare."""
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
     look_at(split, derived.store, "open")
-    path = derived.report(split)
+    path = write_report(derived, split)
     print(terminal.printable(path))
     if not webbrowser.open(path.resolve().as_uri()):
         print("no browser could be started: open the file yourself", file=sys.stderr)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mixtune.analysis.published import Published
-from mixtune.records import Estimate, MixRow, Result, TrainStep
+from mixtune.records import Claim, Estimate, MixRow, Question, Result, TrainStep
 from mixtune.spec import Study
 
 
@@ -85,7 +85,9 @@ class ReportInput:
     `chosen`: task → cocktail chosen on validation, for a page that shows test; empty where the page
     chooses the best of what it shows. `test_reads`: how often test scores were looked at. `data`:
     what was read, `lengths`: tokens per row, each in the order shown. `published`: what others
-    measured on tasks of the same name.
+    measured on tasks of the same name. `claims`: what may be said of each target. `estimates`: all
+    that is known beside means and differences. `clean`: `results` on the items whose text no
+    training row has in part.
     """
 
     study: Study
@@ -108,6 +110,10 @@ class ReportInput:
     data: Sequence[DataRow] = ()
     lengths: Sequence[LengthRow] = ()
     published: Sequence[Published] = ()
+    claims: Sequence[Claim] = ()
+    questions: Sequence[Question] = ()
+    estimates: Sequence[Estimate] = ()
+    clean: Sequence[Result] = ()
 
     @property
     def confirms(self) -> bool:

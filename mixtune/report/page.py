@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from mixtune.analysis.resample import FEW_VARY, MIN_CLUSTERS
 from mixtune.metrics import METRICS
 from mixtune.records import LENIENT, Result
-from mixtune.report import draw, figures, plots, wording
+from mixtune.report import draw, draw_claims, evidence, figures, plots, wording
 from mixtune.report.figures import Cell
 from mixtune.report.inputs import ReportInput
 from mixtune.report.links import data_link, file, standalone, svg_link
@@ -105,6 +105,8 @@ def drawings(page: ReportInput, detail: Detail) -> dict[str, list[Drawing]]:
             for i, forest in enumerate(plots.forests(page, shown), 1)
         ],
         "curves": _curves(page, detail),
+        "claims": _claims(page),
+        "tuning": _tuning(page),
         "data": _data(page, detail),
         "runs": [Drawing("runs", draw.time_bars(runs[: detail.rows]), runs, "runs")] * timed,
     }
@@ -149,6 +151,25 @@ def _curves(page: ReportInput, detail: Detail) -> list[Drawing]:
     ]
 
 
+def _claims(page: ReportInput) -> list[Drawing]:
+    if not page.claims:
+        return []
+    svg = draw_claims.claims_plot(page.claims, page.tasks)
+    return [Drawing("claims", svg, page.claims, "claims")]
+
+
+def _tuning(page: ReportInput) -> list[Drawing]:
+    return [
+        Drawing(
+            _name("tuning", i, task),
+            draw_claims.tuning_chart(page.tasks[task], arms),
+            [row for rows in arms.values() for row in rows],
+            "estimates",
+        )
+        for i, (task, arms) in enumerate(evidence.curves(page).items(), 1)
+    ]
+
+
 def _data(page: ReportInput, detail: Detail) -> list[Drawing]:
     rows = plots.portions(page)
     names = list(dict.fromkeys(row.cocktail for row in rows))[: detail.cocktails]
@@ -183,6 +204,12 @@ def _rendered(page: ReportInput, detail: Detail, left_out: Sequence[str]) -> str
         bars={a.task: draw.gap_bar(a.cell) for a in answers if a.cell},
         summary=wording.summary(answers, page.confirms),
         exploratory=_exploratory(page),
+        confirmed=evidence.said_of_claims(page.claims),
+        chance=evidence.chance(page),
+        ties=evidence.near_ties(page),
+        effects=evidence.effects(page),
+        clean=evidence.clean(page)[: detail.rows],
+        matched=[row for row in page.data if row.matched][: detail.rows],
         floors=figures.floors(page),
         pooled_f1=any(METRICS[row.metric].counts == "labels" for row in page.results),
         listed_f1=any(METRICS[row.metric].counts == "items" for row in page.results),

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from operator import attrgetter
 
-from mixtune.records import MixRow, Result
+from mixtune.records import Claim, Estimate, MixRow, Result
+from mixtune.report.evidence import Clean, clean
 from mixtune.report.figures import Cell, CurvePoint, Floor, cells, counts, curves, floors
 from mixtune.report.inputs import LengthRow, ReportInput, RunRow
 from mixtune.report.plots import Portion, portions
@@ -29,6 +30,9 @@ def csv_files(page: ReportInput) -> dict[str, str]:
         "shares": csv_of(Portion, portions(page)),
         "lengths": csv_of(LengthRow, page.lengths),
         "runs": csv_of(RunRow, page.runs),
+        "claims": csv_of(Claim, page.claims),
+        "estimates": csv_of(Estimate, page.estimates),
+        "clean": csv_of(Clean, clean(page)),
         "results": csv_of(Result, (row for row in page.results if row.split == page.split)),
     }
     return {f"{name}.csv": text for name, text in tables.items()}
