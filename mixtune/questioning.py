@@ -67,7 +67,7 @@ class Questioning:
         """Does general data change the gain, and what is kept of the base?"""
         title = "Does general data reduce degradation?"
         term = [row for row in self.primary if row.subject == "has general"]
-        kept = self._kept()
+        kept = self.kept()
         if not term and not kept:
             why = "no group or series of levels called general that differs between cells"
             return _question("general", title, f"Cannot be said: {why}.", False, [])
@@ -120,7 +120,7 @@ class Questioning:
     def _knowledge(self) -> Question:
         """Do knowledge and reasoning grow?"""
         title = "Do knowledge and reasoning grow?"
-        kept = self._kept()
+        kept = self.kept()
         rows = [row for row in kept if row.quantity == "retention"]
         if not rows:
             why = "the probes were not asked (probes in the study, then mixtune probe)"
@@ -174,7 +174,7 @@ class Questioning:
         ]
         return _question("api", title, " ".join(lines), True, rows)
 
-    def _kept(self) -> list[Estimate]:
+    def kept(self) -> list[Estimate]:
         """What `mixtune probe` found, if it was run."""
         store = self.derived.store
         if not (store.folder / "retention.parquet").is_file():

@@ -4,12 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 from engine_oracle import write_base
 
+from mixtune.derive import Derived
+from mixtune.report.page import render
+from mixtune.reporting import disagreements, gather
 from mixtune.store import Store
+from mixtune.study_file import load_study
+from mixtune.tasks.registry import Registry
 
 STUDY = {
     "name": "small",
@@ -190,3 +197,22 @@ def test_questions_are_answered_or_it_is_said_why_not(mixtune):
     code, out, _ = mixtune("questions", "study.yaml")
     assert code == 0
     assert "Does mixing help?" in out
+
+
+def test_text_of_datasets_is_in_a_report_only_where_it_is_asked_for(place, mixtune):
+    code, out, _ = mixtune("report", "study.yaml", "--with-text")
+    assert code == 0 and Path(out.strip()).is_file()
+    study = load_study(place / "study.yaml")
+    derived = Derived(store(place), Registry.of(study, None))
+    rows = disagreements(derived, ("toy-rise", "validation"), "toy-rise", "majority")
+    assert 0 < len(rows) <= 20
+    assert all(row.gold == row.said_right != row.said_wrong for row in rows)
+    assert {frozenset((row.right, row.wrong)) for row in rows} == {
+        frozenset(("toy-rise", "majority"))
+    }
+    page = gather(derived, "validation")
+    assert page.disagreements == ()
+    assert not any(row.text in render(page) for row in rows)
+    shown = render(replace(page, disagreements=rows))
+    assert "mind their licences" in shown
+    assert all(row.text[:40] in shown for row in rows)

@@ -276,19 +276,27 @@ def report(  # noqa: PLR0913 - a verb's options
         Literal["html", "md", "json"],
         typer.Option("--format", help="md and json are printed: the page's numbers, no figures."),
     ] = "html",
+    with_text: Annotated[
+        bool,
+        typer.Option(
+            "--with-text",
+            help="Also items on which two systems disagree, up to 20 a pair: text of the datasets.",
+        ),
+    ] = False,
+    data_dir: DataDir = None,
 ) -> None:
     """Write the report, one HTML file that needs no network. Next: mixtune open."""
-    derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
+    derived = derived_of(study_of(study_file, overrides, limit), runs_dir, data_dir)
     if kind != "html":
         look_at(split, derived.store, "report")
         said = as_markdown if kind == "md" else as_json
-        print(terminal.printable(said(gather(derived, split))))
+        print(terminal.printable(said(gather(derived, split, with_text))))
         return
     if dry_run:
         print(terminal.printable(f"would write {derived.report_path(split)}"))
         return
     look_at(split, derived.store, "report")
-    print(terminal.printable(write_report(derived, split)))
+    print(terminal.printable(write_report(derived, split, with_text)))
 
 
 @app.command(rich_help_panel="Read")

@@ -58,6 +58,19 @@ KINDS = (
 """Quantity, title of its table, what it is."""
 
 
+KEPT = (
+    ("retention", "", "Kept of the base", "probes, minus the untuned base"),
+    ("reading", "kl", "Moved from the base", "KL to the base on gold answers, nats per token"),
+    (
+        "reading",
+        "logprob-per-token",
+        "Read as likely",
+        "log-likelihood of gold answers per token, minus the base",
+    ),
+)
+"""Quantity, metric ("" for any), title of its table, what it is."""
+
+
 def effects(page: ReportInput) -> list[Effects]:
     """The transfer matrix, what leaving out does, synergies, transfer; those that there are."""
     found = []
@@ -67,6 +80,23 @@ def effects(page: ReportInput) -> list[Effects]:
             at = {(row.subject, row.target): row for row in rows}
             subjects = list(dict.fromkeys(row.subject for row in rows))
             targets = [task for task in page.tasks if any(t == task for _, t in at)]
+            found.append(Effects(title, about, subjects, targets, at))
+    return [*found, *_kept(page)]
+
+
+def _kept(page: ReportInput) -> list[Effects]:
+    """What cells kept of the base, probe by probe; how far their answers moved from it."""
+    found = []
+    for quantity, metric, title, about in KEPT:
+        rows = [
+            row
+            for row in page.retention
+            if row.quantity == quantity and metric in ("", row.metric) and row.reference
+        ]
+        if rows:
+            at = {(row.subject, row.target): row for row in rows}
+            subjects = list(dict.fromkeys(subject for subject, _ in at))
+            targets = list(dict.fromkeys(target for _, target in at))
             found.append(Effects(title, about, subjects, targets, at))
     return found
 

@@ -75,6 +75,20 @@ class LengthRow:
     supervised_max: int
 
 
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """An item that one of two systems got right and the other did not; it holds dataset text."""
+
+    task: str
+    right: str
+    wrong: str
+    item: str
+    text: str
+    gold: str
+    said_right: str
+    said_wrong: str
+
+
 @dataclass(frozen=True)
 class ReportInput:
     """Everything on one page.
@@ -87,7 +101,8 @@ class ReportInput:
     what was read, `lengths`: tokens per row, each in the order shown. `published`: what others
     measured on tasks of the same name. `claims`: what may be said of each target. `estimates`: all
     that is known beside means and differences. `clean`: `results` on the items whose text no
-    training row has in part.
+    training row has in part. `retention`: what `mixtune probe` found. `disagreements`: only where
+    text was asked for.
     """
 
     study: Study
@@ -114,6 +129,8 @@ class ReportInput:
     questions: Sequence[Question] = ()
     estimates: Sequence[Estimate] = ()
     clean: Sequence[Result] = ()
+    retention: Sequence[Estimate] = ()
+    disagreements: Sequence[Disagreement] = ()
 
     @property
     def confirms(self) -> bool:
