@@ -75,6 +75,7 @@ contexts:
     "Gate": """probes: [mmlu-finance, gsm8k]
 general: alpaca
 gate: {retention: -0.02, probes: [mmlu-finance]}""",
+    "Claims": """claims: {margin: 0.01, fresh_seeds: 5, tune_lr: [5.0e-4], single_runs: 6}""",
 }
 INNER = {"Ingredient": ".<name>", "LongContext": ".<name>", "Level": "[]", "ApiEntry": "[]"}
 """Sections that are each of several → how that is written."""
@@ -103,7 +104,7 @@ def study_file() -> str:
     sections = schema["$defs"]
     lines = [NOTE, STUDY, "## Top level", "", *_keys(schema, schema)]
     titles = {"Ingredient": "ingredients", "Design": "design", "EvalSpec": "evaluate"}
-    titles |= {"ApiEntry": "api_models", "ApiSpec": "api", "Gate": "gate"}
+    titles |= {"ApiEntry": "api_models", "ApiSpec": "api", "Gate": "gate", "Claims": "claims"}
     titles |= {"Level": "design.levels", "LongContext": "contexts", "Flaws": "flaws"}
     titles |= {name: key for key, name in SECTIONS.items()}
     for name in EXAMPLES:

@@ -53,6 +53,8 @@ class Metric:
     from_tallies: Callable[[FloatArray], FloatArray]
     lowest: float = 0.0
     """The least that it can be; the most is 1."""
+    per_label: bool = False
+    """Whether each label weighs the same, however rare it is."""
 
     def chance(self, gold: FloatArray) -> float:
         """Value expected of uniform guessing, from the gold counts per label `gold` [labels].
@@ -161,7 +163,7 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", True, "answers", _accuracy_from),
-        Metric("macro-f1", True, "labels", _macro_from),
+        Metric("macro-f1", True, "labels", _macro_from, per_label=True),
         Metric("weighted-f1", True, "labels", _weighted_from),
         Metric("mcc", True, "labels", _mcc_from, -1.0),
         Metric("span-f1", True, "items", _items_from),

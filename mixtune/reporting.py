@@ -58,7 +58,8 @@ def _claims(derived: Derived) -> list[Claim]:
 def _clean(derived: Derived, split: str) -> list[Result]:
     """Values on items whose text no training row has in part; none of studies before there were."""
     try:
-        return derived.clean_results(split)
+        flagged = derived.store.read_value("flagged.json")
+        return derived.clean_results(split) if any(flagged.values()) else []
     except StoreError:
         return []
 

@@ -58,8 +58,8 @@ def _open_rows(folder, name, answer):
         write_rows(folder, name, split, rows)
 
 
-def write_study(folder):
-    """The study's files and data below a folder; returns the study file."""
+def write_study(folder, changes=None):
+    """The study's files and data below a folder, with keys replaced; returns the study file."""
     data = write_data(folder / "data")
     _open_rows(data, "sums", str)
     _open_rows(data, "people", lambda i: "\n".join({NAMES[i % 3], NAMES[i % 2]}))
@@ -71,13 +71,17 @@ def write_study(folder):
         ).replace('{{ text }}"\ntarget', 'PER or ORG? {{ text }}"\ntarget'),
     ]
     (folder / "own.yaml").write_text("---\n".join(documents), encoding="utf-8")
-    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
+    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY | (changes or {})), encoding="utf-8")
     return folder / "study.yaml"
 
 
-def finish(folder, files, failing=("north", 2)):
-    """Plan the study and write what its runs would have; one run fails. Returns what follows."""
-    study = load_study(write_study(folder))
+def finish(folder, files, failing=("north", 2), changes=None, said=None, skipped=()):
+    """Plan the study and write what its runs would have; one run fails. Returns what follows.
+
+    `said`: every answer, instead of a right one in seven of ten. `skipped`: tasks and splits that
+    nobody has answered.
+    """
+    study = load_study(write_study(folder, changes))
     registry = Registry.of(study, folder / "data")
     planner = Planner(study, registry, files)
     store = Store(folder / "runs" / study.name)
@@ -91,7 +95,8 @@ def finish(folder, files, failing=("north", 2)):
         if run.kind == "trained":
             _train(store, run)
         for answer in run.answers:
-            _answer(store, planner, run, answer)
+            if answer.task not in skipped and answer.split not in skipped:
+                _answer(store, planner, run, answer, said)
     derived = Derived(store, registry)
     derived.score()
     return derived
@@ -111,11 +116,12 @@ def _train(store, run):
     store.finish(run.system, [path, weights, kept], 2.5)
 
 
-def _answer(store, planner, run, answer):
+def _answer(store, planner, run, answer, words=None):
     chance = random.Random(answer.id)
     rows = []
     for item in planner.items(answer):
         said = item.target if chance.random() < 0.7 else chance.choice([*NAMES, "7", "dry", "wet"])
+        said = said if words is None else words
         logprobs = tuple(-1.0 if c == said else -2.0 for c in item.choices)
         ranked = logprobs if answer.form == "constrained" else ()
         rows.append(

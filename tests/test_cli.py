@@ -230,7 +230,8 @@ def test_lenient_readings_are_shown_where_they_are_asked_for(mixtune):
     for verb in (["analyze"], ["compare", "toy-rise", "base"]):
         verb[1:1] = ["study.yaml"]
         rows = json.loads(mixtune(*verb, "--json")[1])
-        assert {row["form"] for row in rows} == {"strict", "lenient", "constrained"}
+        # What is over several tasks is of the form "main".
+        assert {row["form"] for row in rows} - {"main"} == {"strict", "lenient", "constrained"}
         assert "lenient" not in mixtune(*verb)[1]
         assert "lenient" in mixtune(*verb, "--form", "lenient")[1]
 

@@ -53,33 +53,73 @@ class SystemInfo:
     rows: Mapping[str, int] = field(default_factory=dict)
 
 
-class Draws(Mapping[str, FloatArray]):
-    """System → a metric's value on each draw [draws], computed when it is asked for.
+BATCH = 32
+"""Systems that are resampled in one product: one at a time reads all weights for each."""
+
+
+class Draws:
+    """Values of metrics on each draw, computed when they are asked for.
 
     The draws of a task and split are the same for all its systems, metrics and forms, whichever of
-    them are asked for and in whatever order.
+    them are asked for and in whatever order. Metrics of one kind are computed together.
     """
 
-    def __init__(self, panel: Panel, metric: Metric, seed: int, draws: int) -> None:
-        self._panel, self._metric = panel, metric
+    def __init__(self, panel: Panel, kind: Sequence[Metric], seed: int, draws: int) -> None:
+        """Nothing is computed yet; `kind`: metrics that are made of the same counts."""
+        self._kind = kind
         self._which = (seed, f"{panel.task}/{panel.split}", panel.clusters, draws)
-        self._tallies = panel.tallies(metric)
-        self._known: dict[str, FloatArray] = {}
+        self._tallies = panel.tallies(kind[0])
+        self._known: dict[str, dict[str, FloatArray]] = {metric.name: {} for metric in kind}
+
+    def of(self, metric: Metric) -> "OfMetric":
+        """The draws of one of the metrics."""
+        return OfMetric(self, metric)
+
+    def fetch(self, systems: Sequence[str]) -> None:
+        """Compute what is not known yet of some systems."""
+        known = next(iter(self._known.values()))
+        missing = [system for system in systems if system not in known]
+        for first in range(0, len(missing), BATCH):
+            part = missing[first : first + BATCH]
+            counts = np.concatenate([self._tallies[system] for system in part], axis=2)
+            drawn = resampled(counts, _weights(*self._which))
+            width = counts.shape[2] // len(part)
+            for place, system in enumerate(part):
+                own = drawn[:, :, place * width : (place + 1) * width]
+                for metric in self._kind:
+                    self._known[metric.name][system] = metric.from_tallies(own)
+
+    def systems(self) -> Iterator[str]:
+        """Those that have scores."""
+        return iter(self._tallies)
+
+    def value(self, metric: Metric, system: str) -> FloatArray:
+        """Values of a metric of a system."""
+        self.fetch([system])
+        return self._known[metric.name][system]
+
+
+class OfMetric(Mapping[str, FloatArray]):
+    """System → a metric's value on each draw [draws]."""
+
+    def __init__(self, draws: Draws, metric: Metric) -> None:
+        self._draws, self._metric = draws, metric
+
+    def fetch(self, systems: Sequence[str]) -> None:
+        """Compute those of some systems at once."""
+        self._draws.fetch(systems)
 
     def __getitem__(self, system: str) -> FloatArray:
         """Values of a system."""
-        if system not in self._known:
-            counts = resampled(self._tallies[system], _weights(*self._which))
-            self._known[system] = self._metric.from_tallies(counts)
-        return self._known[system]
+        return self._draws.value(self._metric, system)
 
     def __iter__(self) -> Iterator[str]:
         """Systems."""
-        return iter(self._tallies)
+        return self._draws.systems()
 
     def __len__(self) -> int:
         """How many systems."""
-        return len(self._tallies)
+        return sum(1 for _ in self)
 
 
 @lru_cache(maxsize=1)
@@ -99,7 +139,7 @@ class Measured:
     metric: Metric
     infos: Mapping[str, SystemInfo]
     values: Mapping[str, float]
-    draws: Mapping[str, FloatArray]
+    draws: OfMetric
     seed: int
 
     def cells(self) -> dict[str, dict[int, str]]:
@@ -164,8 +204,16 @@ class Measured:
             self.seed, "resample-seeds", f"{panel.task}/{panel.split}/{panel.form}/{name}"
         )
         reference = self.arm(against) if against else None
-        items = Items(panel.clusters, independent, varying, self.metric.lowest)
+        items = Items(panel.clusters, independent, varying, self.metric.lowest, self._rarest)
         return interval(self.arm(systems), reference, items, rng, level)
+
+    @cached_property
+    def _rarest(self) -> int | None:
+        """Items of the rarest gold label, where each label weighs the same; None where not."""
+        if not self.metric.per_label:
+            return None
+        counts = next(iter(self.panel.counts.values()))[:, GOLD, :].sum(0)
+        return int(counts[counts > 0].min())
 
     def _differing(self, systems: Sequence[str], against: Sequence[str]) -> int:
         """Clusters on which two sides differ on some seed; a fixed system is held to every seed."""
@@ -215,10 +263,14 @@ def measure_panels(
     for panel in found:
         assert panel.codes.keys() <= infos.keys()
         ordered = [system for system in infos if system in panel.codes]
+        kinds: dict[bool, list[Metric]] = {}
+        for metric in panel.metrics:
+            kinds.setdefault(metric.counts == "items", []).append(metric)
+        drawn = {items: Draws(panel, kind, seed, draws) for items, kind in kinds.items()}
         for metric in panel.metrics:
             values = {s: panel.value(metric, s) for s in ordered}
-            drawn = Draws(panel, metric, seed, draws)
-            measured.append(Measured(panel, metric, infos, values, drawn, seed))
+            own = drawn[metric.counts == "items"].of(metric)
+            measured.append(Measured(panel, metric, infos, values, own, seed))
     return measured
 
 
@@ -232,6 +284,7 @@ def results(found: Sequence[Measured]) -> list[Result]:
     """
     rows = []
     for measured in found:
+        measured.draws.fetch(list(measured.values))
         chance, majority = _floors(measured)
         panel = measured.panel
         for system, value in measured.values.items():
@@ -281,6 +334,7 @@ def cocktail_means(found: Sequence[Measured]) -> list[Estimate]:
     """
     rows = []
     for measured in found:
+        measured.draws.fetch(list(measured.values))
         for cocktail, by_seed in measured.cells().items():
             arm = measured.arm(list(by_seed.values()))
             ends = measured.interval(list(by_seed.values()), [], cocktail)

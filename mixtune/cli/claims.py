@@ -51,11 +51,11 @@ def confirm(  # noqa: PLR0913 - a verb's options
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Choose on validation, write it down, and plan what a claim takes. Next: mixtune run.
+    """Choose on validation, write it down, and plan what a claim takes.
 
     For each target the best cocktail and the best single task go to selection.json, then runs of
     fresh seeds are planned: of the cocktail, of the single task as tuned, at equal steps and at
-    equal exposure. Nothing that is there already is changed.
+    equal exposure. Nothing that is there already is changed. Next: mixtune run.
     """
     study = study_of(study_file, overrides, limit)
     derived = derived_of(study, runs_dir, data_dir)

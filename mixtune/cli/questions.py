@@ -29,10 +29,11 @@ def questions(
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Answer what can be asked of a study, or say why it cannot. Next: mixtune claims.
+    """Answer what can be asked of a study, or say why it cannot.
 
     Does mixing help, with nothing selected; does general data keep what the base could do; does
     maths transfer; do knowledge and reasoning grow; does the small model beat models behind APIs.
+    Next: mixtune claims.
     """
     derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
     look_at(split, derived.store, "questions")

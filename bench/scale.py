@@ -1,0 +1,193 @@
+"""`python -m bench.scale`: how long a large study takes to analyse, and how much memory.
+
+A made-up study of 55 cells × 9 tasks × 1,000 items × 3 seeds, 1.5 million scores, through a real
+study's folder: its scores are written as a run would have written them, then `analyze` and `report`
+are run as commands, each in a process of its own.
+
+Knows: the shape of a study's folder. Does not know: how anything is analysed.
+"""
+
+import argparse
+import json
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench.machine import commit, machine
+from mixtune.derive import Derived
+from mixtune.records import Score, TrainStep, schema_of
+from mixtune.store import PlanRow, Store
+from mixtune.study_file import dump_study, parse_study
+from mixtune.tasks.registry import Registry
+
+OUT = Path(__file__).parent / "results" / "scale.json"
+TASKS = 9
+SEEDS = (1, 2, 3)
+LABELS = ("low", "middle", "high")
+LIMITS = {"seconds": 60.0, "bytes": 2e9}
+STEPS = [TrainStep(i, 2.0 / (i + 1), 1e-3, 1.0, 16, 32, 900, 0.5) for i in range(100)]
+TASK = """
+name: {name}
+title: Task {name}
+about: Invented.
+version: 1
+kind: label
+labels: [low, middle, high]
+prompt: "low, middle or high? {{{{ text }}}}"
+fields: {{label: label}}
+group_by: "{{{{ text }}}}"
+parser: label
+metrics: [accuracy, macro-f1]
+source: {{local: {{folder: {name}}}}}
+licence: none
+"""
+
+
+def make(folder: Path, items: int) -> Path:
+    """A study with scores and nothing else; returns its study file."""
+    names = [f"t{i}" for i in range(TASKS)]
+    for name in names:
+        (folder / f"{name}.yaml").write_text(TASK.format(name=name), encoding="utf-8")
+    raw = {
+        "name": "scale",
+        "model": "smollm2-135m",
+        "tasks": names,
+        "task_files": [f"{name}.yaml" for name in names],
+        "ingredients": {name: {} for name in names},
+        "design": ["incremental"],
+        "seeds": list(SEEDS),
+        "evaluate": {"forms": ["constrained"]},
+    }
+    path = folder / "study.yaml"
+    path.write_text(json.dumps(raw), encoding="utf-8")  # JSON is YAML
+    study = parse_study({**raw, "task_files": [str(folder / f"{name}.yaml") for name in names]})
+    store = Store(folder / "runs" / "scale")
+    cells = _cells(names)
+    rows = [row for cell in cells for seed in SEEDS for row in _rows(cell, seed, names, items)]
+    rows += [row for name in ("base", "majority") for row in _rows(name, None, names, items)]
+    store.save_plan(rows, dump_study(study), {"data": [], "flagged": {}, "lengths": []})
+    derived = Derived(store, Registry.of(study, None))
+    with sqlite3.connect(store.folder / "state.sqlite") as states:
+        states.execute("UPDATE unit SET state = 'done'")  # thousands of transactions by the store
+    for row in rows:
+        if row.kind == "train":
+            store.write_rows(f"{row.folder}/train.parquet", TrainStep, STEPS)
+        if row.kind == "answer":
+            name = derived.score_file(row)
+            path_ = store.folder / name
+            path_.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(_scores(row), path_)
+    return path
+
+
+def _cells(names: Sequence[str]) -> list[str]:
+    chosen = [*combinations(names, 1), *combinations(names, 2)]
+    chosen += [tuple(n for n in names if n != out) for out in names] + [tuple(names)]
+    return ["+".join(parts) for parts in chosen]
+
+
+def _rows(cell: str, seed: int | None, names: Sequence[str], items: int) -> list[PlanRow]:
+    system = f"{cell}-{seed}"
+    folder = f"cells/{system.replace('+', '-')[:80]}-{abs(hash(system)) % 10**8}"
+    found = [
+        PlanRow("answer", f"{system}-{task}", system, folder, cell, seed, task, "validation",
+                "constrained", items, 0, "made-up")
+        for task in names
+    ]  # fmt: skip
+    if seed is not None:
+        found.append(PlanRow("train", system, system, folder, cell, seed, "", "", "", 0, 0, ""))
+    return found
+
+
+def _scores(row: PlanRow) -> pa.Table:
+    """Made-up scores: half of the tasks come in clusters of ten; cells with the task are better."""
+    rng = np.random.default_rng(abs(hash((row.task, "items"))) % 2**32)
+    n, difficulty = row.items, rng.random(row.items)
+    gold = rng.integers(0, 3, n)
+    own = np.random.default_rng(abs(hash(row.id)) % 2**32)
+    skill = (0.75 if row.task in row.cocktail.split("+") else 0.5) + own.normal(0, 0.01)
+    right = difficulty * 0.9 + own.random(n) * 0.1 < skill
+    parsed = np.where(right, gold, (gold + 1) % 3)
+    width = 10 if int(row.task[1:]) % 2 else 1
+    texts = np.array(LABELS)
+    columns = {
+        "system": [row.system] * n,
+        "task": [row.task] * n,
+        "split": ["validation"] * n,
+        "example": [f"{i:05}" for i in range(n)],
+        "form": ["constrained"] * n,
+        "group": [f"g{i // width:05}" for i in range(n)],
+        "stratum": [""] * n,
+        "parsed": texts[parsed].tolist(),
+        "gold": texts[gold].tolist(),
+        "value": right.astype(float),
+        "status": ["ok"] * n,
+    }
+    schema = schema_of(Score)
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def timed(folder: Path, *words: str) -> dict[str, float]:
+    """A command in a process of its own: seconds and its largest memory in bytes."""
+    code = (
+        "import resource, sys; from mixtune.cli import main\n"
+        "try:\n    main()\nfinally:\n"
+        "    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    peak = next(line for line in done.stderr.splitlines() if line.startswith("peak "))
+    return {"seconds": time.monotonic() - began, "bytes": 1024.0 * int(peak.split()[1])}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 1 where a limit is passed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
+    parser.add_argument("--items", type=int, default=1000)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        study = make(folder, options.items)
+        found = {verb: timed(folder, verb, study.name) for verb in ("analyze", "report")}
+        page = folder / "runs" / "scale" / "report" / "index.html"
+        size = page.stat().st_size
+    both = {
+        "seconds": sum(one["seconds"] for one in found.values()),
+        "bytes": max(one["bytes"] for one in found.values()),
+    }
+    said = {
+        "scores": len(_cells([f"t{i}" for i in range(TASKS)])) * len(SEEDS) * TASKS * options.items,
+        **found,
+        "together": both,
+        "page bytes": size,
+        "limits": LIMITS,
+        "machine": machine(),
+        "commit": commit(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    options.out.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(said, indent=1))
+    return int(any(both[name] > limit for name, limit in LIMITS.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
