@@ -24,8 +24,8 @@ CLAIMS = """## Claims
 
 55 cells (the single task, its control at equal exposure, 53 cocktails), chosen on 500 validation
 items with one seed. **Ours**: `confirm` and `claims`, five fresh seeds on 1,000 test items (500
-with nine targets), the worst of all arms, Holm over targets. **As published**: the best of all on the
-test items, one seed, held against the single task; then the same with McNemar's test at 5 %.
+with nine targets), the worst of all arms, Holm over targets. **As published**: the best of all on
+the test items, one seed, held against the single task; then the same with McNemar's test at 5 %.
 
 | truth | ours confirms anything | as published: sees a gain | calls it significant | gain it sees |
 |---|---|---|---|---|"""

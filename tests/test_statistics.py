@@ -1,4 +1,4 @@
-"""The simulations that docs/statistics.md rests on, cut small; and that the page says what they say."""
+"""The simulations that docs/statistics.md rests on, cut small; and the page beside its results."""
 
 import json
 
