@@ -76,7 +76,7 @@ STOPS = [
     ("mixtune.execution.training.job_of", signal.SIGINT, True),
     ("mixtune.execution.desk.predict", signal.SIGTERM, True),
     ("mixtune.derive.score", signal.SIGHUP, False),
-    ("mixtune.derive.render", signal.SIGINT, False),
+    ("mixtune.reporting.render", signal.SIGINT, False),
 ]
 
 
