@@ -121,9 +121,8 @@ def _coverage(kept: Kept) -> str:
             made = float(case.get(f"{side} intervals", 0.0))
             cells.append(_share(float(case[f"{side} covered"]) / made) if made >= FEWEST else "–")
         made = float(case.get("difference intervals", 0.0))
-        width = (
-            f"{100 * float(case['difference width']) / made:.1f} points" if made >= FEWEST else "–"
-        )
+        width = 100 * float(case.get("difference width", 0.0)) / max(made, 1.0)
+        wide = f"{width:.1f} points" if made >= FEWEST else "–"
         lines.append(f"| {' | '.join([*cells, _share(few), wide])} |")
     return "\n".join([*lines, ""])
 
