@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.statistics_page import PAGE, written
+from bench.statistics_page import PAGE, UNSTEADY, written
 from mixtune.analysis.claims import CONFIRMED, Arms, claims
 from mixtune.analysis.panel import panel_of
 from mixtune.analysis.resample import mcnemar
@@ -86,9 +86,13 @@ def rights(rng: Rng, accuracy: FloatArray, shared: FloatArray) -> FloatArray:
     return found
 
 
-def run_accuracies(rng: Rng, cells: FloatArray, seeds: int) -> FloatArray:
-    """True accuracies of runs [cells × seeds] about those of their cells."""
-    return np.repeat(cells, seeds) + RUN_SD * rng.normal(size=len(cells) * seeds)
+def run_accuracies(
+    rng: Rng, cells: FloatArray, seeds: int, sds: FloatArray | float = RUN_SD
+) -> FloatArray:
+    """True accuracies of runs [cells × seeds] about those of their cells, scattering by `sds`."""
+    scatter = np.repeat(np.broadcast_to(sds, cells.shape), seeds)
+    found: FloatArray = np.repeat(cells, seeds) + scatter * rng.normal(size=len(scatter))
+    return found
 
 
 def measured_of(
@@ -117,10 +121,13 @@ CELLS = 6
 """Cells of a study whose runs say how much seeds scatter."""
 
 
-def coverage(n: int, seeds: int, per_cluster: int = 1) -> Callable[[Rng, int], Counted]:
+def coverage(
+    n: int, seeds: int, per_cluster: int = 1, unsteady: float = 1.0
+) -> Callable[[Rng, int], Counted]:
     """Intervals of a mean and of a paired difference of accuracy; items may come in clusters.
 
-    With one seed the truth is that of these very runs ("given this run").
+    With one seed the truth is that of these very runs ("given this run"). `unsteady`: how many
+    times as much as the others' the runs of the better of the two cells scatter.
     """
 
     def chunk(rng: Rng, studies: int) -> Counted:
@@ -129,7 +136,8 @@ def coverage(n: int, seeds: int, per_cluster: int = 1) -> Callable[[Rng, int], C
         named = [(f"t+c{c}" if c else "t", s) for c in range(CELLS) for s in range(seeds)]
         for _ in range(studies):
             cells = np.array([0.78, 0.80, *rng.uniform(0.7, 0.9, CELLS - 2)])
-            accuracy = run_accuracies(rng, cells, seeds)
+            sds = RUN_SD * np.where(np.arange(CELLS) == 1, unsteady, 1.0)
+            accuracy = run_accuracies(rng, cells, seeds, sds)
             weight = 0.6 if per_cluster > 1 else 0.0
             whole = rng.normal(size=cluster[-1] + 1)[cluster]
             shared = weight**0.5 * whole + (1 - weight) ** 0.5 * rng.normal(size=n)
@@ -143,8 +151,8 @@ def coverage(n: int, seeds: int, per_cluster: int = 1) -> Callable[[Rng, int], C
 
 def _count(found: Counted, one: Measured, truth: FloatArray, seeds: int) -> None:
     sides = [[f"{cell}/{seed}" for seed in range(seeds)] for cell in ("t", "t+c1")]
-    apart = one.interval(sides[1], sides[0], "difference")
-    mean = one.interval(sides[1], [], "mean")
+    apart = one.interval(sides[1], sides[0])
+    mean = one.interval(sides[1], [])
     for name, ends, true in (
         ("difference", apart, truth[1] - truth[0]),
         ("mean", mean, truth[1]),
@@ -351,12 +359,17 @@ CASES: Mapping[str, Callable[[], Callable[[Rng, int], Counted]]] = {
     **{
         f"coverage/clusters of 9/n={n}/seeds={s}": lambda n=n, s=s: coverage(n, s, 9)  # type: ignore[misc]
         for n in (90, 450, 1800)
-        for s in (1, 3, 5)
+        for s in (1, 2, 3, 5)
     },
     **{
         f"coverage/macro F1, rare labels/n={n}/seeds={s}": lambda n=n, s=s: rare(n, s)  # type: ignore[misc]
         for n in (50, 200, 500, 2000)
-        for s in (1, 3, 5)
+        for s in (1, 2, 3, 5)
+    },
+    **{
+        f"coverage/{UNSTEADY}/n={n}/seeds={s}": lambda n=n, s=s: coverage(n, s, unsteady=3.0)  # type: ignore[misc]
+        for n in (500, 2000)
+        for s in (2, 3, 5)
     },
     "claims/all equal, 9 targets": lambda: claimed(Plan(targets=9, test=500)),
     **{
@@ -365,7 +378,9 @@ CASES: Mapping[str, Callable[[], Callable[[Rng, int], Counted]]] = {
     },
     "ties/at the margin": lambda: tied(MARGIN),
     "ties/no difference": lambda: tied(0.0),
-    "best of 10": lambda: lucky(10),
+    "best of 10, one seed": lambda: lucky(10),
+    "best of 10, 3 seeds": lambda: lucky(10, seeds=3),
+    "best of 55, one seed": lambda: lucky(55),
 }
 """What is simulated, by name; made when it is run."""
 

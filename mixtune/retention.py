@@ -127,6 +127,6 @@ def _scores(measured: Sequence[Measured]) -> list[Estimate]:
         for name in dict.fromkeys(each.infos[system].cocktail for system in each.values):
             systems = list(each.named(name).values())
             arm = each.arm(systems)
-            ends = each.interval(systems, [], name)
+            ends = each.interval(systems, [])
             rows.append(estimate(each, (SCORE, name, ""), arm, arm.value, ends))
     return rows

@@ -397,7 +397,7 @@ def test_intervals_of_runs_that_nearly_agree_cover(n, agree, one_way):
     for both, first, second, _ in rng.multinomial(n, shares, size=1000):
         values = [(both + k) / n for k in (first, second)]
         sides = [Arm(np.full(1, v), np.full((1, 2), v), None) for v in values]
-        found = interval(*sides, Items(n, True, int(first + second)), rng)
+        found = interval(*sides, Items(n, True, int(first + second)))
         hits += found.low <= true <= found.high
     assert hits / 1000 >= 0.93 - 0.015
 
@@ -407,11 +407,11 @@ def test_arms_that_share_a_variance_have_its_degrees_of_freedom_once():
     spread, other = Spread(0.0004, 4), Spread(0.0001, 6)
     a, b = (Arm(np.full(2, v), np.full((2, 50), v), spread) for v in (0.7, 0.6))
     items = Items(10_000, False, 5000)
-    found = interval(a, b, items, np.random.default_rng(0))
+    found = interval(a, b, items)
     assert found.method.startswith("t, 4 df")
     half = stats.t.ppf(0.975, 4) * 0.0004**0.5  # 1/2 + 1/2 of the variance
     assert (found.low, found.high) == (pytest.approx(0.1 - half), pytest.approx(0.1 + half))
-    apart = interval(a, replace(b, spread=other), items, np.random.default_rng(0))
+    apart = interval(a, replace(b, spread=other), items)
     df = (0.0002 + 0.00005) ** 2 / (0.0002**2 / 4 + 0.00005**2 / 6)
     half = stats.t.ppf(0.975, df) * 0.00025**0.5
     assert apart.high == pytest.approx(0.1 + half)
@@ -442,7 +442,7 @@ def coverage(seeds, cells, sims=400, n=200, run_sd=0.25):
         spread = pooled(list(right.mean(-1)))
         a, b = (Arm(right[c].mean(-1), right[c] @ weights.T, spread) for c in (0, 1))
         differ = int((right[0] != right[1]).any(0).sum())
-        found = interval(a, b, Items(n, False, differ), rng)
+        found = interval(a, b, Items(n, False, differ))
         hits += found.low <= true <= found.high
     return hits / sims
 
@@ -482,7 +482,7 @@ def test_the_bootstrap_of_clusters_covers_macro_f1():
         counts = tallies(gold, parsed, 3).reshape(60, 4, 3, 3).sum(1)
         drawn = metric.from_tallies(resampled(counts, cluster_weights(60, 500, rng)))
         arm = Arm(np.array([ORACLE[metric.name](gold, parsed, 3)]), drawn[None], None)
-        found = interval(arm, None, Items(60, False, 60), rng)
+        found = interval(arm, None, Items(60, False, 60))
         hits += found.low <= true <= found.high
     assert 0.91 <= hits / 300 <= 0.98
 

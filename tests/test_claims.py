@@ -176,7 +176,7 @@ class TestClaims:
         for one, claim in zip(found, made, strict=True):
             cells = one.cells()
             each = [
-                one.interval(list(cells["a+b"].values()), list(cells[name].values()), "x").p
+                one.interval(list(cells["a+b"].values()), list(cells[name].values())).p
                 for name in arms[made.index(claim)].against
             ]
             assert claim.p == pytest.approx(max(each))

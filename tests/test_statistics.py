@@ -63,12 +63,30 @@ def test_the_page_is_what_the_results_give():
 def test_what_the_page_claims_is_so():
     kept = json.loads(statistics.KEPT.read_text(encoding="utf-8"))
     for name, case in kept.items():
-        if name.startswith("coverage/"):
+        if name.startswith("coverage/") and not _pooled_over_unlike_cells(name):
             for side in ("difference", "mean"):
                 made = case.get(f"{side} intervals", 0)
                 if made >= 200:
                     assert within(case[f"{side} covered"] / made, 0.93, made), name
     equal = kept["claims/all equal, 9 targets"]
     assert share(equal, "confirmed studies") <= 0.05
-    # With five seeds a little above the 5 % that are meant, as the page says.
-    assert share(kept["ties/at the margin"], "ties") <= 0.08
+    assert share(kept["ties/at the margin"], "ties") <= 0.05
+
+
+def _pooled_over_unlike_cells(name):
+    """Too narrow with fewer than five seeds, as the page says."""
+    return statistics.UNSTEADY in name and not name.endswith("seeds=5")
+
+
+def test_from_five_seeds_on_an_unsteady_cell_has_its_own_variance():
+    found = statistics.simulate(f"coverage/{statistics.UNSTEADY}/n=500/seeds=5", STUDIES)
+    for side in ("difference", "mean"):
+        assert within(share(found, f"{side} covered", f"{side} intervals"), 0.93)
+
+
+def test_what_items_account_for_is_not_counted_twice():
+    found = statistics.simulate("coverage/items/n=2000/seeds=3", STUDIES)
+    covered = share(found, "difference covered", "difference intervals")
+    # Counted twice it was .972 on 2,000 studies, and the mean width 3.3 points.
+    assert found["difference width"] / found["difference intervals"] < 0.032
+    assert within(covered, 0.93)

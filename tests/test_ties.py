@@ -8,7 +8,16 @@ from scipy import stats
 
 from mixtune.analysis.effects import TRANSFER, differences
 from mixtune.analysis.panel import panel_of
-from mixtune.analysis.resample import Arm, Items, Spread, interval, mcnemar
+from mixtune.analysis.resample import (
+    Arm,
+    Items,
+    Spread,
+    cluster_weights,
+    interval,
+    mcnemar,
+    pooled,
+    variance_of,
+)
 from mixtune.analysis.results import SystemInfo, measure_panels
 from mixtune.analysis.ties import DETECTABLE, TIE, detectable, equivalent, ties
 
@@ -57,7 +66,7 @@ def test_p_and_interval_agree_under_the_t():
     for gap in np.linspace(0, 0.2, 21):
         draws = rng.normal(0, 0.02, (2, 3, 2000))
         arms = [Arm(np.full(3, v), draws[i] + v, Spread(1e-4, 8)) for i, v in enumerate((gap, 0))]
-        found = interval(arms[0], arms[1], items, rng)
+        found = interval(arms[0], arms[1], items)
         assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
 
 
@@ -75,7 +84,7 @@ def test_false_alarms_are_at_most_one_in_twenty():
             (one,) = [m for m in measured(rights) if m.metric.name == metric]
             cells = one.cells()
             sides = (list(cells[name].values()) for name in ("a+b", "a"))
-            alarms[place] += one.interval(*sides, "x").p < 0.05
+            alarms[place] += one.interval(*sides).p < 0.05
     allowed = 0.05 + 3 * (0.05 * 0.95 / studies) ** 0.5
     assert max(alarms) / studies <= allowed
 
@@ -129,7 +138,7 @@ def test_the_detectable_difference_is_found_as_often_as_it_says():
         one = study(float(np.mean(given)))
         cells = one.cells()
         sides = (list(cells[name].values()) for name in ("a+b", "a"))
-        found += one.interval(*sides, "x").p < 0.05
+        found += one.interval(*sides).p < 0.05
     assert found / studies == pytest.approx(0.8, abs=0.13)
     assert {row.quantity for row in rows} == {DETECTABLE}
     assert {row.low for row in rows} == {None}
@@ -152,5 +161,31 @@ def test_transfer_is_of_cells_that_never_saw_the_task():
 def test_a_correlation_may_be_below_nothing():
     wrong = measured({("a", 1): [0] * 60 + [1] * 20})
     (mcc,) = [one for one in wrong if one.metric.name == "mcc"]
-    ends = mcc.interval(["a/1"], [], "x")
+    ends = mcc.interval(["a/1"], [])
     assert mcc.values["a/1"] < 0 and ends.low < mcc.values["a/1"] < ends.high
+
+
+def test_runs_that_differ_by_items_alone_add_no_run_variance():
+    rng = np.random.default_rng(5)
+    right = (rng.random((3, 400)) < 0.8).astype(float)
+    draws = right @ cluster_weights(400, 500, rng).T / 400
+    values = right.mean(1)
+    arm = Arm(values, draws, pooled([values]))
+    variance, df = variance_of([(1.0, arm)], 400)
+    by_items = float(np.var(draws.mean(0), ddof=1)) * 400 / 399
+    between = max(0.0, arm.spread.variance - arm.noise * 400 / 399) / 3
+    assert variance == pytest.approx(by_items + between)
+    assert arm.noise == pytest.approx(0.8 * 0.2 / 400, rel=0.25)
+    # Taken off as an estimate: it leaves fewer degrees of freedom, not more.
+    assert 1 < df < 399
+
+
+def test_many_runs_have_a_variance_of_their_own_and_few_the_pooled_one():
+    draws = np.zeros((5, 10)) + np.arange(10) / 1000
+    values = np.array([0.7, 0.8, 0.75, 0.72, 0.78])
+    own = pooled([values])
+    for spread in (pooled([np.array([0.5, 0.5001])]), pooled([np.array([0.1, 0.9])])):
+        many = variance_of([(1.0, Arm(values, draws, spread))], 100)
+        assert many == variance_of([(1.0, Arm(values, draws, own))], 100)
+        few = variance_of([(1.0, Arm(values[:4], draws[:4], spread))], 100)
+        assert few[0] == pytest.approx(np.var(draws[0], ddof=1) * 100 / 99 + spread.variance / 4)

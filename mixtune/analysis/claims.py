@@ -79,7 +79,7 @@ def _compare(one: Arms, measured: Measured, fresh: Sequence[int], margin: float)
         if not shared:
             return []
         systems, against = ([side[seed] for seed in shared] for side in sides)
-        ends = measured.interval(systems, against, f"{one.choice.cocktail} - {name}")
+        ends = measured.interval(systems, against)
         value = measured.arm(systems).value - measured.arm(against).value
         tied = equivalent(measured, systems, against, margin)
         rows.append(_Found(name, value, ends, len(shared), tied))

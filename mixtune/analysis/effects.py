@@ -143,7 +143,7 @@ def _difference(
     measured: Measured, what: tuple[str, str, str], systems: list[str], reference: list[str]
 ) -> Estimate:
     arm, against = measured.arm(systems), measured.arm(reference)
-    found = measured.interval(systems, reference, f"{what[1]} - {what[2]}")
+    found = measured.interval(systems, reference)
     return estimate(measured, what, arm, arm.value - against.value, found)
 
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from mixtune.analysis.contrasts import Part, contrast
+from mixtune.analysis.contrasts import contrast
 from mixtune.analysis.effects import adjusted
-from mixtune.analysis.resample import Arm, pooled
+from mixtune.analysis.resample import Arm, Part, pooled
 from mixtune.analysis.results import BASE, Measured, estimate
 from mixtune.design import members, title
 from mixtune.metrics import FloatArray

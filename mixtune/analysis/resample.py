@@ -1,4 +1,4 @@
-"""Intervals: one resample of clusters shared by all systems of a task, crossed with seeds.
+"""Intervals: one resample of clusters shared by all systems of a task, and the runs' own variance.
 
 Knows: arrays of counts and of values. Does not know: tasks, systems' names, files.
 
@@ -8,11 +8,15 @@ arXiv 2411.00640, 2103.03098; tests/test_analysis.py):
     one seed, or a fixed system   items only, "given this run": Wilson for a share of independent
                                   items, Newcombe for a paired difference of two such shares, else
                                   expanded percentiles of a cluster bootstrap
-    2 to 4 seeds                  t: item variance (cluster bootstrap of the mean over seeds) plus
-                                  the between-run variance pooled over the study's cells, degrees
-                                  of freedom by Satterthwaite
-    5 seeds and more              the same percentiles of a crossed bootstrap: each draw takes
-                                  one resample of clusters for everything, one of seeds per arm
+    2 seeds and more              t: item variance (cluster bootstrap of the mean over seeds) plus
+                                  the variance between runs, degrees of freedom by Satterthwaite;
+                                  up to four seeds that variance is pooled over the study's cells,
+                                  from five on it is the arm's own
+
+The variance between runs is what is left of their scatter when the part that items account for is
+taken off: two runs that are equally good still differ on single items, which the bootstrap over
+items holds already. Counted twice, as crossed resampling of items and seeds does, intervals of a
+difference cover .98 to .998 where .95 is meant (docs/decisions/029-run-variance.md).
 
 p-values are two-sided, against a difference of nothing, and come from the t wherever there are
 seeds: a permutation of three against three cannot fall below .1. One run against another on
@@ -32,6 +36,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from types import ModuleType
 
 import numpy as np
@@ -47,7 +52,9 @@ MIN_CLUSTERS = 15
 MIN_RARE = 10
 """Simulated coverage of macro F1 with three labels at 85, 10 and 5 % (nominal .95): .90 to .91 with
 50 items, so with two or three of the rarest; .93 and more from 200 (docs/statistics.md)."""
-RESAMPLE_SEEDS_FROM = 5
+OWN_RUNS_FROM = 5
+"""Seeds from which an arm's runs say their own variance: cells need not scatter alike, and the
+degrees of freedom of five are enough (docs/decisions/029-run-variance.md)."""
 FEW_VARY = 10
 """Under so many clusters that vary, an interval is never narrower than if none did."""
 TOO_FEW = "too few"
@@ -104,6 +111,21 @@ class Arm:
         """Mean over seeds."""
         return float(self.values.mean())
 
+    @property
+    def noise(self) -> float | None:
+        """The part of the variance between its runs that items account for; None of a single run.
+
+        Where runs differ by nothing but chance on single items, it is all of it.
+        """
+        seeds = len(self.values)
+        if seeds == 1:
+            return None
+        return float((self.draws - self.draws.mean(0)).var(1).sum()) / (seeds - 1)
+
+
+Part = tuple[float, Arm]
+"""A weight and an arm."""
+
 
 def cluster_weights(clusters: int, draws: int, rng: np.random.Generator) -> FloatArray:
     """How often each draw takes each cluster, [draws, clusters]; rows add up to `clusters`."""
@@ -132,16 +154,13 @@ def pooled(values_by_cell: list[FloatArray]) -> Spread | None:
     return Spread(squares / df, df)
 
 
-def interval(
-    arm: Arm, against: Arm | None, items: Items, rng: np.random.Generator, level: float = LEVEL
-) -> Interval:
+def interval(arm: Arm, against: Arm | None, items: Items, level: float = LEVEL) -> Interval:
     """Interval of an arm's mean, or of its difference to another on the same clusters.
 
     Args:
         arm: whose number it is.
         against: what is subtracted from it; None for nothing.
         items: what both were measured on.
-        rng: for resampling seeds only (5 and more).
         level: chance that it covers; 0.9 is that of an equivalence test at 5 %.
     """
     arms = [arm] if against is None else [arm, against]
@@ -156,27 +175,19 @@ def interval(
         ends = wilson(round(arm.value * items.clusters), items.clusters, level)
         return Interval(*ends, "Wilson over independent items, given this run")
     value = arm.value - (against.value if against else 0.0)
-    found = _ends(arms, value, items, (rng, level))
+    found = _ends(arms, value, items, level)
     found = replace(found, p=_p(arms, value, items))
     found = _not_too_narrow(found, value, items, (seeds, level))
     widest = 1.0 - items.lowest
     return _within(found, -widest if against else items.lowest, widest if against else 1.0)
 
 
-def _ends(
-    arms: list[Arm], value: float, items: Items, how: tuple[np.random.Generator, float]
-) -> Interval:
-    """The two ends by the number of seeds; `how`: of resampling, and the level."""
-    rng, level = how
-    seeds = max(len(arm.values) for arm in arms)
-    against = arms[1] if len(arms) > 1 else None
-    if seeds == 1:
-        return _of_items(arms[0], against, items, level)
-    if seeds < RESAMPLE_SEEDS_FROM:
-        return _t(arms, value, items.clusters, level)
-    draws = _reseeded(arms[0], rng) - (_reseeded(against, rng) if against else 0.0)
-    method = "crossed bootstrap of clusters and seeds"
-    return percentiles(draws, items.clusters, method, level)
+def _ends(arms: list[Arm], value: float, items: Items, level: float) -> Interval:
+    """The two ends by the number of seeds."""
+    if max(len(arm.values) for arm in arms) == 1:
+        return _of_items(arms[0], arms[1] if len(arms) > 1 else None, items, level)
+    variance, df = variance_of(_signed(arms), items.clusters)
+    return t_interval(value, variance, df, level) if variance else Interval(value, value, "")
 
 
 def _of_items(arm: Arm, against: Arm | None, items: Items, level: float) -> Interval:
@@ -212,7 +223,7 @@ def _p(arms: list[Arm], value: float, items: Items) -> float | None:
     if seeds == 1 and items.independent:
         _, first, second, _ = _table(arms[0], arms[1], items)
         return mcnemar(first, second)
-    variance, df = spread_of(arms, items.clusters)
+    variance, df = variance_of(_signed(arms), items.clusters)
     found = 2.0 * float(_special().stdtr(df, -abs(value) / variance**0.5)) if variance else 0.0
     if items.varying >= FEW_VARY:
         return found
@@ -251,41 +262,58 @@ def _not_too_narrow(
     return Interval(low, high, method, found.p)
 
 
-def spread_of(arms: Sequence[Arm], clusters: int) -> tuple[float, float]:
-    """Variance of an arm's mean or of a difference, and its degrees of freedom.
+def _signed(arms: Sequence[Arm]) -> list[Part]:
+    """An arm, or an arm less another, as a weighted sum."""
+    return list(zip((1.0, -1.0), arms, strict=False))
 
-    Arms share clusters, so the item variance is that of the difference. Arms with the same pooled
-    variance share one estimate of it: one part with its own degrees of freedom, not two
-    (Satterthwaite 1946 takes its parts to be independent).
+
+def variance_of(parts: Sequence[Part], clusters: int) -> tuple[float, float]:
+    """Variance of Σ weight · mean of an arm, and its degrees of freedom.
+
+    Arms share clusters, so the item variance is that of the sum on shared resamples. That between
+    runs comes on top, for each arm weight² / seeds of it, less the part that items account for.
+    Arms with the same pooled variance share one estimate of it: one part with its own degrees of
+    freedom, not two (Satterthwaite 1946 takes its parts to be independent). Where no arm has
+    several runs, it is given the runs.
     """
-    mean = arms[0].draws.mean(0) - (arms[1].draws.mean(0) if len(arms) > 1 else 0.0)
-    parts = [(float(mean.var(ddof=1)) * clusters / (clusters - 1), clusters - 1)]
-    shares: defaultdict[Spread, float] = defaultdict(float)
-    for arm in arms:
-        if arm.spread is not None:
-            shares[arm.spread] += 1 / len(arm.values)
-    parts += [(spread.variance * share, spread.df) for spread, share in shares.items()]
-    variance = sum(part for part, _ in parts)
-    if variance == 0:
-        return 0.0, math.inf
-    return variance, variance**2 / sum(part**2 / df for part, df in parts)
+    draws = sum(weight * arm.draws.mean(0) for weight, arm in parts)
+    more = clusters / (clusters - 1)
+    variance = float(np.var(draws, ddof=1)) * more
+    below = variance**2 / (clusters - 1)
+    for spread, share, noise in _runs(parts):
+        variance += share * max(0.0, spread.variance - more * noise)
+        below += (share * spread.variance) ** 2 / spread.df
+    return variance, variance**2 / below if below else math.inf
 
 
-def _t(arms: list[Arm], value: float, clusters: int, level: float) -> Interval:
-    variance, df = spread_of(arms, clusters)
-    if variance == 0:
-        return Interval(value, value, "")
+def _runs(parts: Sequence[Part]) -> list[tuple[Spread, float, float]]:
+    """Estimates of the variance between runs: each with its share in the sum, and its items' part.
+
+    That part is the mean over the arms that have several runs; with one run it is not known.
+    """
+    if all(len(arm.values) == 1 for _, arm in parts):
+        return []
+    found: list[tuple[Spread, float, float]] = []
+    pools: defaultdict[Spread, list[Part]] = defaultdict(list)
+    for weight, arm in parts:
+        if arm.spread is None:
+            continue
+        own = pooled([arm.values]) if len(arm.values) >= OWN_RUNS_FROM else None
+        if own is not None:
+            found.append((own, weight**2 / len(arm.values), arm.noise or 0.0))
+        else:
+            pools[arm.spread].append((weight, arm))
+    for spread, members in pools.items():
+        noises = [arm.noise for _, arm in members if arm.noise is not None]
+        share = sum(weight**2 / len(arm.values) for weight, arm in members)
+        found.append((spread, share, fmean(noises) if noises else 0.0))
+    return found
+
+
+def t_interval(value: float, variance: float, df: float, level: float = LEVEL) -> Interval:
+    """The t's, whatever the variance is made of; no p."""
     half = float(_special().stdtrit(df, 0.5 + level / 2)) * variance**0.5
-    method = f"t, {df:.0f} df: item variance plus between-run variance pooled over cells"
-    return Interval(value - half, value + half, method)
-
-
-def _reseeded(arm: Arm, rng: np.random.Generator) -> FloatArray:
-    """Each draw's mean over a resample of the arm's seeds, [draws]."""
-    seeds, draws = arm.draws.shape
-    shares = cluster_weights(seeds, draws, rng) / seeds
-    mean: FloatArray = (shares.T * arm.draws).sum(0)
-    return mean
+    return Interval(value - half, value + half, f"t, {df:.0f} df: item and between-run variance")
 
 
 def percentiles(

@@ -191,21 +191,18 @@ class Measured:
         return pooled([np.array(values) for values in cells.values()])
 
     def interval(
-        self, systems: Sequence[str], against: Sequence[str], name: str, level: float = LEVEL
+        self, systems: Sequence[str], against: Sequence[str], level: float = LEVEL
     ) -> Interval:
         """Interval of an arm, or of its difference to another (`against` empty: none).
 
-        `name` names the resampling of seeds; `level`: the chance that it covers.
+        `level`: the chance that it covers.
         """
         panel = self.panel
         independent = self.metric.name == "accuracy" and panel.n == panel.clusters
         varying = self._differing(systems, against) if against else self._varying(systems)
-        rng = generator(
-            self.seed, "resample-seeds", f"{panel.task}/{panel.split}/{panel.form}/{name}"
-        )
         reference = self.arm(against) if against else None
         items = Items(panel.clusters, independent, varying, self.metric.lowest, self._rarest)
-        return interval(self.arm(systems), reference, items, rng, level)
+        return interval(self.arm(systems), reference, items, level)
 
     @cached_property
     def _rarest(self) -> int | None:
@@ -289,7 +286,7 @@ def results(found: Sequence[Measured]) -> list[Result]:
         panel = measured.panel
         for system, value in measured.values.items():
             info = measured.infos[system]
-            ends = measured.interval([system], [], system)
+            ends = measured.interval([system], [])
             rows.append(
                 Result(
                     system=system,
@@ -337,7 +334,7 @@ def cocktail_means(found: Sequence[Measured]) -> list[Estimate]:
         measured.draws.fetch(list(measured.values))
         for cocktail, by_seed in measured.cells().items():
             arm = measured.arm(list(by_seed.values()))
-            ends = measured.interval(list(by_seed.values()), [], cocktail)
+            ends = measured.interval(list(by_seed.values()), [])
             rows.append(estimate(measured, ("mean", cocktail, ""), arm, arm.value, ends))
     return rows
 

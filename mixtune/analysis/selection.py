@@ -135,17 +135,13 @@ def _run_noise(
     name = f"{panel.task}/{panel.split}/{panel.form}/{measured.metric.name}"
     rng = generator(measured.seed, "run-noise", name)
     arms = [measured.arm(list(seeds.values())) for seeds in cells.values()]
-    apart = [
-        float(((arm.draws - arm.draws.mean(0)).var(1)).sum()) / (len(arm.values) - 1)
-        for arm in arms
-        if len(arm.values) > 1
-    ]
-    by_items = float(np.mean(apart)) if apart else 0.0
+    noises = [arm.noise for arm in arms if arm.noise is not None]
+    by_items = float(np.mean(noises)) if noises else 0.0
     scale = np.zeros(len(cells))
     for place, arm in enumerate(arms):
         if arm.spread is not None:
             scale[place] = (max(0.0, arm.spread.variance - by_items) / len(arm.values)) ** 0.5
-    return scale[:, None] * rng.normal(size=shape), bool(apart)
+    return scale[:, None] * rng.normal(size=shape), bool(noises)
 
 
 def shrunken(found: Sequence[Measured]) -> list[Estimate]:

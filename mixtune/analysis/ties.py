@@ -5,10 +5,12 @@ Knows: cocktails, seeds, a margin. Does not know: how it was declared, how a row
 
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import median
+from statistics import fmean
 from types import ModuleType
 
-from mixtune.analysis.resample import LEVEL
+import numpy as np
+
+from mixtune.analysis.resample import LEVEL, OWN_RUNS_FROM, Arm
 from mixtune.analysis.results import Measured, estimate
 from mixtune.metrics import Metric
 from mixtune.records import Estimate
@@ -28,7 +30,7 @@ def equivalent(
 
     None where there are too few clusters to say.
     """
-    found = measured.interval(systems, against, "equivalence", level=2 * LEVEL - 1)
+    found = measured.interval(systems, against, 2 * LEVEL - 1)
     if found.low is None or found.high is None:
         return None
     return -margin < found.low and found.high < margin
@@ -53,7 +55,7 @@ def _ties(measured: Measured, margin: float) -> list[Estimate]:
     for name, systems in arms.items():
         if name == best:
             continue
-        ends = measured.interval(systems, arms[best], f"{name} - {best}")
+        ends = measured.interval(systems, arms[best])
         row = estimate(
             measured, (TIE, name, best), measured.arm(systems), means[name] - means[best], ends
         )
@@ -77,8 +79,8 @@ def detectable(found: Sequence[Measured]) -> list[Estimate]:
     """Smallest true difference between two cells that is found with 80 % power, by seeds an arm.
 
     Two-sided at 5 %, run variance included; subject "N seeds". The item variance is the median over
-    the cells that train on the task, each against the first of them. No row where runs were not
-    repeated or there are too few clusters: how much seeds matter is then not known.
+    pairs of the cells that train on the task. No row where runs were not
+    repeated, nothing varies or there are too few clusters: how much seeds matter is then not known.
     """
     return [row for measured in found for row in _detectable(measured)]
 
@@ -91,29 +93,37 @@ def _detectable(measured: Measured) -> list[Estimate]:
         if task in measured.infos[next(iter(by_seed.values()))].ingredients
     ]
     spread = measured.spread(True)
-    ends = measured.interval(arms[0], arms[1], DETECTABLE) if len(arms) > 1 else None
+    ends = measured.interval(arms[0], arms[1]) if len(arms) > 1 else None
     if spread is None or ends is None or ends.low is None:
         return []
-    first = measured.arm(arms[0])
-    apart = [
-        float((measured.arm(arm).draws.mean(0) - first.draws.mean(0)).var(ddof=1))
-        for arm in arms[1:]
-    ]
-    clusters = measured.panel.clusters
-    items = median(apart) * clusters / (clusters - 1)
+    sides = [measured.arm(arm) for arm in arms]
+    noise = min(spread.variance, fmean(side.noise for side in sides if side.noise is not None))
+    items, clusters = _apart(sides, noise), measured.panel.clusters
+    if items + spread.variance == 0:
+        return []
     rows = []
     for seeds in sorted({*PLANNED, *map(len, arms)}):
-        runs = 2.0 * spread.variance / seeds
-        total = items + runs
-        parts = items**2 / (clusters - 1) + runs**2 / spread.df
-        df = total**2 / parts if parts else float(clusters - 1)
+        by_items = (items + 2.0 * noise / seeds) * clusters / (clusters - 1)
+        variance = by_items + 2.0 * (spread.variance - noise) / seeds
+        own = seeds >= OWN_RUNS_FROM
+        below = by_items**2 / (clusters - 1)
+        below += (2.0 * spread.variance / seeds) ** 2 / (2 * (seeds - 1) if own else spread.df)
+        df = variance**2 / below
         t = _special().stdtrit(df, 0.5 + LEVEL / 2) + _special().stdtrit(df, POWER)
-        row = estimate(
-            measured, (DETECTABLE, f"{seeds} seeds", ""), first, float(t) * total**0.5, ends
-        )
+        least = float(t) * variance**0.5
+        row = estimate(measured, (DETECTABLE, f"{seeds} seeds", ""), sides[0], least, ends)
         method = "two-sided 5 %, 80 % power; item variance plus between-run variance over cells"
         rows.append(replace(row, method=method, seeds=seeds, low=None, high=None, p=None))
     return rows
+
+
+def _apart(sides: Sequence[Arm], noise: float) -> float:
+    """Item variance of a difference of two cells, median over the pairs, without what runs add."""
+    between = np.cov(np.stack([side.draws.mean(0) for side in sides]))
+    own = np.diag(between) - noise / np.array([len(side.values) for side in sides])
+    first, second = np.triu_indices(len(sides), 1)
+    pairs = own[first] + own[second] - 2.0 * between[first, second]
+    return max(0.0, float(np.median(pairs)))
 
 
 def _sign(metric: Metric) -> float:

@@ -62,9 +62,9 @@ _METHODS = """# Methods of {name}
   wrong and are counted.
 - What is chosen is chosen on validation. Test scores were looked at {reads} times.
 - Differences are paired: same items, same clusters, over the seeds that both sides have. Intervals
-  are 95 %: items of one source are resampled together; with two to four seeds a t-interval adds the
-  variance between seeds, pooled over cocktails; with one seed an interval is given this run. Where
-  items are too few there is none.
+  are 95 %: items of one source are resampled together; with several seeds a t-interval adds the
+  variance between seeds, up to four pooled over cocktails; with one an interval is given this run.
+  Where items are too few there is none.
 - `method` and `seed` stand in each row that `mixtune analyze --json` prints.
 """
 
