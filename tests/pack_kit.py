@@ -93,16 +93,17 @@ def finish(folder, files, failing=("north", 2), changes=None, said=None, skipped
             store.fail(run.system, f"RunFailed: no memory in {folder}/x\n  found: Zyx 1", 1.5)
             continue
         if run.kind == "trained":
-            _train(store, run)
+            train(store, run)
         for answer in run.answers:
             if answer.task not in skipped and answer.split not in skipped:
-                _answer(store, planner, run, answer, said)
+                answers(store, planner, run, answer, said)
     derived = Derived(store, registry)
     derived.score()
     return derived
 
 
-def _train(store, run):
+def train(store, run):
+    """What a trained run leaves."""
     store.begin(run.system)
     facts = {
         "train_id": run.system,
@@ -116,12 +117,13 @@ def _train(store, run):
     store.finish(run.system, [path, weights, kept], 2.5)
 
 
-def _answer(store, planner, run, answer, words=None):
+def answers(store, planner, run, answer, words=None):
+    """What answering leaves; `words`: every answer, or what gives one for a run and an item."""
     chance = random.Random(answer.id)
     rows = []
     for item in planner.items(answer):
         said = item.target if chance.random() < 0.7 else chance.choice([*NAMES, "7", "dry", "wet"])
-        said = said if words is None else words
+        said = said if words is None else words(run, item) if callable(words) else words
         logprobs = tuple(-1.0 if c == said else -2.0 for c in item.choices)
         ranked = logprobs if answer.form == "constrained" else ()
         rows.append(
