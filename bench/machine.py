@@ -7,6 +7,7 @@ worker asks for something that only torch knows.
 import os
 import platform
 import subprocess
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -41,6 +42,16 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "not a git checkout"
     return f"{head}+changes" if changed else head
+
+
+def provenance(command: str) -> dict[str, object]:
+    """What makes a number repeatable: what was typed, when, at which commit, on what."""
+    return {
+        "command": command,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": commit(),
+        "machine": machine(),
+    }
 
 
 def use_threads() -> None:

@@ -14,14 +14,13 @@ Knows: the rows that `mixtune results --json` prints. Does not know: how either 
 import argparse
 import gzip
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
 from scipy.stats import kendalltau
 
-from bench.machine import commit, machine
+from bench.machine import provenance
 from bench.results import write_or_print
 
 Means = dict[str, dict[str, float]]
@@ -90,10 +89,7 @@ def main() -> None:
     given = parser.parse_args()
     facts = {
         "rows": compare(means(_read(given.results)), means(_read(given.others))),
-        "command": f"python -m bench.rankings {given.results.name} {given.others.name}",
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": commit(),
-        "machine": machine(),
+        **provenance(f"python -m bench.rankings {given.results.name} {given.others.name}"),
     }
     write_or_print(facts, given.out)
 

@@ -13,118 +13,100 @@ Knows: RELATIONS, what a study measured. Does not know: how it was trained.
 """
 
 import argparse
-import time
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bench.machine import commit, machine
+from bench.machine import provenance
 from bench.results import write_or_print
 from mixtune.analysis.adjust import holm
+from mixtune.analysis.claims import ALPHA
+from mixtune.analysis.effects import minus
 from mixtune.analysis.results import Measured
-from mixtune.derive import Derived
+from mixtune.cli.app import derived_of, look_at, study_of
 from mixtune.design import members, title
-from mixtune.store import Store
-from mixtune.study_file import load_study
-from mixtune.tasks.registry import Registry
-from mixtune.tasks.toy import RELATIONS, Relation
+from mixtune.records import Estimate
+from mixtune.tasks.toy import RELATIONS
 
-ALPHA = 0.05
 FOUND, OPPOSITE, UNSEEN = "found", "the opposite was found", "not found"
-CLEAN, ALARM = "no difference, as expected", "a difference, where none was expected"
+CLEAN, ALARM = "no difference seen, as expected", "a difference, where none was expected"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A difference in the target's main metric, over the seeds that both pairs have."""
+class Row(Estimate):
+    """A difference in the target's main metric, with what was expected of it and what is found.
 
-    target: str
-    subject: str
-    reference: str
-    expected: str
-    value: float
-    low: float | None
-    high: float | None
-    p: float | None
-    adjusted: float | None
-    seeds: int
-    n: int
-    method: str
+    `adjusted` is by Holm here, over the relations with a sign.
+    """
+
+    expected: str = ""
     verdict: str = ""
 
 
 def relations(found: Sequence[Measured]) -> list[Row]:
-    """Every relation with a sign, then the controls; those whose cells share no seed are left out.
+    """Every relation with a sign, then the controls; `missing` says what is left out.
 
     Args:
         found: what is measured, one form and metric a task.
     """
     by_target = {measured.panel.task: measured for measured in found}
-    signed = [row for one in RELATIONS if one.sign != "0" for row in _signed(one, by_target)]
-    kept = [replace(row, adjusted=p) for row, p in zip(signed, _holm(signed), strict=True)]
-    controls = [
-        row
-        for one in RELATIONS
-        if one.sign == "0" and _mutual(one.ingredient, one.target)
-        for row in _controls(one.ingredient, one.target, by_target)
+    signed = [
+        Row(**asdict(row), expected=sign)
+        for sign, target, subject, reference in _signed()
+        if target in by_target
+        for row in minus(by_target[target], "relation", subject, reference)
     ]
-    return [replace(row, verdict=_verdict(row)) for row in [*kept, *controls]]
+    corrected = holm([row.p for row in signed])
+    rows = [replace(row, adjusted=p) for row, p in zip(signed, corrected, strict=True)]
+    rows += [
+        Row(**asdict(row), expected="0")
+        for measured in found
+        for subject, reference in _controls(measured)
+        for row in minus(measured, "control", subject, reference)
+    ]
+    return [replace(row, verdict=_verdict(row)) for row in rows]
 
 
-def _holm(rows: Sequence[Row]) -> list[float | None]:
-    return list(holm([row.p for row in rows]))
+def missing(rows: Sequence[Row]) -> list[str]:
+    """Relations with a sign whose pairs were not both trained, or share no seed."""
+    there = {(row.target, row.subject, row.reference) for row in rows}
+    return [f"{t}: {a} - {b}" for _, t, a, b in _signed() if (t, a, b) not in there]
+
+
+def _signed() -> Iterator[tuple[str, str, str, str]]:
+    """Sign, target, and the two pairs whose difference has it."""
+    for one in RELATIONS:
+        for zero in _zeros(one.target) if one.sign != "0" else ():
+            yield one.sign, one.target, _pair(one.target, one.ingredient), _pair(one.target, zero)
+
+
+def _controls(measured: Measured) -> Iterator[tuple[str, str]]:
+    """The unrelated pair, and each other pair with the target that should do nothing to it."""
+    target = measured.panel.task
+    signed = {one.ingredient for one in RELATIONS if one.target == target and one.sign != "0"}
+    for unrelated in _zeros(target):
+        if target not in _zeros(unrelated):
+            continue
+        for name in measured.cells():
+            parts = set(members(name))
+            if len(parts) == 2 and target in parts and not parts & {unrelated, *signed}:
+                yield _pair(target, unrelated), name
 
 
 def _zeros(target: str) -> list[str]:
     return [one.ingredient for one in RELATIONS if one.target == target and one.sign == "0"]
 
 
-def _mutual(one: str, other: str) -> bool:
-    return one in _zeros(other) and other in _zeros(one)
-
-
-def _signed(relation: Relation, by_target: dict[str, Measured]) -> Iterator[Row]:
-    target = relation.target
-    for zero in _zeros(target):
-        pairs = (target, relation.ingredient), (target, zero)
-        yield from _row(by_target.get(target), pairs, relation.sign)
-
-
-def _controls(ingredient: str, target: str, by_target: dict[str, Measured]) -> Iterator[Row]:
-    """The unrelated pair minus each other pair with the target that should do nothing to it."""
-    signed = {one.ingredient for one in RELATIONS if one.target == target and one.sign != "0"}
-    measured = by_target.get(target)
-    for name in measured.cells() if measured else ():
-        parts = members(name)
-        others = set(parts) - {target}
-        if len(parts) != 2 or target not in parts or others & {ingredient, *signed}:
-            continue
-        yield from _row(measured, ((target, ingredient), parts), "0")
-
-
-def _row(
-    measured: Measured | None, pairs: tuple[Sequence[str], Sequence[str]], expected: str
-) -> Iterator[Row]:
-    if measured is None:
-        return
-    cells, names = measured.cells(), [title(sorted(pair)) for pair in pairs]
-    sides = [cells.get(name, {}) for name in names]
-    shared = sorted(sides[0].keys() & sides[1].keys())
-    if not shared:
-        return
-    systems, against = ([side[seed] for seed in shared] for side in sides)
-    ends = measured.interval(systems, against)
-    value = measured.arm(systems).value - measured.arm(against).value
-    panel = measured.panel
-    yield Row(
-        panel.task, names[0], names[1], expected, value, ends.low, ends.high, ends.p, ends.p,
-        len(shared), panel.n, f"{panel.form} {measured.metric.name}; {ends.method}",
-    )  # fmt: skip
+def _pair(one: str, other: str) -> str:
+    return title(sorted((one, other)))
 
 
 def _verdict(row: Row) -> str:
     if row.low is None or row.high is None:
         return "cannot be said: too few items"
+    if row.seeds < 2:
+        return "cannot be said: one seed"
     differs = not row.low <= 0.0 <= row.high
     if row.expected == "0":
         return ALARM if differs else CLEAN
@@ -140,17 +122,16 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    study = load_study(given.study)
-    store = Store(given.runs_dir / study.name)
-    derived = Derived(store, Registry.of(study, None))
+    derived = derived_of(study_of(given.study, None, None), given.runs_dir)
+    look_at("test", derived.store, "relations")
     rows = relations(derived.measured_main("test"))
+    for one in missing(rows):
+        print(f"left out, its pairs share no seed: {one}", file=sys.stderr)
     facts = {
         "rows": [asdict(row) for row in rows],
+        "missing": missing(rows),
         "training": derived.training_note(),
-        "command": f"python -m bench.relations {given.study}",
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": commit(),
-        "machine": machine(),
+        **provenance(f"python -m bench.relations {given.study.name}"),
     }
     write_or_print(facts, given.out)
 

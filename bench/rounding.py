@@ -11,7 +11,6 @@ Knows: the engine's interface, a made task. Does not know: peers, speed.
 """
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,7 +19,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from bench.cuda_made import write_tiny
-from bench.machine import commit, machine
+from bench.machine import provenance
 from bench.results import write_or_print
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import Job, Trainer
@@ -123,10 +122,7 @@ def main() -> None:
     given = parser.parse_args()
     facts = {
         **measure(given.seeds),
-        "command": f"python -m bench.rounding --seeds {given.seeds}",
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": commit(),
-        "machine": machine(),
+        **provenance(f"python -m bench.rounding --seeds {given.seeds}"),
     }
     write_or_print(facts, given.out)
 

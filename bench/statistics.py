@@ -96,15 +96,21 @@ def run_accuracies(
 
 
 def measured_of(
-    named: Sequence[tuple[str, int]], right: FloatArray, cluster: np.ndarray, split: str = "test"
+    named: Sequence[tuple[str, int]],
+    right: FloatArray,
+    cluster: np.ndarray,
+    where: tuple[str, str] = (TASK, "test"),
 ) -> Measured:
-    """(cell, seed) of each row of `right`, as what is measured on an open task."""
+    """(cell, seed) of each row of `right`, as what is measured on an open task.
+
+    `where`: task and split.
+    """
     gold = np.zeros(right.shape[1], dtype=np.int64)
     codes = {
         f"{cell}/{seed}": (gold, (1 - row).astype(np.int64))
         for (cell, seed), row in zip(named, right, strict=True)
     }
-    return _measured((TASK, split, "strict"), Open(), cluster, codes)
+    return _measured((*where, "strict"), Open(), cluster, codes)
 
 
 def _measured(key: tuple[str, str, str], task: Any, cluster: Any, codes: Any) -> Measured:  # noqa: ANN401
@@ -296,13 +302,8 @@ def _of(
     n: int,
 ) -> Measured:
     cells, accuracy, seeds = runs
-    right = rights(rng, accuracy, rng.normal(size=n))
-    gold = np.zeros(n, dtype=np.int64)
-    names = [f"{cell}/{seed}" for cell in cells for seed in seeds]
-    codes = {
-        name: (gold, (1 - row).astype(np.int64)) for name, row in zip(names, right, strict=True)
-    }
-    return _measured((*key, "strict"), Open(), np.arange(n), codes)
+    named = [(cell, seed) for cell in cells for seed in seeds]
+    return measured_of(named, rights(rng, accuracy, rng.normal(size=n)), np.arange(n), key)
 
 
 def _as_published(seen: Measured, cells: Sequence[str]) -> tuple[float, float]:

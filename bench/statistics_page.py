@@ -44,8 +44,8 @@ COVERAGE = """## Coverage of 95 % intervals
 At least 93 % or "too few" is what we ask; more than 95 % is wider than need be. With one seed the
 truth is that of the run at hand. **One cell unsteady**: the runs of the better of the two cells
 scatter three times as much as all others. With two to four seeds the variance between runs is
-pooled over cells, so such a cell's interval is too narrow; from five seeds on, which a claim rests
-on, each cell has its own, and it holds.
+pooled over cells, so such a cell's interval is too narrow; from five seeds on, as many as a claim
+has unless a study asks for fewer, each cell has its own, and it holds.
 
 | items | n | seeds | difference | mean | too few | mean width of the difference |
 |---|---|---|---|---|---|---|"""

@@ -6,7 +6,6 @@ Knows: names and shapes of operations. Does not know: peers, ratios.
 """
 
 import argparse
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile
 
 from bench.data import Source
-from bench.machine import commit, machine, use_threads
+from bench.machine import provenance, use_threads
 from bench.ours import STEP
 from bench.results import write_or_print
 from mixtune.engine.convert import prepare
@@ -78,11 +77,8 @@ def measure(data_dir: Path | None, model_name: str) -> Mapping[str, object]:
     seen = [(e.key, e.input_shapes, float(e.self_cpu_time_total)) for e in events]
     return {
         "shares": shares(seen, spec.rank),
-        "command": "python -m bench.where --data-dir DATA",
         "data": source.kind,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": commit(),
-        "machine": machine(),
+        **provenance("python -m bench.where --data-dir DATA"),
     }
 
 

@@ -82,7 +82,13 @@ def finish(folder, files, failing=("north", 2), changes=None, said=None, skipped
     nobody has answered.
     """
     study = load_study(write_study(folder, changes))
-    registry = Registry.of(study, folder / "data")
+    return fill(folder, study, files, failing, said, skipped)
+
+
+def fill(folder, study, files, failing=None, said=None, skipped=()):
+    """Plan a study and write what its runs would have; see `finish`. Data is in `data`, if any."""
+    data = folder / "data"
+    registry = Registry.of(study, data if data.is_dir() else None)
     planner = Planner(study, registry, files)
     store = Store(folder / "runs" / study.name)
     plan = planner.plan()
@@ -93,16 +99,16 @@ def finish(folder, files, failing=("north", 2), changes=None, said=None, skipped
             store.fail(run.system, f"RunFailed: no memory in {folder}/x\n  found: Zyx 1", 1.5)
             continue
         if run.kind == "trained":
-            train(store, run)
+            _train(store, run)
         for answer in run.answers:
             if answer.task not in skipped and answer.split not in skipped:
-                answers(store, planner, run, answer, said)
+                _answer(store, planner, run, answer, said)
     derived = Derived(store, registry)
     derived.score()
     return derived
 
 
-def train(store, run):
+def _train(store, run):
     """What a trained run leaves."""
     store.begin(run.system)
     facts = {
@@ -117,7 +123,7 @@ def train(store, run):
     store.finish(run.system, [path, weights, kept], 2.5)
 
 
-def answers(store, planner, run, answer, words=None):
+def _answer(store, planner, run, answer, words=None):
     """What answering leaves; `words`: every answer, or what gives one for a run and an item."""
     chance = random.Random(answer.id)
     rows = []

@@ -3,22 +3,16 @@
 import json
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pack_kit import answers, train
+from pack_kit import fill
 
 from bench import relations
-from mixtune.analysis.panel import panel_of
-from mixtune.analysis.results import SystemInfo, measure_panels
-from mixtune.derive import Derived
-from mixtune.planning.facts import facts_of
-from mixtune.planning.plan import Planner
-from mixtune.store import Store
-from mixtune.study_file import dump_study, load_study, parse_study
-from mixtune.tasks.registry import Registry
+from bench.statistics import measured_of
+from mixtune.study_file import load_study, parse_study
 from mixtune.tasks.toy import RELATIONS
 
 SUITE = Path(__file__).parent.parent / "studies" / "suite.yaml"
@@ -55,20 +49,7 @@ def studied(folder, files, believed):
     """The committed suite on fewer items, its answers those of a scripted learner."""
     raw = json.loads(load_study(SUITE).model_dump_json(exclude_unset=True))
     raw["evaluate"] = {"validation_items": 4, "test_items": 120}
-    study = parse_study(raw)
-    registry = Registry.of(study, None)
-    planner = Planner(study, registry, files)
-    store, plan = Store(folder / "runs" / study.name), planner.plan()
-    store.save_plan(plan.rows(), dump_study(planner.study), facts_of(planner))
-    say = learner(believed)
-    for run in plan.runs:
-        if run.kind == "trained":
-            train(store, run)
-            for answer in run.answers:
-                answers(store, planner, run, answer, say)
-    derived = Derived(store, registry)
-    derived.score()
-    return derived
+    return fill(folder, parse_study(raw), files, said=learner(believed))
 
 
 AS_BUILT = {(one.ingredient, one.target): one.sign for one in RELATIONS}
@@ -86,7 +67,10 @@ def built(tmp_path_factory, files):
 def test_every_relation_is_found_and_the_unrelated_pair_is_the_control(built, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["relations", str(SUITE), "--runs-dir", str(built / "runs")])
     relations.main()
-    rows = json.loads(capsys.readouterr().out)["rows"]
+    printed = capsys.readouterr()
+    assert "looked at 1 times" in printed.err
+    assert json.loads(printed.out)["missing"] == []
+    rows = json.loads(printed.out)["rows"]
     signed = [row for row in rows if row["expected"] != "0"]
     assert [row["target"] for row in signed] == [one.target for one in SIGNED]
     assert {row["verdict"] for row in signed} == {relations.FOUND}
@@ -97,30 +81,17 @@ def test_every_relation_is_found_and_the_unrelated_pair_is_the_control(built, mo
     assert all(row["seeds"] == 5 and row["n"] >= 120 for row in rows)
 
 
-@dataclass(frozen=True)
-class Open:
-    """A task that is answered right or wrong."""
-
-    labels: tuple[str, ...] = ()
-    metrics: tuple[str, ...] = ("accuracy",)
-
-
 def measured(believed, n=300):
     """What is measured of such a learner on every target, without a store."""
-    cells = [tuple(sorted(cell)) for cell in load_study(SUITE).design.explicit]
+    cells = ["+".join(sorted(cell)) for cell in load_study(SUITE).design.explicit]
+    named = [(cell, seed) for cell in cells for seed in range(1, 6)]
+    rng = np.random.default_rng(1)
     found = []
     for target in dict.fromkeys(one.target for one in RELATIONS):
-        shared, codes, infos = np.random.default_rng(1).random(n), {}, []
-        for cell in cells:
-            for seed in range(1, 6):
-                rng = np.random.default_rng([cells.index(cell), seed, len(found)])
-                easy = 0.85 * shared + 0.15 * rng.random(n)
-                name = f"{'+'.join(cell)}/{seed}"
-                right = easy < skill(cell, target, believed)
-                codes[name] = np.zeros(n, dtype=np.int64), (~right).astype(np.int64)
-                infos.append(SystemInfo(name, "+".join(cell), seed, cell))
-        panel = panel_of((target, "test", "strict"), Open(), np.arange(n), codes)
-        found += measure_panels([panel], infos)
+        easy = 0.85 * rng.random(n) + 0.15 * rng.random((len(named), n))
+        level = np.array([skill(cell.split("+"), target, believed) for cell, _ in named])
+        right = (easy < level[:, None]).astype(float)
+        found.append(measured_of(named, right, np.arange(n), (target, "test")))
     return found
 
 
@@ -134,6 +105,16 @@ def test_what_is_not_there_is_not_found_and_the_opposite_is_said():
 
 def test_a_study_without_the_pairs_says_nothing():
     assert relations.relations([]) == []
+    assert len(relations.missing([])) == len(SIGNED)
+
+
+def test_one_seed_says_nothing():
+    one = [
+        replace(m, values={s: v for s, v in m.values.items() if s.endswith("/1")})
+        for m in measured(AS_BUILT)
+    ]
+    rows = relations.relations(one)
+    assert rows and {row.verdict for row in rows} == {"cannot be said: one seed"}
 
 
 @pytest.mark.parametrize("one", SIGNED, ids=lambda one: f"{one.ingredient} to {one.target}")

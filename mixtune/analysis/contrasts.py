@@ -5,7 +5,6 @@ Knows: arms of one panel, or of two panels of the same items. Does not know: whi
 
 from collections.abc import Sequence
 from dataclasses import replace
-from types import ModuleType
 
 from mixtune.analysis.resample import (
     MIN_CLUSTERS,
@@ -14,6 +13,7 @@ from mixtune.analysis.resample import (
     Part,
     percentiles,
     t_interval,
+    t_p,
     variance_of,
     wilson,
 )
@@ -33,15 +33,8 @@ def contrast(parts: Sequence[Part], clusters: int) -> tuple[float, Interval]:
         method = f"no item varies: Wilson's bound for an event unseen in {clusters} clusters"
         return value, Interval(value - bound, value + bound, method, 1.0 if value == 0 else None)
     variance, df = variance_of(parts, clusters)
-    p = 2.0 * float(_special().stdtr(df, -abs(value) / variance**0.5))
+    p = t_p(value, variance, df)
     if all(len(arm.values) == 1 for _, arm in parts):
         method = f"bootstrap of {clusters} clusters, given these runs"
         return value, replace(percentiles(draws, clusters, method), p=p)
     return value, replace(t_interval(value, variance, df), p=p)
-
-
-def _special() -> ModuleType:
-    from scipy import special
-
-    found: ModuleType = special
-    return found

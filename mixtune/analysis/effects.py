@@ -82,7 +82,7 @@ def _to_single(measured: Measured) -> list[Estimate]:
     if all(info.ingredients != (single,) for info in measured.infos.values()):
         return []
     others = [name for name in measured.cells() if name != single]
-    return [row for name in others for row in _minus(measured, TO_SINGLE, name, single)]
+    return [row for name in others for row in minus(measured, TO_SINGLE, name, single)]
 
 
 def _to_exposure(measured: Measured) -> list[Estimate]:
@@ -94,7 +94,7 @@ def _to_exposure(measured: Measured) -> list[Estimate]:
         info = measured.infos[next(iter(by_seed.values()))]
         seen = info.rows.get(target)
         if len(info.ingredients) > 1 and seen in alone:
-            rows += _minus(measured, TO_EXPOSURE, name, alone[seen])
+            rows += minus(measured, TO_EXPOSURE, name, alone[seen])
     return rows
 
 
@@ -106,10 +106,10 @@ def _alone(measured: Measured) -> list[SystemInfo]:
     return [info for info in own if info.ingredients == (target,) and target in info.rows]
 
 
-def _minus(measured: Measured, quantity: str, subject: str, reference: str) -> list[Estimate]:
+def minus(measured: Measured, quantity: str, subject: str, reference: str) -> list[Estimate]:
     """One cocktail minus another on the seeds that both have; nothing where they have none."""
     cells = measured.cells()
-    one, other = cells[subject], cells.get(reference, {})
+    one, other = (cells.get(name, {}) for name in (subject, reference))
     shared = sorted(one.keys() & other.keys())
     if not shared:
         return []

@@ -11,11 +11,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from types import ModuleType
 
 import numpy as np
 
-from mixtune.analysis.resample import LEVEL
+from mixtune.analysis.resample import LEVEL, special
 from mixtune.analysis.results import Measured
 from mixtune.design import members, title
 from mixtune.records import Estimate
@@ -99,9 +98,9 @@ def _mean(
     value = fmean(values)
     if n >= FEWEST_TARGETS and stdev(values) > 0:
         error = stdev(values) / n**0.5
-        half = float(_special().stdtrit(n - 1, 0.5 + LEVEL / 2)) * error
+        half = float(special().stdtrit(n - 1, 0.5 + LEVEL / 2)) * error
         low, high = value - half, value + half
-        p = 2.0 * float(_special().stdtr(n - 1, -abs(value) / error))
+        p = 2.0 * float(special().stdtr(n - 1, -abs(value) / error))
     method = f"t over {n} {of}" if low is not None else f"too few: {n} {of}"
     return _row(what, (value, low, high, p), where, (n, method))
 
@@ -153,8 +152,8 @@ def _model(rows: Sequence[Gain], where: Measured) -> tuple[list[Estimate], str]:
         value, error = float(fit.fe_params[place]), float(fit.bse_fe[place])
         if not math.isfinite(error) or error <= 0:
             return [], "no mixed model: its standard errors could not be computed"
-        half = float(_special().ndtri(0.5 + LEVEL / 2)) * error
-        p = 2.0 * float(_special().ndtr(-abs(value) / error))
+        half = float(special().ndtri(0.5 + LEVEL / 2)) * error
+        p = 2.0 * float(special().ndtr(-abs(value) / error))
         numbers = (value, value - half, value + half, p)
         made.append(_row((MODEL, name, ""), numbers, where, (len(rows), method)))
     return made, f"not in the model: {', '.join(left_out)}" if left_out else ""
@@ -209,10 +208,3 @@ def _fit(rows: Sequence[Gain], columns: Mapping[str, np.ndarray]) -> tuple["_Sca
 class _Scaled:
     fe_params: np.ndarray
     bse_fe: np.ndarray
-
-
-def _special() -> ModuleType:
-    from scipy import special
-
-    found: ModuleType = special
-    return found

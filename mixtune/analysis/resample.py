@@ -175,29 +175,35 @@ def interval(arm: Arm, against: Arm | None, items: Items, level: float = LEVEL) 
         ends = wilson(round(arm.value * items.clusters), items.clusters, level)
         return Interval(*ends, "Wilson over independent items, given this run")
     value = arm.value - (against.value if against else 0.0)
-    found = _ends(arms, value, items, level)
-    found = replace(found, p=_p(arms, value, items))
+    found = (_of_items if seeds == 1 else _of_runs)(arms, value, items, level)
     found = _not_too_narrow(found, value, items, (seeds, level))
     widest = 1.0 - items.lowest
     return _within(found, -widest if against else items.lowest, widest if against else 1.0)
 
 
-def _ends(arms: list[Arm], value: float, items: Items, level: float) -> Interval:
-    """The two ends by the number of seeds."""
-    if max(len(arm.values) for arm in arms) == 1:
-        return _of_items(arms[0], arms[1] if len(arms) > 1 else None, items, level)
+def _of_runs(arms: list[Arm], value: float, items: Items, level: float) -> Interval:
+    """Interval of an arm of several runs, or of a difference to another; that has a p as well."""
     variance, df = variance_of(_signed(arms), items.clusters)
-    return t_interval(value, variance, df, level) if variance else Interval(value, value, "")
+    found = t_interval(value, variance, df, level) if variance else Interval(value, value, "")
+    return found if len(arms) == 1 else replace(found, p=_p(value, variance, df, items))
 
 
-def _of_items(arm: Arm, against: Arm | None, items: Items, level: float) -> Interval:
-    """Interval of one run, or of one run against another or the base."""
-    if against is not None and items.independent and items.varying:
-        method = "Newcombe's paired score interval over independent items, given this run"
-        return Interval(*newcombe(*_table(arm, against, items), level), method)
-    draws = arm.draws[0] if against is None else arm.draws[0] - against.draws[0]
-    method = f"bootstrap of {items.clusters} clusters, given this run"
-    return percentiles(draws, items.clusters, method, level)
+def _of_items(arms: list[Arm], value: float, items: Items, level: float) -> Interval:
+    """Interval of one run, or of one run against another or the base; that has a p as well."""
+    arm, method = arms[0], f"bootstrap of {items.clusters} clusters, given this run"
+    if len(arms) == 1:
+        return percentiles(arm.draws[0], items.clusters, method, level)
+    against = arms[1]
+    if items.independent:
+        both, first, second, neither = _table(arm, against, items)
+        p = mcnemar(first, second)
+        if items.varying:
+            method = "Newcombe's paired score interval over independent items, given this run"
+            return Interval(*newcombe(both, first, second, neither, level), method, p)
+    else:
+        p = _p(value, *variance_of(_signed(arms), items.clusters), items)
+    draws = arm.draws[0] - against.draws[0]
+    return replace(percentiles(draws, items.clusters, method, level), p=p)
 
 
 def _table(arm: Arm, against: Arm, items: Items) -> tuple[int, int, int, int]:
@@ -215,27 +221,25 @@ def _table(arm: Arm, against: Arm, items: Items) -> tuple[int, int, int, int]:
 # ---- p-values ------------------------------------------------------------------------------------
 
 
-def _p(arms: list[Arm], value: float, items: Items) -> float | None:
-    """Chance of a difference at least as large where there is none; None of a mean."""
-    if len(arms) == 1:
-        return None
-    seeds = max(len(arm.values) for arm in arms)
-    if seeds == 1 and items.independent:
-        _, first, second, _ = _table(arms[0], arms[1], items)
-        return mcnemar(first, second)
-    variance, df = variance_of(_signed(arms), items.clusters)
-    found = 2.0 * float(_special().stdtr(df, -abs(value) / variance**0.5)) if variance else 0.0
+def t_p(value: float, variance: float, df: float) -> float:
+    """Two-sided p of the t: chance of a value at least as large where the truth is nothing."""
+    return 2.0 * float(special().stdtr(df, -abs(value) / variance**0.5))
+
+
+def _p(value: float, variance: float, df: float, items: Items) -> float:
+    """The t's p of a difference; with few clusters that vary, as `_not_too_narrow` says."""
+    found = t_p(value, variance, df) if variance else 0.0
     if items.varying >= FEW_VARY:
         return found
     # The level at which the bound of `_not_too_narrow` just reaches the difference.
     square = abs(value) * items.clusters / (1.0 - min(abs(value), 1.0 - 1e-12))
-    return max(found, 2.0 * float(_special().ndtr(-(square**0.5))))
+    return max(found, 2.0 * float(special().ndtr(-(square**0.5))))
 
 
 def mcnemar(first: int, second: int) -> float:
     """Exact two-sided p of so many items that only one side got right (McNemar 1947)."""
     n = first + second
-    return min(1.0, 2.0 * float(_special().bdtr(min(first, second), n, 0.5))) if n else 1.0
+    return min(1.0, 2.0 * float(special().bdtr(min(first, second), n, 0.5))) if n else 1.0
 
 
 # ---- parts ---------------------------------------------------------------------------------------
@@ -293,17 +297,15 @@ def _runs(parts: Sequence[Part]) -> list[tuple[Spread, float, float]]:
     """
     if all(len(arm.values) == 1 for _, arm in parts):
         return []
-    found: list[tuple[Spread, float, float]] = []
-    pools: defaultdict[Spread, list[Part]] = defaultdict(list)
-    for weight, arm in parts:
+    pools: defaultdict[tuple[Spread, int | None], list[Part]] = defaultdict(list)
+    for place, (weight, arm) in enumerate(parts):
         if arm.spread is None:
             continue
         own = pooled([arm.values]) if len(arm.values) >= OWN_RUNS_FROM else None
-        if own is not None:
-            found.append((own, weight**2 / len(arm.values), arm.noise or 0.0))
-        else:
-            pools[arm.spread].append((weight, arm))
-    for spread, members in pools.items():
+        key = (arm.spread, None) if own is None else (own, place)
+        pools[key].append((weight, arm))
+    found = []
+    for (spread, _), members in pools.items():
         noises = [arm.noise for _, arm in members if arm.noise is not None]
         share = sum(weight**2 / len(arm.values) for weight, arm in members)
         found.append((spread, share, fmean(noises) if noises else 0.0))
@@ -312,7 +314,7 @@ def _runs(parts: Sequence[Part]) -> list[tuple[Spread, float, float]]:
 
 def t_interval(value: float, variance: float, df: float, level: float = LEVEL) -> Interval:
     """The t's, whatever the variance is made of; no p."""
-    half = float(_special().stdtrit(df, 0.5 + level / 2)) * variance**0.5
+    half = float(special().stdtrit(df, 0.5 + level / 2)) * variance**0.5
     return Interval(value - half, value + half, f"t, {df:.0f} df: item and between-run variance")
 
 
@@ -323,8 +325,8 @@ def percentiles(
 
     Source: Hesterberg 2015, "What teachers should know about the bootstrap", section 5.
     """
-    t = float(_special().stdtrit(clusters - 1, 0.5 + level / 2))
-    tail = float(_special().ndtr(-t * (clusters / (clusters - 1)) ** 0.5))
+    t = float(special().stdtrit(clusters - 1, 0.5 + level / 2))
+    tail = float(special().ndtr(-t * (clusters / (clusters - 1)) ** 0.5))
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(float(low), float(high), method)
 
@@ -336,7 +338,7 @@ def _within(found: Interval, floor: float, ceiling: float) -> Interval:
     return replace(found, low=max(found.low, floor), high=min(found.high, ceiling))
 
 
-def _special() -> ModuleType:
+def special() -> ModuleType:
     """SciPy's distributions, imported when first needed: every command would wait for them."""
     from scipy import special
 
@@ -346,7 +348,7 @@ def _special() -> ModuleType:
 
 def wilson(right: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's score interval of a share; right ≤ n, n > 0 (Wilson 1927)."""
-    z = float(_special().ndtri(0.5 + level / 2))
+    z = float(special().ndtri(0.5 + level / 2))
     centre = (right + z**2 / 2) / (n + z**2)
     half = z * (right * (n - right) / n + z**2 / 4) ** 0.5 / (n + z**2)
     return max(0.0, centre - half), min(1.0, centre + half)

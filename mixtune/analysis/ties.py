@@ -6,11 +6,10 @@ Knows: cocktails, seeds, a margin. Does not know: how it was declared, how a row
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
-from types import ModuleType
 
 import numpy as np
 
-from mixtune.analysis.resample import LEVEL, OWN_RUNS_FROM, Arm
+from mixtune.analysis.resample import LEVEL, OWN_RUNS_FROM, Arm, special
 from mixtune.analysis.results import Measured, estimate
 from mixtune.metrics import Metric
 from mixtune.records import Estimate
@@ -109,7 +108,7 @@ def _detectable(measured: Measured) -> list[Estimate]:
         below = by_items**2 / (clusters - 1)
         below += (2.0 * spread.variance / seeds) ** 2 / (2 * (seeds - 1) if own else spread.df)
         df = variance**2 / below
-        t = _special().stdtrit(df, 0.5 + LEVEL / 2) + _special().stdtrit(df, POWER)
+        t = special().stdtrit(df, 0.5 + LEVEL / 2) + special().stdtrit(df, POWER)
         least = float(t) * variance**0.5
         row = estimate(measured, (DETECTABLE, f"{seeds} seeds", ""), sides[0], least, ends)
         method = "two-sided 5 %, 80 % power; item variance plus between-run variance over cells"
@@ -128,10 +127,3 @@ def _apart(sides: Sequence[Arm], noise: float) -> float:
 
 def _sign(metric: Metric) -> float:
     return 1.0 if metric.higher_is_better else -1.0
-
-
-def _special() -> ModuleType:
-    from scipy import special
-
-    found: ModuleType = special
-    return found
