@@ -10,12 +10,9 @@ Knows: the shape of a study's folder. Does not know: how anything is analysed.
 import argparse
 import json
 import sqlite3
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 
@@ -23,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.machine import commit, machine
+from bench.command import run
+from bench.machine import provenance
 from mixtune.derive import Derived
 from mixtune.records import Score, TrainStep, schema_of
 from mixtune.store import PlanRow, Store
@@ -137,27 +135,6 @@ def _scores(row: PlanRow) -> pa.Table:
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 
-def timed(folder: Path, *words: str) -> dict[str, float]:
-    """A command in a process of its own: seconds and its largest memory in bytes."""
-    code = (
-        "import resource, sys; from mixtune.cli import main\n"
-        "try:\n    main()\nfinally:\n"
-        "    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
-    )
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    peak = next(line for line in done.stderr.splitlines() if line.startswith("peak "))
-    return {"seconds": time.monotonic() - began, "bytes": 1024.0 * int(peak.split()[1])}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 where a limit is passed."""
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
@@ -167,9 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         study = make(folder, options.items)
-        found = {verb: timed(folder, verb, study.name) for verb in ("analyze", "report")}
+        took = {verb: run(folder, verb, study.name) for verb in ("analyze", "report")}
         page = folder / "runs" / "scale" / "report" / "index.html"
         size = page.stat().st_size
+    found = {verb: {"seconds": one.seconds, "bytes": one.bytes} for verb, one in took.items()}
     both = {
         "seconds": sum(one["seconds"] for one in found.values()),
         "bytes": max(one["bytes"] for one in found.values()),
@@ -180,9 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "together": both,
         "page bytes": size,
         "limits": LIMITS,
-        "machine": machine(),
-        "commit": commit(),
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance("python -m bench.scale"),
     }
     options.out.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(said, indent=1))

@@ -1,10 +1,11 @@
-"""The benchmark's small tools: rankings of two studies, kinds of operations, rounding in a bank."""
+"""The benchmark's small tools: commands, rankings of two studies, kinds of operations, rounding."""
 
+import json
 import math
 
 import pytest
 
-from bench import rounding
+from bench import command, rounding
 from bench.rankings import compare, means
 from bench.where import kind_of, shares
 
@@ -68,3 +69,17 @@ class TestRounding:
     def test_in_float32_hardly_an_answer_flips(self, monkeypatch):
         monkeypatch.setattr(rounding, "ITEMS", 60)
         assert rounding.measure(2, "float32")["flip_rate"] <= 1 / 60
+
+
+class TestCommand:
+    """A command of mixtune in a process of its own."""
+
+    def test_it_is_run_timed_and_weighed(self, tmp_path):
+        took = command.run(tmp_path, "data", "leaks", "--task", "toy-mood", "--json")
+        assert json.loads(took.printed)["records"]["toy-mood/train"] > 0
+        assert took.seconds > 0
+        assert 1e7 < took.bytes < 1e10
+
+    def test_what_a_failure_said_is_passed_on(self, tmp_path):
+        with pytest.raises(SystemExit, match="nowhere"):
+            command.run(tmp_path, "plan", "nowhere.yaml")

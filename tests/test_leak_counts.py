@@ -15,7 +15,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections import Counter
 from itertools import permutations
 from pathlib import Path
@@ -155,7 +154,6 @@ def measure(data):
     found = Overlaps(parts(data))
     pairs = [found.between(*pair) for pair in permutations(found.parts, 2)]
     took = {
-        "seconds": time.process_time(),
         "megabytes": peak_kilobytes() / 1024,
         "records": sum(len(part.records) for part in found.parts.values()),
     }
@@ -317,9 +315,8 @@ class TestReadme:
     def test_runs_of_13_words(self, found):
         assert found["runs"] == [count for *_, count in RUNS]
 
-    def test_it_takes_less_than_a_minute_and_two_gigabytes(self, found):
-        """Seconds of one core, reading and rendering included, whatever else the machine does."""
+    def test_it_takes_less_than_two_gigabytes(self, found):
+        """Reading and rendering included; `python -m bench.leaks` takes the time."""
         took = found["took"]
         assert took["records"] > 124_000
-        assert took["seconds"] < 60
         assert took["megabytes"] < 2048
