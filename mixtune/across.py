@@ -29,7 +29,7 @@ def compare_studies(
     """
     if one.store.folder == other.store.folder:
         raise SpecError("a study compared with itself", found=one.study.name, remedy="name two")
-    left_out = _different_tasks(one, other, split)
+    left_out = different_tasks(one, other, split)
     tasks = {name: task for name, task in one.tasks().items() if name not in left_out}
     if not tasks:
         raise SpecError(
@@ -60,8 +60,8 @@ def compare_studies(
     return rows, left_out | dict.fromkeys(alone, "no seed in both studies")
 
 
-def _different_tasks(one: Derived, other: Derived, split: str) -> dict[str, str]:
-    """Tasks of either study that cannot be compared, with the reason."""
+def different_tasks(one: Derived, other: Derived, split: str) -> dict[str, str]:
+    """Tasks of either of two studies that cannot be compared, with the reason."""
     items = [
         {
             row.task: row.items_digest

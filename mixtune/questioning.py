@@ -4,8 +4,12 @@ Knows: which rows answer which question, when there is no answer. Does not know:
 computed, how an answer is shown.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 
+from mixtune.across import different_tasks
+from mixtune.analysis.agreement import APART, CARRIED, ITSELF, RANKS, Side, agreement
+from mixtune.analysis.claims import ALPHA
 from mixtune.analysis.effects import compare
 from mixtune.analysis.ingredients import (
     EFFECT,
@@ -18,6 +22,7 @@ from mixtune.analysis.results import Measured
 from mixtune.derive import Derived
 from mixtune.records import Estimate, Question
 
+MODELS = "Do base models agree?"
 AMOUNTS = ("amount", "number", "final-number", "boxed")
 """Parsers of answers that are numbers."""
 
@@ -43,7 +48,7 @@ class Questioning:
     def questions(self) -> list[Question]:
         """Each question, answered or with the reason why it is not."""
         asked: Sequence[Callable[[], Question]] = (
-            self._mixing, self._general, self._maths, self._knowledge, self._api,
+            self._mixing, self._general, self._maths, self._knowledge, self._api, self._models,
         )  # fmt: skip
         return [ask() for ask in asked]
 
@@ -174,6 +179,14 @@ class Questioning:
         ]
         return _question("api", title, " ".join(lines), True, rows)
 
+    def _models(self) -> Question:
+        """Do base models agree? Not a question for one study, which has one of them."""
+        why = (
+            "a study has one base model; where its file lists several under model, mixtune "
+            "questions holds their studies side by side"
+        )
+        return _question("models", MODELS, f"Cannot be said here: {why}.", False, [])
+
     def kept(self) -> list[Estimate]:
         """What `mixtune probe` found, if it was run."""
         store = self.derived.store
@@ -182,6 +195,59 @@ class Questioning:
         rows = store.read_rows("retention.parquet")
         known = Estimate.__dataclass_fields__
         return [Estimate(**{k: v for k, v in row.items() if k in known}) for row in rows]
+
+
+# ---- several studies -----------------------------------------------------------------------------
+
+
+def agreeing(asked: Sequence[Questioning]) -> Question:
+    """Do the base models of several studies agree? The main metric and form of each shared task.
+
+    In place of the answer of one study to that question.
+    """
+    lines, rows = [], []
+    for one, other in combinations(asked, 2):
+        apart = different_tasks(one.derived, other.derived, one.split)
+        names = [asker.derived.study.name for asker in (one, other)]
+        sides = [
+            Side(
+                asker.derived.study.name,
+                [m for m in asker.main if m.panel.task not in apart],
+                asker.derived.chosen(),
+            )
+            for asker in (one, other)
+        ]
+        found = agreement(*sides)
+        rows += found
+        lines += [f"{names[0]} and {names[1]}: {said}" for said in _agreements(found)]
+        lines += [f"{task} is left out: {why}." for task, why in apart.items()]
+    if not rows:
+        why = " ".join(lines) or "no target has two cells that both models have"
+        return _question("models", MODELS, f"Cannot be said: {why}", False, [])
+    return _question("models", MODELS, " ".join(lines), True, rows)
+
+
+def _agreements(rows: Sequence[Estimate]) -> Iterator[str]:
+    """A sentence or two of each target."""
+    for target in dict.fromkeys(row.target for row in rows):
+        own = [row for row in rows if row.target == target]
+        apart = [row for row in own if row.quantity == APART]
+        different = [r for r in apart if r.adjusted is not None and r.adjusted < ALPHA]
+        said = "".join(_ranking(row) for row in own if row.quantity == RANKS)
+        itself = [f"{row.value:+.2f} ({row.subject})" for row in own if row.quantity == ITSELF]
+        said += f", each with itself {' and '.join(itself)}" if itself else ""
+        said += "; " if said else ""
+        said += f"{len(different)} of {len(apart)} gains over the single task differ (adjusted)"
+        carried = [f"{row.subject} is {_said(row)} {row.reference}, its own choice"
+                   for row in own if row.quantity == CARRIED]  # fmt: skip
+        yield f"on {target} {'; '.join([said, *carried])}."
+
+
+def _ranking(row: Estimate) -> str:
+    ends = "too few cells for an interval"
+    if row.low is not None and row.high is not None:
+        ends = f"95 % CI {row.low:+.2f} to {row.high:+.2f}"
+    return f"tau {row.value:+.2f} over {row.n} cells with it ({ends})"
 
 
 def _question(

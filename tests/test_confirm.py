@@ -190,7 +190,7 @@ def test_targets_that_are_not_trained_on_are_refused(mixtune):
 
 def test_questions_are_answered_or_it_is_said_why_not(mixtune):
     found = {one["key"]: one for one in said(mixtune, "questions", "study.yaml")}
-    assert set(found) == {"mixing", "general", "maths", "knowledge", "api"}
+    assert set(found) == {"mixing", "general", "maths", "knowledge", "api", "models"}
     assert not found["mixing"]["answered"] and "2 targets" in found["mixing"]["answer"]
     for one in found.values():
         assert one["answered"] or one["answer"].startswith("Cannot be said")

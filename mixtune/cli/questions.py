@@ -15,9 +15,9 @@ from mixtune.cli.app import (
     app,
     derived_of,
     look_at,
-    study_of,
+    studies_of,
 )
-from mixtune.questioning import Questioning
+from mixtune.questioning import Questioning, agreeing
 
 
 @app.command(rich_help_panel="Read")
@@ -32,17 +32,29 @@ def questions(
     """Answer what can be asked of a study, or say why it cannot.
 
     Does mixing help, with nothing selected; does general data keep what the base could do; does
-    maths transfer; do knowledge and reasoning grow; does the small model beat models behind APIs.
+    maths transfer; do knowledge and reasoning grow; does the small model beat models behind APIs;
+    do base models agree, where the study file lists several.
     Next: mixtune claims.
     """
-    derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
-    look_at(split, derived.store, "questions")
-    found = Questioning(derived, split).questions()
+    asked = []
+    for study in studies_of(study_file, overrides, limit):
+        derived = derived_of(study, runs_dir)
+        look_at(split, derived.store, "questions")
+        asked.append(Questioning(derived, split))
+    found = [(one.derived.study.name, one.questions()) for one in asked]
+    if len(asked) > 1:
+        # What no study can answer alone is asked of all of them.
+        found = [(name, [q for q in own if q.key != "models"]) for name, own in found]
+        found.append((", ".join(name for name, _ in found), [agreeing(asked)]))
     if as_json:
-        print(json.dumps([asdict(question) for question in found], indent=1))
+        rows = [{"study": name, **asdict(q)} for name, own in found for q in own]
+        print(json.dumps(rows, indent=1))
         return
     out = terminal.console()
-    for question in found:
-        out.print(question.title, markup=False, style="bold")
-        out.print(question.answer, markup=False, soft_wrap=True)
-        out.print()
+    for name, own in found:
+        if len(found) > 1:
+            out.rule(name)
+        for question in own:
+            out.print(question.title, markup=False, style="bold")
+            out.print(question.answer, markup=False, soft_wrap=True)
+            out.print()
