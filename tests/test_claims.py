@@ -136,7 +136,7 @@ class TestClaims:
         assert (claim.reference, claim.seeds, claim.reason) == ("a", 5, "")
         assert claim.low > 0 and claim.adjusted < 0.05
         assert "beats the single-task procedure (a), tuned with 2 runs" in claim.sentence
-        assert "within 1 runs" in claim.sentence
+        assert "within 1 run," in claim.sentence
 
     def test_no_gain_is_a_tie_where_the_margin_allows_and_else_not_confirmed(self):
         rng = np.random.default_rng(4)
@@ -201,6 +201,6 @@ def test_budgets_are_equal_where_both_had_what_is_stated_or_all_there_was():
     (choice,) = choose(measured({(c, 1): right(0.5) for c in ("a", "a+b", "a+c")}), MAIN)
     assert unequal(choice, 1) == ""
     assert unequal(choice, 6) == (
-        "unequal budgets: the single task was tuned with 1 runs, and 2 are stated"
+        "unequal budgets: the single task was tuned with 1 run, and 2 are stated"
     )
     assert unequal(replace(choice, tried=1), 6) == ""

@@ -2,8 +2,9 @@
 
 import pytest
 
-from mixtune.cli.tables import p_value, reading
+from mixtune.cli.tables import reading
 from mixtune.records import Estimate
+from mixtune.report.wording import p_value
 
 
 def row(low, high, method="t", reference="b"):
@@ -32,10 +33,11 @@ def test_words(found, said):
 
 
 def test_small_p_values_are_not_nothing():
-    assert [p_value(p) for p in (0.0, 0.0004, 0.001, 0.05, 1.0)] == [
-        "<.001",
-        "<.001",
-        ".001",
-        ".050",
+    assert [p_value(p) for p in (0.0, 0.0004, 0.001, 0.05, 1.0, None)] == [
+        "<0.001",
+        "<0.001",
+        "0.001",
+        "0.050",
         "1.000",
+        "–",
     ]

@@ -11,6 +11,7 @@ from mixtune.analysis.adjust import holm
 from mixtune.analysis.resample import Interval
 from mixtune.analysis.results import Measured
 from mixtune.analysis.ties import equivalent
+from mixtune.design import members
 from mixtune.records import Choice, Claim
 
 CONFIRMED, TIE, NOT, EXPLORATORY = "confirmed", "tie", "not confirmed", "exploratory"
@@ -171,15 +172,21 @@ def sentence(claim: Claim) -> str:
         )
     else:
         beats = f"is not shown to beat the single-task procedure ({claim.reference})"
+    kind = "cocktail" if len(members(claim.subject)) > 1 else "cell"
+    seed = "seed" if claim.verdict == EXPLORATORY else "fresh seed"
     p = "no p" if claim.adjusted is None else f"Holm p {_p(claim.adjusted)}"
     said = (
-        f"On {claim.target} the cocktail {claim.subject}, chosen on validation within "
-        f"{claim.tried} runs, {beats}, tuned with {claim.tried_single} runs, by "
-        f"{100 * claim.value:+.1f} points ({ends}, {claim.seeds} "
-        f"{'fresh seeds' if claim.verdict != EXPLORATORY else 'seeds'}, {claim.n} items, "
+        f"On {claim.target} the {kind} {claim.subject}, chosen on validation within "
+        f"{_several(claim.tried, 'run')}, {beats}, tuned with "
+        f"{_several(claim.tried_single, 'run')}, by "
+        f"{100 * claim.value:+.1f} points ({ends}, {_several(claim.seeds, seed)}, {claim.n} items, "
         f"{claim.clusters} clusters, {p})."
     )
     return said + (f" Exploratory: {claim.reason}." if claim.verdict == EXPLORATORY else "")
+
+
+def _several(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _p(value: float) -> str:
@@ -201,6 +208,6 @@ def unequal(choice: Choice, single_runs: int) -> str:
     if choice.tried_single >= wanted:
         return ""
     return (
-        f"unequal budgets: the single task was tuned with {choice.tried_single} runs, and "
-        f"{wanted} are stated"
+        "unequal budgets: the single task was tuned with "
+        f"{_several(choice.tried_single, 'run')}, and {wanted} are stated"
     )

@@ -10,6 +10,7 @@ from rich.console import Console
 from mixtune import terminal
 from mixtune.metrics import METRICS
 from mixtune.records import Estimate
+from mixtune.report.wording import p_value
 
 COLUMNS = ("task", "form", "metric", "system", "minus", "value", "95 %", "p", "n", "seeds", "reads")
 
@@ -25,7 +26,7 @@ def show_estimates(out: Console, found: Sequence[Estimate], title: str) -> None:
             row.reference or "–",
             f"{row.value:+.3f}" if row.reference else f"{row.value:.3f}",
             terminal.interval(row.low, row.high, "+" if row.reference else ""),
-            "–" if row.p is None else p_value(row.p),
+            p_value(row.p),
             row.n,
             row.seeds,
             reading(row),
@@ -33,11 +34,6 @@ def show_estimates(out: Console, found: Sequence[Estimate], title: str) -> None:
         for row in found
     ]
     out.print(terminal.table(title, COLUMNS, rows))
-
-
-def p_value(p: float) -> str:
-    """A p-value with three decimals; the smallest are not written as nothing."""
-    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
 def reading(row: Estimate) -> str:

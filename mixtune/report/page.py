@@ -283,6 +283,7 @@ def _template() -> Template:
     environment.filters |= {
         "num": wording.number,
         "signed": wording.signed,
+        "p_value": wording.p_value,
         "percent": wording.percent,
         "seconds": wording.seconds,
         "verdict": wording.verdict,

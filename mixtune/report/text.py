@@ -115,7 +115,7 @@ def _row(cell: Cell, test: Estimate | None) -> tuple[object, ...]:
     base = ("–", "–") if cell.to_base is None else (
         wording.signed(cell.to_base), wording.ends(cell.base_low, cell.base_high, True)
     )  # fmt: skip
-    p = "–" if test is None or test.p is None else f"{test.p:.3f}"
+    p = wording.p_value(None if test is None else test.p)
     ends = wording.ends(cell.value_low, cell.value_high)
     value = wording.number(cell.value)
     return (cell.cocktail, value, ends, *single, p, *base, cell.n, cell.seeds)

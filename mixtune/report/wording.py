@@ -102,6 +102,11 @@ def signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}".replace("-", "−")
 
 
+def p_value(p: float | None) -> str:
+    """Three decimals; the smallest are not written as nothing; a dash where there is none."""
+    return "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def percent(value: float) -> str:
     """A share in per cent; what is not nothing never reads as 0 %."""
     return "<0.1 %" if 0 < value < 0.001 else f"{100 * value:.1f} %"
