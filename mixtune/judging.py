@@ -10,7 +10,7 @@ what it is asked, how a number is shown.
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,35 +23,10 @@ from mixtune.evaluation.judge import Cache, Rubric, Settled, judge, self_agreeme
 from mixtune.identity import make_id
 from mixtune.metrics import FloatArray
 from mixtune.models.base import Model
-from mixtune.records import Example, Judgement, Prediction, Split
+from mixtune.records import Example, Judged, Judgement, Prediction, Split
 from mixtune.store import PlanRow
 
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What a judge's verdicts on one system and task come to.
-
-    `value`: mean verdict / 2 over the answers with a consistent verdict, with its interval.
-    `answers`: those that were judged; `consistent`, `inconsistent` and `unparsable` are counts of
-    them. `left_out`: answers that were cut off, refused or empty; nothing of them was judged.
-    """
-
-    task: str
-    system: str
-    cocktail: str
-    seed: int | None
-    value: float | None
-    low: float | None
-    high: float | None
-    method: str
-    answers: int
-    wrong: int
-    partly: int
-    right: int
-    consistent: int
-    inconsistent: int
-    unparsable: int
-    left_out: int
+FILE = "judged.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +87,24 @@ class Judging:
             found = judge(model, rubric, answers, cache, again)
             self.derived.store.write_rows(self._file(row, model, rubric), Judgement, found)
             mine = settle(found)
-            judged.append(_judged(row, mine, left_out))
+            judged.append(_judged(row, (model, rubric), mine, left_out))
             settled += mine
             same, asked = self_agreement(found)
             agreed, twice = agreed + same, twice + asked
         return Outcome(judged, settled, agreed, twice)
+
+    def keep(self, rows: Sequence[Judged], said: str, agreed: str) -> None:
+        """Keep what verdicts come to, for the page; in place of what the same judge said before.
+
+        Args:
+            rows: of one judge.
+            said: whether it is validated, in words.
+            agreed: how far it agrees with itself, in words.
+        """
+        mine = [replace(row, validation=said, self_agreement=agreed) for row in rows]
+        again = {_what(row) for row in mine}
+        others = [row for row in kept(self.derived) if _what(row) not in again]
+        self.derived.store.write_rows(FILE, Judged, [*others, *mine])
 
     def to_label(self, count: int) -> str:
         """JSON lines for people to fill in: answers of all systems in turn, verdicts null."""
@@ -140,7 +128,22 @@ class Judging:
         return f"{row.folder}/answers/{row.id}/judgements-{made}.parquet"
 
 
-def _judged(row: PlanRow, settled: Sequence[Settled], left_out: int) -> Judged:
+def kept(derived: Derived) -> list[Judged]:
+    """What judges said of answers that still are the study's; nothing where none was asked."""
+    if not (derived.store.folder / FILE).is_file():
+        return []
+    answers = {row.id for row in derived.finished()}
+    rows = [Judged(**row) for row in derived.store.read_rows(FILE)]
+    return [row for row in rows if row.answer in answers]
+
+
+def _what(row: Judged) -> tuple[str, ...]:
+    return row.judge, row.rubric, row.answer
+
+
+def _judged(
+    row: PlanRow, by: tuple[Model, Rubric], settled: Sequence[Settled], left_out: int
+) -> Judged:
     counts: defaultdict[Any, int] = defaultdict(int)
     for one in settled:
         counts[one.outcome] += 1
@@ -148,8 +151,13 @@ def _judged(row: PlanRow, settled: Sequence[Settled], left_out: int) -> Judged:
     sure = [one for one in settled if one.verdict is not None]
     values = np.array([(one.verdict or 0) / 2 for one in sure])
     ends = _interval(values, [one.group for one in sure], f"judge/{row.task}/{row.split}")
+    model, rubric = by
     return Judged(
+        judge=model.system,
+        rubric=rubric.id,
         task=row.task,
+        split=row.split,
+        answer=row.id,
         system=row.system,
         cocktail=row.cocktail,
         seed=row.seed,

@@ -173,6 +173,40 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """What a judge's verdicts on one system and task come to.
+
+    `value`: mean verdict / 2 over the answers with a consistent verdict, with its interval.
+    `answers`: those that were judged; `consistent`, `inconsistent` and `unparsable` are counts of
+    them. `left_out`: answers that were cut off, refused or empty; nothing of them was judged.
+    `validation` and `self_agreement`: how far the judge can be believed, in words.
+    """
+
+    judge: str
+    rubric: str
+    task: str
+    split: str
+    answer: str
+    system: str
+    cocktail: str
+    seed: int | None
+    value: float | None
+    low: float | None
+    high: float | None
+    method: str
+    answers: int
+    wrong: int
+    partly: int
+    right: int
+    consistent: int
+    inconsistent: int
+    unparsable: int
+    left_out: int
+    validation: str = ""
+    self_agreement: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """One answer judged in one form: `value` is 1.0 or 0.0; wrong is status ok.
 

@@ -6,6 +6,7 @@ Knows: what is computed where. Does not know: how it is computed, how it is draw
 from dataclasses import replace
 from pathlib import Path
 
+from mixtune import judging
 from mixtune.analysis.results import BASE
 from mixtune.claiming import Claiming
 from mixtune.derive import Derived
@@ -35,6 +36,7 @@ def gather(derived: Derived, split: str, with_text: bool = False) -> ReportInput
         estimates=[*derived.estimates(split), *questions.estimates()],
         clean=_clean(derived, split),
         retention=questions.kept(),
+        judged=[row for row in judging.kept(derived) if row.split == split],
         disagreements=_disagreeing(derived, split) if with_text else (),
     )
 

@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "claiming": "errors records spec store selection planning analysis derive",
     "packing": "errors identity records metrics strict_yaml study_file tasks durable states store "
     "derive",
-    "reporting": "errors records store analysis report derive claiming questioning",
+    "reporting": "errors records store analysis report derive claiming questioning judging",
     "terminal": "analysis errors records tasks states store planning events derive",
     "doctor": "environment errors records tasks models",
     "engine": "errors spec records tokens durable models",

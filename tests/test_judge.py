@@ -23,7 +23,7 @@ from mixtune.evaluation.judge import (
     settle,
     verdict,
 )
-from mixtune.records import Answer, Example, Judgement, Message, Prediction
+from mixtune.records import Answer, Example, Judged, Judgement, Message, Prediction
 from mixtune.store import Store
 
 RIGHT, PARTLY, WRONG = range(8), range(8, 12), range(12, 16)
@@ -282,6 +282,36 @@ def test_judgements_are_facts_beside_the_predictions(mixtune, place, scripted):
     assert scripted.calls == asked
     assert "not validated" in out
     assert "0 / 18 / 0" in out
+
+
+def test_what_was_judged_is_on_the_page_and_beside_it(mixtune, place, scripted):
+    assert mixtune("judge", "study.yaml", "--by", "anyone", "--again", "0")[0] == 0
+    assert mixtune("judge", "study.yaml", "--by", "anyone", "--again", "3")[0] == 0
+    code, out, err = mixtune("report", "study.yaml")
+    assert code == 0, err
+    page = (place / out.strip()).read_text(encoding="utf-8")
+    assert page.count("scripted-judge, rubric correctness-1") == 1  # the second time's
+    assert "not validated (0 labels by people, 100 needed)" in page
+    assert "agrees with itself on 12 of 12" in page
+    assert page.count("0 / 18 / 0") == 2
+    beside = place / "runs/small/report/validation/judged.csv"
+    assert len(beside.read_text(encoding="utf-8").splitlines()) == 3
+    code, out, _ = mixtune("report", "study.yaml", "--format", "md")
+    assert code == 0 and "## Judged by a model" in out and "0 / 18 / 0" in out
+    code, out, _ = mixtune("report", "study.yaml", "--format", "json")
+    assert [row["partly"] for row in json.loads(out)["judged"]] == [18, 18]
+    code, out, _ = mixtune("report", "study.yaml", "--split", "test", "--format", "md")
+    assert code == 0 and "Judged by a model" not in out
+
+
+def test_answers_that_were_made_again_are_not_shown_as_judged(mixtune, place, scripted):
+    assert mixtune("judge", "study.yaml", "--by", "anyone", "--again", "0")[0] == 0
+    store = Store(place / "runs/small")
+    rows = store.read_rows("judged.parquet")
+    old = [Judged(**row | {"answer": f"gone-{n}"}) for n, row in enumerate(rows)]
+    store.write_rows("judged.parquet", Judged, old)
+    code, out, _ = mixtune("report", "study.yaml", "--format", "json")
+    assert code == 0 and json.loads(out)["judged"] == []
 
 
 def test_people_label_what_is_written_for_them(mixtune, place, scripted):

@@ -28,9 +28,10 @@ from mixtune.cli.app import (
 from mixtune.durable import write_whole
 from mixtune.errors import UserError
 from mixtune.evaluation.judge import RUBRIC, Cache, Rubric, agreement, read_labels
-from mixtune.judging import Judged, Judging, Outcome
+from mixtune.judging import Judging, Outcome
 from mixtune.models.base import Model
 from mixtune.models.files import cache_dir
+from mixtune.records import Judged
 
 
 @app.command(rich_help_panel="Read")
@@ -89,7 +90,8 @@ def judge(  # noqa: PLR0913 - a verb's options
     judge_model = _judge(by)
     with derived.store.lock():
         made = found.judge(judge_model, asked, Cache(cache_dir() / "judge.sqlite"), again)
-    compared = agreement(made.settled, people)
+        compared = agreement(made.settled, people)
+        found.keep(made.rows, compared.said, _agreed(made))
     notes = {"validation": compared.said, "self_agreement": _agreed(made)}
     if as_json:
         rows = [asdict(row) for row in made.rows]

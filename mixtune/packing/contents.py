@@ -117,7 +117,7 @@ class Contents:
         return table.set_column(place, "origin", pa.array(origins, pa.string()))
 
     def _plain_tables(self) -> Iterator[str]:
-        for name in ("retention.parquet",):
+        for name in ("retention.parquet", "judged.parquet"):
             if (self.store.folder / name).is_file():
                 yield name
         for folder in dict.fromkeys(row.folder for row in self.plan):

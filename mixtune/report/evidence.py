@@ -6,7 +6,7 @@ Knows: which rows belong together. Does not know: HTML, SVG, how a number was co
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mixtune.records import Claim, Estimate, Result
+from mixtune.records import Claim, Estimate, Judged, Result
 from mixtune.report.figures import main_metrics
 from mixtune.report.inputs import ReportInput
 
@@ -143,6 +143,18 @@ def clean(page: ReportInput) -> list[Clean]:
         for key, row in whole.items()
         if key in left and left[key].n < row.n
     ]
+
+
+def judged(page: ReportInput) -> dict[str, list[Judged]]:
+    """A judge, its rubric and how far it can be believed, in words → what it said of each system.
+
+    Tasks that were judged at other times may have been judged beside other labels.
+    """
+    found: dict[str, list[Judged]] = {}
+    for row in page.judged:
+        said = f"{row.judge}, rubric {row.rubric}: {row.validation}; {row.self_agreement}"
+        found.setdefault(said, []).append(row)
+    return found
 
 
 def said_of_claims(claims: Sequence[Claim]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mixtune.analysis.published import Published
-from mixtune.records import Claim, Estimate, MixRow, Question, Result, TrainStep
+from mixtune.records import Claim, Estimate, Judged, MixRow, Question, Result, TrainStep
 from mixtune.spec import Study
 
 
@@ -101,8 +101,8 @@ class ReportInput:
     what was read, `lengths`: tokens per row, each in the order shown. `published`: what others
     measured on tasks of the same name. `claims`: what may be said of each target. `estimates`: all
     that is known beside means and differences. `clean`: `results` on the items whose text no
-    training row has in part. `retention`: what `mixtune probe` found. `disagreements`: only where
-    text was asked for.
+    training row has in part. `retention`: what `mixtune probe` found. `judged`: what judges said of
+    free answers, on the page's split. `disagreements`: only where text was asked for.
     """
 
     study: Study
@@ -130,6 +130,7 @@ class ReportInput:
     estimates: Sequence[Estimate] = ()
     clean: Sequence[Result] = ()
     retention: Sequence[Estimate] = ()
+    judged: Sequence[Judged] = ()
     disagreements: Sequence[Disagreement] = ()
 
     @property

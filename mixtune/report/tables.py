@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from operator import attrgetter
 
-from mixtune.records import Claim, Estimate, MixRow, Result
+from mixtune.records import Claim, Estimate, Judged, MixRow, Result
 from mixtune.report.evidence import Clean, clean
 from mixtune.report.figures import Cell, CurvePoint, Floor, cells, counts, curves, floors
 from mixtune.report.inputs import LengthRow, ReportInput, RunRow
@@ -33,6 +33,7 @@ def csv_files(page: ReportInput) -> dict[str, str]:
         "claims": csv_of(Claim, page.claims),
         "estimates": csv_of(Estimate, page.estimates),
         "clean": csv_of(Clean, clean(page)),
+        "judged": csv_of(Judged, page.judged),
         "results": csv_of(Result, (row for row in page.results if row.split == page.split)),
     }
     return {f"{name}.csv": text for name, text in tables.items()}
