@@ -11,9 +11,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from pack_kit import SECRETS, finish, words_in
+from scripted import ScriptedModel
 
 from mixtune.derive import Derived
 from mixtune.errors import StoreError
+from mixtune.evaluation.judge import Cache, Rubric
+from mixtune.judging import Judging
 from mixtune.packing.archive import opened, study_in, write_pack, zipped
 from mixtune.packing.blind import Blind, group_codes, pathless
 from mixtune.packing.contents import Contents
@@ -43,8 +46,14 @@ main()
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, files):
-    """What follows from a finished study with one failed run."""
-    return finish(tmp_path_factory.mktemp("study"), files)
+    """What follows from a finished study with one failed run, some of its answers judged."""
+    derived = finish(tmp_path_factory.mktemp("study"), files)
+    asked = Judging(derived, "validation", ["sums"])
+    cache = Cache(tmp_path_factory.mktemp("cache") / "judge.sqlite")
+    judge = ScriptedModel(lambda query: "Verdict: 2")
+    made = asked.judge(judge, Rubric.load(), cache, again=0)
+    asked.keep(made.rows, "not validated", "no question was put twice")
+    return derived
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +105,7 @@ def test_the_report_is_drawn_from_the_pack(mixtune, study, packed, folder):
     there, here = (f / "report" / "validation" for f in (study.store.folder, folder))
     tables = sorted(path.name for path in there.glob("*.csv"))
     assert "results.csv" in tables
+    assert "not validated" in (there / "judged.csv").read_text()
     for name in tables:
         if name != "runs.csv":  # holds the errors, which are cut
             assert (here / name).read_text() == (there / name).read_text()
