@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 from cells_kit import NAMES, cells, measured, right
 from pack_kit import fill
+from scipy.stats import kendalltau
 
-from mixtune.analysis.agreement import APART, CARRIED, ITSELF, RANKS, Side, agreement
+from mixtune.analysis.agreement import (
+    APART,
+    CARRIED,
+    FEWEST,
+    ITSELF,
+    RANKS,
+    Side,
+    agreement,
+    tau_interval,
+)
 from mixtune.study_file import load_studies
 
 GAINS = {"b": 0.02, "c": 0.06, "d": -0.04, "e": 0.10}
@@ -128,6 +138,18 @@ class TestSimulated:
         seen = [sum(r.adjusted < 0.05 for r in by_quantity(rows, APART)) for rows in found]
         assert np.mean(taus[:10]) > np.mean(taus[10:]) + 0.2
         assert sum(seen[:10]) < 5 < 20 < sum(seen[10:])
+
+    @pytest.mark.parametrize("rho", [0.0, 0.5, 0.8])
+    def test_intervals_of_tau_cover(self, rho):
+        """Normal pairs, whose tau is 2/pi · asin rho; 10 is the fewest that an interval is given."""
+        rng, studies, covered = np.random.default_rng(3), 600, 0
+        true = 2 / np.pi * np.arcsin(rho)
+        for _ in range(studies):
+            one, own = rng.normal(size=(2, FEWEST))
+            other = rho * one + (1 - rho**2) ** 0.5 * own
+            low, high = tau_interval(float(kendalltau(one, other).statistic), FEWEST)
+            covered += low <= true <= high
+        assert covered / studies >= 0.95 - 3 * (0.95 * 0.05 / studies) ** 0.5
 
     def test_ranks_without_a_common_cause_rarely_agree(self):
         """The p of tau, of cells whose order is by chance in either model."""

@@ -94,8 +94,7 @@ def _ranks(one: _Named, other: _Named, cells: Sequence[str]) -> Iterator[Estimat
             f"; {TOO_FEW}: {FEWEST} needed" if n < FEWEST else "; all pairs alike: no interval"
         )
     else:
-        half = float(special().ndtri(0.5 + LEVEL / 2)) * (0.437 / (n - 4)) ** 0.5
-        low, high = (math.tanh(math.atanh(tau) + end) for end in (-half, half))
+        low, high = tau_interval(tau, n)
         method += ", interval by Fieller's z"
     yield _row(one[1], (RANKS, one[0], other[0]), (tau, low, high, p), (cells, method))
     for name, measured in (one, other):
@@ -104,6 +103,16 @@ def _ranks(one: _Named, other: _Named, cells: Sequence[str]) -> Iterator[Estimat
             method = "mean tau-b between halves of the seeds"
             numbers = (found, None, None, None)
             yield _row(measured, (ITSELF, name, name), numbers, (cells, method))
+
+
+def tau_interval(tau: float, n: int) -> tuple[float, float]:
+    """95 % interval of Kendall's tau of n pairs, n > 4 and |tau| < 1.
+
+    Source: Fieller, Hartley and Pearson 1957, "Tests for rank correlation coefficients", Biometrika
+    44: atanh tau is about normal with variance .437 / (n - 4).
+    """
+    half = float(special().ndtri(0.5 + LEVEL / 2)) * (0.437 / (n - 4)) ** 0.5
+    return math.tanh(math.atanh(tau) - half), math.tanh(math.atanh(tau) + half)
 
 
 def _with_itself(measured: Measured, cells: Sequence[str]) -> float | None:
