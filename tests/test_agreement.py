@@ -141,7 +141,7 @@ class TestSimulated:
 
     @pytest.mark.parametrize("rho", [0.0, 0.5, 0.8])
     def test_intervals_of_tau_cover(self, rho):
-        """Normal pairs, whose tau is 2/pi · asin rho; 10 is the fewest that an interval is given."""
+        """Normal pairs, whose tau is 2/pi · asin rho; as few as an interval is given for."""
         rng, studies, covered = np.random.default_rng(3), 600, 0
         true = 2 / np.pi * np.arcsin(rho)
         for _ in range(studies):
