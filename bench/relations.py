@@ -131,7 +131,7 @@ def main() -> None:
         "rows": [asdict(row) for row in rows],
         "missing": missing(rows),
         "training": derived.training_note(),
-        **provenance(f"python -m bench.relations {given.study.name}"),
+        **provenance(f"python -m bench.relations studies/{given.study.name}"),
     }
     write_or_print(facts, given.out)
 

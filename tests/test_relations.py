@@ -123,3 +123,19 @@ def test_the_suites_cells_hold_every_relation(one):
     zeros = [o.ingredient for o in RELATIONS if o.target == one.target and o.sign == "0"]
     assert {one.ingredient, one.target} in cells
     assert all(frozenset({zero, one.target}) in cells for zero in zeros)
+
+
+def test_the_page_says_what_the_committed_study_found():
+    """docs/embedded-suite.md against bench/results/relations.json: each row, and none left out."""
+    root = Path(__file__).parent.parent
+    kept = json.loads((root / "bench/results/relations.json").read_text(encoding="utf-8"))
+    page = (root / "docs/embedded-suite.md").read_text(encoding="utf-8")
+    assert kept["missing"] == []
+    for row in kept["rows"]:
+        points = [f"{100 * row[end]:+.1f}".replace("-", "−") for end in ("value", "low", "high")]
+        names = "` | `".join(row[name] for name in ("target", "subject", "reference"))
+        line = next(line for line in page.splitlines() if line.startswith(f"| `{names}` |"))
+        assert "{} ({} to {})".format(*points) in line
+        assert line.endswith(f"{row['verdict']} |")
+        assert row["seeds"] == 5
+    assert len(kept["rows"]) == len(SIGNED) + 5
