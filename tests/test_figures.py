@@ -34,7 +34,7 @@ from mixtune.report.wording import (
 def test_each_figure_has_a_csv_with_exact_numbers():
     page = page_of()
     written = csv_files(page)
-    names = "matrix floors curves counts shares lengths runs results claims estimates clean"
+    names = "matrix floors curves counts shares lengths runs results claims estimates clean judged"
     assert set(written) == {f"{name}.csv" for name in names.split()}
     matrix = csv.DictReader(io.StringIO(written["matrix.csv"]))
     rows = {(r["cocktail"], r["task"]): r for r in matrix}
@@ -217,6 +217,13 @@ def test_the_first_sentence_counts_every_task_once():
     assert summary([], False) == ""
     assert summary(figures.answers(page_of()), False).count(" on 1 ") == 1
     assert set(TASKS) == {a.task for a in figures.answers(page_of())}
+
+
+def test_where_no_task_was_trained_on_alone_the_first_sentence_says_so():
+    found = [a for a in figures.answers(page_of()) if a.cell]
+    bare = [replace(a, cell=replace(a.cell, cocktail="b+c", difference=None)) for a in found]
+    assert summary(bare, True).startswith("No task was trained on alone")
+    assert "there is no single to compare with" in summary([found[0], bare[1]], False)
 
 
 # colours

@@ -217,12 +217,15 @@ BETTER = "▲ better than the single"
 NEAR_FLOOR = "better than the single, not above the floor"
 
 
+ALONE = "no single to compare with"
+
+
 def headline(cell: Cell) -> tuple[str, str]:
     """(class, words) for the first glance at a task's best cocktail."""
     if cell.is_single:
         return "single", "the single task itself"
     if cell.difference is None:
-        return "", "no single to compare with"
+        return "", ALONE
     if cell.shown == "above" and cell.floored:
         return "note", NEAR_FLOOR
     return {
@@ -239,6 +242,8 @@ def summary(answers: Sequence[Answer], confirms: bool) -> str:
     total = sum(kinds.values())
     if not total:
         return ""
+    if kinds[ALONE] == total:
+        return "No task was trained on alone, so there is no single task to compare with."
     better = kinds.pop(BETTER, 0)
     who = "the chosen cocktail" if confirms else "a cocktail"
     first = f"On {better} of {total} tasks {who} is clearly better than the single task"
@@ -253,6 +258,7 @@ def summary(answers: Sequence[Answer], confirms: bool) -> str:
     alone = "the single was chosen" if confirms else "the single alone is best"
     said = {
         "the single task itself": alone,
+        ALONE: f"there is {ALONE}",
         NEAR_FLOOR: f"{who} is better but not above the floor",
     }
     rest = [
