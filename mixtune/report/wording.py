@@ -218,6 +218,7 @@ NEAR_FLOOR = "better than the single, not above the floor"
 
 
 ALONE = "no single to compare with"
+OPEN = "no clear difference to the single"
 
 
 def headline(cell: Cell) -> tuple[str, str]:
@@ -231,7 +232,7 @@ def headline(cell: Cell) -> tuple[str, str]:
     return {
         "above": ("up", BETTER),
         "below": ("down", "▼ worse than the single"),
-        "open": ("open", "no clear difference to the single"),
+        "open": ("open", OPEN),
         "": ("", "too few items to say"),
     }[cell.shown]
 
@@ -259,6 +260,7 @@ def summary(answers: Sequence[Answer], confirms: bool) -> str:
     said = {
         "the single task itself": alone,
         ALONE: f"there is {ALONE}",
+        OPEN: f"there is {OPEN}",
         NEAR_FLOOR: f"{who} is better but not above the floor",
     }
     rest = [
