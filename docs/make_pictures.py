@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "runs/quickstart/report/index.html"
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-lcd-text"]
-DESKTOP: ViewportSize = {"width": 1280, "height": 1466}
-PHONE: ViewportSize = {"width": 390, "height": 1466}
+DESKTOP: ViewportSize = {"width": 1280, "height": 1340}
+PHONE: ViewportSize = {"width": 390, "height": 1340}
 LARGEST = 300_000
 """Bytes of a picture."""
 
