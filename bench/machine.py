@@ -54,6 +54,11 @@ def provenance(command: str) -> dict[str, object]:
     }
 
 
+def typed(path: Path) -> str:
+    """A path as it was typed; of an absolute one the name, since folders are the machine's own."""
+    return path.name if path.is_absolute() else path.as_posix()
+
+
 def use_threads() -> None:
     """Let torch use all cores of this process."""
     import torch

@@ -20,7 +20,7 @@ from statistics import mean
 
 from scipy.stats import kendalltau
 
-from bench.machine import provenance
+from bench.machine import provenance, typed
 from bench.results import write_or_print
 
 Means = dict[str, dict[str, float]]
@@ -89,7 +89,7 @@ def main() -> None:
     given = parser.parse_args()
     facts = {
         "rows": compare(means(_read(given.results)), means(_read(given.others))),
-        **provenance(f"python -m bench.rankings {given.results.name} {given.others.name}"),
+        **provenance(f"python -m bench.rankings {typed(given.results)} {typed(given.others)}"),
     }
     write_or_print(facts, given.out)
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bench.machine import provenance
+from bench.machine import provenance, typed
 from bench.results import write_or_print
 from mixtune.analysis.adjust import holm
 from mixtune.analysis.claims import ALPHA
@@ -131,7 +131,7 @@ def main() -> None:
         "rows": [asdict(row) for row in rows],
         "missing": missing(rows),
         "training": derived.training_note(),
-        **provenance(f"python -m bench.relations studies/{given.study.name}"),
+        **provenance(f"python -m bench.relations {typed(given.study)}"),
     }
     write_or_print(facts, given.out)
 

@@ -50,6 +50,11 @@ def members(name: str) -> Cocktail:
     return tuple(name.partition(" (")[0].split("+"))
 
 
+def is_plain(name: str) -> bool:
+    """Whether nothing but its ingredients sets a cell apart: no level, length or rate."""
+    return name == title(members(name))
+
+
 _FAMILIES: dict[str, Callable[[Cocktail], Iterable[Cocktail]]] = {
     "singles": lambda names: combinations(names, 1),
     "pairs": lambda names: combinations(names, 2),

@@ -93,8 +93,10 @@ class Judging:
             agreed, twice = agreed + same, twice + asked
         return Outcome(judged, settled, agreed, twice)
 
-    def keep(self, rows: Sequence[Judged], said: str, agreed: str) -> None:
+    def keep(self, rows: Sequence[Judged], said: str, agreed: str) -> list[Judged]:
         """Keep what verdicts come to, for the page; in place of what the same judge said before.
+
+        Returns the rows as they are kept, with these words.
 
         Args:
             rows: of one judge.
@@ -105,6 +107,7 @@ class Judging:
         again = {_what(row) for row in mine}
         others = [row for row in kept(self.derived) if _what(row) not in again]
         self.derived.store.write_rows(FILE, Judged, [*others, *mine])
+        return mine
 
     def to_label(self, count: int) -> str:
         """JSON lines for people to fill in: answers of all systems in turn, verdicts null."""

@@ -4,7 +4,8 @@ Knows: which rows answer which question, when there is no answer. Does not know:
 computed, how an answer is shown.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 from mixtune.across import different_tasks
@@ -20,6 +21,7 @@ from mixtune.analysis.ingredients import (
 from mixtune.analysis.primary import MODEL, OVER_TARGETS, TARGET_MEAN, primary
 from mixtune.analysis.results import Measured
 from mixtune.derive import Derived
+from mixtune.design import members
 from mixtune.records import Estimate, Question
 
 MODELS = "Do base models agree?"
@@ -48,7 +50,7 @@ class Questioning:
     def questions(self) -> list[Question]:
         """Each question, answered or with the reason why it is not."""
         asked: Sequence[Callable[[], Question]] = (
-            self._mixing, self._general, self._maths, self._knowledge, self._api, self._models,
+            self._mixing, self._general, self._maths, self._knowledge, self._api,
         )  # fmt: skip
         return [ask() for ask in asked]
 
@@ -88,7 +90,7 @@ class Questioning:
             rows = [row for row in kept if row.quantity == "retention" and row.target == probe]
             means = []
             for held in (True, False):
-                own = [r.value for r in rows if bool(general & set(_parts(r.subject))) is held]
+                own = [r.value for r in rows if bool(general & set(members(r.subject))) is held]
                 means.append(f"{100 * sum(own) / len(own):+.1f}" if own else "–")
             lines.append(
                 f"On {probe} cells with general data stand {means[0]} points beside the base, "
@@ -179,14 +181,6 @@ class Questioning:
         ]
         return _question("api", title, " ".join(lines), True, rows)
 
-    def _models(self) -> Question:
-        """Do base models agree? Not a question for one study, which has one of them."""
-        why = (
-            "a study has one base model; where its file lists several under model, mixtune "
-            "questions holds their studies side by side"
-        )
-        return _question("models", MODELS, f"Cannot be said here: {why}.", False, [])
-
     def kept(self) -> list[Estimate]:
         """What `mixtune probe` found, if it was run."""
         store = self.derived.store
@@ -203,28 +197,31 @@ class Questioning:
 def agreeing(asked: Sequence[Questioning]) -> Question:
     """Do the base models of several studies agree? The main metric and form of each shared task.
 
-    In place of the answer of one study to that question.
+    One study has one base model, and is told what it takes.
     """
+    if len(asked) == 1:
+        why = (
+            "a study has one base model; where its file lists several under model, mixtune "
+            "questions holds their studies side by side"
+        )
+        return _question("models", MODELS, f"Cannot be said here: {why}.", False, [])
     lines, rows = [], []
-    for one, other in combinations(asked, 2):
-        apart = different_tasks(one.derived, other.derived, one.split)
-        names = [asker.derived.study.name for asker in (one, other)]
-        sides = [
-            Side(
-                asker.derived.study.name,
-                [m for m in asker.main if m.panel.task not in apart],
-                asker.derived.chosen(),
-            )
-            for asker in (one, other)
-        ]
-        found = agreement(*sides)
+    sides = [Side(one.derived.study.name, one.main, one.derived.chosen()) for one in asked]
+    for (asker, one), (against, other) in combinations(zip(asked, sides, strict=True), 2):
+        apart = different_tasks(asker.derived, against.derived, asker.split)
+        found = agreement(*(_but(side, apart) for side in (one, other)))
         rows += found
-        lines += [f"{names[0]} and {names[1]}: {said}" for said in _agreements(found)]
+        lines += [f"{one.name} and {other.name}: {said}" for said in _agreements(found)]
         lines += [f"{task} is left out: {why}." for task, why in apart.items()]
     if not rows:
-        why = " ".join(lines) or "no target has two cells that both models have"
+        why = " ".join(lines) or "no target has two cells that both models have."
         return _question("models", MODELS, f"Cannot be said: {why}", False, [])
     return _question("models", MODELS, " ".join(lines), True, rows)
+
+
+def _but(side: Side, tasks: Container[str]) -> Side:
+    """Without some tasks."""
+    return replace(side, found=[one for one in side.found if one.panel.task not in tasks])
 
 
 def _agreements(rows: Sequence[Estimate]) -> Iterator[str]:
@@ -258,10 +255,6 @@ def _question(
 
 def _on(measured: Sequence[Measured], target: str) -> list[Measured]:
     return [one for one in measured if one.panel.task == target]
-
-
-def _parts(cell: str) -> list[str]:
-    return cell.partition(" (")[0].split("+")
 
 
 def _said(row: Estimate) -> str:

@@ -11,7 +11,7 @@ from mixtune.analysis.results import BASE
 from mixtune.claiming import Claiming
 from mixtune.derive import Derived
 from mixtune.errors import DataError, StoreError
-from mixtune.questioning import Questioning
+from mixtune.questioning import Questioning, agreeing
 from mixtune.records import Choice, Claim, Result, Score
 from mixtune.report.inputs import Disagreement, ReportInput
 from mixtune.report.page import page_files, render
@@ -32,7 +32,7 @@ def gather(derived: Derived, split: str, with_text: bool = False) -> ReportInput
     return replace(
         page,
         claims=_claims(derived),
-        questions=questions.questions(),
+        questions=[*questions.questions(), agreeing([questions])],
         estimates=[*derived.estimates(split), *questions.estimates()],
         clean=_clean(derived, split),
         retention=questions.kept(),

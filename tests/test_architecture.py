@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "retention": "design spec records store analysis derive",
     "strength": "errors records store planning analysis derive",
     "judging": "errors identity records metrics store models evaluation analysis derive",
-    "questioning": "records across analysis derive",
+    "questioning": "design records across analysis derive",
     "claiming": "errors records spec store selection planning analysis derive",
     "packing": "errors identity records metrics strict_yaml study_file tasks durable states store "
     "derive",

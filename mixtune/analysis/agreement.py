@@ -13,13 +13,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
 
-import numpy as np
-
 from mixtune.analysis.contrasts import contrast
 from mixtune.analysis.effects import adjusted, minus
-from mixtune.analysis.resample import LEVEL, TOO_FEW, Part, special
+from mixtune.analysis.resample import LEVEL, TOO_FEW, special
 from mixtune.analysis.results import Measured, estimate
-from mixtune.design import members, title
+from mixtune.design import is_plain, members
 from mixtune.records import Estimate
 
 RANKS = "rank-agreement"
@@ -75,7 +73,7 @@ def _key(measured: Measured) -> tuple[str, str, str, str, int]:
 def _shared(one: Measured, other: Measured) -> list[str]:
     """Plain cells that hold the target and are in both, in the order of the one."""
     theirs = other.cells()
-    plain = [name for name in one.cells() if name == title(members(name)) and name in theirs]
+    plain = [name for name in one.cells() if is_plain(name) and name in theirs]
     return [name for name in plain if one.panel.task in members(name)]
 
 
@@ -84,7 +82,7 @@ def _shared(one: Measured, other: Measured) -> list[str]:
 
 def _ranks(one: _Named, other: _Named, cells: Sequence[str]) -> Iterator[Estimate]:
     n = len(cells)
-    tau, p = _tau(*(_means(measured, cells) for _, measured in (one, other)))
+    tau, p = _tau(*(_means(m, cells, _seeds(m, cells)) for _, m in (one, other)))
     if tau is None:
         return
     low = high = None
@@ -117,35 +115,33 @@ def tau_interval(tau: float, n: int) -> tuple[float, float]:
 
 def _with_itself(measured: Measured, cells: Sequence[str]) -> float | None:
     """Mean tau-b between halves of the seeds that all cells have; None of one seed."""
-    held = measured.cells()
-    seeds = sorted(set.intersection(*(set(held[name]) for name in cells)))
-    if len(seeds) < 2:
-        return None
+    seeds = _seeds(measured, cells)
     taus = []
-    for half in combinations(seeds, len(seeds) // 2):
+    for half in combinations(seeds, len(seeds) // 2) if len(seeds) > 1 else ():
         rest = [seed for seed in seeds if seed not in half]
         tau, _ = _tau(*(_means(measured, cells, part) for part in (half, rest)))
         taus += [] if tau is None else [tau]
     return fmean(taus) if taus else None
 
 
-def _means(
-    measured: Measured, cells: Sequence[str], seeds: Sequence[int] | None = None
-) -> list[float]:
-    """Each cell's mean over some seeds, or over those that all cells have."""
+def _seeds(measured: Measured, cells: Sequence[str]) -> list[int]:
+    """Those that all cells have."""
     held = measured.cells()
-    common = set.intersection(*(set(held[name]) for name in cells))
-    chosen = sorted(common) if seeds is None else seeds
-    if not chosen:
-        return [math.nan] * len(cells)
-    return [fmean(measured.values[held[name][seed]] for seed in chosen) for name in cells]
+    return sorted(set.intersection(*(set(held[name]) for name in cells)))
+
+
+def _means(measured: Measured, cells: Sequence[str], seeds: Sequence[int]) -> list[float]:
+    """Each cell's mean over some seeds; nothing without a seed."""
+    held = measured.cells()
+    values = [[measured.values[held[name][seed]] for seed in seeds] for name in cells]
+    return [fmean(each) for each in values if each]
 
 
 def _tau(one: Sequence[float], other: Sequence[float]) -> tuple[float | None, float | None]:
     """Tau-b and its p; None where either side has all cells alike, or no seed that all have."""
     from scipy.stats import kendalltau  # half a second, which other commands would wait for
 
-    if not (np.ptp(one) > 0 and np.ptp(other) > 0):
+    if not (len(set(one)) > 1 and len(set(other)) > 1):
         return None, None
     found = kendalltau(one, other)
     return round(float(found.statistic), 9), float(found.pvalue)  # 1 to the last digit
@@ -173,7 +169,9 @@ def _row(
 def _apart(one: _Named, other: _Named, cells: Sequence[str]) -> Iterator[Estimate]:
     target = one[1].panel.task
     for name in cells:
-        mine, theirs = (_gain(m, name, w) for m, w in ((one[1], 1.0), (other[1], -1.0)))
+        # The gain of a cell over the target alone, each model on the seeds that both have.
+        mine = one[1].weighted([(1.0, name), (-1.0, target)])
+        theirs = other[1].weighted([(-1.0, name), (1.0, target)])
         if name == target or not mine or not theirs:
             continue
         value, ends = contrast([*mine, *theirs], one[1].panel.clusters)
@@ -181,23 +179,18 @@ def _apart(one: _Named, other: _Named, cells: Sequence[str]) -> Iterator[Estimat
         yield estimate(one[1], what, mine[0][1], value, ends)
 
 
-def _gain(measured: Measured, name: str, weight: float) -> list[Part]:
-    """A cell minus the target alone on the seeds that both have; nothing where they have none."""
-    cells, target = measured.cells(), measured.panel.task
-    shared = sorted(cells.get(name, {}).keys() & cells.get(target, {}).keys())
-    if not shared:
-        return []
-    pairs = ((weight, name), (-weight, target))
-    return [(w, measured.arm([cells[cell][s] for s in shared])) for w, cell in pairs]
-
-
 def _carried(own: Side, other: Side, measured: Measured) -> list[Estimate]:
-    """A model under the other's choice, minus under its own; nothing where they are the same."""
+    """A model under the other's choice, minus under its own; nothing where they are the same.
+
+    Its own was chosen by the very runs that are read, whose luck it keeps on test: the cost is more
+    likely too large than too small, and the method says by which seeds was chosen.
+    """
     target = measured.panel.task
     mine, theirs = own.chosen.get(target), other.chosen.get(target)
     if mine is None or theirs is None or mine == theirs:
         return []
+    how = "chosen on validation by the same seeds"
     return [
-        replace(row, subject=f"{own.name}: {theirs}", method=f"{row.method}; chosen on validation")
+        replace(row, subject=f"{own.name}: {theirs}", method=f"{row.method}; {how}")
         for row in minus(measured, CARRIED, theirs, mine)
     ]

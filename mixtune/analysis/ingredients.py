@@ -13,7 +13,7 @@ from mixtune.analysis.contrasts import contrast
 from mixtune.analysis.effects import adjusted
 from mixtune.analysis.resample import Arm, Part, pooled
 from mixtune.analysis.results import BASE, Measured, estimate
-from mixtune.design import members, title
+from mixtune.design import is_plain, members, title
 from mixtune.metrics import FloatArray
 from mixtune.records import Estimate
 
@@ -41,9 +41,7 @@ def ingredient_effects(found: Sequence[Measured], budget: str) -> list[Estimate]
 
 def _effects(measured: Measured, budget: str) -> Iterator[Estimate]:
     target = measured.panel.task
-    plain = {
-        name: seeds for name, seeds in measured.cells().items() if name == title(members(name))
-    }
+    plain = {name: seeds for name, seeds in measured.cells().items() if is_plain(name)}
     named = sorted({part for name in plain for part in members(name)})
     whole = title(named)
     for one in named:
@@ -66,13 +64,9 @@ def _row(
     parts: Sequence[tuple[float, str]],
     budget: str,
 ) -> list[Estimate]:
-    cells = measured.cells()
-    shared = sorted(set.intersection(*(set(cells[name]) for _, name in parts)))
-    if not shared:
+    arms = measured.weighted(parts)
+    if not arms:
         return []
-    arms: list[Part] = [
-        (weight, measured.arm([cells[name][seed] for seed in shared])) for weight, name in parts
-    ]
     value, ends = contrast(arms, measured.panel.clusters)
     row = estimate(measured, what, arms[0][1], value, ends)
     return [replace(row, method=f"{row.method}; {budget}")]

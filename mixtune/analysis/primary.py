@@ -16,7 +16,7 @@ import numpy as np
 
 from mixtune.analysis.resample import LEVEL, special
 from mixtune.analysis.results import Measured
-from mixtune.design import members, title
+from mixtune.design import is_plain, members
 from mixtune.records import Estimate
 
 TARGET_MEAN = "target-mean"
@@ -55,7 +55,7 @@ def gains(found: Sequence[Measured], groups: Mapping[str, Sequence[str]]) -> lis
         for name, seeds in cells.items():
             parts = members(name)
             shared = sorted(seeds.keys() & alone.keys())
-            if name != title(parts) or target not in parts or len(parts) < 2 or not shared:
+            if not is_plain(name) or target not in parts or len(parts) < 2 or not shared:
                 continue
             apart = [measured.values[seeds[s]] - measured.values[alone[s]] for s in shared]
             held = tuple(g for g, members_ in groups.items() if set(members_) & set(parts))

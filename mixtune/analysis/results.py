@@ -20,6 +20,7 @@ from mixtune.analysis.resample import (
     Arm,
     Interval,
     Items,
+    Part,
     Spread,
     cluster_weights,
     interval,
@@ -172,6 +173,14 @@ class Measured:
             np.stack([self.draws[s] for s in systems]),
             None if info.seed is None else self.spread(self.panel.task in info.ingredients),
         )
+
+    def weighted(self, parts: Sequence[tuple[float, str]]) -> list[Part]:
+        """Cells with their weights as arms, on the seeds that all have; nothing without one."""
+        cells = self.cells()
+        shared = sorted(set.intersection(*(set(cells.get(name, {})) for _, name in parts)))
+        if not shared:
+            return []
+        return [(weight, self.arm([cells[name][s] for s in shared])) for weight, name in parts]
 
     def spread(self, member: bool) -> Spread | None:
         """Between-run variance over the cells that train on this task, or those that do not."""

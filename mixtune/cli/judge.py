@@ -31,7 +31,7 @@ from mixtune.evaluation.judge import RUBRIC, Cache, Rubric, agreement, read_labe
 from mixtune.judging import Judging, Outcome
 from mixtune.models.base import Model
 from mixtune.models.files import cache_dir
-from mixtune.records import Judged
+from mixtune.report.evidence import JUDGED, verdicts
 
 
 @app.command(rich_help_panel="Read")
@@ -91,50 +91,22 @@ def judge(  # noqa: PLR0913 - a verb's options
     with derived.store.lock():
         made = found.judge(judge_model, asked, Cache(cache_dir() / "judge.sqlite"), again)
         compared = agreement(made.settled, people)
-        found.keep(made.rows, compared.said, _agreed(made))
+        kept = found.keep(made.rows, compared.said, _agreed(made))
     notes = {"validation": compared.said, "self_agreement": _agreed(made)}
     if as_json:
-        rows = [asdict(row) for row in made.rows]
+        rows = [asdict(row) for row in kept]
         facts = {"judge": by, "rubric": asked.id, **notes, "agreement": asdict(compared)}
         print(json.dumps({**facts, "rows": rows}, indent=1))
         return
     out = terminal.console()
     title = f"{derived.study.name}, {split}: judged by {by}, rubric {asked.id}"
-    out.print(terminal.table(title, COLUMNS, [_row(row) for row in made.rows]))
+    shown = [verdicts(row, terminal.interval(row.low, row.high)) for row in kept]
+    out.print(terminal.table(title, JUDGED, shown))
     out.print(f"judge: {compared.said}; {_agreed(made)}", markup=False)
 
 
 LABELS = 120
 """Answers written for people to label: some more than are needed."""
-
-COLUMNS = (
-    "task",
-    "system",
-    "seed",
-    "mean",
-    "95 %",
-    "judged",
-    "0 / 1 / 2",
-    "inconsistent",
-    "unparsable",
-    "left out",
-)
-
-
-def _row(row: Judged) -> tuple[object, ...]:
-    few = row.low is None or row.high is None
-    return (
-        row.task,
-        row.cocktail,
-        "–" if row.seed is None else row.seed,
-        "–" if row.value is None else f"{row.value:.3f}",
-        "too few" if few else f"{row.low:.3f}, {row.high:.3f}",
-        row.answers,
-        f"{row.wrong} / {row.partly} / {row.right}",
-        row.inconsistent,
-        row.unparsable,
-        row.left_out,
-    )
 
 
 def _agreed(made: Outcome) -> str:

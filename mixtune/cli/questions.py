@@ -42,17 +42,14 @@ def questions(
         look_at(split, derived.store, "questions")
         asked.append(Questioning(derived, split))
     found = [(one.derived.study.name, one.questions()) for one in asked]
-    if len(asked) > 1:
-        # What no study can answer alone is asked of all of them.
-        found = [(name, [q for q in own if q.key != "models"]) for name, own in found]
-        found.append((", ".join(name for name, _ in found), [agreeing(asked)]))
+    found.append((", ".join(name for name, _ in found), [agreeing(asked)]))
     if as_json:
         rows = [{"study": name, **asdict(q)} for name, own in found for q in own]
         print(json.dumps(rows, indent=1))
         return
     out = terminal.console()
     for name, own in found:
-        if len(found) > 1:
+        if len(asked) > 1:
             out.rule(name)
         for question in own:
             out.print(question.title, markup=False, style="bold")

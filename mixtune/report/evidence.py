@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mixtune.records import Claim, Estimate, Judged, Result
 from mixtune.report.figures import main_metrics
 from mixtune.report.inputs import ReportInput
+from mixtune.report.wording import number
 
 CURVES = ("cocktails", "single task")
 
@@ -145,13 +146,36 @@ def clean(page: ReportInput) -> list[Clean]:
     ]
 
 
-def judged(page: ReportInput) -> dict[str, list[Judged]]:
+JUDGED = (
+    *("task", "system", "seed", "mean", "95 %", "judged", "0 / 1 / 2"),
+    *("inconsistent", "unparsable", "left out"),
+)
+"""Columns of what a judge said of a system."""
+
+
+def verdicts(row: Judged, ends: str) -> tuple[object, ...]:
+    """What a judge said of a system, column by column; `ends`: its interval in words."""
+    return (
+        row.task,
+        row.cocktail,
+        "–" if row.seed is None else row.seed,
+        number(row.value),
+        ends,
+        row.answers,
+        f"{row.wrong} / {row.partly} / {row.right}",
+        row.inconsistent,
+        row.unparsable,
+        row.left_out,
+    )
+
+
+def judged(rows: Sequence[Judged]) -> dict[str, list[Judged]]:
     """A judge, its rubric and how far it can be believed, in words → what it said of each system.
 
     Tasks that were judged at other times may have been judged beside other labels.
     """
     found: dict[str, list[Judged]] = {}
-    for row in page.judged:
+    for row in rows:
         said = f"{row.judge}, rubric {row.rubric}: {row.validation}; {row.self_agreement}"
         found.setdefault(said, []).append(row)
     return found

@@ -209,7 +209,7 @@ def _rendered(page: ReportInput, detail: Detail, left_out: Sequence[str]) -> str
         ties=evidence.near_ties(page),
         effects=evidence.effects(page),
         clean=evidence.clean(page)[: detail.rows],
-        judged=evidence.judged(page),
+        judged=evidence.judged(page.judged[: detail.rows]),
         matched=[row for row in page.data if row.matched][: detail.rows],
         floors=figures.floors(page),
         pooled_f1=any(METRICS[row.metric].counts == "labels" for row in page.results),

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from mixtune.analysis.effects import TO_SINGLE
 from mixtune.records import Estimate
 from mixtune.report import wording
-from mixtune.report.evidence import judged
+from mixtune.report.evidence import JUDGED, judged, verdicts
 from mixtune.report.figures import Cell, answers, cells, floors, main_metrics
 from mixtune.report.inputs import ReportInput
 
@@ -125,25 +125,9 @@ def _row(cell: Cell, test: Estimate | None) -> tuple[object, ...]:
 
 def _judged(page: ReportInput) -> Iterable[str]:
     """What judges said of free answers; nothing where none was asked."""
-    columns = ("system", "task", "seed", "mean", "95 %", "judged", "0 / 1 / 2", "inconsistent",
-               "unparsable", "left out")  # fmt: skip
-    for said, own in judged(page).items():
-        rows = [
-            (
-                row.cocktail,
-                row.task,
-                "–" if row.seed is None else row.seed,
-                wording.number(row.value),
-                wording.ends(row.low, row.high),
-                row.answers,
-                f"{row.wrong} / {row.partly} / {row.right}",
-                row.inconsistent,
-                row.unparsable,
-                row.left_out,
-            )
-            for row in own
-        ]
-        yield f"## Judged by a model\n\n{_cell(said)}.\n\n{_table(columns, rows)}"
+    for said, own in judged(page.judged).items():
+        rows = [verdicts(row, wording.ends(row.low, row.high)) for row in own]
+        yield f"## Judged by a model\n\n{_cell(said)}.\n\n{_table(JUDGED, rows)}"
 
 
 def _floors(page: ReportInput) -> str:

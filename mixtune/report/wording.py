@@ -215,8 +215,6 @@ def cell_sentence(cell: Cell, title: str) -> str:
 
 BETTER = "▲ better than the single"
 NEAR_FLOOR = "better than the single, not above the floor"
-
-
 ALONE = "no single to compare with"
 OPEN = "no clear difference to the single"
 
