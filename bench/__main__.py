@@ -72,6 +72,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="which cases there are")
     parser.add_argument("--model", default="smollm2-135m", help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; default: %(default)s")
+    parser.add_argument(
+        "--compute",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="our number format; auto, the default: the one whose products are faster here",
+    )
     options = parser.parse_args(arguments)
     options.repeats = options.repeats or (1 if options.quick else 3)
     return options
@@ -90,6 +96,7 @@ def _measure(options: argparse.Namespace, source: Source, results: Results) -> l
             source=source,
             model=options.model,
             device=options.device,
+            compute=options.compute,
             repeats=options.repeats,
             sizes=sizes,
             results=results,
@@ -131,6 +138,8 @@ def _one(name: str, run: Run, command: str) -> bool:
             "commit": commit(),
             "machine": {**machine(), "device": base["device"]},
             "weights_digest": base["digest"],
+            "compute": base["compute"],
+            "gflops": base["gflops"],
         },
     )
     return True
@@ -144,6 +153,7 @@ def _command(options: argparse.Namespace) -> str:
     words += ["--quick"] if options.quick else []
     words += ["--model", options.model] if options.model != "smollm2-135m" else []
     words += ["--device", options.device] if options.device != "cpu" else []
+    words += ["--compute", options.compute] if options.compute != "auto" else []
     return shlex.join(words)
 
 

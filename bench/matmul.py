@@ -23,9 +23,9 @@ def measure_matmul(arguments: dict[str, Any], channel: Channel) -> None:
     use_threads()
     device = arguments["device"]
     shape = Shape.of(Path(arguments["folder"]))
-    pairs = _operands(shape, getattr(torch, arguments["dtype"]), device)
+    pairs = _operands(shape, getattr(torch, arguments["compute"]), device)
     _passes(pairs, device, 0.2)
-    channel.ready(dtype=arguments["dtype"], tokens=TOKENS)
+    channel.ready(dtype=arguments["compute"], tokens=TOKENS)
     while channel.next() is not None:
         flops = 2.0 * TOKENS * sum(ins * outs for ins, outs in shape.linears)
         passes, seconds = _passes(pairs, device, SECONDS)

@@ -17,6 +17,7 @@ from bench.work import Counts, Shape, counts, training_flops
 from mixtune.engine.batching import text_of
 from mixtune.engine.convert import prepare
 from mixtune.engine.model import LocalModel
+from mixtune.engine.rates import matmul_rates
 from mixtune.engine.train import Job, Trainer, train
 from mixtune.engine.trunk import Trunk
 from mixtune.spec import Budget, EvalSpec, TrainSpec
@@ -30,19 +31,27 @@ _CHECKED = 8
 
 
 def prepare_model(arguments: dict[str, Any], channel: Channel) -> None:
-    """Worker: the base model's folder, fetched and converted where that is needed."""
+    """Worker: the base model's folder, fetched and converted where that is needed; our format.
+
+    "auto" is the number format whose matrix products are faster here.
+    """
+    use_threads()
     files = prepare(arguments["model"])
+    rates = matmul_rates(files.folder, device=arguments["device"])
+    given = arguments["compute"]
     channel.ready(
         folder=str(files.folder),
         digest=files.digest,
         device=device_name(arguments["device"]),
+        compute=max(rates, key=rates.__getitem__) if given == "auto" else given,
+        gflops={name: rate / 1e9 for name, rate in rates.items()},
     )
 
 
 def measure_training(arguments: dict[str, Any], channel: Channel) -> None:
     """Worker: each go trains `steps` steps on the rows from `start` on."""
     use_threads()
-    spec = _spec(arguments.get("train", {}))
+    spec = _spec(arguments)
     rows = _rows(arguments)
     memory = Memory(arguments["device"])
     model = _load(arguments, spec)
@@ -91,7 +100,7 @@ def measure_scoring(arguments: dict[str, Any], channel: Channel) -> None:
     use_threads()
     queries = read_scoring(Path(arguments["rows"]))
     memory = Memory(arguments["device"])
-    model = _load(arguments, _spec({}))
+    model = _load(arguments, _spec(arguments))
     model.load_adapter(Path(arguments["adapter"]))
     model.rank(queries[: arguments["warm"]])
     channel.ready(choices=len(queries[0].choices), items=len(queries))
@@ -112,7 +121,7 @@ def measure_scoring(arguments: dict[str, Any], channel: Channel) -> None:
 def make_adapter(arguments: dict[str, Any], channel: Channel) -> None:
     """Worker: an adapter trained for a few steps and saved, for both sides to score with."""
     use_threads()
-    spec, rows = _spec({}), _rows(arguments)
+    spec, rows = _spec(arguments), _rows(arguments)
     model = _load(arguments, spec)
     model.reset(1)
     budget = Budget(steps=len(rows) // STEP, examples_per_step=STEP)
@@ -124,7 +133,7 @@ def make_adapter(arguments: dict[str, Any], channel: Channel) -> None:
 def measure_bank(arguments: dict[str, Any], channel: Channel) -> None:
     """Worker: each go trains `adapters` fresh adapters together, each on its own rows."""
     use_threads()
-    spec, rows = _spec({}), _rows(arguments)
+    spec, rows = _spec(arguments), _rows(arguments)
     memory = Memory(arguments["device"])
     model = _load(arguments, spec, arguments["adapters"])
     each = len(rows) // arguments["adapters"]
@@ -153,12 +162,13 @@ def train_bank(model: LocalModel, jobs: Sequence[Job]) -> None:
         trainer.step()
 
 
-def _spec(changed: dict[str, Any]) -> TrainSpec:
-    """Default settings of a study with some changed.
+def _spec(arguments: dict[str, Any]) -> TrainSpec:
+    """Default settings of a study, in the number format of our side, with some changed.
 
     Raises:
         NotThere: a setting that this version does not have.
     """
+    changed = {"compute": arguments["compute"], **arguments.get("train", {})}
     unknown = sorted(set(changed) - set(TrainSpec.model_fields))
     if unknown:
         raise NotThere(f"TrainSpec of this version has no {', '.join(unknown)}")

@@ -19,10 +19,6 @@ from typing import Any
 from bench.data import Source
 from bench.pipe import Facts, Worker
 from bench.results import Results
-from mixtune.spec import TrainSpec
-
-COMPUTE = TrainSpec().compute
-"""The number format that a study computes in by default, and so that of the matmul rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +63,15 @@ QUICK = Sizes(
 class Run:
     """One call of the benchmark; a context manager, entered for each case, that ends its workers.
 
-    `scratch` is a temporary folder: rows, adapters and logs are there, and go with it.
+    `scratch` is a temporary folder: rows, adapters and logs are there, and go with it. `compute`:
+    number format of our side and of the matmul rate, or "auto": the one whose products are faster
+    here, as peers at their best have the one that is faster for them.
     """
 
     source: Source
     model: str
     device: str
+    compute: str
     repeats: int
     sizes: Sizes
     results: Results
@@ -84,22 +83,23 @@ class Run:
 
     @cached_property
     def base(self) -> Facts:
-        """Facts about the base model and the device: folder, digest, device."""
-        arguments = {"model": self.model, "device": self.device}
+        """Facts about the base model and the device: folder, digest, device, compute, rates."""
+        arguments = {"model": self.model, "device": self.device, "compute": self.compute}
         with Worker("prepare", arguments, self._log("prepare")) as worker:
             return worker.facts
 
     def start(self, name: str, **arguments: Any) -> Worker:  # noqa: ANN401 - any JSON value
         """A worker that lives until the case ends."""
         self.say(f"  {name}: starting")
-        given = {"folder": self.base["folder"], "device": self.device, **arguments}
+        base = {"folder": self.base["folder"], "compute": self.base["compute"]}
+        given = {**base, "device": self.device, **arguments}
         return self._stack.enter_context(Worker(name, given, self._log(name)))
 
     def pairs(
         self, ours: Worker, peers: Mapping[str, Worker], order: Callable[[int, str], dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """Every peer beside ours, repeat by repeat; `order(repeat, peer)` says what to measure."""
-        rate = self.start("matmul", dtype=COMPUTE)
+        rate = self.start("matmul")
         repeats = []
         for repeat in range(self.repeats):
             row = {}

@@ -21,7 +21,7 @@ from bench.data import fingerprint, write_scoring, write_training
 from bench.errors import BenchError
 from bench.pipe import OFFLINE
 from bench.results import Outcome
-from bench.run import COMPUTE, Run
+from bench.run import Run
 from mixtune.mixing import mix
 from mixtune.planning.corpus import Corpus, load_corpus
 from mixtune.records import Query
@@ -49,7 +49,7 @@ def study12(run: Run) -> Outcome:
     asked = _items(study, corpus)
     items = run.scratch / "study-items.json"
     write_scoring(items, asked)
-    rate = run.start("matmul", dtype=COMPUTE)
+    rate = run.start("matmul")
     repeats: list[dict[str, Any]] = []
     for repeat in range(run.repeats):
         rates = [rate.go()["gflops"]]
@@ -88,6 +88,7 @@ def _study(run: Run) -> Study:
             "design": ["singles", "pairs"],
             "budget": {"steps": run.sizes.study_steps, "examples_per_step": STEP},
             "seeds": list(run.sizes.study_seeds),
+            "train": {"compute": run.base["compute"]},
             "evaluate": {
                 "validation_items": half,
                 "test_items": run.sizes.study_items - half,

@@ -1,6 +1,6 @@
 """Where the time of a training step goes: torch's profiler, by kind of operation.
 
-    python -m bench.where --data-dir DATA [--out bench/results/where.json]
+    python -m bench.where --data-dir DATA [--compute bfloat16] [--out bench/results/where.json]
 
 Knows: names and shapes of operations. Does not know: peers, ratios.
 """
@@ -59,11 +59,11 @@ def shares(rows: Iterable[tuple[str, Any, float]], rank: int) -> dict[str, float
     return {kind: round(spent / total, 3) for kind, spent in ordered}
 
 
-def measure(data_dir: Path | None, model_name: str) -> Mapping[str, object]:
+def measure(data_dir: Path | None, model_name: str, compute: str) -> Mapping[str, object]:
     """Profile some steps on the task fpb (or the embedded suite's sentiment)."""
     use_threads()
     folder = prepare(model_name).folder
-    tokens, spec = Tokens.load(folder), TrainSpec()
+    tokens, spec = Tokens.load(folder), TrainSpec.model_validate({"compute": compute})
     source = Source(data_dir)
     named = source.training("fpb", STEP * (STEPS + 1))
     rows = encode_rows(named, tokens, spec.max_length, "error").rows
@@ -78,7 +78,8 @@ def measure(data_dir: Path | None, model_name: str) -> Mapping[str, object]:
     return {
         "shares": shares(seen, spec.rank),
         "data": source.kind,
-        **provenance("python -m bench.where --data-dir DATA"),
+        "compute": compute,
+        **provenance(f"python -m bench.where --data-dir DATA --compute {compute}"),
     }
 
 
@@ -87,9 +88,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Where does a training step's time go?")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--compute", default=TrainSpec().compute)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    write_or_print(measure(given.data_dir, given.model), given.out)
+    write_or_print(measure(given.data_dir, given.model, given.compute), given.out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ What ships, from the task files in `mixtune/tasks/builtin`; the generated toy ta
 A **task** is something one wants to be good at. A **probe** is scored too, on its test split, to
 see what training took away or brought along; nothing is chosen by it. An **ingredient** is trained
 on only; a task or probe with a train split can be an ingredient as well. The answers of a
-**judged** set are free text that no parser scores.
+**judged** set are free text that no parser scores; `judged` in a study has every system give them,
+and `mixtune judge` reads them.
 
 ↑: higher is better. Chance: the accuracy of naming each label equally often; answers without labels
 have none. Hub entries marked "not checked" were written without a look at the hub;

@@ -196,7 +196,8 @@ class Derived:
                 if self.store.packed
                 else "mixtune score STUDY.yaml; a running mixtune run does it at its end",
             )
-        rows = [r for r in self.finished(claimed) if split in (None, r.split)]
+        asked = [row for row in self.finished(claimed) if split in (None, row.split)]
+        rows = [row for row in asked if not self.registry.get(row.task).judged]
         tables = [self.store.read_table(self.score_file(row)) for row in rows]
         return pa.concat_tables(tables) if tables else schema_of(Score).empty_table()
 
@@ -217,9 +218,17 @@ class Derived:
         return list(found.values())
 
     def tasks(self) -> dict[str, Task]:
-        """The study's tasks that have answers, in the study's order."""
+        """The study's tasks that have answers and are scored, in the study's order."""
+        return {name: task for name, task in self._answered_tasks().items() if not task.judged}
+
+    def free(self) -> dict[str, Task]:
+        """Tasks and judged datasets whose answers are free text, in the study's order."""
+        return {name: task for name, task in self._answered_tasks().items() if task.kind == "open"}
+
+    def _answered_tasks(self) -> dict[str, Task]:
         names = {row.task for row in self.plan if row.kind == "answer"}
-        ordered = [*self.study.tasks, *sorted(names - set(self.study.tasks))]
+        asked = [*self.study.tasks, *self.study.judged]
+        ordered = [*asked, *sorted(names - set(asked))]
         return {name: self.registry.get(name) for name in ordered if name in names}
 
     def measured(self, split: str) -> list[Measured]:

@@ -23,7 +23,7 @@ from mixtune.evaluation.judge import Cache, Rubric, Settled, judge, self_agreeme
 from mixtune.identity import make_id
 from mixtune.metrics import FloatArray
 from mixtune.models.base import Model
-from mixtune.records import Example, Judged, Judgement, Prediction, Split
+from mixtune.records import JUDGED_ON, Example, Judged, Judgement, Prediction, Split
 from mixtune.store import PlanRow
 
 FILE = "judged.parquet"
@@ -54,8 +54,7 @@ class Judging:
             SpecError: no such task among them, or there are none.
         """
         self.derived, self.split = derived, split
-        tasks = derived.tasks()
-        free = [name for name, task in tasks.items() if task.kind == "open"]
+        free = list(derived.free())
         wanted = [derived.registry.get(name).name for name in only] or free
         for name in wanted:
             if name not in free:
@@ -68,7 +67,7 @@ class Judging:
             raise SpecError(
                 "no task of this study has free answers",
                 where=derived.study.name,
-                found=", ".join(tasks),
+                found=", ".join(derived.tasks()),
                 remedy="mixtune results scores labels and numbers",
             )
         self.rows = [
@@ -76,6 +75,12 @@ class Judging:
             for row in derived.finished()
             if row.task in wanted and row.split == split and row.form == "strict"
         ]
+        if split != JUDGED_ON and wanted and all(derived.free()[name].judged for name in wanted):
+            raise SpecError(
+                f"{', '.join(wanted)} is answered on {JUDGED_ON} only",
+                found=f"--split {split}",
+                remedy=f"--split {JUDGED_ON}: nothing is chosen by what is judged",
+            )
 
     def judge(self, model: Model, rubric: Rubric, cache: Cache, again: int) -> Outcome:
         """Judge every answer, keep the judgements, and say what they come to."""

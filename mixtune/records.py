@@ -9,6 +9,9 @@ from typing import Any, Literal
 import pyarrow as pa
 
 Split = Literal["train", "validation", "test"]
+
+JUDGED_ON: Split = "test"
+"""Where answers that a judge scores are given: nothing is chosen by them."""
 Form = Literal["strict", "lenient", "constrained", "schema"]
 Status = Literal["ok", "unparsed", "truncated", "refused"]
 State = Literal["planned", "running", "done", "failed"]

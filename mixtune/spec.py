@@ -342,6 +342,9 @@ class Study(Frozen):
     gpt-4o, or mappings."""
     api: ApiSpec = ApiSpec()
     """How models behind APIs are asked, and what they may cost."""
+    judged: tuple[Name, ...] = ()
+    """Datasets of free answers that no parser scores, such as financebench: every system answers
+    their test splits in free text, and `mixtune judge --split test` scores them."""
     probes: tuple[Name, ...] = ()
     """Tasks that nothing is chosen for, such as gsm8k: `mixtune probe` says what was lost there."""
     groups: dict[Name, tuple[Name, ...]] = Field(default_factory=dict)
@@ -359,7 +362,7 @@ class Study(Frozen):
     def _design(cls, value: Any) -> Any:  # noqa: ANN401 - raw YAML
         return {"families": value} if isinstance(value, list | tuple) else value
 
-    @field_validator("tasks", "seeds", "baselines", "probes")
+    @field_validator("tasks", "seeds", "baselines", "probes", "judged")
     @classmethod
     def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(value)) != len(value):

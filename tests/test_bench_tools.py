@@ -57,18 +57,19 @@ def test_products_are_told_apart_by_the_rank():
 
 
 class TestRounding:
-    def test_banked_and_solo_are_equally_good_in_bfloat16(self, monkeypatch):
+    def test_banked_and_solo_are_equally_good_in_bfloat16(self):
         """Five seeds; the difference of their means within three standard errors, or one item."""
-        monkeypatch.setattr(rounding, "ITEMS", 120)
-        found = rounding.measure(5)
+        found = rounding.measure(5, rounding.How(items=120))
         error = found["sd_of_difference"] / math.sqrt(5)
         assert abs(found["mean_difference"]) <= max(3 * error, 1 / 120)
         assert min(found["solo"]) > 0.6, "the task was not learnt, so nothing is compared"
         assert 0 <= found["flip_rate"] < 0.2
 
-    def test_in_float32_hardly_an_answer_flips(self, monkeypatch):
-        monkeypatch.setattr(rounding, "ITEMS", 60)
-        assert rounding.measure(2, "float32")["flip_rate"] <= 1 / 60
+    def test_in_float32_hardly_an_answer_flips(self):
+        spec = rounding.SPEC.model_copy(update={"compute": "float32"})
+        found = rounding.measure(2, rounding.How(spec=spec, items=60))
+        assert found["flip_rate"] <= 1 / 60
+        assert max(found["weights_apart"]) < 1e-4
 
 
 class TestCommand:

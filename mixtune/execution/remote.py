@@ -135,10 +135,11 @@ class _RemoteDesk:
         """The instruction for a task, and the file that says how it was chosen, if it was.
 
         Each is tried on all validation items, in the first of the forms that are asked for. The one
-        with the most right answers is taken, of equals the first.
+        with the most right answers is taken, of equals the first. A judged dataset has no right
+        answers to choose by: the first.
         """
         system = self.planner.remote[run.system]
-        if len(system.variants) == 1:
+        if len(system.variants) == 1 or self.planner.registry.get(task).judged:
             return system.variants[0], []
         trial = next(a for a in run.answers if (a.task, a.split) == (task, "validation"))
         name = f"{run.folder}/instruction-{task}.json"

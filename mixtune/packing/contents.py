@@ -152,7 +152,7 @@ class Contents:
     def _tasks(self) -> list[Task]:
         """Every dataset that the study asks, trains on or probes."""
         study, registry = self.derived.study, self.derived.registry
-        names = [*study.tasks, *study.ingredients, *study.probes]
+        names = [*study.tasks, *study.ingredients, *study.judged, *study.probes]
         names += [study.general] if study.general else []
         names += [row.task for row in self.plan if row.task]
         return [registry.get(name) for name in dict.fromkeys(registry.get(n).name for n in names)]

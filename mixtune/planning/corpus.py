@@ -14,7 +14,7 @@ from mixtune.identity import unit_interval
 from mixtune.leakage.forms import Kind
 from mixtune.leakage.gate import Protected
 from mixtune.mixing import select_evaluation
-from mixtune.records import Example, Split
+from mixtune.records import JUDGED_ON, Example, Split
 from mixtune.spec import Study
 from mixtune.tasks.registry import Registry
 
@@ -42,6 +42,15 @@ class Corpus:
     matched: dict[tuple[str, Split], dict[str, Kind]] = field(default_factory=dict)
 
 
+def answered(study: Study) -> list[tuple[str, Split]]:
+    """What every system answers: tasks on both splits, judged datasets on test.
+
+    Nothing is chosen by what is judged, so that it needs no validation split.
+    """
+    scored = [(task, split) for task in study.tasks for split in EVALUATED]
+    return [*scored, *((name, JUDGED_ON) for name in study.judged)]
+
+
 def load_corpus(study: Study, registry: Registry) -> Corpus:
     """Load, gate and select.
 
@@ -66,6 +75,10 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
         tested = [e for e in test if e.task == task]
         items[task, "validation"] = select_evaluation(clean, study.evaluate.validation_items)
         items[task, "test"] = select_evaluation(tested, study.evaluate.test_items)
+    for name in study.judged:
+        rows = registry.examples(name, JUDGED_ON, carve)
+        items[name, JUDGED_ON] = select_evaluation(rows, study.evaluate.test_items)
+        held_out += rows
     kept_out: set[tuple[str, Split, str]] = set()
     for (name, split), rows, chosen in _probed(study, registry):
         items[name, split] = chosen
@@ -138,12 +151,16 @@ def gold_answers(task: str, registry: Registry, carve: float) -> list[str]:
     """The answers of a task's train rows; of its validation rows where it has no train split.
 
     All of them, before the leakage gate: an item more or another task in the study changes nothing
-    here, and test rows play no part.
+    here. Test rows play no part, but for a judged dataset that has no others: of these only the
+    lengths are looked at.
 
     Raises:
         DataError: the dataset cannot be read.
     """
-    split: Split = "train" if "train" in registry.splits(task, carve) else "validation"
+    there = registry.splits(task, carve)
+    split: Split = "train" if "train" in there else "validation"
+    if registry.get(task).judged and split not in there:
+        split = JUDGED_ON
     return [example.target for example in registry.examples(task, split, carve)]
 
 
@@ -192,7 +209,7 @@ def _matched(
 def _splits(study: Study, registry: Registry) -> list[tuple[str, Split]]:
     trained: list[tuple[str, Split]] = [(name, "train") for name in study.ingredients]
     probed = [(name, probe_split(name, registry)) for name in study.probes]
-    return trained + [(task, split) for task in study.tasks for split in EVALUATED] + probed
+    return trained + answered(study) + probed
 
 
 def _gate(

@@ -80,7 +80,8 @@ def sizes_of(planner: Planner) -> dict[str, object]:
 def _limits(planner: Planner) -> dict[str, int]:
     study = planner.study
     known = planner.tokens is not None or study.evaluate.max_new_tokens is not None
-    asked = study.tasks if known and "strict" in study.evaluate.forms else ()
+    asked = study.tasks if "strict" in study.evaluate.forms else ()
+    asked = (*asked, *study.judged) if known else ()
     return {task: planner.max_new_tokens(task) for task in asked}
 
 
@@ -105,7 +106,7 @@ def content_of(planner: Planner) -> dict[str, object]:
     files, corpus, registry = planner.files, planner.corpus, planner.registry
     study = planner.study
     general = [] if study.general is None else [study.general]
-    used = dict.fromkeys([*study.ingredients, *study.tasks, *study.probes, *general])
+    used = dict.fromkeys([*study.ingredients, *study.tasks, *study.judged, *study.probes, *general])
     rows = {f"{name}/train": fingerprint(pool) for name, pool in corpus.pools.items()}
     for (name, split), items in corpus.items.items():
         rows[f"{name}/{'held out' if split == 'train' else split}"] = fingerprint(items)

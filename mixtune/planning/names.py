@@ -20,6 +20,7 @@ brought in to be scored."""
 
 _NEEDS = {
     "tasks": "scored",
+    "judged": "judged",
     "ingredients": "trainable",
     "probes": "scored",
     "general": "trainable",
@@ -27,7 +28,7 @@ _NEEDS = {
 
 
 def canonical(study: Study, registry: Registry) -> Study:
-    """The study with tasks, ingredients and probes under their own names; aliases resolved.
+    """The study with every dataset under its own name; aliases resolved.
 
     Raises:
         SpecError: one that does not exist, cannot be used as asked, or is named twice.
@@ -35,6 +36,9 @@ def canonical(study: Study, registry: Registry) -> Study:
     tasks = [_usable(name, registry, "tasks") for name in study.tasks]
     named = {name: _usable(name, registry, "ingredients") for name in study.ingredients}
     aside = _probes(study, registry, tasks)
+    judged = [_usable(name, registry, "judged") for name in study.judged]
+    if len(set(judged)) < len(judged):
+        raise SpecError("judged: two names mean the same dataset", found=list(study.judged))
     for name in [*tasks, *aside["probes"]]:
         if not any(answerable(registry.get(name), f, "trained") for f in study.evaluate.forms):
             raise SpecError(
@@ -49,7 +53,7 @@ def canonical(study: Study, registry: Registry) -> Study:
         for one in study.design.levels
     ]
     raw = study.model_dump(mode="json")
-    raw["tasks"] = tasks
+    raw["tasks"], raw["judged"] = tasks, judged
     raw["ingredients"] = {named[name]: amount for name, amount in raw["ingredients"].items()}
     raw["design"] |= {"explicit": explicit, "levels": levels}
     raw["groups"] = {group: [named[n] for n in listed] for group, listed in study.groups.items()}

@@ -23,6 +23,7 @@ from mixtune.mixing import portions
 from mixtune.models.catalog import BaseModelFiles, catalogue, locate
 from mixtune.models.memory import shape_of
 from mixtune.planning.cells import Cell, cells
+from mixtune.planning.corpus import answered
 from mixtune.planning.names import canonical
 from mixtune.records import Example
 from mixtune.spec import Study
@@ -144,7 +145,7 @@ def _row(
 ) -> OutlineRow:
     parts = _examples(cell, datasets)
     training = sum(n * (datasets[k].prompt + datasets[k].answer) for k, n in parts.items())
-    asked = [datasets[task] for task in study.tasks]
+    asked = [datasets[name] for name in (*study.tasks, *study.judged)]
     scoring = sum(one.items * one.prompt for one in asked)
     weights = parameters(study.model)
     full = study.train.method == "full"
@@ -184,7 +185,7 @@ def _examples(cell: Cell, datasets: Mapping[str, Dataset]) -> dict[str, int]:
 
 def _datasets(study: Study, registry: Registry) -> dict[str, Dataset]:
     tokens, about = _tokenizer(study.model)
-    names = dict.fromkeys([*study.ingredients, *study.tasks])
+    names = dict.fromkeys([*study.ingredients, *study.tasks, *study.judged])
     return {name: _dataset(name, study, registry, (tokens, about)) for name in names}
 
 
@@ -240,15 +241,15 @@ def _read(
     train = registry.examples(name, "train", carve) if trained else []
     items = 0
     sample = list(train)
-    if name in study.tasks:
-        for split, asked in (
-            ("validation", study.evaluate.validation_items),
-            ("test", study.evaluate.test_items),
-        ):
-            if split in splits:
-                there = registry.examples(name, split, carve)
-                items += min(len(there), asked or len(there))
-                sample = sample or there
+    limits = {
+        "validation": study.evaluate.validation_items,
+        "test": study.evaluate.test_items,
+    }
+    for dataset, split in answered(study):
+        if dataset == name and split in splits:
+            there = registry.examples(name, split, carve)
+            items += min(len(there), limits[split] or len(there))
+            sample = sample or there
     prompt, answer, tokens_from = _lengths(sample, tokenizer)
     return Dataset(name, len(train), items, prompt, answer, "read", tokens_from)
 

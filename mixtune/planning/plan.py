@@ -21,7 +21,7 @@ from mixtune.models.api_entries import ApiSystem
 from mixtune.models.catalog import BaseModelFiles
 from mixtune.planning.cells import Cell, budget_parts, cells
 from mixtune.planning.claimed import claimed_cells
-from mixtune.planning.corpus import EVALUATED, Corpus, data_rows, gold_answers, load_corpus
+from mixtune.planning.corpus import Corpus, answered, data_rows, gold_answers, load_corpus
 from mixtune.planning.flaws import leaking_packs, lower_labels
 from mixtune.planning.leaks import Leaks
 from mixtune.planning.lengths import longest_answer
@@ -348,12 +348,12 @@ class Planner:
 
     def _answers(self, system: str, kind: SystemKind = "trained") -> tuple[AnswerPlan, ...]:
         found = []
-        for name in self.study.tasks:
+        for name, split in answered(self.study):
             task = self.registry.get(name)
-            for split in EVALUATED:
-                for form in (*self.study.evaluate.forms, *self.remote.floors(kind)):
-                    if answerable(task, form, kind):
-                        found.append(self.answer(system, kind, task, split, form))
+            forms = (*self.study.evaluate.forms, *self.remote.floors(kind))
+            for form in ("strict",) if task.judged else forms:
+                if answerable(task, form, kind):
+                    found.append(self.answer(system, kind, task, split, form))
         return tuple(found)
 
     def answer(

@@ -16,7 +16,7 @@ from mixtune.models.api_cache import Cache, request_key
 from mixtune.models.api_cost import dollars
 from mixtune.models.api_entries import ApiSystem, resolve
 from mixtune.models.api_schema import as_json
-from mixtune.planning.corpus import EVALUATED, Corpus, gold_answers
+from mixtune.planning.corpus import EVALUATED, Corpus, answered, gold_answers
 from mixtune.records import Example, Form, Split
 from mixtune.spec import Study
 from mixtune.tasks.base import Task, fingerprint, query_of
@@ -119,7 +119,8 @@ class Remote:
 
     def forms(self, system: ApiSystem, task: Task) -> list[Form]:
         """How a model answers a task: text; and, where labels were asked for, one by schema."""
-        found: list[Form] = ["strict"] if "strict" in self._study.evaluate.forms else []
+        text = task.judged or "strict" in self._study.evaluate.forms
+        found: list[Form] = ["strict"] if text else []
         if task.kind == "label" and system.structured and self._labels_asked:
             found.append("schema")
         return found
@@ -128,28 +129,27 @@ class Remote:
         self, system: ApiSystem, facts: Callable[[str, Split], tuple[int, str]]
     ) -> Iterator[RemoteAnswers]:
         """Every set of answers of a model; `facts` gives tokens and digest of a task's items."""
-        for name in self._study.tasks:
+        for name, split in answered(self._study):
             task = self._registry.get(name)
-            for split in EVALUATED:
-                for form in self.forms(system, task):
-                    longest = self.longest(system, task, form)
-                    digest = facts(name, split)[1]
-                    parts: dict[str, Any] = {
-                        "system": system.id,
-                        "task": name,
-                        "split": split,
-                        "form": form,
-                        "prompt": task.prompt_version,
-                        "items": digest,
-                        "decoding": {"max_new_tokens": longest},
-                    }
-                    if system.shots:
-                        parts["shots"] = fingerprint(self.shots(system, name))
-                    if len(system.variants) > 1:
-                        parts["chosen_on"] = facts(name, "validation")[1]
-                    items = len(self._corpus.items[name, split])
-                    key = make_id("answer", parts)
-                    yield RemoteAnswers(key, name, split, form, items, 0, digest, longest)
+            for form in self.forms(system, task):
+                longest = self.longest(system, task, form)
+                digest = facts(name, split)[1]
+                parts: dict[str, Any] = {
+                    "system": system.id,
+                    "task": name,
+                    "split": split,
+                    "form": form,
+                    "prompt": task.prompt_version,
+                    "items": digest,
+                    "decoding": {"max_new_tokens": longest},
+                }
+                if self.shots(system, name):
+                    parts["shots"] = fingerprint(self.shots(system, name))
+                if len(system.variants) > 1 and not task.judged:
+                    parts["chosen_on"] = facts(name, "validation")[1]
+                items = len(self._corpus.items[name, split])
+                key = make_id("answer", parts)
+                yield RemoteAnswers(key, name, split, form, items, 0, digest, longest)
 
     def longest(self, system: ApiSystem, task: Task, form: Form) -> int:
         """Tokens that an answer may have, by the endpoint's count.
@@ -169,14 +169,16 @@ class Remote:
     def shots(self, system: ApiSystem, task: str) -> tuple[Example, ...]:
         """Train rows shown before each question of a task, none of which stands in its evaluation.
 
-        Drawn by the entry's seed and the task's name, so that another task changes nothing.
+        Drawn by the entry's seed and the task's name, so that another task changes nothing. A
+        judged dataset has none: it is never trained on, and neither is it shown.
 
         Raises:
             SpecError: fewer train rows than shots.
         """
         key = system.id, task
         if system.shots and key not in self._shots:
-            self._shots[key] = self._drawn(system, task)
+            judged = self._registry.get(task).judged
+            self._shots[key] = () if judged else self._drawn(system, task)
         return self._shots.get(key, ())
 
     def _drawn(self, system: ApiSystem, task: str) -> tuple[Example, ...]:
@@ -236,15 +238,14 @@ class Remote:
     def _requests(self, system: ApiSystem) -> Iterator[tuple[dict[str, Any], str]]:
         """Every request that may be made, with the right answer; each variant where it is tried."""
         longest = max(system.variants, key=len)
-        for name in self._study.tasks:
+        for name, split in answered(self._study):
             task = self._registry.get(name)
             forms = self.forms(system, task)
-            for split in EVALUATED:
-                for form in forms:
-                    tried = split == "validation" and form == forms[0]
-                    limit = self.longest(system, task, form)
-                    for instruction in system.variants if tried else (longest,):
-                        for item in self._corpus.items[name, split]:
-                            asked = Prompting(self.shots(system, name), instruction)
-                            what = query_of(item), asked, limit, form == "schema"
-                            yield request_body(system, *what), item.target
+            for form in forms:
+                tried = split == "validation" and form == forms[0]
+                limit = self.longest(system, task, form)
+                for instruction in system.variants if tried else (longest,):
+                    for item in self._corpus.items[name, split]:
+                        asked = Prompting(self.shots(system, name), instruction)
+                        what = query_of(item), asked, limit, form == "schema"
+                        yield request_body(system, *what), item.target

@@ -179,6 +179,11 @@ class Task(Frozen):
         return self
 
     @property
+    def judged(self) -> bool:
+        """Whether a judge, and no parser, says how good its answers are."""
+        return self.role == "judged"
+
+    @property
     def prompt_version(self) -> str:
         """Digest of everything that shapes a prompt or its target, for one given record."""
         shown = {"system", "prompt", "target", "labels", "questions"}
