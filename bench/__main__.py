@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         failed = [] if options.table and not options.cases else _measure(options, source, results)
         if options.table:
-            write_table(results.latest(), PAGE)
+            write_table(results.latest(), PAGE, results.others())
     except BenchError as error:
         _say(f"error: {error}")
         return 1

@@ -136,6 +136,15 @@ class Results:
             "extras": {case["case"]: case["extras"] for case in cases if case["extras"]},
         }
 
+    def others(self) -> dict[str, dict[str, Any]]:
+        """Folder below this one → what was found there, on another machine."""
+        found = {}
+        for path in sorted(self.folder.glob(f"*/{LATEST}")):
+            held = Results(path.parent, self.about).latest()
+            if held["ratios"]:
+                found[path.parent.name] = held
+        return found
+
     def _path(self, case: str) -> Path:
         return self.folder / f"{case}.json"
 
@@ -157,7 +166,9 @@ def _with(cases: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
 
 def _made(case: dict[str, Any]) -> dict[str, Any]:
     names = ("command", "date", "minutes", "commit", "machine", "device", "rows")
-    return {name: case[name] for name in names} | {"repeats": len(case["repeats"])}
+    made = {name: case[name] for name in names} | {"repeats": len(case["repeats"])}
+    # Cases from before there was a choice computed in float32, and say nothing.
+    return made | ({"compute": case["compute"]} if "compute" in case else {})
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Knows: Markdown, latest.json. Does not know: how anything was measured.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,12 @@ What is measured and how: [bench/METHOD.md](../bench/METHOD.md).
 """
 
 
-def write_table(latest: dict[str, Any], page: Path) -> None:
-    """Put the table between the page's markers; a page that is not there is made.
+def write_table(
+    latest: dict[str, Any], page: Path, others: Mapping[str, dict[str, Any]] | None = None
+) -> None:
+    """Put the tables between the page's markers; a page that is not there is made.
+
+    `others`: what was found on other machines, by what is written above each table.
 
     Raises:
         BenchError: the page has no markers.
@@ -32,7 +37,9 @@ def write_table(latest: dict[str, Any], page: Path) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise BenchError(f"{page.name} has no place for the table; add\n{BEGIN}\n{END}")
-    page.write_text(f"{before}{BEGIN}\n{table(latest)}{END}{after}", encoding="utf-8")
+    tables = [table(latest)]
+    tables += [f"\n### {name}\n\n{table(other)}" for name, other in (others or {}).items()]
+    page.write_text(f"{before}{BEGIN}\n{''.join(tables)}{END}{after}", encoding="utf-8")
 
 
 def table(latest: dict[str, Any]) -> str:
@@ -79,7 +86,8 @@ def _made(made: dict[str, Any]) -> list[str]:
     return [
         f"Measured {' to '.join(sorted({days[0], days[-1]}))} at {', '.join(commits)} on "
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, device "
-        f"{machine['device']}; {made['model']}, data: {made['data']}. {versions}.",
+        f"{machine['device']}; {made['model']}, data: {made['data']}; ours in "
+        f"{last.get('compute') or 'float32'}. {versions}.",
         "",
         f"Made by `{last['command']}`. Ratios are medians over repeats, pair by pair.",
     ]

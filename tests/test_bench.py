@@ -201,6 +201,18 @@ class TestTable:
         assert "Not measured: `train_fpb_vs_trl`" in text
         assert "2026-01-02 at abc on one, 2 cores" in text
 
+    def test_other_machines_below(self, results, tmp_path):
+        results.save("score3", Outcome({"score3_vs_lm_eval": [4.0] * 3}), MADE)
+        slower = Results(results.folder / "slower", ABOUT)
+        slower.save("score3", Outcome({"score3_vs_lm_eval": [3.0] * 3}), MADE)
+        Results(results.folder / "strange", ABOUT | {"model": "x"}).save("a", Outcome(), MADE)
+        page = tmp_path / "new.md"
+        write_table(results.latest(), page, results.others())
+        own, below = page.read_text().split("### slower")
+        assert "| 4 | 4 – 4 | 4 | 8 | at least |" in own
+        assert "| 3 | 3 – 3 | 4 | 8 | **short** |" in below
+        assert "strange" not in below
+
     def test_a_new_page_and_one_without_markers(self, results, tmp_path):
         page = tmp_path / "new.md"
         write_table(results.latest(), page)
