@@ -262,7 +262,10 @@ class TestCommand:
         monkeypatch.setattr(cases, "CASES", made)
         monkeypatch.setattr(command, "CASES", made)
         monkeypatch.setattr(
-            command.Run, "base", {"folder": "", "digest": "d", "device": "cpu"}, raising=False
+            command.Run,
+            "base",
+            {"folder": "", "digest": "d", "device": "cpu", "compute": "float32", "gflops": {}},
+            raising=False,
         )
         return runs
 
