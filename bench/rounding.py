@@ -4,7 +4,7 @@
     python -m bench.rounding --model smollm2-135m --steps 40 --lr 1e-3 --items 200
 
 In float32 a banked adapter has the weights of its solo run to about seven digits. In bfloat16 other
-rows in the same product round otherwise, and training amplifies it: adapters differ visibly. What
+rows in the same product may round otherwise, and training would amplify it. What
 must not differ is how good they are. A tiny random Llama, or a model of the catalogue, learns a
 made task (the label hangs on the last letter of a noisy text) in both ways, with the same rows and
 first weights for each seed.

@@ -19,7 +19,7 @@ from mixtune.cli.data import TaskFiles, data
 from mixtune.derive import Derived
 from mixtune.errors import DataError, UserError, shorten
 from mixtune.leakage.overlap import NOTIONS, RUN, Notion, Overlap, Overlaps, Part
-from mixtune.planning.corpus import EVALUATED
+from mixtune.planning.corpus import answered
 from mixtune.planning.names import canonical
 from mixtune.records import Result, Split
 from mixtune.spec import EvalSpec, Study
@@ -92,9 +92,9 @@ def leaks(  # noqa: PLR0913 - a verb's options
 
 
 def _of_study(study: Study) -> Wanted:
-    """Train of its ingredients, validation and test of its tasks."""
+    """Train of its ingredients, and what every system answers."""
     trained: Wanted = [(name, "train") for name in study.ingredients]
-    return trained + [(task, split) for task in study.tasks for split in EVALUATED]
+    return trained + answered(study)
 
 
 def _of_tasks(
