@@ -361,11 +361,12 @@ class TestLoss:
 
 
 class TestFused:
-    def test_what_is_replaced(self, folders):
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_what_is_replaced(self, folders, dtype):
         """Otherwise the comparisons with the plain path could pass on the plain modules."""
         counts = {}
         for family in FAMILIES:
-            counts[family] = fuse(plain_network(folders(family)))
+            counts[family] = fuse(plain_network(folders(family)).to(dtype))
         # Two norms a layer, one at the end, two layers; gated SiLU where the family has it.
         assert counts["llama"] == counts["mistral"] == counts["qwen2"] == 5 + 2
         assert counts["qwen3"] == 5 + 2 + 4
@@ -387,6 +388,25 @@ class TestFused:
         up.requires_grad_()
         assert torch.autograd.gradcheck(lambda a: fused._Norm.apply(a, weight, 1e-5), (x,))
         assert torch.autograd.gradcheck(fused._Gated.apply, (x, up))
+
+    @pytest.mark.parametrize("family", ["llama", "gemma3"])
+    def test_in_bfloat16_norms_round_where_the_network_does(self, folders, family):
+        """In its own order: numbers differ where two float32 sums round to different neighbours."""
+        norm = plain_network(folders(family)).bfloat16().model.norm
+        norm.weight.data.uniform_(-0.4, 0.4)
+        norm.requires_grad_(False)
+        generator = torch.Generator().manual_seed(0)
+        x, grad = (torch.randn(1, 400, 64, generator=generator).bfloat16() for _ in range(2))
+        found = []
+        for forward in (norm.forward, fused._norm_of(norm)):
+            given = x.clone().requires_grad_()
+            out = forward(given)
+            out.backward(grad)
+            found.append((out.detach().float(), given.grad.float()))
+        (theirs, theirs_back), (mine, mine_back) = found
+        assert (mine != theirs).float().mean() < 0.005
+        assert (mine - theirs).norm() < 1e-3 * theirs.norm()
+        assert (mine_back - theirs_back).norm() < 3e-3 * theirs_back.norm()
 
 
 class TestMemory:

@@ -164,9 +164,9 @@ def _weights(
     if how.softcap is not None:
         capped = scores.div_(how.softcap).tanh_()
         scores = capped * how.softcap
-    scores.view(part.rows, plan.key_heads, -1, part.queries, span).masked_fill_(
-        plan.hidden(number, how.window), float("-inf")
-    )
+    # Added, which takes a fraction of the time of filling where a mask of truth values says so.
+    by_row = scores.view(part.rows, plan.key_heads, -1, part.queries, span)
+    by_row.add_(plan.mask(number, how.window))
     return torch.softmax(scores, dim=-1), capped
 
 
@@ -219,7 +219,7 @@ def _fused(flat: list[Tensor], plan: Plan, how: How) -> Tensor:
             queries[part.at[0]].view(part.rows, plan.heads, part.queries, -1),
             key,
             value,
-            attn_mask=~plan.hidden(number, how.window)[:, :, 0],
+            attn_mask=plan.allowed(number, how.window)[:, None],
             scale=how.scaling,
             enable_gqa=plan.heads != plan.key_heads,
         )

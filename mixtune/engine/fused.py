@@ -1,7 +1,7 @@
 """Norms and gated activations in fewer passes over memory, keeping less for the backward pass.
 
-Written for a frozen base in float32. Each replacement is compared with what it replaces, on random
-numbers, when a network is loaded; one that differs is not made.
+Written for a frozen base. Each replacement is compared with what it replaces, on random numbers in
+the network's own format, when a network is loaded; one that differs is not made.
 
 Knows: root-mean-square norms, gated linear units with SiLU. Does not know: attention, adapters.
 """
@@ -14,30 +14,41 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _PROBE = 8
-_AGREE = 1e-5
-"""Relative distance up to which a replacement computes the same."""
+_AGREE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-4}
+"""Relative distance up to which a replacement computes the same; of the half formats, far less than
+one rounding more or less makes (2e-3 and 3e-4): the order of roundings is the network's own."""
 
 
 class _Norm(torch.autograd.Function):
-    """`weight · x / rms(x)` over the last dimension; the weight is frozen."""
+    """`weight · x / rms(x)` over the last dimension, computed in float32; the weight is frozen.
+
+    The weight's own format says where numbers are rounded to that of `x`: a weight in float32
+    counts before, one in the format of `x` after.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """[..., width] → [..., width]."""
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        wide = _wide(x)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        out: Tensor = (x * inverse).mul_(weight)
-        return out
+        out: Tensor = (wide * inverse).to(weight.dtype).mul_(weight)
+        return out.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of `x`."""
         x, weight, inverse = ctx.saved_tensors
-        scaled = grads[0] * weight
-        along = (scaled * x).sum(dim=-1, keepdim=True)
+        wide, scaled = _wide(x), _wide(grads[0] * weight)
+        along = (scaled * wide).sum(dim=-1, keepdim=True)
         pull = inverse.pow(3).mul_(along).div_(-x.shape[-1])
-        return scaled.mul_(inverse).addcmul_(x, pull), None, None
+        return scaled.mul_(inverse).addcmul_(wide, pull).to(x.dtype), None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Numbers in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _Gated(torch.autograd.Function):
@@ -88,8 +99,9 @@ def _norm_of(module: Any) -> Callable[[Tensor], Tensor] | None:
     weight = getattr(module, "weight", None)
     if epsilon is None or weight is None:
         return None
-    # Gemma's families keep the weight's distance from one.
-    factor = (1.0 + weight if "Gemma" in type(module).__name__ else weight).detach()
+    # Gemma's families keep the weight's distance from one, and multiply before they round.
+    gemma = "Gemma" in type(module).__name__
+    factor = (1.0 + weight.float() if gemma else weight).detach()
 
     def forward(x: Tensor) -> Tensor:
         out: Tensor = _Norm.apply(x, factor, float(epsilon))  # type: ignore[no-untyped-call]
@@ -114,6 +126,7 @@ def _same(module: nn.Module, replacement: Callable[[Tensor], Tensor]) -> bool:
     inner: Any = getattr(module, "gate_proj", None)
     width = len(weight) if weight is not None else inner.weight.shape[1]
     generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(1, _PROBE, width, generator=generator).to(next(module.parameters()).device)
-    mine, theirs = replacement(probe), module(probe)
-    return bool((mine - theirs).norm() <= _AGREE * theirs.norm())
+    own = next(module.parameters())
+    probe = torch.randn(1, _PROBE, width, generator=generator).to(own.device, own.dtype)
+    mine, theirs = replacement(probe).float(), module(probe).float()
+    return bool((mine - theirs).norm() <= _AGREE[own.dtype] * theirs.norm())

@@ -65,7 +65,7 @@ class Plan:
     from_out: Tensor
     padding: Tensor
     longest: int
-    masks: dict[tuple[int, int | None], Tensor | None]
+    masks: dict[tuple[int, int | None], Tensor]
 
     def allowed(self, number: int, window: int | None) -> Tensor:
         """[rows or 1, T, S] bool of a block: which keys a query sees."""
@@ -75,11 +75,12 @@ class Plan:
         back = block.query_positions.unsqueeze(-1) - block.key_positions.unsqueeze(-2)
         return block.allowed & (back < window)
 
-    def hidden(self, number: int, window: int | None) -> Tensor:
-        """Where a block's scores are minus infinity, as [rows or 1, 1, 1, T, S]."""
+    def mask(self, number: int, window: int | None) -> Tensor:
+        """What is added to a block's scores, as float32 [rows or 1, 1, 1, T, S]: 0, or -inf."""
         known = self.masks.get((number, window))
         if known is None:
-            known = ~self.allowed(number, window)[:, None, None]
+            seen = self.allowed(number, window)[:, None, None]
+            known = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
             self.masks[number, window] = known
         return known
 

@@ -145,9 +145,7 @@ class Bank:
         """
         network, head = decoder.network, decoder.head
         network.requires_grad_(False)
-        if decoder.dtype == torch.float32:
-            # Elsewhere the order of roundings is the network's own.
-            fuse(network)
+        fuse(network)
         self.form, self.slots, self.routes = form, slots, decoder.routes
         self.layers: dict[str, LoraLinear] = {}
         for name, module in sorted(network.named_modules()):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mixtune.engine.batching import Pass
 from mixtune.engine.forest import Forest, plant
@@ -83,8 +82,22 @@ def _send_back(decoder: Decoder, hidden: Tensor, targets: Tensor, scales: Tensor
     for start in range(0, len(targets), LOGIT_ROWS):
         block = slice(start, start + LOGIT_ROWS)
         logits = decoder.logits(top[block])
-        each = functional.cross_entropy(logits, targets[block], reduction="none") * scales[block]
-        torch.autograd.backward(each.sum())
-        losses.append(each.detach())
+        each, grad = _cross_entropy(logits.detach(), targets[block], scales[block])
+        torch.autograd.backward(logits, grad)
+        losses.append(each)
     torch.autograd.backward(hidden, top.grad)
     return torch.cat(losses)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Scaled cross-entropy by position, and its gradient, which is written over the logits.
+
+    Logits are by far the largest numbers here: each pass over them that writes anew costs more
+    than the arithmetic.
+    """
+    wanted = targets[:, None]
+    normaliser = logits.logsumexp(dim=-1, keepdim=True)
+    each = (normaliser - logits.gather(1, wanted))[:, 0] * scales
+    grad = logits.sub_(normaliser).exp_()
+    grad.scatter_add_(1, wanted, grad.new_full(wanted.shape, -1.0))
+    return each, grad.mul_(scales[:, None])

@@ -21,6 +21,8 @@ class AdamW:
         self.weights, self.gradients = weights, gradients
         self.first = torch.zeros_like(weights)
         self.second = torch.zeros_like(weights)
+        # Held, since a fresh one of that size is fresh memory from the system in every step.
+        self._spread = torch.empty_like(weights[0])
         self.steps = [0] * len(weights)
 
     def reset(self, row: int) -> None:
@@ -53,7 +55,8 @@ class AdamW:
         weight.mul_(1 - lr * decay)
         first.lerp_(gradient, 1 - BETAS[0])
         second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        spread = second.sqrt().div_((1 - BETAS[1] ** count) ** 0.5).add_(EPSILON)
+        spread = torch.sqrt(second, out=self._spread)
+        spread.div_((1 - BETAS[1] ** count) ** 0.5).add_(EPSILON)
         weight.addcdiv_(first, spread, value=-lr / (1 - BETAS[0] ** count))
         gradient.zero_()
 
