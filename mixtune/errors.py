@@ -66,7 +66,8 @@ class RunFailed(MixtuneError):
 def shorten(value: object, limit: int = 120) -> str:
     """Printable form of a value for a message: escaped, at most `limit` characters."""
     text = value if isinstance(value, str) else repr(value)
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= limit else f"{text[: limit - 1]}… ({len(text)} characters)"
 
 

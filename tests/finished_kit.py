@@ -57,6 +57,16 @@ def outcome(folder):
     return answers, {w.parent.parent.name: digest(w) for w in weights}, states(folder)
 
 
+def workers_of(process):
+    """Ids of a run's worker processes: children of the child that forks them."""
+    return [worker for child in _children(process.pid) for worker in _children(child)]
+
+
+def _children(number):
+    listed = Path(f"/proc/{number}/task/{number}/children").read_text(encoding="utf-8")
+    return [int(child) for child in listed.split()]
+
+
 def states(folder):
     return {unit.id: unit.state for unit in Store(folder).units().values()}
 

@@ -5,12 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from engine_oracle import write_base
+from finished_kit import workers_of
 
 from mixtune.store import Store
 
@@ -117,11 +117,7 @@ def test_a_killed_worker_is_an_error_and_the_same_command_goes_on(path):
     store = Store(runs / "killed")
     while not any(unit.state == "running" for unit in store.units().values()):
         time.sleep(0.02)
-    children = (
-        Path("/proc") / str(process.pid) / "task" / str(process.pid) / "children"
-    ).read_text()
-    victim = max(int(child) for child in children.split())
-    os.kill(victim, signal.SIGKILL)
+    os.kill(workers_of(process)[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert b"a worker process ended early" in errors

@@ -76,6 +76,7 @@ def go(place, tmp_path, monkeypatch):
     """`mixtune run` with its workers in this process, one after another."""
     monkeypatch.setattr(placement, "available_cores", lambda: 1)
     monkeypatch.setattr(start, "run_pool", in_this_process)
+    monkeypatch.setattr(start, "begin_imports", lambda: None)
 
     def call(runs="runs", kill_at=None, changes=(), **options):
         options = {"workers": 1, "checkpoint_every": 0.0} | options

@@ -27,6 +27,7 @@ from mixtune import __version__, terminal
 from mixtune.analysis.panel import FORMS
 from mixtune.cli import complete
 from mixtune.derive import Derived
+from mixtune.environment import collect_rarely
 from mixtune.errors import MixtuneError, UserError, shorten
 from mixtune.packing.archive import in_pack, is_zip, opened, study_in
 from mixtune.presets import preset
@@ -250,6 +251,7 @@ def show(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
 
 def main() -> None:
     """Entry point: what the user can mend is printed without a traceback and exits with 2."""
+    collect_rarely()
     codecs.register_error(terminal.UNENCODABLE, terminal.plain_letters)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -1,5 +1,9 @@
 """Several processes on one study: each takes the next portion of work that nobody has.
 
+Without a GPU they are forked from a process that does nothing but import what they need, which it
+does while the study is planned. Where there is a GPU each is started afresh: once anything has
+looked for GPUs, a forked process can use none.
+
 Knows: processes, who is alive, passing events on. Does not know: what a portion does.
 """
 
@@ -13,14 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mixtune.environment import collect_rarely
 from mixtune.errors import MixtuneError, RunFailed, UserError
 from mixtune.events import Events
 from mixtune.execution.deal import Portion, Setting
@@ -32,8 +38,8 @@ from mixtune.store import Store
 Message = tuple[str, tuple[Any, ...]]
 """Name of an event and its arguments; or "died" and the error that ended the worker."""
 
-POLL = 0.2
-"""Seconds between two looks at whether the parent is alive."""
+DEAF = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What a terminal or a closing session sends to all processes, and the parent answers for all."""
 
 PATIENCE = 10.0
 """Seconds that a worker has to end by itself once it is asked to."""
@@ -58,6 +64,21 @@ class Work:
         return Session(planner, store, load, events, self.setting, self.every)
 
 
+def begin_imports() -> None:
+    """Start to import what workers need, in the background; without a GPU only."""
+    context = _context()
+    if isinstance(context, ForkServerContext):
+        context.set_forkserver_preload([__name__])
+        with _born_deaf():
+            forkserver.ensure_running()
+
+
+def _context() -> ForkServerContext | SpawnContext:
+    if torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
+    return multiprocessing.get_context("forkserver")
+
+
 def run_pool(work: Work, workers: int, events: Events) -> list[RunPlan]:
     """Run a plan with worker processes; returns the runs that failed.
 
@@ -68,14 +89,14 @@ def run_pool(work: Work, workers: int, events: Events) -> list[RunPlan]:
         RunFailed: a worker ended early; with its error, unless it was killed.
         UserError, OSError: what stopped a worker, such as a full disk.
     """
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     pipes = [context.Pipe(duplex=False) for _ in range(workers)]
     processes: list[BaseProcess] = []
     heard = _Heard(events)
     try:
-        with _born_deaf_to_ctrl_c():
+        with _born_deaf():
             for _, sender in pipes:
-                process = context.Process(target=_work, args=(work, sender, os.getpid()))
+                process = context.Process(target=_work, args=(work, sender))
                 process.start()
                 processes.append(process)
         for _, sender in pipes:
@@ -102,13 +123,13 @@ def _raise_early_end(died: Sequence[Exception], codes: Sequence[int | None]) -> 
 
 
 @contextmanager
-def _born_deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started in the body never get the terminal's Ctrl-C; it waits for this one.
+def _born_deaf() -> Iterator[None]:
+    """Processes started in the body never get the terminal's signals; they wait for this one.
 
     They would be hit while they import, print a traceback each, and not know what to give back.
     """
-    resource_tracker.ensure_running()  # it unblocks the signal when it starts, so it starts before
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    resource_tracker.ensure_running()  # it unblocks signals when it starts, so it starts before
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)
     try:
         yield
     finally:
@@ -167,10 +188,12 @@ class _Sender(Events):
         pipe.send((name, arguments))
 
 
-def _work(work: Work, pipe: "Connection[Message, Any]", parent: int) -> None:
+def _work(work: Work, pipe: "Connection[Message, Any]") -> None:
     """A worker process, from start to end."""
     signal.signal(signal.SIGTERM, _asked_to_stop)
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    collect_rarely()
     torch.set_num_threads(work.setting.threads)
     try:
         with Store(work.folder).working():
@@ -195,8 +218,9 @@ def _asked_to_stop(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
-def _leave_with(parent: int) -> None:
+def _leave_with_parent() -> None:
     """End this process at once when its parent is gone: nobody would hear of its work."""
-    while os.getppid() == parent:
-        time.sleep(POLL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)

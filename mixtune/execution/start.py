@@ -16,7 +16,7 @@ from mixtune.execution.local import begin
 from mixtune.execution.merged import answer_merged
 from mixtune.execution.options import Options
 from mixtune.execution.placement import place
-from mixtune.execution.pool import Work, run_pool
+from mixtune.execution.pool import Work, begin_imports, run_pool
 from mixtune.execution.remote import answer_remote
 from mixtune.models.catalog import BaseModelFiles
 from mixtune.planning.facts import facts_of
@@ -44,6 +44,9 @@ def run_study(
     events.note(f"base model {study.model}: looking for its weights")
     files = prepare(study.model)
     store = Store(runs_dir / study.name)
+    units = store.units().values()
+    if not units or any(unit.state != "done" for unit in units):
+        begin_imports()
     make_planner = partial(_planner, study, data_dir, files, read_selection(store))
     planner = make_planner()
     plan = planner.plan()

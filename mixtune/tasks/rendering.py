@@ -27,6 +27,7 @@ class _Part:
     key: str
     fields: Values
     group: str
+    own_text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +99,12 @@ class Rendering:
         return [self._example(part) for part in self._parts()]
 
     def _parts(self) -> list[_Part]:
-        return [
-            _Part(key, fields, group_of(self.task, fields, self.where))
-            for key, fields in self._fields().items()
-        ]
+        return [self._part(key, fields) for key, fields in self._fields().items()]
+
+    def _part(self, key: str, fields: Values) -> _Part:
+        group = group_of(self.task, fields, self.where)
+        told = [fields[name] for name in content_fields(self.task)]
+        return _Part(key, fields, group, own_text(self.task.own_text, fields, told, self.where))
 
     def _fields(self) -> dict[str, Values]:
         """Ids of parts, with the record's fields and those that were made."""
@@ -150,13 +153,17 @@ class Rendering:
         label_field = field or task.fields.label
         if label_field is not None:
             added = {**added, "label": self._label(part.fields, label_field)}
-        target = self._render("target", task.target, {**part.fields, **added})
+        if task.kind == "label":  # whose target is the label itself
+            target = str(added["label"]).strip()
+        else:
+            target = self._render("target", task.target, {**part.fields, **added})
         if not target:
             raise DataError(
                 "the target is empty", where=self.where, remedy="skip_if_empty leaves such rows out"
             )
-        told = [part.fields[name] for name in content_fields(task)]
-        cue = self._render("floor_by", task.floor_by, part.fields) if task.floor_by else ""
+        cue = ""
+        if task.floor_by is not None:
+            cue = loose_text(self._render("floor_by", task.floor_by, part.fields))
         return Example(
             task=task.name,
             id=part.key if field is None else f"{part.key}/{field}",
@@ -166,9 +173,9 @@ class Rendering:
             messages=messages,
             target=target,
             choices=task.labels,
-            cue=loose_text(cue),
+            cue=cue,
             record=self.key,
-            own_text=own_text(task.own_text, part.fields, told, self.where),
+            own_text=part.own_text,
         )
 
     def _prompt(self, values: Values) -> tuple[Message, ...]:

@@ -92,7 +92,10 @@ def render(source: str, values: Mapping[str, Any], where: str) -> str:
     parts: list[str] = []
     size = 0
     try:
-        for part in _template(source).generate({**values, _BUDGET: [ROUNDS]}):
+        template = _template(source)
+        # `generate` would merge in the environment's globals, of which there are none.
+        context = template.new_context({**values, _BUDGET: [ROUNDS]}, shared=True)
+        for part in template.root_render_func(context):
             size += len(part)
             if size > LONGEST:
                 raise SecurityError(f"the text gets longer than {LONGEST} characters")

@@ -64,6 +64,7 @@ def mixtune(place, monkeypatch, capsys):
 
     handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(start, "run_pool", in_this_process)
+    monkeypatch.setattr(start, "begin_imports", lambda: None)
     monkeypatch.setattr(placement, "available_cores", lambda: 1)
     yield call
     signal.signal(signal.SIGINT, handler)

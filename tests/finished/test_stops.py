@@ -7,10 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from finished_kit import MORE, environment, on_one_core, outcome, states
+from finished_kit import MORE, environment, on_one_core, outcome, states, workers_of
 
 AT = """
 import importlib, os, signal, sys, time
@@ -75,6 +74,7 @@ STOPS = [
     ("mixtune.planning.plan.load_corpus", signal.SIGINT, True),
     ("mixtune.execution.training.job_of", signal.SIGINT, True),
     ("mixtune.execution.desk.predict", signal.SIGTERM, True),
+    ("mixtune.execution.training.job_of", signal.SIGHUP, True),
     ("mixtune.derive.score", signal.SIGHUP, False),
     ("mixtune.reporting.render", signal.SIGINT, False),
 ]
@@ -96,7 +96,7 @@ def test_stopped_anywhere_it_says_how_to_go_on_and_ends_the_same(
     assert out == ""
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("stopped; what is finished is kept. Go on with: mixtune")
-    assert "running" not in (states(runs).values() if runs.exists() and number != 1 else ())
+    assert "running" not in (states(runs).values() if runs.exists() else ())
     assert not list(runs.rglob("*.mixtune-part"))
     assert mixtune("run", "study.yaml")[0] == 0
     assert outcome(runs) == outcome(finished / "runs" / "weather")
@@ -119,8 +119,8 @@ def test_a_second_ctrl_c_ends_at_once_and_consistently(place, finished, mixtune)
 
 def test_a_worker_that_somebody_ended_is_an_error(place, mixtune, kept):
     with stopped_at(place, "mixtune.execution.training.job_of", MORE) as process:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(max(map(int, children)), signal.SIGTERM)
+        (worker,) = workers_of(process)
+        os.kill(worker, signal.SIGTERM)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "a worker process ended early" in err
