@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from engine_oracle import write_base
 from finished_kit import workers_of
@@ -125,6 +126,32 @@ def test_a_killed_worker_is_an_error_and_the_same_command_goes_on(path):
     done = subprocess.run(command(path, runs), env=environment(path), check=True)
     assert done.returncode == 0
     assert outcome(runs)[1] == outcome(path.parent / "calm1")[1]
+
+
+FORK = """
+import signal
+from mixtune.execution import pool
+pool.begin_imports()
+context = pool._context()
+with pool._born_deaf():
+    worker = context.Process(target=exec, args=('''
+import gc, signal, sys
+masked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+print("torch" in sys.modules, gc.get_freeze_count() > 0, masked >= {1, 2, 15})
+''',))
+    worker.start()
+worker.join()
+print(worker.exitcode, signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="beside a GPU workers are started afresh")
+def test_workers_are_forked_with_their_imports_and_without_a_terminals_signals():
+    done = subprocess.run(
+        [sys.executable, "-c", FORK], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines() == ["True True True", "0 set()"]
+    assert done.stderr == ""
 
 
 def test_stopped_on_purpose_it_goes_on_at_the_step_where_it_was(path):

@@ -68,7 +68,7 @@ def begin_imports() -> None:
     """Start to import what workers need, in the background; without a GPU only."""
     context = _context()
     if isinstance(context, ForkServerContext):
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload(["mixtune.execution.forked"])
         with _born_deaf():
             forkserver.ensure_running()
 
