@@ -141,7 +141,7 @@ class Dry:
         """A file where the adapter would be."""
         (folder / "adapter_config.json").write_text("{}\n", encoding="utf-8")
 
-    def load_adapter(self, folder: Path) -> None:
+    def load_adapter(self, folder: Path, slot: int = 0, strength: float = 1.0) -> None:
         """Nothing to load."""
 
     def rank(self, queries: Sequence[Query]) -> list[Answer]:

@@ -4,9 +4,10 @@ import io
 import json
 
 import pytest
+from engine_oracle import write_base
 
 from bench import __main__ as command
-from bench import cases
+from bench import bookkeeping, cases
 from bench.data import (
     Source,
     fingerprint,
@@ -29,6 +30,7 @@ from bench.tuning import (
     worth,
 )
 from bench.work import Shape, counts, training_flops
+from mixtune.store import Store
 from mixtune.tokens import Row
 
 ABOUT = {"model": "m", "data": "real", "device": "cpu", "quick": False}
@@ -341,6 +343,15 @@ class TestData:
         assert [query.id for query in asked] == ["0", "2", "4", "6"]
         assert asked[0].choices == ("a", "b")
         assert "a, b.\n\nt\u20280" in asked[0].messages[0].content
+
+
+def test_the_stand_in_for_a_model_goes_through_all_that_a_run_asks_of_one(tmp_path):
+    """No type checker sees that it is one; the engine's signatures have left it behind before."""
+    base = write_base(tmp_path / "base", "llama")
+    found = bookkeeping._seconds(str(base), 10, tmp_path / "dry")
+    assert set(found) == {"plan", "save", "start", "carry", "look"}
+    states = {unit.state for unit in Store(tmp_path / "dry").units().values()}
+    assert states == {"done"}
 
 
 def source_fingerprint():
