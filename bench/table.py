@@ -83,11 +83,12 @@ def _made(made: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     days = sorted({str(case["date"])[:10] for case in cases})
     commits = sorted({case["commit"] for case in cases})
+    commands = sorted({f"`{case['command']}`" for case in cases})
     return [
         f"Measured {' to '.join(sorted({days[0], days[-1]}))} at {', '.join(commits)} on "
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, device "
         f"{machine['device']}; {made['model']}, data: {made['data']}; ours in "
         f"{last.get('compute') or 'float32'}. {versions}.",
         "",
-        f"Made by `{last['command']}`. Ratios are medians over repeats, pair by pair.",
+        f"Made by {', '.join(commands)}. Ratios are medians over repeats, pair by pair.",
     ]

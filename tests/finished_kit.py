@@ -58,8 +58,12 @@ def outcome(folder):
 
 
 def workers_of(process):
-    """Ids of a run's worker processes: children of the child that forks them."""
-    return [worker for child in _children(process.pid) for worker in _children(child)]
+    """Ids of a run's worker processes: children of the child that forks them.
+
+    Where there is a GPU they are the run's own, the last ones.
+    """
+    children = _children(process.pid)
+    return [worker for child in children for worker in _children(child)] or children[-1:]
 
 
 def _children(number):

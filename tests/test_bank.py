@@ -36,6 +36,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from mixtune.engine import batching, fused, loss
+from mixtune.engine import optimiser as optimiser_module
 from mixtune.engine import train as train_module
 from mixtune.engine.forest import BASE, plant
 from mixtune.engine.fused import fuse
@@ -600,7 +601,9 @@ class TestFull:
             bank(folders("llama"), 2, method="full")
 
 
-def test_adamw_is_torchs():
+@pytest.mark.parametrize("part", [16, optimiser_module.PART])
+def test_adamw_is_torchs(monkeypatch, part):
+    monkeypatch.setattr(optimiser_module, "PART", part)
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(2, 50, generator=generator)
     theirs = torch.nn.Parameter(weights[1].clone())

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from multiprocessing.context import SpawnContext
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import yaml
 from engine_oracle import write_base
 from finished_kit import workers_of
 
+from mixtune.execution import pool
 from mixtune.store import Store
 
 KILLS = 10
@@ -131,27 +134,42 @@ def test_a_killed_worker_is_an_error_and_the_same_command_goes_on(path):
 FORK = """
 import signal
 from mixtune.execution import pool
-pool.begin_imports()
-context = pool._context()
-with pool._born_deaf():
-    worker = context.Process(target=exec, args=('''
+if __name__ == "__main__":
+    pool.begin_imports()
+    context = pool._context()
+    with pool._born_deaf():
+        worker = context.Process(target=exec, args=('''
 import gc, signal, sys
 masked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
 print("torch" in sys.modules, gc.get_freeze_count() > 0, masked >= {1, 2, 15})
 ''',))
-    worker.start()
-worker.join()
-print(worker.exitcode, signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        worker.start()
+    worker.join()
+    print(worker.exitcode, signal.pthread_sigmask(signal.SIG_BLOCK, []))
 """
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="beside a GPU workers are started afresh")
-def test_workers_are_forked_with_their_imports_and_without_a_terminals_signals():
+def test_workers_are_forked_with_their_imports_and_without_a_terminals_signals(tmp_path):
+    (tmp_path / "fork.py").write_text(FORK, encoding="utf-8")
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "torch.py").write_text("raise SystemExit('not this one')", encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-c", FORK], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, tmp_path / "fork.py"],
+        cwd=here,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.stdout.splitlines() == ["True True True", "0 set()"]
     assert done.stderr == ""
+
+
+def test_where_a_fork_server_cannot_be_reached_workers_are_started_afresh(monkeypatch):
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/scratch/" + "x" * 70)
+    assert isinstance(pool._context(), SpawnContext)
 
 
 def test_stopped_on_purpose_it_goes_on_at_the_step_where_it_was(path):

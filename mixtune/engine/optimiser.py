@@ -11,6 +11,9 @@ from torch import Tensor
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+PART = 1 << 20
+"""Numbers that are stepped at once, so that what is computed on the way needs no memory to speak
+of, and no fresh memory from the system in every step."""
 
 
 class AdamW:
@@ -21,8 +24,7 @@ class AdamW:
         self.weights, self.gradients = weights, gradients
         self.first = torch.zeros_like(weights)
         self.second = torch.zeros_like(weights)
-        # Held, since a fresh one of that size is fresh memory from the system in every step.
-        self._spread = torch.empty_like(weights[0])
+        self._spread = torch.empty_like(weights[0, :PART])
         self.steps = [0] * len(weights)
 
     def reset(self, row: int) -> None:
@@ -46,19 +48,21 @@ class AdamW:
             how: learning rate, weight decay, the norm to clip at.
         """
         lr, decay, clip = how
-        gradient, weight = self.gradients[row], self.weights[row]
-        if norm > clip:
-            gradient.mul_(clip / (norm + 1e-6))
         self.steps[row] += 1
         count = self.steps[row]
-        first, second = self.first[row], self.second[row]
-        weight.mul_(1 - lr * decay)
-        first.lerp_(gradient, 1 - BETAS[0])
-        second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        spread = torch.sqrt(second, out=self._spread)
-        spread.div_((1 - BETAS[1] ** count) ** 0.5).add_(EPSILON)
-        weight.addcdiv_(first, spread, value=-lr / (1 - BETAS[0] ** count))
-        gradient.zero_()
+        for start in range(0, self.weights.shape[1], PART):
+            part = (row, slice(start, start + PART))
+            gradient, weight = self.gradients[part], self.weights[part]
+            first, second = self.first[part], self.second[part]
+            if norm > clip:
+                gradient.mul_(clip / (norm + 1e-6))
+            weight.mul_(1 - lr * decay)
+            first.lerp_(gradient, 1 - BETAS[0])
+            second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+            spread = torch.sqrt(second, out=self._spread[: len(second)])
+            spread.div_((1 - BETAS[1] ** count) ** 0.5).add_(EPSILON)
+            weight.addcdiv_(first, spread, value=-lr / (1 - BETAS[0] ** count))
+            gradient.zero_()
 
     def state(self, row: int) -> dict[str, Tensor]:
         """What a row needs to go on, by name."""

@@ -11,9 +11,10 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +41,10 @@ Message = tuple[str, tuple[Any, ...]]
 
 DEAF = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What a terminal or a closing session sends to all processes, and the parent answers for all."""
+
+SOCKET = 70
+"""Characters of the folder of temporary files up to which the system takes a fork server's socket
+in it: 108 with what Python adds."""
 
 PATIENCE = 10.0
 """Seconds that a worker has to end by itself once it is asked to."""
@@ -69,14 +74,35 @@ def begin_imports() -> None:
     context = _context()
     if isinstance(context, ForkServerContext):
         context.set_forkserver_preload(["mixtune.execution.forked"])
-        with _born_deaf():
+        with _born_deaf(), _finding_what_this_finds():
             forkserver.ensure_running()
 
 
 def _context() -> ForkServerContext | SpawnContext:
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or len(os.fsencode(tempfile.gettempdir())) > SOCKET:
         return multiprocessing.get_context("spawn")
     return multiprocessing.get_context("forkserver")
+
+
+@contextmanager
+def _finding_what_this_finds() -> Iterator[None]:
+    """A process started in the body imports modules from where this one does.
+
+    By itself it would look into the working directory first.
+    """
+    before = dict(os.environ)
+    os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    try:
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(wanted: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - wanted.keys():
+        del os.environ[name]
+    os.environ.update(wanted)
 
 
 def run_pool(work: Work, workers: int, events: Events) -> list[RunPlan]:
@@ -90,13 +116,14 @@ def run_pool(work: Work, workers: int, events: Events) -> list[RunPlan]:
         UserError, OSError: what stopped a worker, such as a full disk.
     """
     context = _context()
+    begin_imports()  # where the study looked finished at its start
     pipes = [context.Pipe(duplex=False) for _ in range(workers)]
     processes: list[BaseProcess] = []
     heard = _Heard(events)
     try:
         with _born_deaf():
             for _, sender in pipes:
-                process = context.Process(target=_work, args=(work, sender))
+                process = context.Process(target=_work, args=(work, sender, dict(os.environ)))
                 process.start()
                 processes.append(process)
         for _, sender in pipes:
@@ -164,16 +191,21 @@ class _Heard:
 
 def _stop(processes: Sequence[BaseProcess]) -> None:
     """Ask the workers that are still there to stop; insist after a while, or at a second Ctrl-C."""
-    for process in processes:
+    for process in _left(processes):
         process.terminate()
     deadline = time.monotonic() + PATIENCE
     try:
         for process in processes:
             process.join(timeout=max(0.0, deadline - time.monotonic()))
     finally:
-        for process in processes:
+        for process in _left(processes):
             process.kill()
             process.join()
+
+
+def _left(processes: Sequence[BaseProcess]) -> list[BaseProcess]:
+    """Those that have not ended; the number of one that has may be another process's by now."""
+    return [process for process in processes if process.exitcode is None]
 
 
 class _Sender(Events):
@@ -188,8 +220,10 @@ class _Sender(Events):
         pipe.send((name, arguments))
 
 
-def _work(work: Work, pipe: "Connection[Message, Any]") -> None:
-    """A worker process, from start to end."""
+def _work(work: Work, pipe: "Connection[Message, Any]", environment: Mapping[str, str]) -> None:
+    """A worker process, from start to end, under the parent's environment variables."""
+    _set_environment(environment)
+    signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)
     signal.signal(signal.SIGTERM, _asked_to_stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     threading.Thread(target=_leave_with_parent, daemon=True).start()

@@ -29,7 +29,8 @@ KEPT = 1.3
 layer, and for each weight of attention. Measured on SmolLM2's shapes: 1.1 to 1.35."""
 
 LOGIT_COPIES = 3
-"""Logits, their softmax, its gradient."""
+"""Logits, over which their gradient is written; what their sum is made of; their copy in the base's
+number format, and the gradient's."""
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _TABLES = ("embed", "lm_head", "wte", "wpe", "output.weight")
