@@ -65,6 +65,7 @@ class Plan:
     from_out: Tensor
     padding: Tensor
     longest: int
+    seen: dict[tuple[int, int | None], Tensor]
     masks: dict[tuple[int, int | None], Tensor]
 
     def allowed(self, number: int, window: int | None) -> Tensor:
@@ -72,8 +73,11 @@ class Plan:
         block = self.blocks[number].block
         if window is None:
             return block.allowed
-        back = block.query_positions.unsqueeze(-1) - block.key_positions.unsqueeze(-2)
-        return block.allowed & (back < window)
+        known = self.seen.get((number, window))
+        if known is None:
+            back = block.query_positions.unsqueeze(-1) - block.key_positions.unsqueeze(-2)
+            known = self.seen[number, window] = block.allowed & (back < window)
+        return known
 
     def mask(self, number: int, window: int | None) -> Tensor:
         """What is added to a block's scores, as float32 [rows or 1, 1, 1, T, S]: 0, or -inf."""
@@ -135,6 +139,7 @@ def _make_plan(forest: Forest, heads: int, key_heads: int) -> Plan:
         from_out=(to_queries % size) * heads + to_queries // size,
         padding=(~torch.cat(real)).nonzero().squeeze(1),
         longest=max(plan.keys for plan in blocks),
+        seen={},
         masks={},
     )
 

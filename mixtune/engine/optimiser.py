@@ -1,6 +1,6 @@
 """AdamW for a bank: every adapter with its own step count, learning rate and clipping.
 
-Adapters are rows of flat buffers, so a step is a few operations on whole rows.
+Adapters are rows of flat buffers, so a step is a few operations on long parts of rows.
 
 Knows: Adam's arithmetic with decoupled weight decay (arXiv 1711.05101), clipping by the global
 norm. Does not know: networks, schedules, data.

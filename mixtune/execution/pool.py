@@ -191,21 +191,17 @@ class _Heard:
 
 def _stop(processes: Sequence[BaseProcess]) -> None:
     """Ask the workers that are still there to stop; insist after a while, or at a second Ctrl-C."""
-    for process in _left(processes):
+    # Only those alive: the number of one that has ended may be another process's by now.
+    for process in filter(BaseProcess.is_alive, processes):
         process.terminate()
     deadline = time.monotonic() + PATIENCE
     try:
         for process in processes:
             process.join(timeout=max(0.0, deadline - time.monotonic()))
     finally:
-        for process in _left(processes):
+        for process in filter(BaseProcess.is_alive, processes):
             process.kill()
             process.join()
-
-
-def _left(processes: Sequence[BaseProcess]) -> list[BaseProcess]:
-    """Those that have not ended; the number of one that has may be another process's by now."""
-    return [process for process in processes if process.exitcode is None]
 
 
 class _Sender(Events):
@@ -223,9 +219,9 @@ class _Sender(Events):
 def _work(work: Work, pipe: "Connection[Message, Any]", environment: Mapping[str, str]) -> None:
     """A worker process, from start to end, under the parent's environment variables."""
     _set_environment(environment)
-    signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)
     signal.signal(signal.SIGTERM, _asked_to_stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    # By SIGTERM the parent asks. A fork server that was there before ours has not blocked the rest.
+    signal.pthread_sigmask(signal.SIG_SETMASK, {*DEAF} - {signal.SIGTERM})
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     collect_rarely()
     torch.set_num_threads(work.setting.threads)
