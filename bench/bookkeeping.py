@@ -18,18 +18,18 @@ from typing import Any, TypeVar, cast
 from bench.pipe import Channel
 from bench.results import Outcome
 from bench.run import Run
+from mixtune.datasets.registry import Registry
 from mixtune.engine.convert import prepare
 from mixtune.engine.model import LocalModel
-from mixtune.events import Events
-from mixtune.execution.desk import Desk
-from mixtune.execution.local import begin
+from mixtune.execution.units import Desk
+from mixtune.execution.worker import begin
+from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan, RunPlan
 from mixtune.records import Answer, Query, TrainStep
-from mixtune.spec import Study
-from mixtune.store import Store
-from mixtune.study_file import dump_study, parse_study
-from mixtune.tasks.registry import Registry
+from mixtune.store.folder import Store
+from mixtune.study.reading import dump_study, parse_study
+from mixtune.study.spec import Study
 
 T = TypeVar("T")
 

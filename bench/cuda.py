@@ -33,11 +33,11 @@ from bench.cuda_exact import exact
 from bench.cuda_made import FPB, LONG, Lengths, phi3_mini, random_network, rows_of, write_tiny
 from bench.cuda_plain import ALPHA, RANK, Solo
 from bench.machine import commit, machine
-from mixtune.engine.form import Form
-from mixtune.engine.forward import Decoder
+from mixtune.engine.adapter_format import Form
+from mixtune.engine.decoder import Decoder
 from mixtune.engine.model import LocalModel
 from mixtune.errors import ModelError
-from mixtune.spec import EvalSpec, TrainSpec
+from mixtune.study.spec import EvalSpec, TrainSpec
 from mixtune.tokens import Tokens
 
 RESULTS = Path(__file__).parent / "results"

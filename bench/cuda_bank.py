@@ -16,13 +16,13 @@ from bench.cuda_device import Peak, free_memory, matmul_rates, release, timed
 from bench.cuda_made import Lengths, rows_of
 from bench.cuda_plain import ALPHA, RANK, RATE
 from bench.work import Counts, Shape, counts, training_flops
+from mixtune.engine.bank import stack
 from mixtune.engine.batching import PASS_TOKENS, passes, text_of
 from mixtune.engine.forest import plant
-from mixtune.engine.lora import stack
 from mixtune.engine.loss import LOGIT_ROWS, token_weights
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import Job, Trainer, accumulate
-from mixtune.spec import Budget, TrainSpec
+from mixtune.study.spec import Budget, TrainSpec
 from mixtune.tokens import Row
 
 STEP = 16

@@ -27,14 +27,15 @@ from bench.cuda_plain import (
     plain_network,
     wrap,
 )
-from mixtune.engine import attention, loss, score
+from mixtune.engine import attention, loss
+from mixtune.engine import rank as score
+from mixtune.engine.bank import stack
 from mixtune.engine.forest import plant
-from mixtune.engine.lora import stack
 from mixtune.engine.loss import token_weights
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import accumulate
 from mixtune.records import Answer, Message, Query
-from mixtune.spec import EvalSpec, TrainSpec
+from mixtune.study.spec import EvalSpec, TrainSpec
 from mixtune.tokens import Row, Tokens
 
 BANKS = (1, 3, 8)

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from mixtune.engine.forward import quiet
+from mixtune.engine.decoder import quiet
 from mixtune.tokens import Row
 
 _SPECIAL = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|pad|>")

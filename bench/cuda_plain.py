@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bench.cuda_device import Peak, timed
-from mixtune.engine.forward import quiet
+from mixtune.engine.decoder import quiet
 from mixtune.tokens import Row
 
 RANK = 16

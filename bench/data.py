@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mixtune.datasets.registry import Registry
 from mixtune.identity import digest
-from mixtune.mixing import mix, select_evaluation
+from mixtune.planning.mixing import mix, select_evaluation
 from mixtune.records import Example, Message, Query
-from mixtune.spec import Ingredient
-from mixtune.tasks.registry import Registry
+from mixtune.study.spec import Ingredient
 
 SEED = 1
 CARVE = 0.1

@@ -20,7 +20,7 @@ from mixtune.engine.model import LocalModel
 from mixtune.engine.rates import matmul_rates
 from mixtune.engine.train import Job, Trainer, train
 from mixtune.engine.trunk import Trunk
-from mixtune.spec import Budget, EvalSpec, TrainSpec
+from mixtune.study.spec import Budget, EvalSpec, TrainSpec
 from mixtune.tokens import Row, Tokens, encode_rows
 
 STEP = 16

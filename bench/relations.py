@@ -20,14 +20,14 @@ from pathlib import Path
 
 from bench.machine import provenance, typed
 from bench.results import write_or_print
-from mixtune.analysis.adjust import holm
 from mixtune.analysis.claims import ALPHA
 from mixtune.analysis.effects import minus
-from mixtune.analysis.results import Measured
+from mixtune.analysis.intervals import holm
+from mixtune.analysis.measures import Measured
 from mixtune.cli.app import derived_of, look_at, study_of
-from mixtune.design import members, title
+from mixtune.datasets.toy import RELATIONS
 from mixtune.records import Estimate
-from mixtune.tasks.toy import RELATIONS
+from mixtune.study.design import members, title
 
 FOUND, OPPOSITE, UNSEEN = "found", "the opposite was found", "not found"
 CLEAN, ALARM = "no difference seen, as expected", "a difference, where none was expected"

@@ -29,9 +29,9 @@ from bench.results import write_or_print
 from mixtune.engine.convert import prepare
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import Job, Trainer
-from mixtune.metrics import FloatArray
 from mixtune.records import Message, Query
-from mixtune.spec import Budget, EvalSpec, TrainSpec
+from mixtune.study.spec import Budget, EvalSpec, TrainSpec
+from mixtune.tasks.metrics import FloatArray
 from mixtune.tokens import Row, Tokens
 
 LABELS = ("up", "down", "flat")

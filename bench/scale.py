@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 
 from bench.command import run
 from bench.machine import provenance
-from mixtune.derive import Derived
+from mixtune.datasets.registry import Registry
 from mixtune.records import Score, TrainStep, schema_of
-from mixtune.store import PlanRow, Store
-from mixtune.study_file import dump_study, parse_study
-from mixtune.tasks.registry import Registry
+from mixtune.results.study_results import Derived
+from mixtune.store.folder import PlanRow, Store
+from mixtune.study.reading import dump_study, parse_study
 
 OUT = Path(__file__).parent / "results" / "scale.json"
 TASKS = 9

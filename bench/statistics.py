@@ -27,13 +27,13 @@ import numpy as np
 
 from bench.statistics_page import PAGE, UNSTEADY, written
 from mixtune.analysis.claims import CONFIRMED, Arms, claims
+from mixtune.analysis.effects import equivalent
+from mixtune.analysis.intervals import mcnemar
+from mixtune.analysis.measures import Measured, SystemInfo, measure_panels
 from mixtune.analysis.panel import panel_of
-from mixtune.analysis.resample import mcnemar
-from mixtune.analysis.results import Measured, SystemInfo, measure_panels
 from mixtune.analysis.selection import best_of_n, choose
-from mixtune.analysis.ties import equivalent
 from mixtune.identity import generator
-from mixtune.metrics import METRICS, FloatArray, tallies
+from mixtune.tasks.metrics import METRICS, FloatArray, tallies
 
 HERE = Path(__file__).parent
 KEPT = HERE / "results" / "statistics.json"

@@ -22,12 +22,12 @@ from bench.errors import BenchError
 from bench.pipe import OFFLINE
 from bench.results import Outcome
 from bench.run import Run
-from mixtune.mixing import mix
+from mixtune.datasets.registry import Registry
 from mixtune.planning.corpus import Corpus, load_corpus
+from mixtune.planning.mixing import mix
 from mixtune.records import Query
-from mixtune.spec import Study
-from mixtune.study_file import parse_study
-from mixtune.tasks.registry import Registry
+from mixtune.study.reading import parse_study
+from mixtune.study.spec import Study
 
 STEP = 16
 PER_REPEAT = 2

@@ -19,7 +19,7 @@ from bench.results import write_or_print
 from mixtune.engine.convert import prepare
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import train
-from mixtune.spec import Budget, EvalSpec, TrainSpec
+from mixtune.study.spec import Budget, EvalSpec, TrainSpec
 from mixtune.tokens import Tokens, encode_rows
 
 STEPS = 2

@@ -16,8 +16,8 @@ import typer
 from make_tasks import tasks_page
 
 from mixtune.cli.app import app
-from mixtune.schema import SECTIONS, json_schema
-from mixtune.shorthand import ALIASES, FIXED, FORMS
+from mixtune.cli.scaffold import SECTIONS, json_schema
+from mixtune.study.aliases import ALIASES, FIXED, FORMS
 
 DOCS = Path(__file__).parent
 NOTE = "<!-- Written by `make docs`; changes made here by hand are lost. -->"

@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
+from mixtune.datasets.registry import Registry
 from mixtune.models.catalog import BaseModelFiles, locate
-from mixtune.spec import EvalSpec
-from mixtune.tasks.registry import Registry
+from mixtune.study.spec import EvalSpec
 from mixtune.tokens import Tokens
 
 FILE = Path(__file__).parent.parent / "mixtune" / "planning" / "rows.yaml"

@@ -5,10 +5,10 @@ Knows: what a task file says. Does not know: the data.
 
 from collections.abc import Iterator
 
-from mixtune.metrics import METRICS
-from mixtune.tasks.base import Task
-from mixtune.tasks.places import HubSource
-from mixtune.tasks.registry import Registry
+from mixtune.datasets.registry import Registry
+from mixtune.tasks.metrics import METRICS
+from mixtune.tasks.source_spec import HubSource
+from mixtune.tasks.task import Task
 
 HEAD = """# Tasks and ingredients
 

@@ -21,10 +21,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from mixtune.durable import read_object
 from mixtune.errors import DataError, ModelError
 from mixtune.identity import digest
 from mixtune.records import Example, Message
+from mixtune.store.files import read_object
 
 TODAY = datetime(2024, 7, 26)  # noqa: DTZ001 - a calendar day, in no time zone
 """The day that templates are told. Fixed: a prompt that changes overnight changes results without

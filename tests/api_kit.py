@@ -3,7 +3,7 @@
 Knows: the shape of a system. Does not know: servers.
 """
 
-from mixtune.models.api_entries import OPENAI_KEY, ApiSystem, Price
+from mixtune.api.entries import OPENAI_KEY, ApiSystem, Price
 from mixtune.records import Message, Query
 
 KEY = "sk-test-0123456789-not-a-real-key"

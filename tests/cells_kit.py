@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mixtune.analysis.measures import SystemInfo, measure_panels
 from mixtune.analysis.panel import panel_of
-from mixtune.analysis.results import SystemInfo, measure_panels
 
 NAMES = ("a", "b", "c", "d", "e")
 

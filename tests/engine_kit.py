@@ -12,7 +12,7 @@ from mixtune.engine.loss import token_weights
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import accumulate
 from mixtune.records import Message, Query
-from mixtune.spec import EvalSpec, TrainSpec
+from mixtune.study.spec import EvalSpec, TrainSpec
 from mixtune.tokens import Row, Tokens
 
 SPEC = TrainSpec(rank=4, alpha=6.0, lr=1e-2)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mixtune.store import Store
+from mixtune.store.folder import Store
 
 RUN = "from mixtune.cli import main; main()"
 STUDY = {

@@ -5,7 +5,7 @@ import io
 
 import yaml
 
-from mixtune.tasks.registry import Registry
+from mixtune.datasets.registry import Registry
 
 TEN_LINES = """\
 name: ticket-topic

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import yaml
 from study_kit import TASK, write_data, write_rows
 
-from mixtune.derive import Derived
-from mixtune.planning.facts import facts_of
+from mixtune.datasets.registry import Registry
 from mixtune.planning.plan import Planner
+from mixtune.planning.summary import facts_of
 from mixtune.records import MixRow, Prediction, TrainStep
-from mixtune.store import Store
-from mixtune.study_file import dump_study, load_study
-from mixtune.tasks.base import query_of
-from mixtune.tasks.registry import Registry
+from mixtune.results.study_results import Derived
+from mixtune.store.folder import Store
+from mixtune.study.reading import dump_study, load_study
+from mixtune.tasks.task import query_of
 
 OPEN = """
 name: {name}

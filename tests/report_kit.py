@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from mixtune.records import Claim, Estimate, MixRow, Question, Result, TrainStep
 from mixtune.report.inputs import DataRow, LengthRow, ReportInput, RunRow
-from mixtune.study_file import dump_study, parse_study
+from mixtune.study.reading import dump_study, parse_study
 
 TASKS = {"toy-sentiment": "Sentiment of headlines", "toy-topic": "Topic"}
 COCKTAILS = ("toy-sentiment", "toy-topic", "toy-sentiment+toy-topic")

@@ -6,12 +6,12 @@ Knows: files and folders. Does not know: the engine, execution.
 import json
 from pathlib import Path
 
+from mixtune.datasets.registry import Registry
 from mixtune.identity import digest
 from mixtune.models.catalog import BaseModelFiles
-from mixtune.spec import Study
-from mixtune.study_file import parse_study
-from mixtune.tasks.base import Task
-from mixtune.tasks.registry import Registry
+from mixtune.study.reading import parse_study
+from mixtune.study.spec import Study
+from mixtune.tasks.task import Task
 from mixtune.tasks.task_file import parse_task
 from mixtune.tokens import Tokens
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.analysis.adjust import benjamini_hochberg, holm
+from mixtune.analysis.intervals import benjamini_hochberg, holm
 
 VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 

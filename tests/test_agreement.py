@@ -20,7 +20,7 @@ from mixtune.analysis.agreement import (
     agreement,
     tau_interval,
 )
-from mixtune.study_file import load_studies
+from mixtune.study.reading import load_studies
 
 GAINS = {"b": 0.02, "c": 0.06, "d": -0.04, "e": 0.10}
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixtune.tasks.amount_text import write_amount
-from mixtune.tasks.parsers import PARSERS
+from mixtune.tasks.parsers.labels import PARSERS
 
 ASKS = "what was the percentage change in net sales?"
 GIVES = "at a growth of 5 percent, or 5% a year, what will sales be?"

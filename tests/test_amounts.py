@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.tasks.parsers import PARSERS
+from mixtune.tasks.parsers.labels import PARSERS
 
 AMOUNT = PARSERS["amount"]
 PERCENT = "What is the percentage change in revenue?"

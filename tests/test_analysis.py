@@ -9,10 +9,9 @@ from metric_oracle import ORACLE
 from scipy import stats
 
 from mixtune.analysis import effects
-from mixtune.analysis import results as found
+from mixtune.analysis import measures as found
 from mixtune.analysis.effects import TO_BASE, TO_SINGLE, select
-from mixtune.analysis.panel import panels
-from mixtune.analysis.resample import (
+from mixtune.analysis.intervals import (
     FEW_VARY,
     MIN_CLUSTERS,
     Arm,
@@ -25,10 +24,11 @@ from mixtune.analysis.resample import (
     resampled,
     wilson,
 )
-from mixtune.analysis.results import SystemInfo, measure
+from mixtune.analysis.measures import SystemInfo, measure
+from mixtune.analysis.panel import panels
 from mixtune.errors import DataError
-from mixtune.metrics import METRICS, tallies
 from mixtune.records import Score, schema_of
+from mixtune.tasks.metrics import METRICS, tallies
 
 LABELS = ("down", "flat", "up")
 

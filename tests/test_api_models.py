@@ -12,16 +12,16 @@ from api_server import HALF, HANG, RESET, fault, garbage, say, serving
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixtune.api.cache import Cache, Said, request_key
+from mixtune.api.client import Endpoint, Patience, retry_after
+from mixtune.api.entries import OPENAI_KEY
+from mixtune.api.ledger import Ledger
+from mixtune.api.model import ApiModel, Asking, Prompting, conversation, request_body
 from mixtune.errors import ModelError, RunFailed
 from mixtune.evaluation.predict import predict
 from mixtune.evaluation.score import score
-from mixtune.models.api import ApiModel, Asking, Prompting, conversation, request_body
-from mixtune.models.api_cache import Cache, Said, request_key
-from mixtune.models.api_calls import Endpoint, Patience, retry_after
-from mixtune.models.api_cost import Ledger
-from mixtune.models.api_entries import OPENAI_KEY
-from mixtune.models.api_schema import as_json, chosen
 from mixtune.records import Example, Message, Query
+from mixtune.tasks.label_schema import as_json, chosen
 from mixtune.tasks.task_file import parse_task
 
 TASK = """

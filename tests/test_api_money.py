@@ -11,14 +11,14 @@ from api_kit import KEY, alone, query, system
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixtune.api_spec import ApiEntry
+from mixtune.api.cache import Cache, Said
+from mixtune.api.client import Passing, Patience
+from mixtune.api.entries import OPENAI_KEY, presets, resolve
+from mixtune.api.ledger import CeilingReached, Ledger, dollars
+from mixtune.api.model import ApiModel, Asking, Prompting, most_tokens, request_body
 from mixtune.errors import RunFailed, SpecError
-from mixtune.models.api import ApiModel, Asking, Prompting, most_tokens, request_body
-from mixtune.models.api_cache import Cache, Said
-from mixtune.models.api_calls import Passing, Patience
-from mixtune.models.api_cost import CeilingReached, Ledger, dollars
-from mixtune.models.api_entries import OPENAI_KEY, presets, resolve
 from mixtune.records import Message, Query
+from mixtune.study.api_spec import ApiEntry
 
 
 @pytest.fixture(autouse=True)

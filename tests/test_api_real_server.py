@@ -13,14 +13,14 @@ from urllib.request import urlopen
 
 import pytest
 
+from mixtune.api.client import Endpoint, Patience
+from mixtune.api.entries import ApiSystem
+from mixtune.api.ledger import Ledger
+from mixtune.api.model import ApiModel, Asking, Prompting
+from mixtune.datasets.registry import Registry
 from mixtune.evaluation.predict import predict
 from mixtune.evaluation.score import score
-from mixtune.models.api import ApiModel, Asking, Prompting
-from mixtune.models.api_calls import Endpoint, Patience
-from mixtune.models.api_cost import Ledger
-from mixtune.models.api_entries import ApiSystem
-from mixtune.tasks.base import query_of
-from mixtune.tasks.registry import Registry
+from mixtune.tasks.task import query_of
 
 STARTS = 120.0
 """Seconds that the server has to load the model."""
@@ -63,7 +63,7 @@ def _wait(process, health):
 @pytest.mark.weights
 def test_text_through_a_real_server_is_what_the_model_says(smollm2, url, tmp_path, monkeypatch):
     from mixtune.engine.model import LocalModel
-    from mixtune.spec import EvalSpec, TrainSpec
+    from mixtune.study.spec import EvalSpec, TrainSpec
     from mixtune.tokens import Tokens
 
     monkeypatch.setenv("MIXTUNE_CACHE", str(tmp_path / "cache"))

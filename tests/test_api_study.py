@@ -16,19 +16,19 @@ from engine_oracle import write_base
 from report_kit import page_of
 from study_kit import TASK, base_files, registry, study, write_data
 
-from mixtune.analysis.published import published
-from mixtune.derive import Derived
+from mixtune.analysis.readings import published
+from mixtune.api.client import Patience
+from mixtune.api.ledger import Ledger
 from mixtune.errors import SpecError
-from mixtune.events import Events
-from mixtune.execution.local import begin
-from mixtune.execution.remote import answer_remote
-from mixtune.models.api_calls import Patience
-from mixtune.models.api_cost import Ledger
-from mixtune.planning.facts import facts_of
+from mixtune.execution.api import answer_remote
+from mixtune.execution.worker import begin
+from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
+from mixtune.planning.summary import facts_of
 from mixtune.report.page import render
-from mixtune.store import PlanRow, Store
-from mixtune.study_file import dump_study, load_study, parse_study
+from mixtune.results.study_results import Derived
+from mixtune.store.folder import PlanRow, Store
+from mixtune.study.reading import dump_study, load_study, parse_study
 
 KEY = "sk-study-9876543210-not-a-real-key"
 ITEMS = 6 + 8

@@ -36,18 +36,18 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from mixtune.engine import batching, fused, loss
-from mixtune.engine import optimiser as optimiser_module
+from mixtune.engine import optimizer as optimiser_module
 from mixtune.engine import train as train_module
+from mixtune.engine.bank import stack
 from mixtune.engine.forest import BASE, plant
 from mixtune.engine.fused import fuse
-from mixtune.engine.lora import stack
 from mixtune.engine.loss import token_weights
 from mixtune.engine.model import LocalModel
-from mixtune.engine.optimiser import AdamW
+from mixtune.engine.optimizer import AdamW
 from mixtune.engine.train import Diverged, Job, Trainer, accumulate, train
 from mixtune.engine.trunk import Trunk
 from mixtune.errors import ModelError
-from mixtune.spec import Budget, TrainSpec
+from mixtune.study.spec import Budget, TrainSpec
 from mixtune.tokens import Tokens
 
 BUDGET = Budget(steps=3, examples_per_step=4)

@@ -30,7 +30,7 @@ from bench.tuning import (
     worth,
 )
 from bench.work import Shape, counts, training_flops
-from mixtune.store import Store
+from mixtune.store.folder import Store
 from mixtune.tokens import Row
 
 ABOUT = {"model": "m", "data": "real", "device": "cpu", "quick": False}

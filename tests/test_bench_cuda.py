@@ -11,9 +11,9 @@ from bench.cuda_bank import Steps, jobs_of, measure, shape_of
 from bench.cuda_made import FPB, LONG, VOCABULARY, phi3_mini, rows_of, write_tiny
 from bench.cuda_plain import Solo
 from bench.work import counts
-from mixtune.engine.lora import stack
+from mixtune.engine.bank import stack
 from mixtune.engine.model import LocalModel
-from mixtune.spec import EvalSpec, TrainSpec
+from mixtune.study.spec import EvalSpec, TrainSpec
 from mixtune.tokens import Tokens
 
 torch.set_num_threads(1)

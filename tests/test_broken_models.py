@@ -18,8 +18,7 @@ from tokenizers import Tokenizer, models
 
 from mixtune.errors import ModelError
 from mixtune.models import catalog, files
-from mixtune.models.catalog import locate
-from mixtune.models.entries import parse_catalogue
+from mixtune.models.catalog import locate, parse_catalogue
 from mixtune.records import Message
 from mixtune.tokens import Tokens
 
@@ -162,7 +161,7 @@ def test_code_shipped_beside_a_known_architecture_is_left_alone(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "modeling_phi3.py").write_text("raise RuntimeError('shipped code was run')")
     assert locate(str(folder)).folder == folder
-    from mixtune.engine.forward import Decoder
+    from mixtune.engine.decoder import Decoder
 
     decoder = Decoder.load(folder, torch.float32, "cpu")
     assert type(decoder.network).__module__.startswith("transformers.")

@@ -11,9 +11,9 @@ from study_kit import TASK, write_data
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from mixtune.derive import Derived
-from mixtune.store import Store
-from mixtune.tasks.registry import Registry
+from mixtune.datasets.registry import Registry
+from mixtune.results.study_results import Derived
+from mixtune.store.folder import Store
 
 STUDY = {
     "name": "weather",

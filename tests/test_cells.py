@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from study_kit import registry, study
 
-from mixtune.design import members, title
 from mixtune.errors import SpecError
-from mixtune.mixing import mix
 from mixtune.planning.cells import cells
-from mixtune.planning.flaws import leaking_packs
+from mixtune.planning.corpus import leaking_packs
+from mixtune.planning.mixing import mix
 from mixtune.planning.plan import Planner
-from mixtune.spec import Course, Study
-from mixtune.study_file import parse_study, trial
+from mixtune.study.design import members, title
+from mixtune.study.reading import parse_study, trial
+from mixtune.study.spec import Course, Study
 from mixtune.tokens import Row
 
 NAMES = ("a", "b", "c", "d")

@@ -7,15 +7,9 @@ import numpy as np
 import pytest
 
 from mixtune.analysis.claims import CONFIRMED, EXPLORATORY, NOT, TIE, Arms, claims, unequal
+from mixtune.analysis.measures import SystemInfo, measure_panels
 from mixtune.analysis.panel import panel_of
-from mixtune.analysis.results import SystemInfo, measure_panels
-from mixtune.analysis.selection import (
-    best_of_n,
-    choose,
-    expected_maximum,
-    shrunken,
-    tuning_curves,
-)
+from mixtune.analysis.selection import best_of_n, choose, expected_maximum, shrunken, tuning_curves
 
 
 @dataclass(frozen=True)

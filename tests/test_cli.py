@@ -10,7 +10,7 @@ import yaml
 from engine_oracle import write_base
 
 from mixtune.evaluation.score import VERSIONS
-from mixtune.store import Store
+from mixtune.store.folder import Store
 
 STUDY = {
     "name": "small",

@@ -11,12 +11,12 @@ import pytest
 import yaml
 from engine_oracle import write_base
 
-from mixtune.derive import Derived
+from mixtune.datasets.registry import Registry
+from mixtune.report.gather import disagreements, gather
 from mixtune.report.page import render
-from mixtune.reporting import disagreements, gather
-from mixtune.store import Store
-from mixtune.study_file import load_study
-from mixtune.tasks.registry import Registry
+from mixtune.results.study_results import Derived
+from mixtune.store.folder import Store
+from mixtune.study.reading import load_study
 
 STUDY = {
     "name": "small",

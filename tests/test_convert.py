@@ -307,7 +307,7 @@ def test_gemma_has_its_own_tokens(gemma):
 def test_gemma_goes_on_sensibly(gemma):
     import torch
 
-    from mixtune.engine.forward import Decoder
+    from mixtune.engine.decoder import Decoder
 
     decoder = Decoder.load(gemma.folder, torch.float32, "cpu")
     tokenizer = Tokenizer.from_file(str(gemma.folder / "tokenizer.json"))

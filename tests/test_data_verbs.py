@@ -8,9 +8,8 @@ import pytest
 from engine_oracle import write_base
 from own_kit import MESSAGES, changed, csv_text, many
 
-from mixtune.tasks.own import read_own
-from mixtune.tasks.registry import Registry
-from mixtune.tasks.starter import starter
+from mixtune.datasets.registry import Registry
+from mixtune.datasets.user_tasks import read_own, starter
 
 
 class TestVerbs:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.design import cocktails
 from mixtune.errors import SpecError
-from mixtune.spec import Design
+from mixtune.study.design import cocktails
+from mixtune.study.spec import Design
 
 NINE = ["gsm8k", "alpaca", "fpb", "headline", "fiqa-sa", "finqa", "convfinqa", "finer-ord", "topic"]
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from engine_oracle import write_base
 
-from mixtune.spec import Study
-from mixtune.study_file import parse_study
-from mixtune.tasks.registry import Registry
+from mixtune.datasets.registry import Registry
+from mixtune.study.reading import parse_study
+from mixtune.study.spec import Study
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -209,7 +209,7 @@ def test_an_adapter_loads_as_the_faq_says(tmp_path):
     from transformers import AutoModelForCausalLM
 
     from mixtune.engine.model import LocalModel
-    from mixtune.spec import EvalSpec, TrainSpec
+    from mixtune.study.spec import EvalSpec, TrainSpec
     from mixtune.tokens import Tokens
 
     base = write_base(tmp_path / "base", "llama")

@@ -12,12 +12,13 @@ import huggingface_hub.errors as hub_errors
 import pytest
 from model_kit import SHA, FakeHub, response, write_model
 
-from mixtune.doctor import hub as at_the_hub
-from mixtune.doctor import machine
+from mixtune.cli import checks as at_the_hub
+from mixtune.cli import checks as machine
+from mixtune.datasets.registry import Registry
 from mixtune.errors import UserError
-from mixtune.models import files, overview
-from mixtune.models.entries import catalogue
-from mixtune.tasks.registry import Registry
+from mixtune.models import catalog as overview
+from mixtune.models import files
+from mixtune.models.catalog import catalogue
 
 FACTS = {"threads": 2, "cuda": []}
 

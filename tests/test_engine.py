@@ -32,15 +32,15 @@ from engine_oracle import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixtune.engine import forward
+from mixtune.engine import decoder as forward
 from mixtune.engine.batching import Text, passes, text_of
 from mixtune.engine.forest import Branch, plant
 from mixtune.engine.model import LocalModel
-from mixtune.engine.score import Tree
+from mixtune.engine.rank import Tree
 from mixtune.engine.train import Job, learning_rate, train
 from mixtune.errors import ModelError, RunFailed
 from mixtune.records import TrainStep
-from mixtune.spec import Budget, Course, TrainSpec
+from mixtune.study.spec import Budget, Course, TrainSpec
 from mixtune.tokens import Row, Tokens
 
 SHAPES = {
@@ -319,7 +319,7 @@ class TestRank:
 
     def test_logits_in_blocks_change_nothing(self, models, monkeypatch):
         whole = models().rank(MIXED)
-        monkeypatch.setattr("mixtune.engine.score.LOGIT_ROWS", 5)
+        monkeypatch.setattr("mixtune.engine.rank.LOGIT_ROWS", 5)
         for one, other in zip(whole, models().rank(MIXED), strict=True):
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 from scripted import ScriptedModel
 
-from mixtune import metrics
 from mixtune.errors import DataError, RunFailed
 from mixtune.evaluation import score as score_module
 from mixtune.evaluation.predict import predict
 from mixtune.evaluation.score import score, score_version
 from mixtune.identity import digest
-from mixtune.models.constant import MajorityModel
+from mixtune.models.base import MajorityModel
 from mixtune.records import Answer, Example, Message, Query
+from mixtune.tasks import metrics
 from mixtune.tasks.task_file import parse_task
 
 LABELS = ("down", "flat", "up")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from report_kit import TASKS, claim, evidence, nasty_page, page_of
 
-from mixtune.report import evidence as found
+from mixtune.report import plots as found
 from mixtune.report.page import page_files, render
 
 FIRST, SECOND = TASKS

@@ -5,16 +5,17 @@ import dataclasses
 import pytest
 from study_kit import record, registry, study, write_rows
 
-from mixtune.derive import Derived
 from mixtune.errors import DataError, RunFailed, StoreError
-from mixtune.events import Events
-from mixtune.execution import desk, training
-from mixtune.execution.deal import Portion, deal
-from mixtune.execution.local import Session, alone, begin, local_model
+from mixtune.execution import bank_training as training
+from mixtune.execution import units as desk
+from mixtune.execution.assign import Portion, deal
 from mixtune.execution.placement import default_workers
+from mixtune.execution.worker import Session, alone, begin, local_model
+from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
-from mixtune.store import Store
-from mixtune.study_file import dump_study
+from mixtune.results.study_results import Derived
+from mixtune.store.folder import Store
+from mixtune.study.reading import dump_study
 
 
 class Listener(Events):

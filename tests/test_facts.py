@@ -6,9 +6,9 @@ import pytest
 from engine_oracle import write_base
 from study_kit import base_files, registry, study, write_data
 
-from mixtune.planning import facts
-from mixtune.planning.facts import length_rows
+from mixtune.planning import summary as facts
 from mixtune.planning.plan import Planner
+from mixtune.planning.summary import length_rows
 from mixtune.report.inputs import LengthRow
 from mixtune.tokens import encode_rows
 

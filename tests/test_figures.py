@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from report_kit import LENGTHS, NASTY, TASKS, nasty_page, on_test, page_of
 
 from mixtune.report import draw, figures, plots
-from mixtune.report.links import file, standalone, svg_link
-from mixtune.report.page import page_files
-from mixtune.report.tables import csv_files
+from mixtune.report.page import file, page_files, standalone, svg_link
+from mixtune.report.text import csv_files
 from mixtune.report.wording import (
     ends,
     fit,

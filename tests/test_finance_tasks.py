@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from mixtune.leakage.gate import find_leaked
-from mixtune.tasks.parsers import PARSERS
-from mixtune.tasks.registry import Registry
+from mixtune.datasets.leakage import find_leaked
+from mixtune.datasets.registry import Registry
+from mixtune.tasks.parsers.labels import PARSERS
 
 PAGE = {
     "pre_text": "net sales of the invented firm rose . costs fell .",

@@ -6,15 +6,15 @@ from engine_kit import load
 from engine_oracle import plain_network
 from study_kit import TASK, registry, study, write_data
 
-from mixtune.derive import Derived
+from mixtune.datasets.registry import Registry
 from mixtune.engine.loss import token_weights
 from mixtune.engine.train import accumulate
-from mixtune.planning.facts import facts_of
 from mixtune.planning.plan import Planner
-from mixtune.spec import TrainSpec
-from mixtune.store import Store
-from mixtune.study_file import dump_study
-from mixtune.tasks.registry import Registry
+from mixtune.planning.summary import facts_of
+from mixtune.results.study_results import Derived
+from mixtune.store.folder import Store
+from mixtune.study.reading import dump_study
+from mixtune.study.spec import TrainSpec
 from mixtune.tasks.task_file import parse_task
 
 ROWS = 20

@@ -8,10 +8,10 @@ import torch
 from engine_oracle import peft_network, plain_network, write_base
 from peft import LoraConfig, get_peft_model
 
+from mixtune.engine.adapter_format import CONFIG_FILE, WEIGHTS_FILE, Form
+from mixtune.engine.bank import Bank
+from mixtune.engine.decoder import Decoder
 from mixtune.engine.forest import Branch, plant
-from mixtune.engine.form import CONFIG_FILE, WEIGHTS_FILE, Form
-from mixtune.engine.forward import Decoder
-from mixtune.engine.lora import Bank
 from mixtune.errors import ModelError
 
 IDS = torch.arange(3, 40).unsqueeze(0)

@@ -5,7 +5,7 @@ import json
 import pytest
 from pack_kit import finish
 
-from mixtune.derive import Derived
+from mixtune.results.study_results import Derived
 
 ITEMS = {"validation_items": 30, "test_items": 30, "max_new_tokens": 6}
 CASES = {

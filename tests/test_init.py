@@ -17,13 +17,12 @@ from study_kit import TASK
 
 from mixtune import cli
 from mixtune.cli import complete
+from mixtune.cli.scaffold import Asked, draft, json_schema, study_text
+from mixtune.datasets.registry import Registry
 from mixtune.errors import SpecError
 from mixtune.models.catalog import catalogue
-from mixtune.scaffold import Asked, draft, study_text
-from mixtune.schema import json_schema
-from mixtune.spec import Study
-from mixtune.study_file import load_study, parse_study
-from mixtune.tasks.registry import Registry
+from mixtune.study.reading import load_study, parse_study
+from mixtune.study.spec import Study
 from mixtune.tasks.task_file import parse_task
 
 STUDIES = Path(__file__).parent.parent / "studies"

@@ -24,7 +24,7 @@ from mixtune.evaluation.judge import (
     verdict,
 )
 from mixtune.records import Answer, Example, Judged, Judgement, Message, Prediction
-from mixtune.store import Store
+from mixtune.store.folder import Store
 
 RIGHT, PARTLY, WRONG = range(8), range(8, 12), range(12, 16)
 SWAYED, MUTE = range(16, 18), range(18, 20)
@@ -249,7 +249,7 @@ def mixtune(place, monkeypatch, mixtune):
 def scripted(monkeypatch):
     """A judge that finds every answer partly right, and counts what it is asked."""
     model = ScriptedModel(lambda query: "Verdict: 1", system="scripted-judge")
-    monkeypatch.setattr("mixtune.cli.judge._judge", lambda name: model)
+    monkeypatch.setattr("mixtune.cli.systems._judge", lambda name: model)
     return model
 
 

@@ -11,12 +11,12 @@ import yaml
 from engine_oracle import write_base
 from scripted import ScriptedModel
 
+from mixtune.datasets.registry import Registry
 from mixtune.errors import SpecError
 from mixtune.planning.plan import Planner
 from mixtune.records import Prediction
-from mixtune.store import Store
-from mixtune.study_file import parse_study
-from mixtune.tasks.registry import Registry
+from mixtune.store.folder import Store
+from mixtune.study.reading import parse_study
 
 TASK = {
     "name": "filings",
@@ -163,7 +163,7 @@ def mixtune(place, monkeypatch, mixtune):
     monkeypatch.chdir(place)
     monkeypatch.setenv("MIXTUNE_CACHE", str(place / "cache"))
     model = ScriptedModel(lambda query: "Verdict: 2", system="scripted-judge")
-    monkeypatch.setattr("mixtune.cli.judge._judge", lambda name: model)
+    monkeypatch.setattr("mixtune.cli.systems._judge", lambda name: model)
     return lambda verb, *rest: mixtune(verb, "study.yaml", *rest)
 
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from study_kit import registry, study, tasks, write_data, write_rows
 
+from mixtune.datasets.registry import Registry
 from mixtune.engine.model import LocalModel
-from mixtune.engine.score import Tree
+from mixtune.engine.rank import Tree
 from mixtune.engine.train import accumulate
 from mixtune.engine.trunk import Trunk
 from mixtune.errors import ModelError
-from mixtune.planning.facts import size_lines, sizes_of
 from mixtune.planning.kept import kept_states, tree_of
 from mixtune.planning.plan import Planner
-from mixtune.tasks.base import query_of
-from mixtune.tasks.registry import Registry
+from mixtune.planning.summary import size_lines, sizes_of
+from mixtune.tasks.task import query_of
 from mixtune.tasks.task_file import parse_task
 
 TRAIN = {"rank": 2, "alpha": 4, "top_layers": 1}

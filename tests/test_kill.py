@@ -16,7 +16,7 @@ from engine_oracle import write_base
 from finished_kit import workers_of
 
 from mixtune.execution import pool
-from mixtune.store import Store
+from mixtune.store.folder import Store
 
 KILLS = 10
 STUDY = {

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from mixtune.leakage.forms import SHORTEST_LOOSE, loose, words
-from mixtune.leakage.overlap import Overlaps, Part
-from mixtune.tasks.registry import Registry
+from mixtune.datasets.leakage import SHORTEST_LOOSE, loose, words
+from mixtune.datasets.overlap import Overlaps, Part
+from mixtune.datasets.registry import Registry
 from mixtune.tasks.task_file import parse_task
 
 PAGE = "{{ pre_text }} {{ post_text }}"

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.leakage.forms import loose, normalise
-from mixtune.leakage.gate import LeakedBy, find_leaked
+from mixtune.datasets.leakage import LeakedBy, find_leaked, loose, normalise
 from mixtune.records import Example, Message
 
 HEADERS = {"news": "Is the tone good or bad?", "mood": "Bullish or bearish?"}

@@ -6,16 +6,16 @@ import pytest
 from study_kit import TASK, record, registry, study, write_data, write_rows
 from test_execution import run
 
-from mixtune.derive import Derived
+from mixtune.datasets.registry import Registry, own_texts
 from mixtune.errors import DataError, StoreError
 from mixtune.planning.corpus import load_corpus
-from mixtune.planning.facts import facts_of
 from mixtune.planning.leaks import changed_by_tasks, leak_lines
 from mixtune.planning.plan import Planner
+from mixtune.planning.summary import facts_of
 from mixtune.report.inputs import DataRow
-from mixtune.store import Store
-from mixtune.study_file import dump_study
-from mixtune.tasks.registry import Registry, own_texts
+from mixtune.results.study_results import Derived
+from mixtune.store.folder import Store
+from mixtune.study.reading import dump_study
 from mixtune.tasks.task_file import parse_task
 
 TAIL = "clouds over the far hills and a little rain on the roads near the coast by noon"
@@ -159,7 +159,7 @@ class TestOwnText:
         plain = registry(data).examples("north", "train", 0.1)
         named = TASK.format(name="north") + 'own_text: "{{ text | lower }}"\n'
         other = Registry([parse_task(named, "north.yaml")], data)
-        from mixtune.tasks.base import fingerprint
+        from mixtune.tasks.task import fingerprint
 
         assert fingerprint(plain) == fingerprint(other.examples("north", "train", 0.1))
         assert registry(data).get("north").prompt_version == other.get("north").prompt_version

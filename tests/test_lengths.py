@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from study_kit import registry, study, write_rows
 from study_kit import tasks as weather
 
+from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError
 from mixtune.identity import digest
 from mixtune.planning.corpus import gold_answers
-from mixtune.planning.facts import facts_of, size_lines, sizes_of
-from mixtune.planning.lengths import longest_answer
 from mixtune.planning.plan import Planner
-from mixtune.study_file import trial
-from mixtune.tasks.registry import Registry
+from mixtune.planning.sizes import longest_answer
+from mixtune.planning.summary import facts_of, size_lines, sizes_of
+from mixtune.study.reading import trial
 from mixtune.tasks.task_file import parse_task
 from mixtune.tokens import Tokens
 

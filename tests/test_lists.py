@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from mixtune.analysis.effects import compare
-from mixtune.analysis.resample import cluster_weights
-from mixtune.analysis.results import SystemInfo, measure, results
+from mixtune.analysis.intervals import cluster_weights
+from mixtune.analysis.measures import SystemInfo, measure, results
 from mixtune.identity import generator
-from mixtune.metrics import METRICS, items
 from mixtune.records import Score
+from mixtune.tasks.metrics import METRICS, items
 
 
 @dataclass(frozen=True)

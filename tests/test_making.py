@@ -8,16 +8,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError
-from mixtune.models.constant import MajorityModel
+from mixtune.models.base import MajorityModel
 from mixtune.planning.plan import Planner
 from mixtune.records import Message
-from mixtune.tasks.base import fingerprint, query_of
 from mixtune.tasks.context import Context
-from mixtune.tasks.detokenise import detokenise
-from mixtune.tasks.parsers import PARSERS
-from mixtune.tasks.registry import Registry
-from mixtune.tasks.spans import Span, read_spans
+from mixtune.tasks.makers import Span, detokenise, read_spans
+from mixtune.tasks.parsers.labels import PARSERS
+from mixtune.tasks.task import fingerprint, query_of
 from mixtune.tasks.task_file import parse_task
 
 FIND = """

@@ -8,9 +8,9 @@ from mixtune.engine.batching import PASS_TOKENS, passes, text_of
 from mixtune.engine.loss import LOGIT_ROWS
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import Trainer, accumulate
+from mixtune.models.catalog import main_memory
 from mixtune.models.memory import Load, free_memory, gigabytes, largest, need, shape_of
-from mixtune.models.overview import main_memory
-from mixtune.spec import EvalSpec, TrainSpec
+from mixtune.study.spec import EvalSpec, TrainSpec
 from mixtune.tokens import Row, Tokens
 
 RANK = TrainSpec(rank=4, alpha=8)

@@ -11,14 +11,14 @@ from engine_oracle import peft_network, plain_network, write_base
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from mixtune.engine.adapter_format import CONFIG_FILE, WEIGHTS_FILE, Form
+from mixtune.engine.decoder import Decoder
 from mixtune.engine.forest import Branch, plant
-from mixtune.engine.form import CONFIG_FILE, WEIGHTS_FILE, Form
-from mixtune.engine.forward import Decoder
 from mixtune.engine.merge import MERGE_FILE, base_of, merge
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import train
 from mixtune.errors import ModelError
-from mixtune.spec import Budget, EvalSpec, TrainSpec
+from mixtune.study.spec import Budget, EvalSpec, TrainSpec
 from mixtune.tokens import Tokens
 
 IDS = torch.arange(3, 40).unsqueeze(0)

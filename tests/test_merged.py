@@ -6,13 +6,13 @@ from safetensors.torch import load_file
 from study_kit import registry, study
 from test_execution import Listener, run
 
-from mixtune.derive import Derived
-from mixtune.engine.form import WEIGHTS_FILE
+from mixtune.engine.adapter_format import WEIGHTS_FILE
 from mixtune.errors import SpecError
-from mixtune.execution.local import begin
-from mixtune.execution.merged import answer_merged
+from mixtune.execution.extra_systems import answer_merged
+from mixtune.execution.worker import begin
 from mixtune.planning.plan import Planner
-from mixtune.store import Store
+from mixtune.results.study_results import Derived
+from mixtune.store.folder import Store
 
 BUDGET = {"steps": 3, "examples_per_step": 4}
 MERGED = BUDGET | {"merged": True}

@@ -10,7 +10,7 @@ from metric_oracle import ORACLE
 from sklearn.metrics import f1_score
 
 from mixtune.errors import DataError
-from mixtune.metrics import METRICS, item_tallies, items, tallies
+from mixtune.tasks.metrics import METRICS, item_tallies, items, tallies
 
 CODED = [name for name, metric in METRICS.items() if metric.counts != "items"]
 LISTED = [name for name, metric in METRICS.items() if metric.counts == "items"]

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixtune.errors import SpecError
-from mixtune.mixing import IngredientCount, select_evaluation
-from mixtune.mixing import mix as mix_amounts
+from mixtune.planning.mixing import IngredientCount, select_evaluation
+from mixtune.planning.mixing import mix as mix_amounts
 from mixtune.records import Example, Message
-from mixtune.spec import Ingredient
+from mixtune.study.spec import Ingredient
 
 
 def row(task, number, group=None, split="train"):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.metrics import items
-from mixtune.tasks.parsers import PARSERS
+from mixtune.tasks.metrics import items
+from mixtune.tasks.parsers.labels import PARSERS
 
 TYPES = ("PER", "ORG", "LOC")
 RELATIONS = ("owned_by", "chief_executive_officer", "director_/_manager")

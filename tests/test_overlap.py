@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.leakage.forms import SHORTEST_LOOSE, loose, normalise, words
-from mixtune.leakage.overlap import NOTIONS, Overlaps, Part
-from mixtune.leakage.runs import shared_runs
+from mixtune.datasets.leakage import SHORTEST_LOOSE, loose, normalise, words
+from mixtune.datasets.overlap import NOTIONS, Overlaps, Part, shared_runs
 from mixtune.records import OwnText
 
 LONG = "the board of the company proposes to pay a dividend of one euro per share this year"

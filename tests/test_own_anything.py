@@ -7,12 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from own_kit import TEN_LINES, changed, csv_text
 
+from mixtune.datasets import rows as files
+from mixtune.datasets.rows import read_rows
+from mixtune.datasets.user_tasks import read_own, starter
 from mixtune.errors import UserError
-from mixtune.tasks import files
-from mixtune.tasks.dialogue import read_dialogue
-from mixtune.tasks.files import read_rows
-from mixtune.tasks.own import read_own
-from mixtune.tasks.starter import starter
+from mixtune.tasks.conversations import read_dialogue
 from mixtune.tasks.task_file import parse_task
 from mixtune.tasks.templates import render
 

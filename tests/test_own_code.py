@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from mixtune.datasets import user_tasks as own
+from mixtune.datasets.registry import Registry
+from mixtune.datasets.user_tasks import PythonTask, read_own
 from mixtune.errors import DataError
-from mixtune.tasks import own
-from mixtune.tasks.own import PythonTask, read_own
-from mixtune.tasks.registry import Registry
 
 PYTHON = """
-from mixtune.tasks.own import PythonTask
+from mixtune.datasets.user_tasks import PythonTask
 
 def records(split):
     if split != "train":

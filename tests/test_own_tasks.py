@@ -15,12 +15,12 @@ import yaml
 from engine_oracle import write_base
 from own_kit import MESSAGES, TEN_LINES, changed, csv_text, examples, many, registry
 
+from mixtune.datasets import rows as files
+from mixtune.datasets.leakage import find_leaked
+from mixtune.datasets.registry import Registry
+from mixtune.datasets.rows import read_rows
 from mixtune.errors import DataError
-from mixtune.leakage.gate import find_leaked
 from mixtune.records import Message
-from mixtune.tasks import files
-from mixtune.tasks.files import read_rows
-from mixtune.tasks.registry import Registry
 from mixtune.tasks.task_file import parse_task, parse_tasks
 
 ROOT = Path(__file__).parents[1]

@@ -13,16 +13,16 @@ import pytest
 from pack_kit import SECRETS, finish, words_in
 from scripted import ScriptedModel
 
-from mixtune.derive import Derived
+from mixtune.datasets.registry import Registry
 from mixtune.errors import StoreError
 from mixtune.evaluation.judge import Cache, Rubric
-from mixtune.judging import Judging
-from mixtune.packing.archive import opened, study_in, write_pack, zipped
-from mixtune.packing.blind import Blind, group_codes, pathless
-from mixtune.packing.contents import Contents
+from mixtune.pack.archive import opened, study_in, write_pack, zipped
+from mixtune.pack.blind import Blind, group_codes, pathless
+from mixtune.pack.pack import Contents
 from mixtune.records import Score, schema_of
-from mixtune.store import Store
-from mixtune.tasks.registry import Registry
+from mixtune.results.judgements import Judging
+from mixtune.results.study_results import Derived
+from mixtune.store.folder import Store
 
 VERBS = (
     ("results", "--json"),

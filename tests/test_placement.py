@@ -9,14 +9,14 @@ import torch
 from rich.console import Console
 from study_kit import registry, study
 
+from mixtune.cli.show import BarProgress
 from mixtune.errors import SpecError
-from mixtune.events import Events
 from mixtune.execution import placement
 from mixtune.execution.checkpoint import Head
-from mixtune.execution.options import Options
+from mixtune.execution.placement import Options
+from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.records import TrainStep
-from mixtune.terminal import BarProgress
 
 
 class Notes(Events):

@@ -5,15 +5,15 @@ import dataclasses
 import pytest
 from study_kit import record, registry, study, tasks, write_data, write_rows
 
-from mixtune.derive import score_id
+from mixtune.cli.show import console, plan_json, show_plan
+from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError
 from mixtune.evaluation.score import VERSIONS
 from mixtune.planning.corpus import load_corpus
 from mixtune.planning.plan import Planner
 from mixtune.records import MixRow
-from mixtune.tasks.base import query_of
-from mixtune.tasks.registry import Registry
-from mixtune.terminal import console, plan_json, show_plan
+from mixtune.results.study_results import score_id
+from mixtune.tasks.task import query_of
 
 
 def plan(data, files, **changes):

@@ -6,13 +6,13 @@ from itertools import combinations
 import pytest
 from study_kit import TASK
 
+from mixtune.datasets.registry import Registry
+from mixtune.datasets.sources import Own
 from mixtune.errors import SpecError
 from mixtune.planning.names import canonical
 from mixtune.planning.outline import Rates, known_rows, outline
-from mixtune.presets import names, preset
-from mixtune.study_file import load_studies, parse_study
-from mixtune.tasks.registry import Registry
-from mixtune.tasks.sources import Own
+from mixtune.study.presets import names, preset
+from mixtune.study.reading import load_studies, parse_study
 from mixtune.tasks.task_file import parse_task
 
 SEVEN = [

@@ -13,19 +13,19 @@ from engine_kit import load, randomise, rows_of
 from engine_oracle import peft_network, plain_network, write_base
 from study_kit import TASK, record, write_rows
 
+from mixtune.analysis.measures import SystemInfo
 from mixtune.analysis.readings import readings
-from mixtune.analysis.results import SystemInfo
+from mixtune.datasets.registry import Registry
+from mixtune.datasets.sources import Own
 from mixtune.engine import probe
 from mixtune.engine.forest import BASE
 from mixtune.errors import DataError, RunFailed, SpecError
 from mixtune.planning.corpus import load_corpus
 from mixtune.planning.names import canonical
 from mixtune.records import ProbeRow
-from mixtune.spec import TrainSpec
-from mixtune.store import Store
-from mixtune.study_file import parse_study
-from mixtune.tasks.registry import Registry
-from mixtune.tasks.sources import Own
+from mixtune.store.folder import Store
+from mixtune.study.reading import parse_study
+from mixtune.study.spec import TrainSpec
 from mixtune.tasks.task_file import parse_task
 
 ROWS = rows_of(*[("a", 40, 9, 3)] * 3, ("a", 40, 2, 1), ("b", 0, 20, 12), ("b", 30, 31, 5))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from cells_kit import NAMES, cells, measured, right
 
-from mixtune.analysis.contrasts import contrast
 from mixtune.analysis.ingredients import (
     ABILITY,
     EFFECT,
@@ -16,6 +15,7 @@ from mixtune.analysis.ingredients import (
     form_and_ability,
     ingredient_effects,
 )
+from mixtune.analysis.intervals import Arm, Spread, contrast
 from mixtune.analysis.primary import (
     INTERCEPT,
     MODEL,
@@ -26,8 +26,7 @@ from mixtune.analysis.primary import (
     gains,
     primary,
 )
-from mixtune.analysis.resample import Arm, Spread
-from mixtune.questioning import _said
+from mixtune.results.questions import _said
 
 
 class TestContrast:

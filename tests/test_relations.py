@@ -12,8 +12,8 @@ from pack_kit import fill
 
 from bench import relations
 from bench.statistics import measured_of
-from mixtune.study_file import load_study, parse_study
-from mixtune.tasks.toy import RELATIONS
+from mixtune.datasets.toy import RELATIONS
+from mixtune.study.reading import load_study, parse_study
 
 SUITE = Path(__file__).parent.parent / "studies" / "suite.yaml"
 GAIN = {"+": 0.15, "-": -0.2, "0": 0.0}

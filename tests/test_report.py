@@ -26,7 +26,7 @@ from mixtune.report import draw, figures, plots
 from mixtune.report.inputs import DataRow
 from mixtune.report.page import CUTS, LARGEST, page_files, render
 from mixtune.report.wording import ends, number, signed
-from mixtune.study_file import parse_study
+from mixtune.study.reading import parse_study
 
 
 def answer_of(page):

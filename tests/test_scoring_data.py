@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mixtune.tasks.parsers import PARSERS
+from mixtune.tasks.parsers.labels import PARSERS
 
 
 @pytest.fixture(scope="module")

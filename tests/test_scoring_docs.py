@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mixtune.metrics import METRICS
-from mixtune.tasks.parsers import PARSERS
+from mixtune.tasks.metrics import METRICS
+from mixtune.tasks.parsers.labels import PARSERS
 
 PAGE = (Path(__file__).parent.parent / "docs/scoring.md").read_text(encoding="utf-8")
 WORDS = {

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixtune.errors import SpecError
-from mixtune.shorthand import ALIASES, FIXED, amounts, apply_override
-from mixtune.strict_yaml import Origin
-from mixtune.study_file import load_study, parse_study
+from mixtune.study.aliases import ALIASES, FIXED, amounts, apply_override
+from mixtune.study.reading import load_study, parse_study
+from mixtune.study.yaml import Origin
 
 SMALL = {"name": "x", "model": "m", "tasks": ["a"], "ingredients": {"a": {"rows": 5}}}
 HERE = Origin("study")

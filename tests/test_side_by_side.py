@@ -12,13 +12,15 @@ from engine_oracle import write_base
 from safetensors.torch import load_file
 from study_kit import STUDY, TASK, write_data
 
-from mixtune.engine.lora import Bank
+from mixtune.engine.bank import Bank
 from mixtune.errors import SpecError
-from mixtune.events import Events
-from mixtune.execution import checkpoint, placement, pool, start, training
-from mixtune.execution.options import Options
-from mixtune.store import Store
-from mixtune.study_file import load_study
+from mixtune.execution import bank_training as training
+from mixtune.execution import checkpoint, placement, pool
+from mixtune.execution import run_study as start
+from mixtune.execution.placement import Options
+from mixtune.planning.events import Events
+from mixtune.store.folder import Store
+from mixtune.study.reading import load_study
 
 STEPS = 4
 LONG = {

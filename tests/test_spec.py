@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from mixtune.errors import SpecError
-from mixtune.spec import Ingredient, Study
-from mixtune.study_file import dump_study, load_studies, load_study, parse_study, trial
+from mixtune.study.reading import dump_study, load_studies, load_study, parse_study, trial
+from mixtune.study.spec import Ingredient, Study
 
 SMALL = {"name": "x", "model": "m", "tasks": ["a"], "ingredients": {"a": {"rows": 5}}}
 FULL = """\

@@ -6,7 +6,7 @@ import pytest
 
 from mixtune.errors import StoreError
 from mixtune.records import TrainStep
-from mixtune.store import PlanRow, Store, slug
+from mixtune.store.folder import PlanRow, Store, slug
 
 STEP = TrainStep(1, 0.5, 1e-3, 1.0, 16, 32, 640, 0.1)
 
@@ -150,7 +150,7 @@ def test_a_change_that_alters_an_id_is_refused_with_the_difference(store):
 
 def test_two_writers_cannot_hold_one_folder(store):
     code = (
-        "import sys; from pathlib import Path; from mixtune.store import Store\n"
+        "import sys; from pathlib import Path; from mixtune.store.folder import Store\n"
         "from mixtune.errors import StoreError\n"
         "try:\n"
         "    with Store(Path(sys.argv[1])).lock(): print('held')\n"

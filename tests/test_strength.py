@@ -9,7 +9,7 @@ import pytest
 import yaml
 from engine_oracle import write_base
 
-from mixtune.store import Store
+from mixtune.store.folder import Store
 
 STUDY = {
     "name": "small",

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixtune.errors import DataError, SpecError
-from mixtune.strict_yaml import MAX_BYTES, read_documents, read_file, read_yaml, write_yaml
+from mixtune.study.yaml import MAX_BYTES, read_documents, read_file, read_yaml, write_yaml
 
 
 def read(text):

@@ -6,13 +6,13 @@ import json
 import pytest
 import yaml
 
+from mixtune.datasets import rows as files
+from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError
 from mixtune.identity import unit_interval
 from mixtune.records import Message
-from mixtune.tasks import files
-from mixtune.tasks.base import fingerprint, query_of
-from mixtune.tasks.own_text import loose_text
-from mixtune.tasks.registry import Registry
+from mixtune.tasks.rendering import loose_text
+from mixtune.tasks.task import fingerprint, query_of
 from mixtune.tasks.task_file import parse_task
 
 REAL = ("fpb", "twitter-sentiment", "headline", "alpaca", "gsm8k")
@@ -270,7 +270,7 @@ class TestRendering:
         before = made.parser_version
         assert before == task(prompt="bad or good! {{ text }}").parser_version
         assert before != task(metrics=["accuracy"]).parser_version
-        monkeypatch.setattr("mixtune.tasks.base.METRICS_VERSION", 99)
+        monkeypatch.setattr("mixtune.tasks.task.METRICS_VERSION", 99)
         assert made.parser_version != before
 
     def test_a_query_holds_no_answer(self):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mixtune.tasks.parsers import PARSERS
-from mixtune.tasks.registry import Registry
+from mixtune.datasets.registry import Registry
+from mixtune.tasks.parsers.labels import PARSERS
 
 LABELLED = (
     "fpb", "twitter-sentiment", "headline", "twitter-topic", "fiqa-sa", "numclaim", "fin-ner-cls",

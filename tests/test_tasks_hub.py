@@ -6,8 +6,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError
-from mixtune.tasks.registry import Registry
 
 
 class FakeHub(ModuleType):

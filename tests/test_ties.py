@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mixtune.analysis.effects import TRANSFER, differences
-from mixtune.analysis.panel import panel_of
-from mixtune.analysis.resample import (
+from mixtune.analysis.effects import (
+    DETECTABLE,
+    TIE,
+    TRANSFER,
+    detectable,
+    differences,
+    equivalent,
+    ties,
+)
+from mixtune.analysis.intervals import (
     Arm,
     Items,
     Spread,
@@ -18,8 +25,8 @@ from mixtune.analysis.resample import (
     pooled,
     variance_of,
 )
-from mixtune.analysis.results import SystemInfo, measure_panels
-from mixtune.analysis.ties import DETECTABLE, TIE, detectable, equivalent, ties
+from mixtune.analysis.measures import SystemInfo, measure_panels
+from mixtune.analysis.panel import panel_of
 
 
 @dataclass(frozen=True)

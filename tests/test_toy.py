@@ -7,20 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from mixtune.datasets.leakage import find_leaked, loose
+from mixtune.datasets.toy import RELATIONS, SIZES, TOY, fact_half, records, split_of, tone_half
 from mixtune.errors import SpecError
 from mixtune.identity import digest
-from mixtune.leakage.forms import loose
-from mixtune.leakage.gate import find_leaked
 from mixtune.tasks.task_file import parse_task
-from mixtune.tasks.toy import (
-    RELATIONS,
-    SIZES,
-    TOY,
-    fact_half,
-    records,
-    split_of,
-    tone_half,
-)
 
 LABEL_TASKS = tuple(n for n in TOY if n.split("-")[1] not in ("table", "maths", "general"))
 REPOSITORY = Path(__file__).parent.parent

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from report_kit import page_of
 
-from mixtune.analysis.results import SystemInfo, measure, results
+from mixtune.analysis.measures import SystemInfo, measure, results
+from mixtune.datasets.registry import Registry
 from mixtune.records import Score
 from mixtune.report.page import render
 from mixtune.report.wording import training
-from mixtune.spec import Flaws, TrainSpec
-from mixtune.tasks.registry import Registry
+from mixtune.study.spec import Flaws, TrainSpec
 
 TOP = "adapters in the top 10 layers only (train.top_layers)"
 

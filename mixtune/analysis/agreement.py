@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
 
-from mixtune.analysis.contrasts import contrast
 from mixtune.analysis.effects import adjusted, minus
-from mixtune.analysis.resample import LEVEL, TOO_FEW, special
-from mixtune.analysis.results import Measured, estimate
-from mixtune.design import is_plain, members
+from mixtune.analysis.intervals import LEVEL, TOO_FEW, contrast, special
+from mixtune.analysis.measures import Measured, estimate
 from mixtune.records import Estimate
+from mixtune.study.design import is_plain, members
 
 RANKS = "rank-agreement"
 ITSELF = "rank-agreement-with-itself"

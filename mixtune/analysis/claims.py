@@ -7,12 +7,11 @@ written down, files.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mixtune.analysis.adjust import holm
-from mixtune.analysis.resample import Interval
-from mixtune.analysis.results import Measured
-from mixtune.analysis.ties import equivalent
-from mixtune.design import members
+from mixtune.analysis.effects import equivalent
+from mixtune.analysis.intervals import Interval, holm
+from mixtune.analysis.measures import Measured
 from mixtune.records import Choice, Claim
+from mixtune.study.design import members
 
 CONFIRMED, TIE, NOT, EXPLORATORY = "confirmed", "tie", "not confirmed", "exploratory"
 ALPHA = 0.05

@@ -9,13 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from mixtune.analysis.contrasts import contrast
 from mixtune.analysis.effects import adjusted
-from mixtune.analysis.resample import Arm, Part, pooled
-from mixtune.analysis.results import BASE, Measured, estimate
-from mixtune.design import is_plain, members, title
-from mixtune.metrics import FloatArray
+from mixtune.analysis.intervals import Arm, Part, contrast, pooled
+from mixtune.analysis.measures import BASE, Measured, estimate
 from mixtune.records import Estimate
+from mixtune.study.design import is_plain, members, title
+from mixtune.tasks.metrics import FloatArray
 
 EFFECT = "ingredient-effect"
 SYNERGY = "synergy"

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mixtune.errors import DataError
-from mixtune.metrics import METRICS, FloatArray, IntArray, Metric, item_tallies, tallies
 from mixtune.records import Score, schema_of
+from mixtune.tasks.metrics import METRICS, FloatArray, IntArray, Metric, item_tallies, tallies
 
 SPLITS = ("train", "validation", "test")
 FORMS = ("strict", "lenient", "constrained", "schema")

@@ -14,10 +14,10 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from mixtune.analysis.resample import LEVEL, special
-from mixtune.analysis.results import Measured
-from mixtune.design import is_plain, members
+from mixtune.analysis.intervals import LEVEL, special
+from mixtune.analysis.measures import Measured
 from mixtune.records import Estimate
+from mixtune.study.design import is_plain, members
 
 TARGET_MEAN = "target-mean"
 OVER_TARGETS = "over-targets"

@@ -9,10 +9,10 @@ from math import comb
 
 import numpy as np
 
-from mixtune.analysis.results import Measured, estimate
+from mixtune.analysis.measures import Measured, estimate
 from mixtune.identity import generator
-from mixtune.metrics import FloatArray
 from mixtune.records import Choice, Estimate
+from mixtune.tasks.metrics import FloatArray
 
 BEST_OF_N = "best-of-n"
 CURVE = "tuning-curve"

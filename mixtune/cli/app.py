@@ -23,19 +23,20 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from mixtune import __version__, terminal
+from mixtune import __version__
 from mixtune.analysis.panel import FORMS
 from mixtune.cli import complete
-from mixtune.derive import Derived
-from mixtune.environment import collect_rarely
+from mixtune.cli import show as terminal
+from mixtune.datasets.registry import Registry
 from mixtune.errors import MixtuneError, UserError, shorten
-from mixtune.packing.archive import in_pack, is_zip, opened, study_in
-from mixtune.presets import preset
+from mixtune.identity import collect_rarely
+from mixtune.pack.archive import in_pack, is_zip, opened, study_in
 from mixtune.records import Estimate, Result
-from mixtune.spec import Study
-from mixtune.store import Store
-from mixtune.study_file import load_studies, load_study, trial
-from mixtune.tasks.registry import Registry
+from mixtune.results.study_results import Derived
+from mixtune.store.folder import Store
+from mixtune.study.presets import preset
+from mixtune.study.reading import load_studies, load_study, trial
+from mixtune.study.spec import Study
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 STOPPED = {128 + number for number in (signal.SIGINT, *ENDING)}

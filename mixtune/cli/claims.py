@@ -1,4 +1,7 @@
-"""Verbs that say what may be claimed: confirm, claims."""
+"""Verbs that say what may be claimed: confirm, claims.
+
+The verb that answers the questions of the field from a study: questions.
+"""
 
 import json
 import sys
@@ -8,8 +11,7 @@ from typing import Annotated
 
 import typer
 
-from mixtune import terminal
-from mixtune.claiming import Claiming
+from mixtune.cli import show as terminal
 from mixtune.cli.app import (
     RUNS,
     DataDir,
@@ -18,24 +20,28 @@ from mixtune.cli.app import (
     Limit,
     Overrides,
     RunsDir,
+    SplitName,
     StudyFile,
     app,
     derived_of,
     look_at,
     print_rows,
+    studies_of,
     study_of,
 )
-from mixtune.derive import Derived
+from mixtune.datasets.registry import Registry
 from mixtune.errors import ModelError, UserError
 from mixtune.models.catalog import BaseModelFiles, locate
-from mixtune.planning.facts import facts_of
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan
+from mixtune.planning.summary import facts_of
 from mixtune.records import Claim, Selection
-from mixtune.selection import write_selection
-from mixtune.spec import Study
-from mixtune.study_file import dump_study
-from mixtune.tasks.registry import Registry
+from mixtune.results.claims import Claiming
+from mixtune.results.questions import Questioning, agreeing
+from mixtune.results.study_results import Derived
+from mixtune.store.selection import write_selection
+from mixtune.study.reading import dump_study
+from mixtune.study.spec import Study
 
 
 @app.command(rich_help_panel="Run")
@@ -204,3 +210,40 @@ def _gate(found: list[Claim], asked: str | None) -> None:
     if short or not found:
         print(f"gate not met: {', '.join(short) or 'no claim'}", file=sys.stderr)
         raise typer.Exit(3)
+
+
+@app.command(rich_help_panel="Read")
+def questions(
+    study_file: StudyFile,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+    split: SplitName = "validation",
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Answer what can be asked of a study, or say why it cannot.
+
+    Does mixing help, with nothing selected; does general data keep what the base could do; does
+    maths transfer; do knowledge and reasoning grow; does the small model beat models behind APIs;
+    do base models agree, where the study file lists several.
+    Next: mixtune claims.
+    """
+    asked = []
+    for study in studies_of(study_file, overrides, limit):
+        derived = derived_of(study, runs_dir)
+        look_at(split, derived.store, "questions")
+        asked.append(Questioning(derived, split))
+    found = [(one.derived.study.name, one.questions()) for one in asked]
+    found.append((", ".join(name for name, _ in found), [agreeing(asked)]))
+    if as_json:
+        rows = [{"study": name, **asdict(q)} for name, own in found for q in own]
+        print(json.dumps(rows, indent=1))
+        return
+    out = terminal.console()
+    for name, own in found:
+        if len(asked) > 1:
+            out.rule(name)
+        for question in own:
+            out.print(question.title, markup=False, style="bold")
+            out.print(question.answer, markup=False, soft_wrap=True)
+            out.print()

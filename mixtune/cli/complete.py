@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from mixtune.models.catalog import catalogue
-from mixtune.spec import DesignName
+from mixtune.study.spec import DesignName
 
 YAML = (".yaml", ".yml")
 

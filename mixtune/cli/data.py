@@ -9,16 +9,9 @@ from typing import Annotated, Any, cast, get_args
 import typer
 from rich.console import Console
 
-from mixtune import terminal
+from mixtune.cli import show as terminal
 from mixtune.cli.app import DataDir, Json, app, print_rows, show
-from mixtune.durable import write_whole
-from mixtune.errors import UserError, shorten
-from mixtune.leakage.gate import find_leaked
-from mixtune.models.catalog import BaseModelFiles, locate
-from mixtune.models.hub import Unreachable
-from mixtune.records import Example, Split
-from mixtune.spec import EvalSpec, TrainSpec
-from mixtune.tasks.check import (
+from mixtune.datasets.check import (
     CountTokens,
     Measures,
     Preview,
@@ -28,11 +21,17 @@ from mixtune.tasks.check import (
     check_task,
     previews,
 )
-from mixtune.tasks.files import is_rows
-from mixtune.tasks.own import read_own
-from mixtune.tasks.registry import LoadReport, Registry
-from mixtune.tasks.sources import Own
-from mixtune.tasks.starter import Starter, starter
+from mixtune.datasets.leakage import find_leaked
+from mixtune.datasets.registry import LoadReport, Registry
+from mixtune.datasets.rows import is_rows
+from mixtune.datasets.sources import Own
+from mixtune.datasets.user_tasks import Starter, read_own, starter
+from mixtune.errors import UserError, shorten
+from mixtune.models.catalog import BaseModelFiles, locate
+from mixtune.models.hub import Unreachable
+from mixtune.records import Example, Split
+from mixtune.store.files import write_whole
+from mixtune.study.spec import EvalSpec, TrainSpec
 from mixtune.tasks.task_file import parse_task
 from mixtune.tokens import Tokens
 

@@ -12,19 +12,19 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mixtune import terminal
 from mixtune.cli import complete
+from mixtune.cli import show as terminal
 from mixtune.cli.app import DataDir, Json
 from mixtune.cli.data import TaskFiles, data
-from mixtune.derive import Derived
+from mixtune.datasets.overlap import NOTIONS, RUN, Notion, Overlap, Overlaps, Part
+from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, UserError, shorten
-from mixtune.leakage.overlap import NOTIONS, RUN, Notion, Overlap, Overlaps, Part
 from mixtune.planning.corpus import answered
 from mixtune.planning.names import canonical
 from mixtune.records import Result, Split
-from mixtune.spec import EvalSpec, Study
-from mixtune.study_file import load_study
-from mixtune.tasks.registry import Registry
+from mixtune.results.study_results import Derived
+from mixtune.study.reading import load_study
+from mixtune.study.spec import EvalSpec, Study
 
 STRICT: tuple[Notion, ...] = ("exact", "loose", "words")
 """What --fail-on takes; each holds those before it."""

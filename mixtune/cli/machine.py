@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from mixtune import terminal
+from mixtune.cli import checks as at_the_hub
+from mixtune.cli import checks as machine
+from mixtune.cli import show as terminal
 from mixtune.cli.app import RUNS, DataDir, Json, RunsDir, app, heavy, show
-from mixtune.doctor import hub as at_the_hub
-from mixtune.doctor import machine
+from mixtune.models.catalog import Overview, overview
 from mixtune.models.files import BaseModelFiles
-from mixtune.models.overview import Overview, overview
 
 
 @app.command(rich_help_panel="Prepare")

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from mixtune import __version__, terminal
+from mixtune import __version__
+from mixtune.cli import show as terminal
 from mixtune.cli.app import (
     RUNS,
     DryRun,
@@ -21,8 +22,8 @@ from mixtune.cli.app import (
     study_of,
 )
 from mixtune.errors import UserError
-from mixtune.packing.archive import write_pack, zipped
-from mixtune.packing.contents import Contents
+from mixtune.pack.archive import write_pack, zipped
+from mixtune.pack.pack import Contents
 
 
 @app.command(rich_help_panel="Read")

@@ -9,14 +9,14 @@ from typing import Any
 
 from rich.console import Console
 
-from mixtune.analysis.published import NOTE, Published
-from mixtune.derive import Derived
-from mixtune.models.api_cost import FILE, Ledger, dollars
+from mixtune.analysis.readings import NOTE, Published
+from mixtune.api.ledger import FILE, Ledger, dollars
+from mixtune.cli.show import table
+from mixtune.planning.api import Estimate
 from mixtune.planning.plan import Planner
-from mixtune.planning.remote import Estimate
 from mixtune.records import Result
-from mixtune.store import Store
-from mixtune.terminal import table
+from mixtune.results.study_results import Derived
+from mixtune.store.folder import Store
 
 
 def api_json(planner: Planner) -> dict[str, Any]:

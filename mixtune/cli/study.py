@@ -12,10 +12,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from mixtune import terminal
-from mixtune.across import compare_studies
-from mixtune.analysis.published import published
+from mixtune.analysis.readings import published
 from mixtune.cli import remote
+from mixtune.cli import show as terminal
 from mixtune.cli.app import (
     RUNS,
     Bank,
@@ -40,26 +39,26 @@ from mixtune.cli.app import (
     study_of,
 )
 from mixtune.cli.leaks import show_clean
-from mixtune.cli.outlines import outline_json, show_outline
-from mixtune.cli.tables import show_estimates
-from mixtune.derive import Derived
+from mixtune.cli.tables import outline_json, show_estimates, show_outline
+from mixtune.datasets.registry import Registry
 from mixtune.errors import UserError
-from mixtune.execution.options import CHECKPOINT_EVERY, Options
+from mixtune.execution.placement import CHECKPOINT_EVERY, Options
 from mixtune.models.catalog import BaseModelFiles, locate
-from mixtune.planning.facts import content_of, sizes_of
 from mixtune.planning.leaks import changed_by_tasks, leak_lines
 from mixtune.planning.outline import DOLLARS, TERAFLOPS, Rates, outline
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan, RunPlan
-from mixtune.questioning import Questioning
+from mixtune.planning.summary import content_of, sizes_of
 from mixtune.records import Result
+from mixtune.report.gather import gather, write_report
 from mixtune.report.text import as_json, as_markdown
-from mixtune.reporting import gather, write_report
-from mixtune.selection import read_selection
-from mixtune.spec import Study
-from mixtune.store import Store
-from mixtune.study_file import dump_study
-from mixtune.tasks.registry import Registry
+from mixtune.results.compare import compare_studies
+from mixtune.results.questions import Questioning
+from mixtune.results.study_results import Derived
+from mixtune.store.folder import Store
+from mixtune.store.selection import read_selection
+from mixtune.study.reading import dump_study
+from mixtune.study.spec import Study
 
 
 @app.command(rich_help_panel="Run")
@@ -144,7 +143,7 @@ def run(  # noqa: PLR0913 - a verb's options
     if dry_run:
         plan(study_file, overrides, data_dir, runs_dir, limit, as_json=as_json)
         return
-    run_study = _heavy("start")
+    run_study = _heavy("run_study")
     options = Options(workers, bank, checkpoint_every)
     failed, said = 0, []
     for study in studies:
@@ -346,7 +345,7 @@ def evaluate(  # noqa: PLR0913 - a verb's options
     study = study_of(study_file, overrides, limit)
     registry = Registry.of(study, data_dir)
     gates = [_gate(text, [registry.get(task).name for task in study.tasks]) for text in gate or ()]
-    brought = _heavy("brought")
+    brought = _heavy("extra_systems")
     label = name or Path(what).name or what
     with terminal.progress(terminal.console(stderr=True)) as events:
         failed = brought(study, what, label, (data_dir, runs_dir), events)
@@ -456,7 +455,7 @@ def _heavy(name: str) -> Callable[..., list[RunPlan]]:
     return found
 
 
-_ENTRY = {"start": "run_study", "brought": "evaluate"}
+_ENTRY = {"run_study": "run_study", "extra_systems": "evaluate"}
 
 
 def _gate(text: str, tasks: Sequence[str]) -> tuple[str, float, str]:

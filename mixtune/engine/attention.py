@@ -16,8 +16,8 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from mixtune.engine.forest import Forest, Past
+from mixtune.engine.kv_cache import Memory
 from mixtune.engine.layout import How, Plan, give_back, plan_of
-from mixtune.engine.memory import Memory
 
 NAME = "mixtune_forest"
 """What transformers knows this attention by. No mask function is registered under that name, so

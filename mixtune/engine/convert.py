@@ -18,8 +18,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from mixtune import durable
-from mixtune.engine.forward import quiet
+from mixtune.engine.decoder import quiet
 from mixtune.errors import ModelError
 from mixtune.models.catalog import GgufSource, locate
 from mixtune.models.files import (
@@ -33,6 +32,7 @@ from mixtune.models.files import (
     write_manifest,
     write_object,
 )
+from mixtune.store import files as durable
 from mixtune.tokens import Tokens
 
 _JOINED = "joined"

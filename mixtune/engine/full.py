@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mixtune.engine.decoder import Decoder
 from mixtune.engine.forest import BASE
-from mixtune.engine.forward import Decoder
 from mixtune.errors import ModelError
 
 WEIGHTS_FILE = "model.safetensors"

@@ -10,9 +10,9 @@ from itertools import chain
 import torch
 
 from mixtune.engine.batching import Text, seat
+from mixtune.engine.decoder import Decoder
 from mixtune.engine.forest import Past, plant
-from mixtune.engine.forward import Decoder
-from mixtune.engine.memory import Memory
+from mixtune.engine.kv_cache import Memory
 from mixtune.records import Answer
 from mixtune.tokens import Tokens
 

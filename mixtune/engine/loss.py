@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mixtune.engine.batching import Pass
+from mixtune.engine.decoder import Decoder
 from mixtune.engine.forest import Forest, plant
-from mixtune.engine.forward import Decoder
-from mixtune.spec import LossName
+from mixtune.study.spec import LossName
 from mixtune.tokens import Row
 
 LOGIT_ROWS = 512

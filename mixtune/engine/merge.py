@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mixtune.durable import Place, fingerprint, read_object, whole_folder
-from mixtune.engine.form import CONFIG_FILE, WEIGHTS_FILE, Form, peft_config, unreadable
+from mixtune.engine.adapter_format import CONFIG_FILE, WEIGHTS_FILE, Form, peft_config, unreadable
 from mixtune.errors import ModelError
+from mixtune.store.files import Place, fingerprint, read_object, whole_folder
 
 MERGE_FILE = "merge.json"
 """Beside PEFT's two files: the base and the parts that a merged adapter was made from."""

@@ -12,17 +12,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mixtune.engine import generate, probe, score
+from mixtune.engine import generate, probe
+from mixtune.engine import rank as score
+from mixtune.engine.adapter_format import Form
+from mixtune.engine.bank import Bank
 from mixtune.engine.batching import PASS_TOKENS, WORTH, common_start
+from mixtune.engine.decoder import Decoder
 from mixtune.engine.forest import BASE, Past
-from mixtune.engine.form import Form
-from mixtune.engine.forward import Decoder
 from mixtune.engine.full import FullWeights
-from mixtune.engine.lora import Bank
 from mixtune.engine.trunk import Trunk
 from mixtune.errors import ModelError
 from mixtune.records import Answer, Query
-from mixtune.spec import EvalSpec, TrainSpec
+from mixtune.study.spec import EvalSpec, TrainSpec
 from mixtune.tokens import Row, Tokens
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

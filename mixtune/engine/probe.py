@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from mixtune.engine.batching import PASS_TOKENS, Pass, passes, text_of
+from mixtune.engine.decoder import Decoder
 from mixtune.engine.forest import BASE, plant
-from mixtune.engine.forward import Decoder
 from mixtune.errors import RunFailed
 from mixtune.tokens import Row
 

@@ -20,11 +20,11 @@ from mixtune.engine.batching import PASS_TOKENS, Pass, passes, text_of
 from mixtune.engine.forest import Forest
 from mixtune.engine.loss import backward, token_weights
 from mixtune.engine.model import LocalModel
-from mixtune.engine.optimiser import AdamW
+from mixtune.engine.optimizer import AdamW
 from mixtune.engine.spread import Spread
 from mixtune.errors import RunFailed
 from mixtune.records import TrainStep
-from mixtune.spec import Budget, Course, TrainSpec
+from mixtune.study.spec import Budget, Course, TrainSpec
 from mixtune.tokens import Row
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixtune.durable import write_whole
 from mixtune.engine.batching import Pass, Text
+from mixtune.engine.decoder import Decoder
 from mixtune.engine.forest import Branch, Forest, plant
-from mixtune.engine.forward import Decoder
+from mixtune.store.files import write_whole
 
 
 class Trunk:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from mixtune.errors import DataError, RunFailed
 from mixtune.models.base import Chooser, Model
 from mixtune.records import Answer, Example, Form, Prediction, Query, Split
-from mixtune.tasks.base import query_of
+from mixtune.tasks.task import query_of
 
 FINISHES = ("stop", "length", "refused")
 

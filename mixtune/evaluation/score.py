@@ -17,13 +17,13 @@ the run is not done.
 from collections import defaultdict
 from collections.abc import Sequence
 
-from mixtune import metrics
 from mixtune.errors import DataError
 from mixtune.identity import digest
-from mixtune.models.api_schema import chosen
 from mixtune.records import Example, Prediction, Score, Status
-from mixtune.tasks.base import Task
-from mixtune.tasks.parsers import PARSERS, Parse
+from mixtune.tasks import metrics
+from mixtune.tasks.label_schema import chosen
+from mixtune.tasks.parsers.labels import PARSERS, Parse
+from mixtune.tasks.task import Task
 
 VERSIONS = {"strict": 2, "constrained": 1, "schema": 1}
 """By the form of the answers; raised whenever this module could judge one differently."""

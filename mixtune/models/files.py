@@ -14,9 +14,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from mixtune import durable
 from mixtune.errors import ModelError
 from mixtune.identity import digest
+from mixtune.store import files as durable
 from mixtune.tokens import Tokens
 
 MANIFEST = "mixtune.json"

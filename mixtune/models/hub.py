@@ -9,13 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixtune.errors import ModelError
-from mixtune.models.files import (
-    cache_dir,
-    is_complete,
-    read_object,
-    refuse_remote_code,
-    remember,
-)
+from mixtune.models.files import cache_dir, is_complete, read_object, refuse_remote_code, remember
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model"]
 _UNWANTED = ["*/*", "consolidated*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.py"]

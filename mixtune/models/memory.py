@@ -17,9 +17,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from mixtune.errors import ModelError
+from mixtune.models.catalog import main_memory
 from mixtune.models.files import read_object, weight_files
-from mixtune.models.overview import main_memory
-from mixtune.spec import TrainSpec
+from mixtune.study.spec import TrainSpec
 
 COPIES = 4
 """Numbers in float32 for each weight of an adapter: itself, its gradient, Adam's two moments."""

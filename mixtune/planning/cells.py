@@ -11,15 +11,21 @@ seeds, models.
 
 A smaller amount of an ingredient is a prefix of a larger one (mixing.py), so a single task trained
 on n examples is trained on exactly the n that it contributed to a cocktail, in their order.
+
+The runs that a claim takes: what was chosen and what it is held against, as cells.
+
+Knows: which cells a claim needs. Does not know: how a cell was chosen, what is claimed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from mixtune.design import cocktails, title
-from mixtune.mixing import portions, wanted_shares
-from mixtune.spec import Course, Ingredient, Level, Study, exact
+from mixtune.errors import SpecError
+from mixtune.planning.mixing import portions, wanted_shares
+from mixtune.records import Selection
+from mixtune.study.design import cocktails, title
+from mixtune.study.spec import Course, Ingredient, Level, Study, exact
 
 Amounts = Mapping[str, Ingredient]
 
@@ -191,3 +197,36 @@ def exposed(study: Study, name: str, examples: int) -> Cell:
 def exposure(examples: int) -> str:
     """What tells a single task trained on so many examples from the step-matched one."""
     return f"{examples} examples"
+
+
+def claimed_cells(
+    study: Study, selection: Selection, planned: Mapping[str, Cell]
+) -> dict[str, Cell]:
+    """Cells by name: of each target the chosen one, then those that it is held against.
+
+    Raises:
+        SpecError: the study no longer has a cell that was chosen, or has a seed of the claims.
+    """
+    taken = sorted({*study.seeds} & {*selection.fresh, *selection.spent})
+    if taken:
+        raise SpecError(
+            "seeds: these are kept for claims, and nothing may be chosen by them",
+            found=taken,
+            remedy="give the study other seeds",
+        )
+    found: dict[str, Cell] = {}
+    for choice in selection.choices:
+        known = dict(planned)
+        if choice.target in selection.exposed:
+            control = exposed(study, choice.target, selection.exposed[choice.target])
+            known.setdefault(control.name, control)
+        for name in (choice.cocktail, *selection.against[choice.target]):
+            if name not in known:
+                raise SpecError(
+                    "selection.json: the study no longer has a cell that was chosen",
+                    found=name,
+                    remedy="give back the design that it was chosen from, or choose again: mixtune "
+                    "confirm --again",
+                )
+            found.setdefault(name, known[name])
+    return found

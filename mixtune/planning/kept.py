@@ -17,7 +17,7 @@ import numpy as np
 from mixtune.errors import ModelError
 from mixtune.models.files import BaseModelFiles, read_object
 from mixtune.planning.plan import Planner
-from mixtune.tasks.base import query_of
+from mixtune.tasks.task import query_of
 from mixtune.tokens import Tokens
 
 _BYTES = {"float32": 4, "bfloat16": 2}

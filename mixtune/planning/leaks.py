@@ -7,13 +7,13 @@ a match is found, cocktails.
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
+from mixtune.datasets.overlap import RUN, Notion, Overlaps, Part
+from mixtune.datasets.registry import own_texts
 from mixtune.errors import StoreError
-from mixtune.leakage.overlap import RUN, Notion, Overlaps, Part
 from mixtune.planning.corpus import EVALUATED, Corpus
 from mixtune.records import Example, Split
-from mixtune.spec import Study
-from mixtune.store import Store
-from mixtune.tasks.registry import own_texts
+from mixtune.store.folder import Store
+from mixtune.study.spec import Study
 
 _TEXT: tuple[Notion, ...] = ("exact", "loose", "words")
 """Matches that spoil an item; to be another question about the same page does not."""

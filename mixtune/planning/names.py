@@ -7,12 +7,12 @@ ids.
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from mixtune.datasets.registry import Registry
 from mixtune.errors import SpecError, did_you_mean
 from mixtune.records import Form
-from mixtune.spec import Study
-from mixtune.study_file import parse_study
-from mixtune.tasks.base import Task
-from mixtune.tasks.registry import Registry
+from mixtune.study.reading import parse_study
+from mixtune.study.spec import Study
+from mixtune.tasks.task import Task
 
 SystemKind = Literal["trained", "merged", "base", "majority", "api", "adapter", "model"]
 """merged: a sum of trained adapters. api: behind an endpoint. The last two were made elsewhere and

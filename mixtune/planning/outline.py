@@ -17,17 +17,17 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field
 
+from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, MixtuneError, SpecError
-from mixtune.fields import Frozen
-from mixtune.mixing import portions
 from mixtune.models.catalog import BaseModelFiles, catalogue, locate
 from mixtune.models.memory import shape_of
 from mixtune.planning.cells import Cell, cells
 from mixtune.planning.corpus import answered
+from mixtune.planning.mixing import portions
 from mixtune.planning.names import canonical
 from mixtune.records import Example
-from mixtune.spec import Study
-from mixtune.tasks.registry import Registry
+from mixtune.study.fields import Frozen
+from mixtune.study.spec import Study
 from mixtune.tokens import Tokens
 
 SAMPLE = 100

@@ -14,27 +14,31 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Literal
 
+from mixtune.api.entries import ApiSystem
+from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError
 from mixtune.identity import digest, make_id
-from mixtune.mixing import Mixture, mix, portions
-from mixtune.models.api_entries import ApiSystem
 from mixtune.models.catalog import BaseModelFiles
-from mixtune.planning.cells import Cell, budget_parts, cells
-from mixtune.planning.claimed import claimed_cells
-from mixtune.planning.corpus import Corpus, answered, data_rows, gold_answers, load_corpus
-from mixtune.planning.flaws import leaking_packs, lower_labels
+from mixtune.planning.api import Remote
+from mixtune.planning.cells import Cell, budget_parts, cells, claimed_cells
+from mixtune.planning.corpus import (
+    Corpus,
+    answered,
+    data_rows,
+    gold_answers,
+    leaking_packs,
+    load_corpus,
+    lower_labels,
+)
 from mixtune.planning.leaks import Leaks
-from mixtune.planning.lengths import longest_answer
-from mixtune.planning.merged import merged_runs
-from mixtune.planning.mixes import mix_rows, size_of
+from mixtune.planning.mixing import Mixture, mix, mix_rows, portions, size_of
 from mixtune.planning.names import SystemKind, answerable, canonical
-from mixtune.planning.remote import Remote
 from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
-from mixtune.planning.sizes import RowSize, Sizes
+from mixtune.planning.sizes import RowSize, Sizes, longest_answer
+from mixtune.planning.systems import merged_runs
 from mixtune.records import Example, Form, Query, Selection, Split
-from mixtune.spec import Course, Study
-from mixtune.tasks.base import Task, fingerprint
-from mixtune.tasks.registry import Registry
+from mixtune.study.spec import Course, Study
+from mixtune.tasks.task import Task, fingerprint
 from mixtune.tokens import Row, Tokens, encode_rows
 
 LIMITS = {"max_length", "over_long", "gradient_checkpointing"}

@@ -10,19 +10,19 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError, did_you_mean
 from mixtune.identity import make_id
 from mixtune.models.files import BaseModelFiles
 from mixtune.planning.corpus import general_split, probe_split
-from mixtune.planning.facts import content_of
 from mixtune.planning.names import answerable
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import AnswerPlan, RunPlan, plan_row
+from mixtune.planning.summary import content_of
 from mixtune.records import Split
-from mixtune.spec import Study
-from mixtune.store import PlanRow, Store
-from mixtune.study_file import dump_study, parse_study
-from mixtune.tasks.registry import Registry
+from mixtune.store.folder import PlanRow, Store
+from mixtune.study.reading import dump_study, parse_study
+from mixtune.study.spec import Study
 
 KIND = "probe"
 """Kind of the units: they are in no table of results, and `mixtune run` leaves them alone."""

@@ -6,12 +6,12 @@ Knows: names and folders of systems. Does not know: how ids, mixes and token cou
 from dataclasses import dataclass
 from typing import Literal
 
-from mixtune.design import title
 from mixtune.models.catalog import BaseModelFiles
 from mixtune.planning.names import SystemKind
 from mixtune.records import Form, MixRow, Split
-from mixtune.spec import Course, Study
-from mixtune.store import PlanRow, slug
+from mixtune.store.folder import PlanRow, slug
+from mixtune.study.design import title
+from mixtune.study.spec import Course, Study
 
 
 @dataclass(frozen=True, slots=True)

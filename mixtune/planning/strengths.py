@@ -7,19 +7,19 @@ strength is best.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from mixtune.datasets.registry import Registry
 from mixtune.errors import SpecError, did_you_mean
 from mixtune.identity import make_id
 from mixtune.models.files import BaseModelFiles
-from mixtune.planning.facts import content_of
 from mixtune.planning.names import answerable
 from mixtune.planning.plan import Planner
 from mixtune.planning.probes import Asked
 from mixtune.planning.runs import RunPlan, plan_row
+from mixtune.planning.summary import content_of
 from mixtune.records import Split
-from mixtune.spec import Study
-from mixtune.store import PlanRow, Store
-from mixtune.study_file import dump_study
-from mixtune.tasks.registry import Registry
+from mixtune.store.folder import PlanRow, Store
+from mixtune.study.reading import dump_study
+from mixtune.study.spec import Study
 
 KIND = "strength"
 GRID = (0.25, 0.5, 0.75, 1.0, 1.25)

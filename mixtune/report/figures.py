@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mixtune.analysis.effects import TO_BASE, TO_SINGLE
-from mixtune.analysis.results import BASE, MAJORITY
-from mixtune.metrics import METRICS
+from mixtune.analysis.measures import BASE, MAJORITY
 from mixtune.records import LENIENT, Estimate, MixRow, Result
 from mixtune.report.inputs import ReportInput
+from mixtune.tasks.metrics import METRICS
 
 
 @dataclass(frozen=True, slots=True)

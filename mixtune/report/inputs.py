@@ -6,9 +6,9 @@ Knows: the parts of a page. Does not know: how they were computed or how they ar
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mixtune.analysis.published import Published
+from mixtune.analysis.readings import Published
 from mixtune.records import Claim, Estimate, Judged, MixRow, Question, Result, TrainStep
-from mixtune.spec import Study
+from mixtune.study.spec import Study
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,13 @@
 
 Knows: the template, which parts a page of at most a megabyte has. Does not know: how estimates were
 made, stores, how a figure is drawn.
+
+A figure and its numbers as files to keep: standalone SVG, links that hold a file's content.
+
+Knows: data: links, the figures' stylesheet. Does not know: what a figure shows.
 """
 
+import re
 from base64 import b64encode
 from bisect import bisect_left
 from collections import ChainMap
@@ -11,20 +16,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from hashlib import sha256
+from importlib import resources
 from statistics import fmean
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from mixtune.analysis.resample import FEW_VARY, MIN_CLUSTERS
-from mixtune.metrics import METRICS
+from mixtune.analysis.intervals import FEW_VARY, MIN_CLUSTERS
 from mixtune.records import LENIENT, Result
-from mixtune.report import draw, draw_claims, evidence, figures, plots, wording
+from mixtune.report import draw, draw_claims, figures, plots, wording
+from mixtune.report import plots as evidence
 from mixtune.report.figures import Cell
 from mixtune.report.inputs import ReportInput
-from mixtune.report.links import data_link, file, standalone, svg_link
-from mixtune.report.tables import csv_files, csv_of
+from mixtune.report.text import csv_files, csv_of
+from mixtune.tasks.metrics import METRICS
 
 LARGEST = 1_000_000
 """Bytes of a page."""
@@ -317,3 +324,43 @@ def named(name: str) -> Markup:
     if len(name) <= wording.LONGEST_NAME:
         return shown
     return Markup('<span title="{}">{}</span>').format(wording.plain(name, 300), shown)
+
+
+NAMESPACE = "http://www.w3.org/2000/svg"
+_SAFE = " !$()*+,-./:;=?@[]_{|}~'"
+
+
+def standalone(svg: str) -> str:
+    """An SVG of the page as a file of its own: in light colours, on white, its style inside.
+
+    Colours are written out, because drawing programs do not know variables of stylesheets.
+    """
+    head, rest = svg.split(">", 1)
+    head = re.sub(r' style="[^"]*"', "", head).replace("<svg", f'<svg xmlns="{NAMESPACE}"', 1)
+    background = '<rect width="100%" height="100%" fill="#fff"/>'
+    return f"{head}>\n<style>\n{_light()}</style>\n{background}{rest}\n"
+
+
+def data_link(text: str, kind: str) -> str:
+    """A data: link that holds a text; safe inside double quotes of an attribute."""
+    return f"data:{kind};charset=utf-8,{quote(text, safe=_SAFE)}"
+
+
+def svg_link(svg: str) -> str:
+    """A data: link that holds a standalone SVG."""
+    # Every quote inside a text is an entity already, so these are the attributes' own.
+    return data_link(standalone(svg).replace('"', "'"), "image/svg+xml")
+
+
+def file(name: str) -> str:
+    """One of the page's own parts."""
+    return resources.files("mixtune.report.templates").joinpath(name).read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=1)
+def _light() -> str:
+    """The figures' rules with every colour written out as in light mode."""
+    css = re.sub(r"light-dark\((#\w+), #\w+\)", r"\1", file("figure.css"))
+    colours = dict(re.findall(r"(--[\w-]+): (#\w+)", css))
+    rules = css[css.index("}") + 1 :].strip() + "\n"
+    return re.sub(r"var\((--[\w-]+)\)", lambda found: colours[found[1]], rules)

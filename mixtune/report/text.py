@@ -1,21 +1,38 @@
 """The page's numbers as text: JSON with every row, Markdown with what a reader looks for first.
 
 Knows: the page's input, its tables. Does not know: HTML, figures, how a number was computed.
+
+The numbers of every figure and table as CSV text.
+
+Knows: which rows go into which file. Does not know: HTML, how a number was computed.
 """
 
+import csv
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from operator import attrgetter
 from typing import Any
 
 from pydantic import BaseModel
 
 from mixtune.analysis.effects import TO_SINGLE
-from mixtune.records import Estimate
+from mixtune.records import Claim, Estimate, Judged, MixRow, Result
 from mixtune.report import wording
-from mixtune.report.evidence import JUDGED, judged, verdicts
-from mixtune.report.figures import Cell, answers, cells, floors, main_metrics
-from mixtune.report.inputs import ReportInput
+from mixtune.report.figures import (
+    Cell,
+    CurvePoint,
+    Floor,
+    answers,
+    cells,
+    counts,
+    curves,
+    floors,
+    main_metrics,
+)
+from mixtune.report.inputs import LengthRow, ReportInput, RunRow
+from mixtune.report.plots import JUDGED, Clean, Portion, clean, judged, portions, verdicts
 
 
 def as_json(page: ReportInput) -> str:
@@ -174,3 +191,45 @@ def _cell(value: object) -> str:
         text = text.replace(sign, f"\\{sign}")
     text = text.replace("](", "]\\(")
     return " ".join(text.split())
+
+
+def csv_files(page: ReportInput) -> dict[str, str]:
+    """Each figure's numbers as CSV text by file name: matrix, floors, curves and others."""
+    value = attrgetter(*_names(MixRow))
+    mixes = [
+        (c.run, c.cocktail, "" if c.seed is None else c.seed, *value(c.mix)) for c in counts(page)
+    ]
+    tables = {
+        "matrix": csv_of(Cell, cells(page)),
+        "floors": csv_of(Floor, floors(page)),
+        "curves": csv_of(CurvePoint, curves(page)),
+        "counts": _csv(["run", "cocktail", "seed", *_names(MixRow)], mixes),
+        "shares": csv_of(Portion, portions(page)),
+        "lengths": csv_of(LengthRow, page.lengths),
+        "runs": csv_of(RunRow, page.runs),
+        "claims": csv_of(Claim, page.claims),
+        "estimates": csv_of(Estimate, page.estimates),
+        "clean": csv_of(Clean, clean(page)),
+        "judged": csv_of(Judged, page.judged),
+        "results": csv_of(Result, (row for row in page.results if row.split == page.split)),
+    }
+    return {f"{name}.csv": text for name, text in tables.items()}
+
+
+def csv_of(row_type: type, rows: Iterable[object]) -> str:
+    """Rows of one type as CSV text, a column per field."""
+    names = _names(row_type)
+    return _csv(names, map(attrgetter(*names), rows))
+
+
+def _names(row_type: type) -> list[str]:
+    return [field.name for field in fields(row_type)]
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Floats in their shortest exact form, None as an empty field."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()

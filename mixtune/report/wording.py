@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mixtune.report.figures import Answer, Cell
-from mixtune.spec import Budget, Flaws, Study, TrainSpec
+from mixtune.study.spec import Budget, Flaws, Study, TrainSpec
 
 LONGEST_NAME = 80
 """Characters of a name that are shown; a longer one is cut, with its start as a tooltip."""

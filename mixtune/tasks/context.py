@@ -20,8 +20,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mixtune.errors import DataError
-from mixtune.fields import Frozen
-from mixtune.tasks.places import Text
+from mixtune.study.fields import Frozen
+from mixtune.tasks.source_spec import Text
 
 Policy = Literal["error", "drop", "evidence-first", "truncate-middle"]
 

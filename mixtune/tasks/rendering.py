@@ -1,21 +1,70 @@
-"""One record → examples: the fields it needs, its turns and answers, its group.
+"""What a record says by itself, and how such a text names a group.
+
+Knows: texts, values of fields. Does not know: task files, which fields a prompt reads.
+
+One record → examples: the fields it needs, its turns and answers, its group.
 
 Knows: templates' values, labels, groups, parts of a record. Does not know: keys of task files and
 what they may say (base.py), which records a task leaves out (base.py), files.
 """
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mixtune.errors import DataError, did_you_mean, shorten
+from mixtune.identity import digest
 from mixtune.records import Example, Message, Split
-from mixtune.tasks.dialogue import Dialogue, Record, blank, read_dialogue
-from mixtune.tasks.own_text import grouped, loose_text, own_text
+from mixtune.tasks.conversations import Dialogue, Record, blank, read_dialogue
 from mixtune.tasks.templates import render, variables
 
 if TYPE_CHECKING:
-    from mixtune.tasks.base import Task
+    from mixtune.tasks.task import Task
+
+
+def own_text(
+    template: str | None, record: Mapping[str, object], told: Iterable[object], where: str
+) -> str:
+    """What splits are compared by: the template's text, else all that the record tells.
+
+    Raises:
+        DataError: the template fails.
+    """
+    if template is not None:
+        return render(template, record, f"{where}: own_text")
+    return "\n".join(map(_said, told))
+
+
+def _said(value: object) -> str:
+    """The words of a field: those of a list or mapping one after another, without its signs."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return " ".join(filter(None, map(_said, value)))
+    return "" if value is None else str(value)
+
+
+def loose_text(text: str) -> str:
+    """Lower case, without links, letters and digits only: what a group is compared by.
+
+    Text that has no letters or digits left keeps its own characters, so that two such texts are
+    one group only when they are equal.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    words = re.findall(r"[^\W_]+", re.sub(r"(?:https?://|www\.)\S+", " ", folded))
+    return " ".join(words) or " ".join(folded.split())
+
+
+def grouped(text: str) -> str:
+    """The group that a text is; long ones are cut, with a digest of the whole.
+
+    The group is stored with every score.
+    """
+    loose = loose_text(text)
+    return loose if len(loose) <= 200 else f"{loose[:160]} #{digest(loose)}"
+
 
 Values = dict[str, Any]
 

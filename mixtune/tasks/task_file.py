@@ -12,9 +12,9 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from mixtune.errors import DataError, did_you_mean, shorten
-from mixtune.strict_yaml import Origin, read_documents
-from mixtune.tasks.base import Task
-from mixtune.tasks.places import FILE_KEYS, FileSource, Source
+from mixtune.study.yaml import Origin, read_documents
+from mixtune.tasks.source_spec import FILE_KEYS, FileSource, Source
+from mixtune.tasks.task import Task
 
 
 def parse_task(text: str, where: str, folder: Path | None = None) -> Task:

@@ -14,8 +14,9 @@ from finished_kit import STUDY, environment, python
 from study_kit import TASK, write_data
 
 from mixtune import cli
-from mixtune.execution import placement, start
-from mixtune.store import Store
+from mixtune.execution import placement
+from mixtune.execution import run_study as start
+from mixtune.store.folder import Store
 
 
 @pytest.fixture(scope="session")

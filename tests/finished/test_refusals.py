@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from finished_kit import ADAPTER, LARGE, MORE, only, python, states
 
-from mixtune import cli, durable
-from mixtune.store import Store
+from mixtune import cli
+from mixtune.store import files as durable
+from mixtune.store.folder import Store
 
 WRITTEN = [
     "changes.jsonl",
@@ -108,12 +109,12 @@ def test_a_state_that_is_full_or_held_by_another(place, mixtune, kept, monkeypat
         code, _, err = mixtune("run", "study.yaml", "seeds=[1,2,3,4,5,6,7,8,9]")
         assert (code, "database or disk is full" in err) == (2, True)
     kept()
-    monkeypatch.setattr("mixtune.states.PATIENCE", 0.05)
+    monkeypatch.setattr("mixtune.store.states.PATIENCE", 0.05)
     other = sqlite3.connect(place / "runs/weather/state.sqlite", check_same_thread=False)
     other.execute("BEGIN EXCLUSIVE")
     code, _, err = mixtune("status", "study.yaml")
     assert (code, "database is locked" in err, "state.sqlite" in err) == (2, True, True)
-    monkeypatch.setattr("mixtune.states.PATIENCE", 30)
+    monkeypatch.setattr("mixtune.store.states.PATIENCE", 30)
     threading.Timer(0.4, other.rollback).start()
     assert mixtune("status", "study.yaml")[0] == 0
     other.close()
@@ -125,11 +126,11 @@ def test_a_run_without_memory_fails_and_is_tried_again(mixtune, kept, monkeypatc
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("mixtune.execution.training.job_of", full)
+        patch.setattr("mixtune.execution.bank_training.job_of", full)
         code, _, err = mixtune("run", "study.yaml", MORE)
         assert (code, "FAILED, MemoryError" in err) == (1, True)
     with monkeypatch.context() as patch:
-        patch.setattr("mixtune.execution.start.begin", full)
+        patch.setattr("mixtune.execution.run_study.begin", full)
         code, _, err = mixtune("run", "study.yaml", MORE)
         assert (code, "out of memory" in err, "--workers 1" in err) == (1, True, True)
     kept(more=True)
@@ -141,7 +142,7 @@ def test_a_fault_of_our_own_keeps_its_traceback_and_says_what_is_kept(mixtune, k
         raise KeyError("nowhere")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mixtune.reporting.render", wrong)
+        patch.setattr("mixtune.report.gather.render", wrong)
         patch.setattr(sys, "argv", ["mixtune", "report", "study.yaml"])
         with pytest.raises(KeyError) as error:
             cli.main()

@@ -54,7 +54,7 @@ def stopped_at(place, function, *arguments, **more):
 
 
 def test_a_second_run_is_told_who_is_at_work_and_harms_nothing(place, mixtune, kept):
-    with stopped_at(place, "mixtune.execution.training.job_of", MORE) as first:
+    with stopped_at(place, "mixtune.execution.bank_training.job_of", MORE) as first:
         code, _, err = mixtune("run", "study.yaml", MORE)
         assert code == 2
         assert f"found:  process {first.pid}, since 20" in err
@@ -72,11 +72,11 @@ def test_a_second_run_is_told_who_is_at_work_and_harms_nothing(place, mixtune, k
 
 STOPS = [
     ("mixtune.planning.plan.load_corpus", signal.SIGINT, True),
-    ("mixtune.execution.training.job_of", signal.SIGINT, True),
-    ("mixtune.execution.desk.predict", signal.SIGTERM, True),
-    ("mixtune.execution.training.job_of", signal.SIGHUP, True),
-    ("mixtune.derive.score", signal.SIGHUP, False),
-    ("mixtune.reporting.render", signal.SIGINT, False),
+    ("mixtune.execution.bank_training.job_of", signal.SIGINT, True),
+    ("mixtune.execution.units.predict", signal.SIGTERM, True),
+    ("mixtune.execution.bank_training.job_of", signal.SIGHUP, True),
+    ("mixtune.results.study_results.score", signal.SIGHUP, False),
+    ("mixtune.report.gather.render", signal.SIGINT, False),
 ]
 
 
@@ -105,7 +105,7 @@ def test_stopped_anywhere_it_says_how_to_go_on_and_ends_the_same(
 def test_a_second_ctrl_c_ends_at_once_and_consistently(place, finished, mixtune):
     runs = place / "runs" / "weather"
     shutil.rmtree(runs)
-    with stopped_at(place, "mixtune.execution.training.job_of", STUBBORN="1") as process:
+    with stopped_at(place, "mixtune.execution.bank_training.job_of", STUBBORN="1") as process:
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.5)
         assert process.poll() is None, "the worker was to be asked first"
@@ -118,7 +118,7 @@ def test_a_second_ctrl_c_ends_at_once_and_consistently(place, finished, mixtune)
 
 
 def test_a_worker_that_somebody_ended_is_an_error(place, mixtune, kept):
-    with stopped_at(place, "mixtune.execution.training.job_of", MORE) as process:
+    with stopped_at(place, "mixtune.execution.bank_training.job_of", MORE) as process:
         (worker,) = workers_of(process)
         os.kill(worker, signal.SIGTERM)
         _, err = process.communicate(timeout=30)

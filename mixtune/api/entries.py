@@ -1,0 +1,212 @@
+"""Entries of a study → models behind APIs, with everything that a request depends on.
+
+Knows: presets, which endpoint a key belongs to, ids. Does not know: messages, HTTP, money spent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from mixtune.errors import ModelError, SpecError, did_you_mean
+from mixtune.identity import make_id
+from mixtune.study.api_spec import ApiEntry
+from mixtune.study.fields import Frozen
+
+OPENAI = "https://api.openai.com/v1"
+OPENAI_KEY = "OPENAI_API_KEY"
+OWN_PRICE = "stated in the study"
+PICO = 10**12
+"""Money is counted in whole millionths of a millionth of a dollar: no sum of floats drifts."""
+
+
+class Preset(Frozen):
+    """What is known of a model behind an API."""
+
+    model: str
+    base_url: str | None = None
+    key_env: str | None = None
+    price_in: float
+    price_out: float
+    price_source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What tokens cost, in picodollars for each; `source`: who says so."""
+
+    token_in: int
+    token_out: int
+    source: str
+
+    @classmethod
+    def per_million(cls, price_in: float, price_out: float, source: str) -> "Price":
+        """From US dollars per million tokens."""
+        return cls(round(price_in * PICO / 10**6), round(price_out * PICO / 10**6), source)
+
+    def of(self, tokens_in: int, tokens_out: int) -> int:
+        """Picodollars of so many tokens."""
+        return self.token_in * tokens_in + self.token_out * tokens_out
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSystem:
+    """A model behind an endpoint, resolved. `price` is None where nobody has stated one.
+
+    `key_env`: the variable that holds its key, None where none is sent. `max_new_tokens`: None
+    where it follows from the task.
+    """
+
+    name: str
+    model: str
+    base_url: str
+    key_env: str | None
+    price: Price | None
+    shots: int = 0
+    seed: int = 1
+    variants: tuple[str, ...] = ("",)
+    max_new_tokens: int | None = None
+    reasoning_effort: str | None = None
+    structured: bool = True
+
+    @property
+    def host(self) -> str:
+        """Host of the endpoint, with its port where it has one of its own."""
+        return urlsplit(self.base_url).netloc
+
+    @property
+    def origin(self) -> str:
+        """Where its answers come from, for tables."""
+        return f"API {self.model} at {self.host}"
+
+    @property
+    def id(self) -> str:
+        """Of the system: endpoint, model, decoding, what is shown before a question."""
+        parts: dict[str, Any] = {"host": self.host, "model": self.model, "seed": self.seed}
+        if self.shots:
+            parts["shots"] = self.shots
+        if self.variants != ("",):
+            parts["variants"] = list(self.variants)
+        if self.reasoning_effort is not None:
+            parts["reasoning_effort"] = self.reasoning_effort
+        return make_id("api", parts)
+
+    def decoding(self, max_new_tokens: int) -> dict[str, Any]:
+        """The part of a request that says how an answer is made."""
+        if self.reasoning_effort is not None:
+            return {
+                "max_completion_tokens": max_new_tokens,
+                "reasoning_effort": self.reasoning_effort,
+                "seed": self.seed,
+            }
+        return {"max_tokens": max_new_tokens, "temperature": 0, "seed": self.seed}
+
+
+@lru_cache(maxsize=1)
+def presets() -> dict[str, Preset]:
+    """Every preset by name.
+
+    Raises:
+        ModelError: the installed file cannot be used.
+    """
+    path = Path(__file__).parent / "presets.yaml"
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return TypeAdapter(dict[str, Preset]).validate_python(raw)
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise ModelError(
+            f"the presets of API models cannot be used: {error}",
+            where="mixtune/api/presets.yaml",
+            remedy="install mixtune again",
+        ) from error
+
+
+def resolve(entries: Sequence[ApiEntry]) -> list[ApiSystem]:
+    """Every entry with what its preset and the defaults say.
+
+    Raises:
+        SpecError: no such preset, an endpoint that is none, or two entries that are one system.
+    """
+    found = [_resolved(entry) for entry in entries]
+    by_id: dict[str, str] = {}
+    for system in found:
+        other = by_id.setdefault(system.id, system.name)
+        if other != system.name:
+            raise SpecError(
+                f"api_models: {other} and {system.name} are the same system",
+                wanted="another model, endpoint, number of shots or instruction",
+                remedy="keep one of them",
+            )
+    return found
+
+
+def _resolved(entry: ApiEntry) -> ApiSystem:
+    preset = _preset(entry)
+    base_url = _endpoint(entry.name, entry.base_url or (preset and preset.base_url) or OPENAI)
+    own_key = OPENAI_KEY if base_url == OPENAI else None
+    model = entry.model or (preset.model if preset else "")
+    return ApiSystem(
+        name=entry.name,
+        model=model,
+        base_url=base_url,
+        key_env=entry.key_env or (preset and preset.key_env) or own_key,
+        price=_price(entry, preset),
+        shots=entry.shots,
+        seed=entry.seed,
+        variants=entry.variants or ("",),
+        max_new_tokens=entry.max_new_tokens,
+        reasoning_effort=entry.reasoning_effort,
+        structured=entry.structured is not False,
+    )
+
+
+def _preset(entry: ApiEntry) -> Preset | None:
+    if entry.preset is None:
+        return None
+    if entry.preset not in presets():
+        raise SpecError(
+            f"api_models: no preset is called {entry.preset!r}",
+            wanted=did_you_mean(entry.preset, presets()),
+            remedy="or give {name, model, base_url} of any OpenAI-compatible endpoint",
+        )
+    return presets()[entry.preset]
+
+
+def _price(entry: ApiEntry, preset: Preset | None) -> Price | None:
+    if entry.price_in is not None and entry.price_out is not None:
+        return Price.per_million(entry.price_in, entry.price_out, OWN_PRICE)
+    # A preset's price is that of its own model at its own endpoint.
+    if preset is None or entry.model or entry.base_url:
+        return None
+    return Price.per_million(preset.price_in, preset.price_out, preset.price_source)
+
+
+def _endpoint(name: str, url: str) -> str:
+    """The URL without a slash at its end; refused where it could hold a secret."""
+    where = f"api_models: {name}: base_url"
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname)
+        known = known and (parts.port is None or parts.port > 0)
+    except ValueError:
+        known = False
+    if not known:
+        raise SpecError(
+            "not an endpoint",
+            where=where,
+            found=url.rpartition("@")[2],
+            wanted="http(s)://host[:port]/path, such as http://127.0.0.1:8000/v1",
+        )
+    if parts.username is not None or parts.query or parts.fragment:
+        raise SpecError(
+            "an endpoint has no user, password, query or fragment",
+            where=where,
+            found=f"{parts.scheme}://{parts.hostname}/…",
+            remedy="put the key into a variable and name it with key_env",
+        )
+    return url.rstrip("/")

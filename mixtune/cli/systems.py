@@ -1,0 +1,407 @@
+"""The verb on what a study's systems kept of their base: probe.
+
+The verb that chooses how strongly adapters answer: strength.
+
+The verb on free answers: judge.
+
+Verbs on adapters as files: merge.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixtune.analysis.measures import BASE
+from mixtune.analysis.readings import KL, PER_TOKEN, QUANTITY
+from mixtune.cli import complete
+from mixtune.cli import show as terminal
+from mixtune.cli.app import (
+    RUNS,
+    DataDir,
+    DryRun,
+    Json,
+    Limit,
+    Overrides,
+    RunsDir,
+    SplitName,
+    StudyFile,
+    app,
+    derived_of,
+    heavy,
+    look_at,
+    study_of,
+)
+from mixtune.cli.tables import show_estimates
+from mixtune.datasets.registry import Registry
+from mixtune.errors import UserError
+from mixtune.evaluation.judge import RUBRIC, Cache, Rubric, agreement, read_labels
+from mixtune.models.base import Model
+from mixtune.models.catalog import locate
+from mixtune.models.files import BaseModelFiles, cache_dir
+from mixtune.planning.probes import plan_probes
+from mixtune.planning.runs import RunPlan
+from mixtune.planning.strengths import GRID
+from mixtune.planning.summary import content_of
+from mixtune.records import Estimate
+from mixtune.report.plots import JUDGED, verdicts
+from mixtune.results.judgements import Judging, Outcome
+from mixtune.results.retention import RETENTION, SCORE, Retention, Strengths
+from mixtune.results.study_results import Derived
+from mixtune.store.files import write_whole
+from mixtune.store.folder import Store
+from mixtune.study.reading import dump_study
+from mixtune.study.spec import Study
+
+
+@app.command(rich_help_panel="Run")
+def probe(  # noqa: PLR0913 - a verb's options
+    study_file: StudyFile,
+    overrides: Overrides = None,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this cocktail or adapter, beside the base. Repeatable."),
+    ] = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Say what the trained adapters kept of their base, on the study's probes.
+
+    Scores on `probes` minus the base's; divergence from the base and log-likelihood of the gold
+    answers and of the `general` text. Exit 3 where a system falls below the study's `gate`.
+    Next: mixtune report.
+    """
+    study = study_of(study_file, overrides, limit)
+    if dry_run:
+        _preview(study, data_dir, runs_dir, system or ())
+        return
+    with terminal.progress(terminal.console(stderr=True)) as events:
+        failed = _probe()(study, (data_dir, runs_dir), system or (), events)
+    derived = derived_of(study, runs_dir, data_dir)
+    found = Retention(derived, study)
+    with derived.store.lock():
+        derived.score()
+        found.score()
+        rows = found.estimates()
+    below = found.below(rows)
+    if as_json:
+        gate = {**study.gate.model_dump(mode="json"), "below": below}
+        print(json.dumps({"estimates": [asdict(row) for row in rows], "gate": gate}, indent=1))
+    else:
+        _show(study, rows)
+    if found.unfinished:
+        terminal.complain(f"{found.unfinished} systems are not probed to their end and left out")
+    if failed:
+        raise typer.Exit(1)
+    for text in below:
+        terminal.complain(f"gate not met: {text}")
+    if below:
+        raise typer.Exit(3)
+
+
+def _preview(study: Study, data_dir: Path | None, runs_dir: Path, only: Sequence[str]) -> None:
+    """Units that are not done; refused where the probing would be."""
+    files = locate(study.model, download=False)
+    if not isinstance(files, BaseModelFiles):
+        raise UserError(
+            "the base model is not prepared", found=study.model, remedy="mixtune models --prepare"
+        )
+    store = Store(runs_dir / study.name)
+    found = plan_probes(study, store, Registry.of(study, data_dir), files, only)
+    content = {"content": content_of(found.planner)}
+    store.preview(found.rows, dump_study(found.planner.study), content)
+    asked = [answer.id for run in found.runs for answer in run.answers]
+    todo = len(store.undone(asked))
+    print(f"{len(found.runs)} systems, {todo} of {len(asked)} sets of answers and readings to do")
+
+
+def _probe() -> Callable[..., list[RunPlan]]:
+    """What answers and reads; torch is loaded here."""
+    found: Callable[..., list[RunPlan]] = heavy("execution.extra_systems", "probing").probe
+    return found
+
+
+def _show(study: Study, rows: Sequence[Estimate]) -> None:
+    """What was kept, probe by probe; then how gold answers are read."""
+    out = terminal.console()
+    base = {row.target: row for row in rows if row.quantity == SCORE and row.subject == BASE}
+    kept = [
+        (*_names(row), row.metric, f"{base[row.target].value:.3f}", *_numbers(row))
+        for row in rows
+        if row.quantity == RETENTION
+    ]
+    scores = ("probe", "system", "seeds", "metric", "base", "minus base", "95 %", "items")
+    if kept:
+        out.print(terminal.table(f"{study.name}: scores on probes", scores, kept))
+    read = [row for row in rows if row.quantity == QUANTITY and row.reference]
+    apart = {(row.target, row.subject): f"{row.value:.4f}" for row in read if row.metric == KL}
+    gained = [
+        (*_names(row), apart[row.target, row.subject], *_numbers(row))
+        for row in read
+        if row.metric == PER_TOKEN
+    ]
+    columns = ("gold answers", "system", "seeds", "KL to base", "minus base", "95 %", "items")
+    title = f"{study.name}: divergence and log-likelihood, nats per token"
+    out.print(terminal.table(title, columns, gained))
+
+
+def _names(row: Estimate) -> tuple[str, str, int]:
+    return row.target, row.subject, row.seeds
+
+
+def _numbers(row: Estimate) -> tuple[str, str, int]:
+    """A difference, its interval, how many items."""
+    few = row.low is None or row.high is None
+    ends = "too few" if few else f"{row.low:+.3f}, {row.high:+.3f}"
+    return f"{row.value:+.3f}", ends, row.n
+
+
+LARGEST = 8.0
+"""Strength beyond which a typing error is more likely than a wish."""
+
+
+@app.command(rich_help_panel="Adapters")
+def strength(  # noqa: PLR0913 - a verb's options
+    study_file: StudyFile,
+    system: Annotated[
+        list[str], typer.Option(help="A cocktail to choose the strength of. Repeatable.")
+    ],
+    overrides: Overrides = None,
+    strengths: Annotated[
+        str, typer.Option(help="Strengths to try, the same for every cocktail; 1 is as trained.")
+    ] = ",".join(map(str, GRID)),
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+    split: SplitName = "validation",
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Choose on validation how strongly adapters answer; with --split test, say what it gains.
+
+    The choice is kept in the study's folder, in strength.json. On test only what was chosen is
+    answered, and held against the adapters as they were trained. Next: mixtune merge.
+    """
+    study = study_of(study_file, overrides, limit)
+    derived = derived_of(study, runs_dir, data_dir)
+    names = ["+".join(sorted(name.split("+"))) for name in dict.fromkeys(system)]
+    look_at(split, derived.store, "strength")
+    if split == "test":
+        _test(study, names, (data_dir, runs_dir), as_json)
+        return
+    grid = _grid(strengths)
+    wanted = {name: [s for s in grid if s != 1] for name in names}
+    failed, found = _answered(study, (data_dir, runs_dir), wanted, "validation")
+    if failed:
+        raise typer.Exit(1)
+    rows = found.choose(names, grid)
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+        return
+    cells = [
+        (row.cocktail, f"{row.strength:g}", f"{row.value:.3f}", row.seeds, "←" * row.chosen)
+        for row in rows
+    ]
+    columns = ("cocktail", "strength", "mean of main metrics", "seeds", "chosen")
+    terminal.console().print(terminal.table(f"{study.name}, validation", columns, cells))
+
+
+def _test(
+    study: Study, names: Sequence[str], folders: tuple[Path | None, Path], as_json: bool
+) -> None:
+    """What the chosen strengths gain on test."""
+    kept = Strengths(derived_of(study, folders[1], folders[0])).chosen()
+    unknown = [name for name in names if name not in kept]
+    if unknown:
+        raise UserError(
+            "no strength was chosen yet",
+            found=", ".join(unknown),
+            remedy="the same command without --split test chooses it on validation",
+        )
+    chosen = {name: float(kept[name]["strength"]) for name in names}
+    wanted = {name: [value] for name, value in chosen.items()}
+    failed, found = _answered(study, folders, wanted, "test")
+    if failed:
+        raise typer.Exit(1)
+    rows = found.gained(chosen, "test")
+    if as_json:
+        print(json.dumps({"chosen": chosen, "gained": [asdict(r) for r in rows]}, indent=1))
+        return
+    said = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+    show_estimates(terminal.console(), rows, f"{study.name}, test; chosen: {said}")
+
+
+def _answered(
+    study: Study,
+    folders: tuple[Path | None, Path],
+    wanted: Mapping[str, Sequence[float]],
+    split: str,
+) -> tuple[list[RunPlan], Strengths]:
+    """Answers at other strengths made and scored."""
+    run: Callable[..., list[RunPlan]] = heavy("execution.extra_systems", "answering").strengths
+    with terminal.progress(terminal.console(stderr=True)) as events:
+        failed = run(study, folders, wanted, split, events)
+    derived: Derived = derived_of(study, folders[1], folders[0])
+    found = Strengths(derived)
+    with derived.store.lock():
+        derived.score()
+        found.score()
+    return failed, found
+
+
+def _grid(text: str) -> list[float]:
+    """The strengths that were typed, 1 always among them."""
+    try:
+        found = sorted({1.0, *(float(part) for part in text.split(","))})
+    except ValueError:
+        found = [math.nan]
+    if not all(0 <= value <= LARGEST for value in found):
+        raise UserError(
+            "--strengths is no list of strengths",
+            found=text,
+            wanted=f"numbers from 0 to {LARGEST:g} with commas between them, such as 0.5,1",
+        )
+    return found
+
+
+@app.command(rich_help_panel="Read")
+def judge(  # noqa: PLR0913 - a verb's options
+    study_file: StudyFile,
+    overrides: Overrides = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The judge: a catalogue name, hub id or folder.",
+            autocompletion=complete.models,
+        ),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Task to judge. Repeatable. Default: all with free answers."),
+    ] = None,
+    rubric: Annotated[
+        str, typer.Option(help="What the judge is asked, with its version.")
+    ] = RUBRIC,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Labels by people as JSON lines: the judge is compared with them."),
+    ] = None,
+    again: Annotated[
+        int,
+        typer.Option(min=0, help="Answers of each system that the judge is asked about twice."),
+    ] = 20,
+    to_label: Annotated[
+        Path | None, typer.Option(help="Write answers for people to label here; judge nothing.")
+    ] = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+    split: SplitName = "validation",
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Judge free answers with a model, in both orders; says whether it is validated.
+
+    A verdict (0 wrong, 1 partly, 2 right) counts where it is the same in both orders.
+    Next: mixtune report.
+    """
+    derived = derived_of(study_of(study_file, overrides, limit), runs_dir, data_dir)
+    look_at(split, derived.store, "judge")
+    found = Judging(derived, "test" if split == "test" else "validation", task or ())
+    if to_label is not None:
+        text = found.to_label(LABELS)
+        write_whole(to_label, lambda path: path.write_text(text, encoding="utf-8"))
+        print(terminal.printable(f"{len(text.splitlines())} answers to label: {to_label}"))
+        return
+    if by is None:
+        raise UserError("no judge is named", wanted="a model", remedy="--by MODEL")
+    people = read_labels(labels) if labels is not None else {}
+    asked = Rubric.load(rubric)
+    judge_model = _judge(by)
+    with derived.store.lock():
+        made = found.judge(judge_model, asked, Cache(cache_dir() / "judge.sqlite"), again)
+        compared = agreement(made.settled, people)
+        kept = found.keep(made.rows, compared.said, _agreed(made))
+    notes = {"validation": compared.said, "self_agreement": _agreed(made)}
+    if as_json:
+        rows = [asdict(row) for row in kept]
+        facts = {"judge": by, "rubric": asked.id, **notes, "agreement": asdict(compared)}
+        print(json.dumps({**facts, "rows": rows}, indent=1))
+        return
+    out = terminal.console()
+    title = f"{derived.study.name}, {split}: judged by {by}, rubric {asked.id}"
+    shown = [verdicts(row, terminal.interval(row.low, row.high)) for row in kept]
+    out.print(terminal.table(title, JUDGED, shown))
+    out.print(f"judge: {compared.said}; {_agreed(made)}", markup=False)
+
+
+LABELS = 120
+"""Answers written for people to label: some more than are needed."""
+
+
+def _agreed(made: Outcome) -> str:
+    if not made.twice:
+        return "no question was put twice"
+    return f"agrees with itself on {made.agreed} of {made.twice} questions put twice"
+
+
+def _judge(name: str) -> Model:
+    """A model on this machine; torch is loaded here."""
+    module = heavy("execution.extra_systems", "judging with a model")
+    found: Callable[[str], Model] = module.local_judge
+    return found(name)
+
+
+@app.command(rich_help_panel="Adapters")
+def merge(
+    adapters: Annotated[
+        list[Path],
+        typer.Argument(metavar="ADAPTER...", help="Folders of plain LoRA adapters of one base."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; not there yet, or empty.")],
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="One number for each adapter, such as 0.5,0.5; 1 is the adapter as it was "
+            "trained. Default: equal parts of 1."
+        ),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Write the exact weighted sum of adapters, or one adapter weaker or stronger, for PEFT.
+
+    The rank of the sum is the sum of the ranks; nothing is approximated. Next: mixtune eval.
+    """
+    parts = _weights(weights, len(adapters))
+    made = heavy("engine.merge", "merging").merge(adapters, parts, out)
+    if as_json:
+        print(json.dumps(asdict(made), indent=1))
+        return
+    rows = [(p["adapter"], p["weight"], p["rank"], p["scale"]) for p in made.parts]
+    show = terminal.console()
+    title = f"{made.folder}: rank {made.rank} on {made.layers} layers, for {made.base}"
+    show.print(terminal.table(title, ("adapter", "weight", "rank", "scale"), rows))
+
+
+def _weights(text: str, count: int) -> list[float]:
+    """The weights that were typed, one for each adapter."""
+    if not text.strip():
+        return [1 / count] * count
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) != count or not all(map(math.isfinite, found)):
+        raise UserError(
+            "--weights does not fit the adapters",
+            found=text,
+            wanted=f"{count} numbers with commas between them, such as "
+            + ",".join([f"{1 / count:.3g}"] * count),
+        )
+    return found

@@ -1,0 +1,342 @@
+"""Datasets that other trainers' files describe, as ingredients: LLaMA-Factory and Axolotl.
+
+An entry that cannot be represented here is listed, and refused with its reason when it is used:
+one strange entry does not make the others unusable.
+
+Knows: dataset_info.json, Axolotl's `datasets:`. Does not know: how rows are read.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mixtune.datasets.rows import Fault, Row, refuse
+from mixtune.datasets.sources import Own
+from mixtune.errors import DataError, did_you_mean, shorten
+from mixtune.records import Split
+from mixtune.study.yaml import read_file
+from mixtune.tasks.conversations import COLUMNS
+from mixtune.tasks.source_spec import ending
+from mixtune.tasks.task_file import make_task
+
+Raw = dict[str, Any]
+
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class _Unsupported(Exception):
+    """Why an entry cannot be used here."""
+
+
+class RefusingReader:
+    """Stands for an entry that cannot be used: it says so when it is asked for rows."""
+
+    carve_test = None
+
+    def __init__(self, where: str, reason: str) -> None:
+        self._where = where
+        self.about = f"cannot be used: {reason}"
+
+    def has(self, split: Split) -> bool:
+        """Raises: see `rows`."""
+        self._refuse()
+
+    def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:
+        """Says why there are none.
+
+        Raises:
+            DataError: always.
+        """
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise DataError(
+            f"this entry {self.about}",
+            where=self._where,
+            remedy="leave it out of the study, or write a task file for it (docs/your-own-task.md)",
+        )
+
+
+def factory_tasks(path: Path) -> list[Own]:
+    """The datasets of LLaMA-Factory's dataset_info.json; file names start from its folder.
+
+    Raises:
+        DataError: not a JSON object of objects, names that become the same.
+    """
+    where = shorten(str(path), 300)
+    try:
+        raw = json.loads(read_file(path, DataError))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not valid JSON: {shorten(str(error), 200)}", where=where) from error
+    if not isinstance(raw, dict) or not all(isinstance(entry, dict) for entry in raw.values()):
+        raise DataError(
+            "not a dataset_info.json of LLaMA-Factory",
+            where=where,
+            found=raw,
+            wanted='{"name": {"file_name": …, "formatting": …}, …}',
+            remedy="to read a file of rows, name it as the source of a task YAML",
+        )
+    return _imported(raw, _factory, path, where)
+
+
+def axolotl_tasks(config: Raw, path: Path) -> list[Own]:
+    """The datasets of an Axolotl configuration; local paths start from its folder.
+
+    Raises:
+        DataError: not a list of mappings with a path.
+    """
+    where = shorten(str(path), 300)
+    entries = config["datasets"]
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and isinstance(e.get("path"), str) for e in entries
+    ):
+        raise DataError(
+            "datasets: not a list of entries with a path", where=where, found=entries,
+            wanted="datasets: [{path: …, type: …}, …]",
+        )  # fmt: skip
+    named: dict[str, Raw] = {}
+    for entry in entries:
+        files = entry.get("data_files")
+        name = files if isinstance(files, str) else entry["path"]
+        if ending(name):
+            name = Path(name).name.removesuffix(ending(name) or "")
+        while name in named:
+            head, _, count = name.rpartition("-")
+            name = f"{head}-{int(count) + 1}" if head and count.isdigit() else f"{name}-2"
+        named[name] = {"train_on_inputs": config.get("train_on_inputs"), **entry}
+    return _imported(named, lambda entry: _axolotl(entry, path.parent), path, where)
+
+
+def _imported(
+    entries: Mapping[str, Raw], read: Callable[[Raw], Raw], path: Path, where: str
+) -> list[Own]:
+    made: list[Own] = []
+    taken: dict[str, str] = {}
+    for name, entry in entries.items():
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64].strip("-") or "dataset"
+        if slug in taken:
+            raise DataError(
+                "two entries get the same name here", where=where,
+                found=f"{taken[slug]} and {name}", wanted=slug, remedy="rename one of them",
+            )  # fmt: skip
+        taken[slug] = name
+        base: Raw = {"name": slug, "title": shorten(name, 80) or slug, "scored": False}
+        place = f"{where}: {shorten(name)}"
+        try:
+            task = make_task({**base, **read(entry)}, place, folder=path.parent)
+            made.append(Own(task, where))
+        except _Unsupported as error:
+            made.append(_refusing(base, place, where, str(error)))
+        except DataError as error:
+            made.append(_refusing(base, place, where, str(error).splitlines()[0]))
+    return made
+
+
+def _refusing(base: Raw, place: str, where: str, reason: str) -> Own:
+    raw = {**base, "format": "messages", "source": {"given": {"what": where}}}
+    return Own(make_task(raw, place), where, RefusingReader(place, reason))
+
+
+def _known(entry: Raw, known: Mapping[str, str | None], what: str) -> None:
+    """Refuse keys that mean something else here, with the reason, and those nobody knows."""
+    for key, value in entry.items():
+        if value is None or value is False or value == [] or value == {}:
+            continue
+        if key not in known:
+            raise _Unsupported(f"{what} {shorten(key)!r} is unknown; {did_you_mean(key, known)}")
+        if known[key] is not None:
+            raise _Unsupported(f"{what} {key!r}: {known[key]}")
+
+
+# ---- LLaMA-Factory ------------------------------------------------------------------------------
+
+_PAIRS = "preferences are not trained on here"
+_MEDIA = "pictures, film and sound are not supported"
+_TOOL = "calls of tools are not supported"
+_FACTORY_KEYS: dict[str, str | None] = dict.fromkeys(
+    ("file_name", "hf_hub_url", "formatting", "columns", "tags", "subset", "split")
+) | {
+    "ranking": _PAIRS,
+    "script_url": "loading scripts are not run",
+    "cloud_file_name": "files in the cloud are not read; copy the file here",
+    "ms_hub_url": "ModelScope is not read; give hf_hub_url or file_name",
+    "om_hub_url": "Modelers is not read; give hf_hub_url or file_name",
+    "folder": "a folder of the repository cannot be chosen",
+    "num_samples": "say how many in the study: ingredients: {NAME: {rows: N}}",
+}
+_FACTORY_COLUMNS: dict[str, str | None] = dict.fromkeys(
+    ("prompt", "query", "response", "history", "messages", "system")
+) | {
+    "tools": _TOOL, "images": _MEDIA, "videos": _MEDIA, "audios": _MEDIA, "chosen": _PAIRS,
+    "rejected": _PAIRS, "kto_tag": _PAIRS,
+}  # fmt: skip
+_FACTORY_TAGS = dict.fromkeys(
+    ("role_tag", "content_tag", "user_tag", "assistant_tag", "system_tag", "observation_tag",
+     "function_tag")
+)  # fmt: skip
+_FACTORY_NAMES = {
+    "alpaca": {
+        "prompt": "instruction", "query": "input", "response": "output", "history": "history",
+        "system": "system",
+    },
+    "sharegpt": {"messages": "messages", "system": "system"},
+}  # fmt: skip
+_FACTORY_USUAL: dict[str, Raw] = {
+    "columns": {
+        "prompt": "instruction", "query": "input", "response": "output",
+        "messages": "conversations",
+    },
+    "tags": {
+        "role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
+        "system_tag": "system",
+    },
+}  # fmt: skip
+_OTHER_PLACES = ("file_name", "script_url", "cloud_file_name", "ms_hub_url", "om_hub_url")
+
+
+def _factory(entry: Raw) -> Raw:
+    """The keys of a task that an entry of dataset_info.json stands for."""
+    if entry.get("hf_hub_url"):
+        entry = {key: value for key, value in entry.items() if key not in _OTHER_PLACES}
+    _known(entry, _FACTORY_KEYS, "key")
+    form = entry.get("formatting", "alpaca")
+    if form not in ("alpaca", "sharegpt"):
+        raise _Unsupported(f"formatting {shorten(form)!r}; alpaca and sharegpt can be")
+    # Its own names hold only where `columns`, or `tags`, is left out altogether.
+    columns = entry.get("columns", _FACTORY_USUAL["columns"])
+    tags = entry.get("tags", _FACTORY_USUAL["tags"])
+    for part, value in (("columns", columns), ("tags", tags)):
+        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+            raise _Unsupported(f"{part} is not an object of names")
+    _known(columns, _FACTORY_COLUMNS, "column")
+    _known(tags, _FACTORY_TAGS, "tag")
+    names = {ours: columns.get(theirs) for theirs, ours in _FACTORY_NAMES[form].items()}
+    raw: Raw = {"format": form, "columns": names, "source": _factory_source(entry)}
+    if form == "alpaca":
+        _need(columns, "columns", "prompt", "response")
+        return raw
+    _need(columns, "columns", "messages")
+    _need(tags, "tags", "role_tag", "content_tag", "user_tag", "assistant_tag")
+    names |= {"role": tags["role_tag"], "content": tags["content_tag"]}
+    roles = [role for role in ("user", "assistant", "system") if f"{role}_tag" in tags]
+    return {**raw, "roles": {tags[f"{role}_tag"]: role for role in roles}}
+
+
+def _need(given: Raw, part: str, *keys: str) -> None:
+    for key in keys:
+        if not given.get(key):
+            raise _Unsupported(f"{part} has no {key!r}, which LLaMA-Factory cannot do without")
+
+
+def _factory_source(entry: Raw) -> Raw | str:
+    subset, split = entry.get("subset"), entry.get("split", "train")
+    if hub := entry.get("hf_hub_url"):
+        return {"hub": _hub(hub, subset, split)}
+    name = entry.get("file_name")
+    if not isinstance(name, str):
+        raise _Unsupported("it names no file_name and no hf_hub_url")
+    if subset or split != "train":
+        raise _Unsupported("subset and split are for datasets on the hub")
+    return name
+
+
+def _hub(path: object, config: object, split: object, revision: object = None) -> Raw:
+    if not isinstance(path, str) or not _HUB.fullmatch(path):
+        raise _Unsupported(f"{shorten(path)} is no dataset on the hub (organisation/name)")
+    return {
+        "path": path,
+        "config": config,
+        "splits": {"train": split},
+        "revision": revision,
+        "unverified": True,
+    }
+
+
+# ---- Axolotl ------------------------------------------------------------------------------------
+
+_AXOLOTL_KEYS: dict[str, str | None] = dict.fromkeys(
+    ("path", "type", "name", "data_files", "ds_type", "split", "revision", "field_messages",
+     "message_property_mappings", "message_field_role", "message_field_content", "roles",
+     "roles_to_train", "field_system", "conversation")
+) | {
+    "shards": "say how many rows in the study: ingredients: {NAME: {rows: N}}",
+    "train_on_inputs": "the answers are what is learnt, not the prompts",
+    "trust_remote_code": "loading scripts are not run",
+    "chat_template": "the base model's own chat template is used; leave this out",
+    "train_on_eos": "the end of turn is always learnt; leave this out",
+    "message_field_training": "single turns cannot be masked here",
+    "message_field_training_detail": "single turns cannot be masked here",
+}  # fmt: skip
+_AXOLOTL_TYPES = {"alpaca": "alpaca", "chat_template": "messages", "sharegpt": "sharegpt"}
+_COMPLETION = "plain text has no question: training on it is not supported"
+_USER_FIELDS = {
+    "field_instruction": "instruction", "field_input": "input", "field_output": "output",
+    "field_system": "system",
+}  # fmt: skip
+_BUILDERS = ("json", "csv", "parquet")
+
+
+def _axolotl(entry: Raw, folder: Path) -> Raw:
+    """The keys of a task that an entry of Axolotl's `datasets:` stands for."""
+    _known(entry, _AXOLOTL_KEYS, "key")
+    source = _axolotl_source(entry, folder)
+    kind = entry.get("type")
+    if isinstance(kind, dict):
+        return {"format": "alpaca", "columns": _user_columns(kind), "source": source}
+    if kind == "completion":
+        raise _Unsupported(_COMPLETION)
+    if not isinstance(kind, str) or kind not in _AXOLOTL_TYPES:
+        raise _Unsupported(f"type {shorten(kind)}; {', '.join(_AXOLOTL_TYPES)} can be")
+    form = _AXOLOTL_TYPES[kind]
+    if form == "alpaca":
+        return {"format": form, "columns": {"system": None, "history": None}, "source": source}
+    raw: Raw = {"format": form, "source": source, "columns": _message_columns(entry, form)}
+    return {**raw, "roles": _roles(entry)}
+
+
+def _user_columns(kind: Raw) -> Raw:
+    """Columns of a prompt that the user put together."""
+    for key in kind.keys() - set(_USER_FIELDS):
+        raise _Unsupported(f"type.{shorten(key)}: prompts put together by hand are not imported")
+    return {"history": None, **{_USER_FIELDS[key]: value for key, value in kind.items()}}
+
+
+def _message_columns(entry: Raw, form: str) -> Raw:
+    mapped = entry.get("message_property_mappings") or {}
+    if not isinstance(mapped, dict) or mapped.keys() - {"role", "content"}:
+        raise _Unsupported(f"message_property_mappings {shorten(mapped)}; role and content can be")
+    usual = COLUMNS[form]
+    role = mapped.get("role") or entry.get("message_field_role") or usual["role"]
+    content = mapped.get("content") or entry.get("message_field_content") or usual["content"]
+    messages = entry.get("field_messages") or usual["messages"]
+    system = entry.get("field_system") or "system"
+    return {"messages": messages, "role": role, "content": content, "system": system}
+
+
+def _roles(entry: Raw) -> Raw:
+    if entry.get("roles_to_train") not in (None, ["assistant"], ["gpt"], ["assistant", "gpt"]):
+        raise _Unsupported("roles_to_train: the assistant's turns are what is learnt")
+    roles = entry.get("roles") or {}
+    if not isinstance(roles, dict) or not all(isinstance(v, list) for v in roles.values()):
+        raise _Unsupported("roles is not a mapping of lists")
+    return {str(theirs): ours for ours, names in roles.items() for theirs in names}
+
+
+def _axolotl_source(entry: Raw, folder: Path) -> Raw | str:
+    path, files, split = entry["path"], entry.get("data_files"), entry.get("split", "train")
+    if isinstance(files, list) and len(files) == 1:
+        files = files[0]
+    if files is not None and not isinstance(files, str):
+        raise _Unsupported("several data_files; give each an entry of its own")
+    if files is not None and path not in _BUILDERS:
+        raise _Unsupported("data_files of a dataset on the hub cannot be chosen")
+    local = files or path
+    if files is not None or ending(local) or (folder / local).exists():
+        if split != "train":
+            raise _Unsupported("split is for datasets on the hub")
+        if not ending(local):
+            raise _Unsupported(f"{shorten(local)} is no file that rows are read from")
+        return local
+    return {"hub": _hub(path, entry.get("name"), split, entry.get("revision"))}

@@ -1,0 +1,110 @@
+"""What a study file says of models behind an API: which, how they are asked, what they may cost.
+
+Knows: the keys, their limits. Does not know: presets, prices, what is sent (models/).
+"""
+
+from collections.abc import Container
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from mixtune.study.fields import Float, Frozen, Int, Name, Seed, Text
+
+MOST_TOKENS = 100_000
+"""Of one generated answer, at most."""
+
+
+def _lines(value: str) -> str:
+    if not all(c.isprintable() or c == "\n" for c in value):
+        raise ValueError("holds control characters")
+    return value
+
+
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+Instruction = Annotated[str, Field(max_length=8000), AfterValidator(_lines)]
+Price = Annotated[Float, Field(ge=0, le=100_000)]
+
+
+class ApiEntry(Frozen):
+    """A model behind an OpenAI-compatible API. What is null is taken from the preset, if any."""
+
+    name: Name
+    """What tables call it."""
+    preset: Name | None = None
+    """Known model whose settings it takes: gpt-4o, gpt-4o-mini. A plain name in the list means the
+    preset of that name."""
+    model: Annotated[Text, Field(max_length=200)] | None = None
+    """Model as the endpoint calls it."""
+    base_url: Annotated[Text, Field(max_length=400)] | None = None
+    """Endpoint up to and without `/chat/completions`; null is OpenAI's."""
+    key_env: Variable | None = None
+    """Environment variable that holds the key; null is OPENAI_API_KEY for OpenAI's own endpoint,
+    and no key elsewhere. A key itself is never written anywhere."""
+    price_in: Price | None = None
+    """US dollars per million prompt tokens."""
+    price_out: Price | None = None
+    """US dollars per million generated tokens."""
+    shots: Annotated[Int, Field(ge=0, le=64)] = 0
+    """Examples shown before each question, drawn from the task's train split."""
+    seed: Seed = 1
+    """Draws the shots; sent with each request for endpoints that sample."""
+    variants: tuple[Instruction, ...] = ()
+    """Instructions to try as a system message ("" is the task's prompt alone). Of several, the one
+    that does best on validation is used for all of a task; how many were tried is shown."""
+    max_new_tokens: Annotated[Int, Field(gt=0, le=MOST_TOKENS)] | None = None
+    """Longest answer in the endpoint's tokens; null follows from evaluate.max_new_tokens or the
+    gold answers, and leaves room to reason where answers are open."""
+    reasoning_effort: Literal["minimal", "low", "medium", "high"] | None = None
+    """For models that reason before they answer: sent as it is, and without a temperature, which
+    such models refuse."""
+    structured: bool | None = None
+    """Whether the endpoint can be held to a JSON schema; null is true. If not, the model is asked
+    for text only."""
+
+    @model_validator(mode="after")
+    def _of_something(self) -> "ApiEntry":
+        if self.model is None and self.preset is None:
+            raise ValueError("needs a model or a preset")
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("price_in and price_out belong together; give both or neither")
+        if len(set(self.variants)) != len(self.variants):
+            raise ValueError("variants names the same instruction twice")
+        return self
+
+
+class ApiSpec(Frozen):
+    """How models behind APIs are asked. None of it changes an answer or an id."""
+
+    max_cost: Annotated[Float, Field(gt=0, le=1_000_000)] | None = None
+    """US dollars that all requests of the study may cost together; asking stops before it is
+    passed. null is no ceiling."""
+    concurrency: Annotated[Int, Field(gt=0, le=256)] = 8
+    """Requests in flight at a time."""
+    timeout: Annotated[Float, Field(gt=0, le=3600)] = 120.0
+    """Seconds after which a request is given up and tried again."""
+    retries: Annotated[Int, Field(ge=0, le=20)] = 6
+    """Further tries of a request that failed for a reason that passes."""
+
+
+def _named(value: Any) -> Any:  # noqa: ANN401 - raw YAML
+    """A plain name is the preset of that name."""
+    return {"name": value, "preset": value} if isinstance(value, str) else value
+
+
+ApiEntries = tuple[Annotated[ApiEntry, BeforeValidator(_named)], ...]
+
+
+def refuse_taken(entries: ApiEntries, ingredients: Container[str]) -> None:
+    """Names are those of systems in tables, where cocktails and floors stand too.
+
+    Raises:
+        ValueError: a name that is used twice, or by something else.
+    """
+    names = [entry.name for entry in entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"api_models: two models are called {name!r}; give each its own name")
+        if name in ("majority", "base") or name in ingredients:
+            raise ValueError(
+                f"api_models: {name!r} is what another system is called; give it another name"
+            )

@@ -1,0 +1,68 @@
+"""Which cocktails a study trains: named families over its ingredients, and any listed by hand.
+
+Knows: what each family is, what a cell is called. Does not know: amounts, budgets, seeds, what an
+ingredient holds.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+
+from mixtune.errors import SpecError
+from mixtune.study.spec import Design
+
+Cocktail = tuple[str, ...]
+
+
+def cocktails(design: Design, ingredients: Sequence[str]) -> list[Cocktail]:
+    """The distinct cocktails of a design, each a tuple of ingredient names sorted by name.
+
+    Order: singles, pairs, leave-one-out, all, explicit; inside a family by name; a cocktail that
+    two families give stands where it came first. The order of `ingredients` does not matter.
+    Names are compared whole, so that leaving out "a" never leaves out "a-long".
+
+    Raises:
+        SpecError: the design gives no cocktail at all.
+    """
+    names = tuple(sorted(ingredients))
+    found: dict[Cocktail, None] = {}
+    for family, members in _FAMILIES.items():
+        if {family, "incremental"} & set(design.families):
+            found.update(dict.fromkeys(members(names)))
+    for listed in design.explicit:
+        found[tuple(sorted(listed))] = None
+    if not found and not design.levels:
+        raise SpecError(
+            "the design gives no cocktail",
+            found=f"{', '.join(design.families)} over {len(names)} ingredient(s)",
+            wanted="at least one cocktail",
+            remedy="add ingredients, the family singles, or an explicit cocktail",
+        )
+    return list(found)
+
+
+def title(cocktail: Sequence[str], note: str = "") -> str:
+    """What a cell is called: its ingredients, and what sets it apart from others of the same."""
+    return "+".join(cocktail) + (f" ({note})" if note else "")
+
+
+def members(name: str) -> Cocktail:
+    """The ingredients of a cell by what it is called."""
+    return tuple(name.partition(" (")[0].split("+"))
+
+
+def is_plain(name: str) -> bool:
+    """Whether nothing but its ingredients sets a cell apart: no level, length or rate."""
+    return name == title(members(name))
+
+
+_FAMILIES: dict[str, Callable[[Cocktail], Iterable[Cocktail]]] = {
+    "singles": lambda names: combinations(names, 1),
+    "pairs": lambda names: combinations(names, 2),
+    # Nothing for a lone ingredient, since an empty cocktail trains nothing.
+    "leave-one-out": lambda names: [
+        rest for n in names if (rest := tuple(kept for kept in names if kept != n))
+    ],
+    "all": lambda names: [names],
+}
+"""In the order in which cocktails are listed, whatever order a study names the families in;
+`incremental` is the four."""
