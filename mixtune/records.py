@@ -3,7 +3,8 @@
 Knows: fields, types, units. Does not know: how a row is made, stored or shown.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -434,3 +435,67 @@ _ARROW: dict[Any, pa.DataType] = {
 def schema_of(row_type: type) -> pa.Schema:
     """Arrow schema of a row type, in the order of its fields."""
     return pa.schema([pa.field(f.name, _ARROW[f.type]) for f in fields(row_type)])
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One run as the page lists it: state, attempts, seconds in training and evaluation."""
+
+    id: str
+    system: str
+    cocktail: str
+    seed: int | None
+    state: str
+    error: str | None
+    attempts: int
+    seconds: float | None
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataRow:
+    """What was read of one dataset's split: records in the source, dropped and why, leaked, left.
+
+    `dropped`: records that the task skips; `leaked`: examples that the leakage gate took out;
+    `examples`: those left to train on or to evaluate from. `noted`: what happened to records that
+    are kept: parts left out, contexts cut.
+    `matched`: examples found in a later split, by the strictest kind of match (corpus.data_rows);
+    empty for a study of before there were such counts.
+    """
+
+    dataset: str
+    split: str
+    source: str
+    records: int
+    dropped: int
+    why: str
+    leaked: int
+    examples: int
+    # A default: plans that were written before this field existed are still read.
+    noted: str = ""
+    matched: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LengthRow:
+    """Tokens per row of an ingredient's pool (planning.facts): sums and quantiles.
+
+    `supervised`: the answer's part. Sums, quantiles and `over_long` are of the `measured` rows.
+    """
+
+    ingredient: str
+    rows: int
+    measured: int
+    over_long: int
+    tokens: int
+    tokens_min: int
+    tokens_p5: int
+    tokens_median: int
+    tokens_p95: int
+    tokens_max: int
+    supervised: int
+    supervised_min: int
+    supervised_p5: int
+    supervised_median: int
+    supervised_p95: int
+    supervised_max: int

@@ -5,8 +5,18 @@ Knows: the parts of a report's input. Does not know: pages, figures.
 
 from dataclasses import replace
 
-from mixtune.records import Claim, Estimate, MixRow, Question, Result, TrainStep
-from mixtune.report.inputs import DataRow, LengthRow, ReportInput, RunRow
+from mixtune.records import (
+    Claim,
+    DataRow,
+    Estimate,
+    LengthRow,
+    MixRow,
+    Question,
+    Result,
+    RunRow,
+    TrainStep,
+)
+from mixtune.report.inputs import ReportInput
 from mixtune.study.reading import dump_study, parse_study
 
 TASKS = {"toy-sentiment": "Sentiment of headlines", "toy-topic": "Topic"}

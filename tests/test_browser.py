@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import pytest
 from report_kit import LENGTHS, TASKS, big_page, evidence, nasty_page, page_of, result
 
-from mixtune.report.inputs import DataRow
+from mixtune.records import DataRow
 from mixtune.report.page import render
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -12,7 +12,7 @@ from mixtune.planning.corpus import load_corpus
 from mixtune.planning.leaks import changed_by_tasks, leak_lines
 from mixtune.planning.plan import Planner
 from mixtune.planning.summary import facts_of
-from mixtune.report.inputs import DataRow
+from mixtune.records import DataRow
 from mixtune.results.study_results import Derived
 from mixtune.store.folder import Store
 from mixtune.study.reading import dump_study

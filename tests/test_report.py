@@ -22,8 +22,8 @@ from report_kit import (
     result,
 )
 
+from mixtune.records import DataRow
 from mixtune.report import draw, figures, plots
-from mixtune.report.inputs import DataRow
 from mixtune.report.page import CUTS, LARGEST, page_files, render
 from mixtune.report.wording import ends, number, signed
 from mixtune.study.reading import parse_study

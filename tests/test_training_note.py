@@ -9,8 +9,7 @@ from mixtune.analysis.measures import SystemInfo, measure, results
 from mixtune.datasets.registry import Registry
 from mixtune.records import Score
 from mixtune.report.page import render
-from mixtune.report.wording import training
-from mixtune.study.spec import Flaws, TrainSpec
+from mixtune.study.spec import Flaws, TrainSpec, training_note
 
 TOP = "adapters in the top 10 layers only (train.top_layers)"
 
@@ -30,12 +29,12 @@ TOP = "adapters in the top 10 layers only (train.top_layers)"
     ],
 )
 def test_only_what_makes_it_another_method(train, said):
-    assert training(TrainSpec(**train), Flaws()) == said
+    assert training_note(TrainSpec(**train), Flaws()) == said
 
 
 @pytest.mark.parametrize("name", Flaws.model_fields)
 def test_every_flaw_that_is_on_is_said(name):
-    assert f"(flaws.{name})" in training(TrainSpec(), Flaws(**{name: True}))
+    assert f"(flaws.{name})" in training_note(TrainSpec(), Flaws(**{name: True}))
 
 
 def test_results_of_trained_systems_say_it():

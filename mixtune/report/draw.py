@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from mixtune.records import LengthRow, RunRow
 from mixtune.report.figures import Cell
-from mixtune.report.inputs import LengthRow, RunRow
 from mixtune.report.plots import LEVELS, Chart, Forest, Heat, Portion, rounded_up
 from mixtune.report.wording import (
     cell_sentence,

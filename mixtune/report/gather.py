@@ -4,17 +4,20 @@ Knows: what is computed where. Does not know: how it is computed, how it is draw
 """
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+from mixtune import __version__
 from mixtune.analysis.measures import BASE
+from mixtune.analysis.readings import published
 from mixtune.errors import DataError, StoreError
-from mixtune.records import Choice, Claim, Result, Score
+from mixtune.records import Choice, Claim, DataRow, LengthRow, Result, Score
 from mixtune.report.inputs import Disagreement, ReportInput
 from mixtune.report.page import page_files, render
 from mixtune.results import judgements as judging
 from mixtune.results.claims import Claiming
 from mixtune.results.questions import Questioning, agreeing
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import Derived, mixes_of
 from mixtune.store.folder import PlanRow
 
 MOST = 20
@@ -28,7 +31,7 @@ def gather(derived: Derived, split: str, with_text: bool = False) -> ReportInput
         DataError: text is asked for, and the datasets no longer hold what was answered.
     """
     questions = Questioning(derived, split)
-    page = derived.report_input(split)
+    page = _report_input(derived, split)
     return replace(
         page,
         claims=_claims(derived),
@@ -38,6 +41,33 @@ def gather(derived: Derived, split: str, with_text: bool = False) -> ReportInput
         retention=questions.kept(),
         judged=[row for row in judging.kept(derived) if row.split == split],
         disagreements=_disagreeing(derived, split) if with_text else (),
+    )
+
+
+def _report_input(derived: Derived, split: str) -> ReportInput:
+    """Everything the page shows, computed."""
+    tasks, facts = derived.tasks(), derived.run_facts()
+    return ReportInput(
+        study=derived.study,
+        resolved_yaml=derived.store.read_text("study.yaml"),
+        model_note=derived.model_note(),
+        synthetic=any(task.synthetic for task in tasks.values()),
+        split=split,
+        results=derived.results(split),
+        means=derived.means(split),
+        differences=derived.differences(split),
+        mixes=mixes_of(facts),
+        runs=derived.run_rows(),
+        curves=derived.curves(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tasks={name: task.title for name, task in tasks.items()},
+        version=__version__,
+        test_reads=derived.store.test_reads(),
+        main_forms={name: derived.main_form(task) for name, task in tasks.items()},
+        chosen=derived.chosen() if split == "test" else {},
+        data=[DataRow(**row) for row in derived.planned_rows("data")],
+        lengths=[LengthRow(**row) for row in derived.planned_rows("lengths")],
+        published=published(tasks),
     )
 
 

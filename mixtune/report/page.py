@@ -31,6 +31,7 @@ from mixtune.report import plots as evidence
 from mixtune.report.figures import Cell
 from mixtune.report.inputs import ReportInput
 from mixtune.report.text import csv_files, csv_of
+from mixtune.study.spec import training_note
 from mixtune.tasks.metrics import METRICS
 
 LARGEST = 1_000_000
@@ -236,7 +237,7 @@ def _rendered(page: ReportInput, detail: Detail, left_out: Sequence[str]) -> str
         failures=failures[: detail.rows],
         failed=len(failures),
         methods=sorted({m for c in shown for m in (c.value_method, c.method) if m}),
-        training=wording.training(page.study.train, page.study.flaws),
+        training=training_note(page.study.train, page.study.flaws),
         budget=wording.budget(page.study.budget),
         done=sum(run.state == "done" for run in page.runs),
         clustered=sorted({r.task for r in page.results if r.clusters < r.n}),

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from mixtune.analysis.effects import TO_SINGLE
-from mixtune.records import Claim, Estimate, Judged, MixRow, Result
+from mixtune.records import Claim, Estimate, Judged, LengthRow, MixRow, Result, RunRow
 from mixtune.report import wording
 from mixtune.report.figures import (
     Cell,
@@ -31,7 +31,7 @@ from mixtune.report.figures import (
     floors,
     main_metrics,
 )
-from mixtune.report.inputs import LengthRow, ReportInput, RunRow
+from mixtune.report.inputs import ReportInput
 from mixtune.report.plots import JUDGED, Clean, Portion, clean, judged, portions, verdicts
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mixtune.report.figures import Answer, Cell
-from mixtune.study.spec import Budget, Flaws, Study, TrainSpec
+from mixtune.study.spec import Budget
 
 LONGEST_NAME = 80
 """Characters of a name that are shown; a longer one is cut, with its start as a tooltip."""
@@ -116,38 +116,6 @@ def ends(low: float | None, high: float | None, sign: bool = False) -> str:
     """An interval, or "too few" where there is none."""
     write = signed if sign else number
     return "too few" if low is None or high is None else f"[{write(low)},\xa0{write(high)}]"
-
-
-FLAWS = {
-    "packing_leaks": "rows packed together see one another",
-    "label_case": "trained on labels in lower case",
-    "select_on_test": "what is best is chosen on test",
-}
-"""Flaw → what it means in results."""
-
-
-def asked(study: Study, system: str) -> str:
-    """What stands before a question to an API model, in words; "" for any other system."""
-    said = []
-    for entry in study.api_models:
-        if entry.name == system and entry.shots:
-            said.append(f"{entry.shots} train rows shown before each question")
-        if entry.name == system and len(entry.variants) > 1:
-            said.append(f"instruction chosen from {len(entry.variants)} by its score on validation")
-    return "; ".join(said)
-
-
-def training(train: TrainSpec, flaws: Flaws) -> str:
-    """What is unusual in how adapters were trained; "" where nothing is but numbers."""
-    said = [f"{what} (flaws.{name})" for name, what in FLAWS.items() if getattr(flaws, name)]
-    if train.method == "full":
-        said.append("all weights trained, no adapters (train.method full)")
-    if train.top_layers is not None:
-        layers = "layer" if train.top_layers == 1 else f"{train.top_layers} layers"
-        said.append(f"adapters in the top {layers} only (train.top_layers)")
-    if train.loss != "example-mean":
-        said.append(f"long answers weigh more than short ones (train.loss {train.loss})")
-    return "; ".join(said)
 
 
 def budget(asked: Budget) -> str:

@@ -8,13 +8,11 @@ models, tokens, how a number is computed or shown.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from mixtune import __version__
 from mixtune.analysis.effects import compare, detectable, differences, select, ties
 from mixtune.analysis.measures import (
     BASE,
@@ -26,7 +24,6 @@ from mixtune.analysis.measures import (
     results,
     without,
 )
-from mixtune.analysis.readings import published
 from mixtune.analysis.selection import best_of_n, shrunken, tuning_curves
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError, StoreError, did_you_mean
@@ -39,19 +36,18 @@ from mixtune.records import (
     MixRow,
     Prediction,
     Result,
+    RunRow,
     Score,
     Split,
     TrainStep,
     schema_of,
 )
-from mixtune.report.inputs import DataRow, LengthRow, ReportInput, RunRow
-from mixtune.report.wording import asked, training
 from mixtune.store.folder import ASIDE, PlanRow, Store
 from mixtune.store.selection import read_selection
 from mixtune.store.states import Unit
 from mixtune.study.design import members
 from mixtune.study.reading import parse_study
-from mixtune.study.spec import Study
+from mixtune.study.spec import Study, prompt_note, training_note
 from mixtune.tasks.task import Task, fingerprint
 
 
@@ -205,13 +201,13 @@ class Derived:
     def systems(self, claimed: bool = False) -> list[SystemInfo]:
         """All finished systems, in the order of the plan; `claimed`: as in `finished`."""
         mixes: dict[str, dict[str, int]] = {}
-        for system, mix in _mixes(self._run_facts()):
+        for system, mix in mixes_of(self.run_facts()):
             mixes.setdefault(system, {})[mix.ingredient] = mix.rows_got
         found: dict[str, SystemInfo] = {}
         for row in self.finished(claimed):
             here = row.seed is not None
             parts = members(row.cocktail) if here else ()
-            note = self.training_note() if here else asked(self.study, row.cocktail)
+            note = self.training_note() if here else prompt_note(self.study, row.cocktail)
             rows = mixes.get(row.system, {})
             found[row.system] = SystemInfo(row.system, row.cocktail, row.seed, parts, note, rows)
         return list(found.values())
@@ -345,32 +341,6 @@ class Derived:
         """Where the report of a split is written."""
         return self.store.folder / "report" / _page(split)
 
-    def report_input(self, split: str) -> ReportInput:
-        """Everything the page shows, computed."""
-        tasks, facts = self.tasks(), self._run_facts()
-        return ReportInput(
-            study=self.study,
-            resolved_yaml=self.store.read_text("study.yaml"),
-            model_note=self.model_note(),
-            synthetic=any(task.synthetic for task in tasks.values()),
-            split=split,
-            results=self.results(split),
-            means=self.means(split),
-            differences=self.differences(split),
-            mixes=_mixes(facts),
-            runs=self.run_rows(),
-            curves=self._curves(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            tasks={name: task.title for name, task in tasks.items()},
-            version=__version__,
-            test_reads=self.store.test_reads(),
-            main_forms={name: self.main_form(task) for name, task in tasks.items()},
-            chosen=self.chosen() if split == "test" else {},
-            data=[DataRow(**row) for row in self._fact("data")],
-            lengths=[LengthRow(**row) for row in self._fact("lengths")],
-            published=published(tasks),
-        )
-
     def chosen(self) -> dict[str, str]:
         """Task → the cocktail with the best mean on validation, by the task's main metric.
 
@@ -398,23 +368,24 @@ class Derived:
 
     def training_note(self) -> str:
         """What is unusual in how the study's systems were trained, in words; often nothing."""
-        return training(self.study.train, self.study.flaws)
+        return training_note(self.study.train, self.study.flaws)
 
     def model_note(self) -> str:
         """Where the base model came from, as kept with the first finished run."""
-        for facts in self._run_facts().values():
+        for facts in self.run_facts().values():
             model = facts["model"]
             assert isinstance(model, dict)
             return f"{model['name']}, {model['source']}: {model['note'] or 'as published'}"
         return self.study.model
 
-    def _fact(self, name: str) -> list[dict[str, Any]]:
+    def planned_rows(self, name: str) -> list[dict[str, Any]]:
         """Rows written when the study was planned; none in a study older than their kind."""
         kept = (self.store.folder / f"{name}.json").is_file()
         found: list[dict[str, Any]] = self.store.read_value(f"{name}.json") if kept else []
         return found
 
-    def _run_facts(self) -> dict[str, dict[str, object]]:
+    def run_facts(self) -> dict[str, dict[str, object]]:
+        """Contents of `run.json` of every finished run, by its id."""
         found = {}
         for row in (*self.plan, *self.claimed):
             path = self.store.folder / row.folder / "run.json"
@@ -422,7 +393,8 @@ class Derived:
                 found[row.system] = self.store.read_value(f"{row.folder}/run.json")
         return found
 
-    def _curves(self) -> dict[str, list[TrainStep]]:
+    def curves(self) -> dict[str, list[TrainStep]]:
+        """Training steps of every finished run, by its id."""
         found = {}
         for row in self.plan:
             if row.kind == "train" and self.state(row.id) == "done":
@@ -472,7 +444,8 @@ def _prediction(raw: dict[str, object]) -> Prediction:
     return Prediction(**fields)  # type: ignore[arg-type]
 
 
-def _mixes(facts: Mapping[str, dict[str, object]]) -> list[tuple[str, MixRow]]:
+def mixes_of(facts: Mapping[str, dict[str, object]]) -> list[tuple[str, MixRow]]:
+    """Rows of what each run asked for and got, in the order of the runs."""
     found = []
     for name, fact in facts.items():
         rows = fact["mix"]

@@ -463,3 +463,35 @@ class Study(Frozen):
 def exact(number: float) -> Fraction:
     """A number as it was written: 0.1 is one tenth."""
     return Fraction(repr(number))
+
+
+FLAWS = {
+    "packing_leaks": "rows packed together see one another",
+    "label_case": "trained on labels in lower case",
+    "select_on_test": "what is best is chosen on test",
+}
+"""Flaw → what it means in results."""
+
+
+def prompt_note(study: Study, system: str) -> str:
+    """What stands before a question to an API model, in words; "" for any other system."""
+    said = []
+    for entry in study.api_models:
+        if entry.name == system and entry.shots:
+            said.append(f"{entry.shots} train rows shown before each question")
+        if entry.name == system and len(entry.variants) > 1:
+            said.append(f"instruction chosen from {len(entry.variants)} by its score on validation")
+    return "; ".join(said)
+
+
+def training_note(train: TrainSpec, flaws: Flaws) -> str:
+    """What is unusual in how adapters were trained; "" where nothing is but numbers."""
+    said = [f"{what} (flaws.{name})" for name, what in FLAWS.items() if getattr(flaws, name)]
+    if train.method == "full":
+        said.append("all weights trained, no adapters (train.method full)")
+    if train.top_layers is not None:
+        layers = "layer" if train.top_layers == 1 else f"{train.top_layers} layers"
+        said.append(f"adapters in the top {layers} only (train.top_layers)")
+    if train.loss != "example-mean":
+        said.append(f"long answers weigh more than short ones (train.loss {train.loss})")
+    return "; ".join(said)
