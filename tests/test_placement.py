@@ -13,7 +13,7 @@ from mixtune.cli.show import BarProgress
 from mixtune.errors import SpecError
 from mixtune.execution import placement
 from mixtune.execution.checkpoint import Head
-from mixtune.execution.placement import Options
+from mixtune.execution.options import Options
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.records import TrainStep

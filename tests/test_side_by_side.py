@@ -17,7 +17,7 @@ from mixtune.errors import SpecError
 from mixtune.execution import bank_training as training
 from mixtune.execution import checkpoint, placement, pool
 from mixtune.execution import run_study as start
-from mixtune.execution.placement import Options
+from mixtune.execution.options import Options
 from mixtune.planning.events import Events
 from mixtune.store.folder import Store
 from mixtune.study.reading import load_study

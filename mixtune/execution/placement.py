@@ -1,8 +1,4 @@
-"""How a study is run, as far as the person who runs it has a say; none of it is in an id.
-
-Knows: names and defaults. Does not know: torch, this machine.
-
-Where a study is computed on this machine: device, processes, threads, adapters side by side.
+"""Where a study is computed on this machine: device, processes, threads, adapters side by side.
 
 On a CPU a process per core with one thread each does more than one process with all cores (small
 matrices, no barriers between threads), and a busy neighbour slows one run and not all. There an
@@ -25,27 +21,11 @@ from mixtune.engine.batching import PASS_TOKENS
 from mixtune.engine.loss import LOGIT_ROWS
 from mixtune.errors import SpecError
 from mixtune.execution.checkpoint import Head
+from mixtune.execution.options import Options
 from mixtune.models.catalog import BYTES_PER_PARAMETER, BaseModelFiles, main_memory
 from mixtune.models.memory import Load, Need, free_memory, gigabytes, largest, need, shape_of
 from mixtune.planning.events import Events
 from mixtune.planning.runs import Plan
-
-CHECKPOINT_EVERY = 60.0
-"""Seconds between two checkpoints of a bank."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """None is for mixtune to choose.
-
-    `workers`: processes. `bank`: adapters trained side by side in each of them.
-    `checkpoint_every`: seconds between two checkpoints of a bank; 0 is after every step.
-    """
-
-    workers: int | None = None
-    bank: int | None = None
-    checkpoint_every: float = CHECKPOINT_EVERY
-
 
 SHARE_OF_MEMORY = 0.5
 """Of main memory that workers may take together; weights are counted as if in bfloat16."""

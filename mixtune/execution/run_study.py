@@ -14,7 +14,8 @@ from mixtune.execution.api import answer_remote
 from mixtune.execution.assign import Setting, deal, heads, missing
 from mixtune.execution.checkpoint import Head
 from mixtune.execution.extra_systems import answer_merged
-from mixtune.execution.placement import Options, place
+from mixtune.execution.options import Options
+from mixtune.execution.placement import place
 from mixtune.execution.pool import Work, begin_imports, run_pool
 from mixtune.execution.worker import begin
 from mixtune.models.catalog import BaseModelFiles

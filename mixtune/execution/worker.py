@@ -18,7 +18,7 @@ from mixtune.errors import StoreError
 from mixtune.execution.assign import Portion, Setting, heads, missing
 from mixtune.execution.bank_training import BACKWARD, Training
 from mixtune.execution.checkpoint import Head
-from mixtune.execution.placement import CHECKPOINT_EVERY
+from mixtune.execution.options import CHECKPOINT_EVERY
 from mixtune.execution.units import FAILURES, Desk, answer_cost, said
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
