@@ -1,15 +1,18 @@
-# quickstart: from nothing to a report. test: all tests. check: style, types, architecture, references.
+# quickstart: from nothing to a report. test: all tests. test-fast: those that train and run nothing
+# for long, for the inner loop. check: style, types, architecture, references.
 # docs: writes the references from the code. fix: formats.
 # bench: the engine beside its peers (up to an hour, finished cases are kept); BENCH_ARGS: its options.
 # PIP_ARGS: options for pip, such as another index that serves torch without GPU support.
 PYTHON ?= python3.11
 PIP_ARGS ?=
 BENCH_ARGS ?=
+# Two processes of one thread each; a file's tests stay together, so its fixtures are made once.
+PARALLEL := -n 2 --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart install test check fix docs bench clean
+.PHONY: quickstart install test test-fast check fix docs bench clean
 
 quickstart: install
 	$(BIN)/mixtune run studies/quickstart.yaml
@@ -24,7 +27,10 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
+
+test-fast: install
+	$(BIN)/pytest $(PARALLEL) -m "not slow"
 
 check: install
 	$(BIN)/ruff format --check .

@@ -3,7 +3,12 @@
 import importlib.util
 import os
 import sys
+import time
 
+# Before torch is imported: two processes of two threads on two cores wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
 import pytest
 from hypothesis import settings
 from own_kit import TEN_LINES, csv_text, many
@@ -16,6 +21,33 @@ from mixtune import cli
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+def pytest_configure(config):
+    """Tests see the width of a pipe, whatever the terminal that started them has."""
+    os.environ.pop("COLUMNS", None)
+
+
+def pytest_report_header(config):
+    """How fast this machine is now: what the suite's time means depends on it."""
+    return None if hasattr(config, "workerinput") else machine()
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(machine())
+
+
+def machine():
+    """Cores, the rate of matrix products on one thread, how busy the machine is."""
+    square = np.ones((512, 512), np.float32)
+    began, products = time.perf_counter(), 0
+    while time.perf_counter() - began < 0.2:
+        square @ square
+        products += 1
+    rate = products * 2 * 512**3 / (time.perf_counter() - began) / 1e9
+    load = os.getloadavg()[0]
+    cores = os.cpu_count()
+    return f"machine: {cores} cores, {rate:.0f} GFLOP/s in float32 a thread, load {load:.1f}"
 
 
 @pytest.fixture(scope="session")

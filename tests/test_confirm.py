@@ -1,15 +1,11 @@
 """From a choice in writing to a claim, through the command line, on a tiny random model."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
-from engine_oracle import write_base
+from run_kit import call, finished_study
 
 from mixtune.datasets.registry import Registry
 from mixtune.report.gather import disagreements, gather
@@ -35,23 +31,11 @@ STUDY = {
 def place(tmp_path_factory):
     """A folder with a study that was run to its end."""
     folder = tmp_path_factory.mktemp("claims")
-    base = write_base(folder / "base", "llama")
-    study = yaml.safe_dump({**STUDY, "model": str(base)})
-    (folder / "study.yaml").write_text(study, encoding="utf-8")
-    run(folder)
-    return folder
+    return finished_study(folder, STUDY)
 
 
 def run(folder):
-    code = "from mixtune.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, "run", "study.yaml", "--workers", "2"],
-        cwd=folder,
-        env={**os.environ, "MIXTUNE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    call(folder, "run", "study.yaml")
 
 
 @pytest.fixture

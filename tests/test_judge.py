@@ -1,14 +1,10 @@
 """The judge on twenty invented items, with a script in its place; the verb on a small study."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
-import yaml
-from engine_oracle import write_base
+from run_kit import finished_study
 from scripted import ScriptedModel
 
 from mixtune.errors import DataError, RunFailed, SpecError
@@ -214,14 +210,7 @@ STUDY = {
 def place(tmp_path_factory):
     """A finished study with a task of free answers."""
     folder = tmp_path_factory.mktemp("judge")
-    base = write_base(folder / "base", "llama")
-    text = yaml.safe_dump({**STUDY, "model": str(base)})
-    (folder / "study.yaml").write_text(text, encoding="utf-8")
-    code = "from mixtune.cli import main; main()"
-    environment = {**os.environ, "MIXTUNE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-c", code, "run", "study.yaml", "--workers", "1"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    finished_study(folder, STUDY)
     speak(Store(folder / "runs/small"))
     return folder
 

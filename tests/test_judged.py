@@ -1,14 +1,12 @@
 """Judged datasets in a study: free answers on test, in no table of scores, read by a judge."""
 
 import json
-import os
-import subprocess
-import sys
 import zipfile
 
 import pytest
 import yaml
 from engine_oracle import write_base
+from run_kit import call
 from scripted import ScriptedModel
 
 from mixtune.datasets.registry import Registry
@@ -140,12 +138,7 @@ def place(tmp_path_factory):
     """A finished study."""
     folder = tmp_path_factory.mktemp("judged")
     write(folder, model=str(write_base(folder / "base", "llama")))
-    code = "from mixtune.cli import main; main()"
-    environment = {**os.environ, "MIXTUNE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-c", code, "run", "study.yaml", "--workers", "1"]
-    command += ["--data-dir", "data"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    call(folder, "run", "study.yaml", "--data-dir", "data")
     store = Store(folder / "runs/small")
     for row in store.plan():
         if row.task == "filings":  # a random model never ends its turn: answers put in its mouth

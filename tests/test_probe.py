@@ -1,9 +1,6 @@
 """Probes: readings held to plain transformers and PEFT, and the verb on a small finished study."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +8,7 @@ import torch
 import yaml
 from engine_kit import load, randomise, rows_of
 from engine_oracle import peft_network, plain_network, write_base
+from run_kit import call
 from study_kit import TASK, record, write_rows
 
 from mixtune.analysis.measures import SystemInfo
@@ -241,7 +239,7 @@ def test_what_is_probed_is_kept_out_of_training(registry):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A finished study, run by the real command."""
+    """Two finished studies, with probes and without."""
     folder = tmp_path_factory.mktemp("probe")
     base = write_base(folder / "base", "llama")
     (folder / "notes.yaml").write_text(NOTES, encoding="utf-8")
@@ -250,19 +248,10 @@ def place(tmp_path_factory):
         own = {"model": str(base), "task_files": ["notes.yaml"]}
         text = yaml.safe_dump({**STUDY, **more, **own})
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
-    code = "from mixtune.cli import main; main()"
-    own = {"MIXTUNE_CACHE": str(folder / "cache"), "MIXTUNE_DATA_DIR": str(folder / "data")}
-    environment = {**os.environ, **own, "OMP_NUM_THREADS": "1"}
-    for name in ("study", "plain"):
-        command = [sys.executable, "-W", "error", "-c", code, "run", f"{name}.yaml"]
-        done = subprocess.run(
-            [*command, "--workers", "1"],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXTUNE_DATA_DIR", str(folder / "data"))
+        for name in ("study", "plain"):
+            call(folder, "run", f"{name}.yaml")
     return folder
 
 

@@ -1,13 +1,9 @@
 """The verb that chooses adapter strengths, on a small finished study."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-import yaml
-from engine_oracle import write_base
+from run_kit import finished_study
 
 from mixtune.store.folder import Store
 
@@ -26,17 +22,8 @@ BOTH = "toy-mood+toy-sentiment"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A finished study, run by the real command."""
-    folder = tmp_path_factory.mktemp("strength")
-    base = write_base(folder / "base", "llama")
-    text = yaml.safe_dump({**STUDY, "model": str(base)})
-    (folder / "study.yaml").write_text(text, encoding="utf-8")
-    code = "from mixtune.cli import main; main()"
-    environment = {**os.environ, "MIXTUNE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-c", code, "run", "study.yaml", "--workers", "1"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder
+    """A finished study."""
+    return finished_study(tmp_path_factory.mktemp("strength"), STUDY)
 
 
 @pytest.fixture
