@@ -12,11 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-
 from mixtune.datasets.registry import Registry
 from mixtune.models.catalog import BaseModelFiles, locate
 from mixtune.study.spec import EvalSpec
+from mixtune.study.yaml import write_yaml
 from mixtune.tokens import Tokens
 
 FILE = Path(__file__).parent.parent / "mixtune" / "planning" / "rows.yaml"
@@ -56,7 +55,7 @@ def main() -> None:
             "note": said["note"],
         }
     head = HEAD.format(day=time.strftime("%Y-%m-%d", time.gmtime()), model=MODEL)
-    text = yaml.safe_dump(dict(sorted(found.items())), sort_keys=False, default_flow_style=None)
+    text = write_yaml(dict(sorted(found.items())))
     FILE.write_text(head + text, encoding="utf-8")
 
 

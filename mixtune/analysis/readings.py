@@ -18,7 +18,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mixtune.analysis.intervals import (
@@ -33,6 +32,7 @@ from mixtune.analysis.measures import BASE, SystemInfo
 from mixtune.errors import DataError
 from mixtune.identity import generator
 from mixtune.records import Estimate, ProbeRow
+from mixtune.study.yaml import read_yaml
 from mixtune.tasks.metrics import FloatArray
 
 QUANTITY = "reading"
@@ -220,7 +220,8 @@ def published(tasks: Iterable[str]) -> list[Published]:
 def _rows() -> tuple[Published, ...]:
     path = Path(__file__).parent / "published.yaml"
     try:
-        table = _Table.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        figures = read_yaml(path.read_text(encoding="utf-8"), path.name, DataError).value
+        table = _Table.model_validate(figures)
         return tuple(
             Published(
                 task, row.system, "accuracy", value, source.title, source.split, source.scorer
@@ -229,7 +230,7 @@ def _rows() -> tuple[Published, ...]:
             for source in [table.sources[row.source]]
             for task, value in row.accuracy.items()
         )
-    except (OSError, yaml.YAMLError, ValidationError, KeyError) as error:
+    except (OSError, DataError, ValidationError, KeyError) as error:
         raise DataError(
             f"the table of published figures cannot be used: {error}",
             where="mixtune/analysis/published.yaml",

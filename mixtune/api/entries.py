@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from mixtune.errors import ModelError, SpecError, did_you_mean
 from mixtune.identity import make_id
 from mixtune.study.api_spec import ApiEntry
 from mixtune.study.fields import Frozen
+from mixtune.study.yaml import read_yaml
 
 OPENAI = "https://api.openai.com/v1"
 OPENAI_KEY = "OPENAI_API_KEY"
@@ -116,9 +116,9 @@ def presets() -> dict[str, Preset]:
     """
     path = Path(__file__).parent / "presets.yaml"
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path.read_text(encoding="utf-8"), path.name, ModelError).value
         return TypeAdapter(dict[str, Preset]).validate_python(raw)
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+    except (OSError, ModelError, ValidationError) as error:
         raise ModelError(
             f"the presets of API models cannot be used: {error}",
             where="mixtune/api/presets.yaml",

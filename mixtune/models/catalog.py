@@ -23,7 +23,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from mixtune.errors import ModelError, did_you_mean
@@ -40,6 +39,7 @@ from mixtune.models.files import (
 )
 from mixtune.models.hub import Snapshot, Unreachable, cached, fetch, offline, unreachable
 from mixtune.study.fields import Frozen
+from mixtune.study.yaml import read_yaml
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -93,8 +93,9 @@ def parse_catalogue(text: str) -> dict[str, Entry]:
     """
     names = Annotated[str, Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$")]
     try:
-        return TypeAdapter(dict[names, Entry]).validate_python(yaml.safe_load(text))
-    except (yaml.YAMLError, ValidationError) as error:
+        entries = read_yaml(text, "catalogue.yaml", ModelError).value
+        return TypeAdapter(dict[names, Entry]).validate_python(entries)
+    except (ModelError, ValidationError) as error:
         raise ModelError(
             f"the catalogue of base models cannot be used: {error}",
             where="mixtune/models/catalogue.yaml",

@@ -14,7 +14,6 @@ from importlib import resources
 from statistics import fmean
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field
 
 from mixtune.datasets.registry import Registry
@@ -28,6 +27,7 @@ from mixtune.planning.names import canonical
 from mixtune.records import Example
 from mixtune.study.fields import Frozen
 from mixtune.study.spec import Study
+from mixtune.study.yaml import read_yaml
 from mixtune.tokens import Tokens
 
 SAMPLE = 100
@@ -310,5 +310,5 @@ def parameters(model: str) -> int:
 def known_rows() -> dict[str, Known]:
     """What ships with the package: dataset → sizes and lengths."""
     text = (resources.files("mixtune.planning") / "rows.yaml").read_text(encoding="utf-8")
-    raw = yaml.safe_load(text) or {}
+    raw = read_yaml(text, "mixtune/planning/rows.yaml", DataError).value or {}
     return {name: Known.model_validate(one) for name, one in raw.items()}

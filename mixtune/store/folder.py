@@ -31,12 +31,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from mixtune.errors import StoreError, shorten
 from mixtune.records import schema_of
 from mixtune.store import files as durable
 from mixtune.store.states import FILE, States, Unit
+from mixtune.study.yaml import read_yaml
 
 ASIDE = ("probe", "strength")
 """Kinds of units, named after their verbs, that are in no plan of a study and in no table of it."""
@@ -404,11 +404,12 @@ class Store(States):
         """
         text = self.read_text(name)
         try:
-            value = yaml.safe_load(text) if name.endswith(".yaml") else json.loads(text)
+            yaml = name.endswith(".yaml")
+            value = read_yaml(text, name, StoreError).value if yaml else json.loads(text)
             if name in ("study.yaml", "run.json") and not isinstance(value, dict):
                 raise ValueError("not a mapping")
             return value
-        except (ValueError, yaml.YAMLError, RecursionError) as error:
+        except (ValueError, StoreError, RecursionError) as error:
             raise _unreadable(self.folder / name, error) from error
 
     def _readable(self, name: str) -> bool:

@@ -1,53 +1,83 @@
 """YAML text → plain values and the line of each, with no surprises.
 
-Stricter than the format: a repeated key, a tag, another document or an expansion without end is
-refused. Numbers, booleans and nulls are those of YAML 1.2, so `1e-4` is a number, `010` is ten and
-`no` is a word; keys are always words.
+Stricter than the format: a repeated key, a tag, a second document or aliases that expand without
+end are refused. Numbers, booleans and nulls are those of YAML 1.2, so `1e-4` is a number, `010` is
+ten, `no` is a word and a date is text; keys are always text.
 
-Knows: YAML. Does not know: what any key means.
+Knows: YAML. Does not know: the meaning of any key.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import MaxDepthExceededError
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
+from ruamel.yaml.resolver import VersionedResolver, implicit_resolvers
 
 from mixtune.errors import UserError, shorten
 
 MAX_BYTES = 256 * 1024
 MAX_VALUES = 50_000
-"""Values after anchors are expanded: what is behind a bomb of a few hundred bytes is not built."""
+"""Values after aliases are expanded: a bomb of a few hundred bytes is never built."""
 MAX_DEPTH = 40
 MAX_DIGITS = 100
 
-_TAG = "tag:yaml.org,2002:"
-_NUMBER = r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?"
-_WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
-
-
-class _Loader(yaml.SafeLoader):
-    """pyyaml's loader with the numbers and words of YAML 1.2 in place of those of 1.1."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - pyyaml's own way to set them
-
-
-class _Dumper(yaml.SafeDumper):
-    """pyyaml's writer, which puts in quotes what either version would take for a number."""
-
-
-for _kind, _pattern, _first in (
-    ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
-    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
-    ("int", r"[-+]?[0-9][0-9_]*", list("-+0123456789")),
-    ("float", rf"(?:{_NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))", list("-+.0123456789")),
-):
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_TAG + _kind, re.compile(rf"^{_pattern}$"), _first)
-
 Place = tuple[str | int, ...]
+"""The keys and positions that lead to a value."""
+
+_TAG = "tag:yaml.org,2002:"
+_WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "bool": lambda text: _WORDS[text.lower()],
+    "null": lambda text: _WORDS[text.lower()],
+    "int": lambda text: text if set(text) & set("box") else int(text),  # 0x10 and 0o7 are text
+    "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+}
+
+
+def _rules(kinds: Collection[str], *versions: tuple[int, int]) -> dict[str, list[Any]]:
+    """First character of an unquoted text → ruamel's (tag, pattern) of what it may be but text."""
+    rules: dict[str, list[Any]] = {}
+    for known, tag, pattern, first in implicit_resolvers:
+        if tag.removeprefix(_TAG) in kinds and set(known) & set(versions):
+            for character in first:
+                rules.setdefault(character, []).append((tag, pattern))
+    return rules
+
+
+class _Resolver(VersionedResolver):
+    versioned_resolver = _rules(_SCALARS, (1, 2))
+
+
+class _WritingResolver(VersionedResolver):
+    """Also YAML 1.1's rules: what another tool would take for a date or a boolean is quoted."""
+
+    versioned_resolver = _rules({*_SCALARS, "timestamp", "merge", "value"}, (1, 1), (1, 2))
+
+
+class _Representer(SafeRepresenter):
+    """Text of several lines as a block; floats as YAML 1.1 reads them too: 1.0e-05, not 1e-05."""
+
+    def represent_str(self, data: str) -> ScalarNode:
+        block = "\n" in data and data.replace("\n", "").isprintable()
+        return self.represent_scalar(_TAG + "str", data, style="|" if block else None)
+
+    def represent_float(self, data: float) -> ScalarNode:
+        node = super().represent_float(data)
+        if "." not in node.value:
+            node.value = node.value.replace("e", ".0e")
+        return node
+
+
+_Representer.add_representer(str, _Representer.represent_str)
+_Representer.add_representer(float, _Representer.represent_float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +88,9 @@ class Origin:
     lines: Mapping[Place, int] = field(default_factory=dict)
 
     def line(self, place: Place) -> int | None:
-        """The line of a value, or of the nearest one that holds it; None for one of no file."""
-        held = (place[:length] for length in range(len(place), 0, -1))
-        return next((self.lines[part] for part in held if part in self.lines), None)
+        """The line of a value or of the nearest one that holds it; None if it is in no file."""
+        holders = (place[:length] for length in range(len(place), 0, -1))
+        return next((self.lines[holder] for holder in holders if holder in self.lines), None)
 
     def at(self, dotted: str) -> str:
         """The file and the line of a key such as `train.lr`."""
@@ -77,7 +107,7 @@ class Document:
 
 
 def read_file(path: Path, error: type[UserError]) -> str:
-    """The text of a small file in UTF-8, with or without a byte order mark.
+    """Read the text of a small file in UTF-8, with or without a byte order mark.
 
     Raises:
         error: no such file, not readable, larger than 256 KiB, not UTF-8.
@@ -87,10 +117,9 @@ def read_file(path: Path, error: type[UserError]) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or shorten(str(fault))
         raise error(
-            f"cannot read the file: {getattr(fault, 'strerror', None) or shorten(str(fault))}",
-            where=where,
-            remedy="check the path",
+            f"cannot read the file: {reason}", where=where, remedy="check the path"
         ) from fault
     if len(raw) > MAX_BYTES:
         raise error("too large", where=where, wanted=f"a text file of at most {MAX_BYTES} bytes")
@@ -107,62 +136,71 @@ def read_file(path: Path, error: type[UserError]) -> str:
 
 
 def read_yaml(text: str, where: str, error: type[UserError]) -> Document:
-    """The one document of a YAML text; an empty text gives None.
+    """Read the one document of a YAML text; an empty text gives None.
 
     Raises:
         error: as `read_documents`, or more than one document.
     """
-    found = read_documents(text, where, error)
-    if len(found) > 1:
+    documents = read_documents(text, where, error)
+    if len(documents) > 1:
         raise error(
             "more than one YAML document",
             where=where,
-            found=f"{len(found)} documents",
-            remedy="remove the lines that hold --- only, or keep one file for each",
+            found=f"{len(documents)} documents",
+            remedy="remove the lines that hold only ---, or split the file",
         )
-    return found[0] if found else Document(None, Origin(where))
+    return documents[0] if documents else Document(None, Origin(where))
 
 
 def read_documents(text: str, where: str, error: type[UserError]) -> list[Document]:
-    """Every document of a YAML text.
+    """Read every document of a YAML text.
 
     Raises:
-        error: not YAML, a key given twice, a tag, a number that is none, anchors that expand to
-            more than 50,000 values or nest deeper than 40.
+        error: not YAML, a repeated key, a tag, a malformed number, aliases that expand to more
+            than 50,000 values, more than 40 levels.
     """
+    reader = YAML(typ="safe", pure=True)
+    reader.Resolver = _Resolver
+    reader.max_depth = MAX_DEPTH + 1
+    reader.composer.warn_double_anchors = False
     try:
-        nodes = list(yaml.compose_all(text, _Loader))
-    except yaml.YAMLError as fault:
+        nodes = list(reader.compose_all(text))
+    except YAMLError as fault:
         raise _not_yaml(fault, where, error) from fault
-    except RecursionError as fault:
-        raise error("nested too deeply", where=where, wanted=f"{MAX_DEPTH} levels") from fault
     return [_Builder(where, error).build(node) for node in nodes if node is not None]
 
 
 def write_yaml(value: object) -> str:
-    """Plain values as YAML text that is read back as the same, keys in their order."""
-    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    return text
+    """Write plain values as YAML that is read back as the same, keys in their order."""
+    writer = YAML(typ="safe", pure=True)
+    writer.Resolver, writer.Representer = _WritingResolver, _Representer
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    writer.default_flow_style = False
+    text = StringIO()
+    writer.dump(value, text)
+    return text.getvalue()
 
 
-def _not_yaml(fault: yaml.YAMLError, where: str, error: type[UserError]) -> UserError:
-    """What pyyaml says, with the line and without pieces of the file."""
+def _not_yaml(fault: YAMLError, where: str, error: type[UserError]) -> UserError:
+    """The parser's message with the line and without pieces of the file."""
     mark = getattr(fault, "problem_mark", None)
     place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
-    problem = getattr(fault, "problem", None) or getattr(fault, "reason", None) or fault
-    spaces = "indent with spaces, never with tabs" if "'\\t'" in str(problem) else None
-    quotes = "put text that holds a colon, a star or brackets in quotes"
-    found = getattr(fault, "character", None)
+    if isinstance(fault, MaxDepthExceededError):
+        return error("nested too deeply", where=place, wanted=f"at most {MAX_DEPTH} levels")
+    problem = str(getattr(fault, "problem", None) or getattr(fault, "reason", None) or fault)
+    problem = problem.replace("('", "'").replace("',)", "'")  # ruamel prints a token as a tuple
+    character = getattr(fault, "character", None)
+    tabs = "indent with spaces, never with tabs" if "'\\t'" in problem else None
     return error(
-        f"not valid YAML: {shorten(str(problem), 200)}",
+        f"not valid YAML: {shorten(problem, 200)}",
         where=place,
-        found=f"character {found:#06x}" if isinstance(found, int) else None,
-        remedy=spaces or quotes,
+        found=f"character {character:#06x}" if isinstance(character, int) else None,
+        remedy=tabs or "put text that holds a colon, a star or brackets in quotes",
     )
 
 
 class _Builder:
-    """Makes one document's values from pyyaml's nodes."""
+    """Makes one document's values from the parser's nodes."""
 
     def __init__(self, where: str, error: type[UserError]) -> None:
         self.where = where
@@ -170,70 +208,53 @@ class _Builder:
         self.lines: dict[Place, int] = {}
         self._values = 0
 
-    def build(self, node: yaml.Node) -> Document:
+    def build(self, node: Node) -> Document:
         return Document(self._value(node, ()), Origin(self.where, self.lines))
 
-    def _value(self, node: yaml.Node, place: Place) -> Any:  # noqa: ANN401 - any YAML value
+    def _value(self, node: Node, place: Place) -> Any:  # noqa: ANN401 - any YAML value
         self.lines.setdefault(place, node.start_mark.line + 1)
         self._values += 1
         if self._values > MAX_VALUES or len(place) > MAX_DEPTH:
-            raise self._fault(
-                node,
-                "too many values, or an anchor that holds itself",
-                wanted=f"at most {MAX_VALUES} values in {MAX_DEPTH} levels",
-            )
-        if isinstance(node, yaml.MappingNode):
+            limits = f"at most {MAX_VALUES} values in {MAX_DEPTH} levels"
+            problem = "too many values, or an anchor that holds itself"
+            raise self._refusal(node, problem, wanted=limits)
+        kind = str(node.tag).removeprefix(_TAG)
+        if isinstance(node, MappingNode) and kind == "map":
             return self._mapping(node, place)
-        if isinstance(node, yaml.SequenceNode):
+        if isinstance(node, SequenceNode) and kind == "seq":
             return [self._value(item, (*place, i)) for i, item in enumerate(node.value)]
-        return self._scalar(node)
+        if isinstance(node, ScalarNode) and kind in _SCALARS:
+            return self._scalar(node, kind)
+        remedy = "remove the tag"
+        raise self._refusal(node, "YAML tags are not used here", found=node.tag, remedy=remedy)
 
-    def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def _mapping(self, node: MappingNode, place: Place) -> dict[str, Any]:
+        values: dict[str, Any] = {}
         for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise self._fault(key, "a key is a list or a mapping", wanted="a word")
+            if not isinstance(key, ScalarNode):
+                raise self._refusal(key, "a key is a list or a mapping", wanted="a word")
             name = key.value
-            if name in found:
-                first = self.lines[(*place, name)]
-                raise self._fault(
+            if name in values:
+                raise self._refusal(
                     key,
                     f"the key {shorten(name)!r} is given twice",
-                    found=f"first in line {first}",
+                    found=f"first in line {self.lines[(*place, name)]}",
                     remedy="keep one of the two",
                 )
             self.lines[(*place, name)] = key.start_mark.line + 1
-            found[name] = self._value(value, (*place, name))
-        return found
+            values[name] = self._value(value, (*place, name))
+        return values
 
-    def _scalar(self, node: yaml.Node) -> Any:  # noqa: ANN401 - any YAML scalar
-        kind, text = node.tag.removeprefix(_TAG), node.value
+    def _scalar(self, node: ScalarNode, kind: str) -> Any:  # noqa: ANN401 - any YAML scalar
+        text = node.value
+        if kind in ("int", "float") and len(text) > MAX_DIGITS:
+            raise self._refusal(node, "a number of too many digits", found=text)
         try:
-            match kind:
-                case "str":
-                    return text
-                case "bool" | "null":
-                    return _WORDS[text.lower()]
-                case "int" if len(text) <= MAX_DIGITS:
-                    return int(text)
-                case "float" if len(text) <= MAX_DIGITS:
-                    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+            return _SCALARS[kind](text)
         except (ValueError, KeyError) as fault:
-            raise self._fault(
-                node, f"not a usable {kind}", found=text, remedy="write it plainly, or in quotes"
-            ) from fault
-        if kind in ("int", "float"):
-            raise self._fault(node, "a number of too many digits", found=text)
-        raise self._fault(node, "YAML tags are not used here", found=node.tag, remedy="remove it")
+            remedy = "write it plainly, or in quotes"
+            raise self._refusal(node, f"not a usable {kind}", found=text, remedy=remedy) from fault
 
-    def _fault(
-        self,
-        node: yaml.Node,
-        what: str,
-        *,
-        found: object = None,
-        wanted: str | None = None,
-        remedy: str | None = None,
-    ) -> UserError:
+    def _refusal(self, node: Node, problem: str, **parts: str | None) -> UserError:
         where = f"{self.where}, line {node.start_mark.line + 1}"
-        return self.error(what, where=where, found=found, wanted=wanted, remedy=remedy)
+        return self.error(problem, where=where, **parts)
