@@ -13,7 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from mixtune.datasets.registry import Registry
-from mixtune.models.catalog import BaseModelFiles, locate
+from mixtune.models.catalog import locate
+from mixtune.models.files import BaseModelFiles
 from mixtune.study.spec import EvalSpec
 from mixtune.study.yaml import write_yaml
 from mixtune.tokens import Tokens

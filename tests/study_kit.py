@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mixtune.datasets.registry import Registry
 from mixtune.identity import digest
-from mixtune.models.catalog import BaseModelFiles
+from mixtune.models.files import BaseModelFiles
 from mixtune.study.reading import parse_study
 from mixtune.study.spec import Study
 from mixtune.tasks.task import Task

@@ -8,8 +8,15 @@ from mixtune.engine.batching import PASS_TOKENS, passes, text_of
 from mixtune.engine.loss import LOGIT_ROWS
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import Trainer, accumulate
-from mixtune.models.catalog import main_memory
-from mixtune.models.memory import Load, free_memory, gigabytes, largest, need, shape_of
+from mixtune.models.memory import (
+    Load,
+    free_memory,
+    gigabytes,
+    largest,
+    main_memory,
+    need,
+    shape_of,
+)
 from mixtune.study.spec import EvalSpec, TrainSpec
 from mixtune.tokens import Row, Tokens
 

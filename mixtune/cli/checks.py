@@ -25,9 +25,10 @@ from mixtune.datasets.registry import Registry
 from mixtune.datasets.sources import HubReader
 from mixtune.errors import MixtuneError, UserError, shorten
 from mixtune.identity import environment
-from mixtune.models.catalog import Entry, Overview, catalogue, main_memory, overview
+from mixtune.models.catalog import Entry, Overview, catalogue, overview
 from mixtune.models.files import cache_dir
 from mixtune.models.hub import offline
+from mixtune.models.memory import free_memory, main_memory
 from mixtune.records import Split
 from mixtune.tasks.source_spec import HubSource
 from mixtune.tasks.task import Task
@@ -109,7 +110,7 @@ def _software() -> Iterator[Line]:
 
 def _machine() -> Iterator[Line]:
     yield Line("cores", "ok", f"{len(os.sched_getaffinity(0))} may be used{_bfloat16()}")
-    total, free = main_memory(), _available_memory()
+    total, free = main_memory(), free_memory()
     low = free < LEAST_MEMORY
     yield Line(
         "memory",
@@ -117,14 +118,6 @@ def _machine() -> Iterator[Line]:
         f"{size(total)}, of which {size(free)} are available",
         "close other programs, or run with --workers 1" if low else "",
     )
-
-
-def _available_memory() -> int:
-    try:
-        facts = Path("/proc/meminfo").read_text(encoding="ascii").split("MemAvailable:")
-        return int(facts[1].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):  # not Linux, or an old one
-        return main_memory()
 
 
 def _bfloat16() -> str:

@@ -31,7 +31,8 @@ from mixtune.cli.app import (
 )
 from mixtune.datasets.registry import Registry
 from mixtune.errors import ModelError, UserError
-from mixtune.models.catalog import BaseModelFiles, locate
+from mixtune.models.catalog import locate
+from mixtune.models.files import BaseModelFiles
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan
 from mixtune.planning.summary import facts_of

@@ -27,7 +27,8 @@ from mixtune.datasets.rows import is_rows
 from mixtune.datasets.sources import Own
 from mixtune.datasets.user_tasks import Starter, read_own, starter
 from mixtune.errors import UserError, shorten
-from mixtune.models.catalog import BaseModelFiles, locate
+from mixtune.models.catalog import locate
+from mixtune.models.files import BaseModelFiles
 from mixtune.models.hub import Unreachable
 from mixtune.records import Example, Split
 from mixtune.store.files import write_whole

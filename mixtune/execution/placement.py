@@ -22,8 +22,18 @@ from mixtune.engine.loss import LOGIT_ROWS
 from mixtune.errors import SpecError
 from mixtune.execution.checkpoint import Head
 from mixtune.execution.options import Options
-from mixtune.models.catalog import BYTES_PER_PARAMETER, BaseModelFiles, main_memory
-from mixtune.models.memory import Load, Need, free_memory, gigabytes, largest, need, shape_of
+from mixtune.models.files import BaseModelFiles
+from mixtune.models.memory import (
+    BYTES_PER_PARAMETER,
+    Load,
+    Need,
+    free_memory,
+    gigabytes,
+    largest,
+    main_memory,
+    need,
+    shape_of,
+)
 from mixtune.planning.events import Events
 from mixtune.planning.runs import Plan
 

@@ -18,7 +18,7 @@ from mixtune.execution.options import Options
 from mixtune.execution.placement import place
 from mixtune.execution.pool import Work, begin_imports, run_pool
 from mixtune.execution.worker import begin
-from mixtune.models.catalog import BaseModelFiles
+from mixtune.models.files import BaseModelFiles
 from mixtune.planning.events import Events
 from mixtune.planning.leaks import changed_by_tasks
 from mixtune.planning.plan import Planner

@@ -1,11 +1,6 @@
-"""The protocol every answering system keeps: local model, majority class, script.
+"""The protocol of systems that answer queries, and the majority-class baseline.
 
-Knows: queries in, answers out, in order. Does not know: targets, tasks, metrics.
-
-The majority class as a system: the floor every trained system is read against.
-
-Knows: how often each answer occurs in a train split, per cue and per stratum. Does not know: the
-text of a query, evaluation targets, metrics.
+Knows: queries in, answers out, in order. Does not know: targets, metrics, the text of a query.
 """
 
 import math
@@ -27,7 +22,7 @@ class Model(Protocol):
         ...
 
     def rank(self, queries: Sequence[Query]) -> list[Answer]:
-        """Log-probability of each choice; `output` is the likeliest one. Choices non-empty."""
+        """Log-probability of each choice; `output` is the likeliest. Choices non-empty."""
         ...
 
     def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
@@ -37,21 +32,20 @@ class Model(Protocol):
 
 @runtime_checkable
 class Chooser(Protocol):
-    """A system that can be held to a JSON schema which leaves it one of a query's choices."""
+    """A system whose output can be constrained by a JSON schema to one of a query's choices."""
 
     def choose(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
-        """A choice of each query as JSON (models/api_schema.py). Choices non-empty."""
+        """One choice per query, as JSON (tasks/label_schema.py). Choices non-empty."""
         ...
 
 
 class MajorityModel:
-    """Says the commonest train answer to the query's cue, else of its stratum, in every form.
+    """Answers with the commonest train answer for the query's cue, else for its stratum.
 
-    A cue is something in the prompt that a task lets its floor look up, such as a marked entity.
-    Queries without one, and cues that train does not have, are answered by stratum; a stratum that
-    train does not have, from the counts of all of train: that is the rule of this baseline. Of
-    equally common answers the first in order of choices wins (for open answers: the first by name),
-    so that generating and ranking agree.
+    A cue is a part of the prompt that the baseline may look up, such as a marked entity. Queries
+    without a cue that train has are answered by stratum; without such a stratum, by all of train.
+    Ties go to the first choice (for open answers: the first by name), so that generating and
+    ranking agree.
     """
 
     def __init__(self, train: Sequence[Example], system: str = "majority") -> None:
@@ -77,15 +71,15 @@ class MajorityModel:
         return self._system
 
     def rank(self, queries: Sequence[Query]) -> list[Answer]:
-        """Log of the train frequency of each choice, one added to every count."""
+        """Log of the train frequency of each choice, with add-one smoothing."""
         return [self._ranked(query) for query in queries]
 
     def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
-        """The commonest answer; never cut off."""
+        """The commonest answer; never truncated."""
         return [Answer(output=self._commonest(query)) for query in queries]
 
     def choose(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
-        """The commonest answer as JSON: the floor of systems that are held to a schema."""
+        """The commonest answer as JSON: the baseline of systems constrained by a schema."""
         return [Answer(output=as_json(self._commonest(query))) for query in queries]
 
     def _of(self, query: Query) -> Counter[str]:

@@ -1,21 +1,10 @@
-"""The catalogue: base models with a short name, as catalogue.yaml lists them.
+"""Base models by name: the catalogue, where a model's files are, and what this machine has of it.
 
-Knows: the file's form; where an installed package's files are, without importing it. Does not
-know: the hub, the cache, which of the weights are on this machine.
-
-Names of base models → where their files are, ready to load or waiting to be converted.
-
-Knows: the catalogue's names, what a model name can be (catalogue, hub id, folder, .gguf file), in
-which order places are looked at. Does not know: how GGUF is converted (engine/convert.py), torch.
-
-The catalogue as this machine sees it: what is here, what would be fetched, what fits in memory.
-
-Knows: the cache, installed packages, the hub's local cache, the machine's main memory. Does not
-know: the hub itself (nothing is fetched), checksums of large files, torch.
+Knows: catalogue.yaml, what a name can be (catalogue, hub id, folder, .gguf file), where packages,
+the cache and the hub's cache keep files. Does not know: how GGUF is converted, torch.
 """
 
 import importlib.util
-import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -38,6 +27,7 @@ from mixtune.models.files import (
     with_template,
 )
 from mixtune.models.hub import Snapshot, Unreachable, cached, fetch, offline, unreachable
+from mixtune.models.memory import BYTES_PER_PARAMETER, main_memory
 from mixtune.study.fields import Frozen
 from mixtune.study.yaml import read_yaml
 
@@ -53,8 +43,8 @@ class Package(Frozen):
     note: Text
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
-    def found(self) -> list[Path]:
-        """The files where they are installed; empty unless all are there. Imports nothing."""
+    def installed(self) -> list[Path]:
+        """Paths of the installed files; empty unless all are there. Imports nothing."""
         paths = [_installed(*name.split("/", 1)) for name in self.files]
         return [path for path in paths if path] if all(paths) else []
 
@@ -76,7 +66,7 @@ class Entry(Frozen):
 
 @cache
 def catalogue() -> dict[str, Entry]:
-    """Every entry by its name, in the file's order.
+    """Catalogue entries by name, in the file's order.
 
     Raises:
         ModelError: the file that ships with the package was changed and is wrong.
@@ -103,14 +93,12 @@ def parse_catalogue(text: str) -> dict[str, Entry]:
         ) from error
 
 
-def _installed(package: str, rest: str) -> Path | None:
+def _installed(package: str, file: str) -> Path | None:
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
-    found = [Path(folder) / rest for folder in folders or ()]
-    return next((path for path in found if path.is_file()), None)
+    paths = [Path(folder) / file for folder in folders or ()]
+    return next((path for path in paths if path.is_file()), None)
 
-
-__all__ = ["BaseModelFiles", "GgufSource", "Located", "catalogue", "locate", "prepared_folder"]
 
 LONGEST_NAME = 96
 """Characters of an organisation's or model's name on the hub."""
@@ -118,16 +106,16 @@ LONGEST_NAME = 96
 _HUB_ID = re.compile(
     rf"[A-Za-z0-9][\w.-]{{0,{LONGEST_NAME}}}/[A-Za-z0-9][\w.-]{{0,{LONGEST_NAME}}}"
 )
-_WANTED = "a catalogue name, a hub id (organisation/name), a local folder or a .gguf file"
+_EXPECTED = "a catalogue name, a hub id (organisation/name), a local folder or a .gguf file"
 
 
 @dataclass(frozen=True, slots=True)
 class GgufSource:
-    """Weights that are there but have to be converted once, into `target`.
+    """GGUF weights on this machine that are converted once, into `target`.
 
-    `tokenizer`: a folder with the model's own tokenizer files, which are taken instead of what the
-    GGUF file says of its tokenizer. `parts`: the files that make up `gguf`, which is not there yet.
-    `sha256`: of the whole file, where it is known. `template`: the chat template to be given.
+    `tokenizer`: a folder with the model's own tokenizer files, used instead of those in the GGUF
+    file. `parts`: the files that `gguf` is joined from. `sha256`: of the whole file, where known.
+    `template`: the chat template to add.
     """
 
     name: str
@@ -145,13 +133,15 @@ Located = BaseModelFiles | GgufSource
 
 
 def locate(name: str, *, download: bool = True, verify: bool = False) -> Located:
-    """Where a base model is: a catalogue name, a local folder or .gguf file, or a hub id.
+    """Find the files of a base model by catalogue name, path or hub id.
 
-    With `download` False nothing is fetched; with `verify` the checksums of a prepared folder are
-    computed again.
+    Args:
+        name: catalogue name, local folder, .gguf file or hub id.
+        download: fetch from the hub what is not on this machine.
+        verify: compute the checksums of a prepared folder again.
 
     Raises:
-        ModelError: unknown name, weights not to be had, or files that cannot be used.
+        ModelError: unknown name, weights that are not available, or unusable files.
     """
     entry = catalogue().get(name)
     if entry is not None:
@@ -159,12 +149,12 @@ def locate(name: str, *, download: bool = True, verify: bool = False) -> Located
     path = local_path(name)
     if path is not None and path.exists():
         return _from_path(path, verify)
-    if path is not None and _means_a_path(name):
+    if path is not None and _looks_like_path(name):
         raise ModelError(
             "no such file or folder",
             where="base model",
             found=name,
-            wanted=_WANTED,
+            wanted=_EXPECTED,
             remedy="check the path",
         )
     if _HUB_ID.fullmatch(name):
@@ -173,27 +163,27 @@ def locate(name: str, *, download: bool = True, verify: bool = False) -> Located
         "no such base model",
         where="base model",
         found=name,
-        wanted=_WANTED,
+        wanted=_EXPECTED,
         remedy=did_you_mean(name[:LONGEST_NAME], catalogue()),
     )
 
 
 def prepared_folder(name: str) -> Path:
-    """Where a catalogue model is kept once it is prepared."""
+    """The cache folder of a prepared catalogue model."""
     return cache_dir() / "models" / name
 
 
 def local_path(name: str) -> Path | None:
-    """The path that a name may be; None for what no system takes as a path."""
+    """The name as a path; None where the system cannot take it as one."""
     try:
         path = Path(name).expanduser()
         path.exists()
-    except (OSError, RuntimeError):  # too long; the home of a user who is not there
+    except (OSError, RuntimeError):  # name too long, or the home folder of an unknown user
         return None
     return path if name.strip() else None
 
 
-def _means_a_path(name: str) -> bool:
+def _looks_like_path(name: str) -> bool:
     return name.endswith(".gguf") or name.startswith((".", "~", "/"))
 
 
@@ -202,26 +192,26 @@ def _from_catalogue(name: str, entry: Entry, download: bool, verify: bool) -> Lo
     if (target / MANIFEST).is_file():
         return describe_prepared(target, verify)
     package = entry.package
-    found = package.found() if package else []
-    if package and found:
+    files = package.installed() if package else []
+    if package and files:
         return GgufSource(
             name,
-            found[0],
+            files[0],
             f"PyPI package {package.name}",
             package.note,
             target,
-            parts=tuple(found) if len(found) > 1 else (),
+            parts=tuple(files) if len(files) > 1 else (),
             sha256=package.sha256,
             template=entry.template,
         )
     try:
         snapshot = fetch(entry.hub, download)
     except Unreachable as error:
-        reason, ways = error.reason, []
+        reason, remedies = error.reason, []
         if package:
             reason = f"the package {package.name} is not installed; {reason}"
-            ways = [package.install]
-        raise unreachable(entry.hub, reason, ways) from error
+            remedies = [package.install]
+        raise unreachable(entry.hub, reason, remedies) from error
     return _from_snapshot(snapshot, entry.hub, name, verify, entry.template)
 
 
@@ -250,43 +240,39 @@ def _from_path(path: Path, verify: bool) -> Located:
     ggufs = sorted(path.glob("*.gguf"))
     if ggufs and not weight_files(path):
         if len(ggufs) > 1:
-            found = ", ".join(file.name for file in ggufs)
+            names = ", ".join(file.name for file in ggufs)
             raise ModelError(
-                "several GGUF files", where=str(path), found=found, remedy="give one file's path"
+                "several GGUF files", where=str(path), found=names, remedy="give one file's path"
             )
         return _from_gguf(ggufs[0], name, f"local folder {name}", verify)
     return describe(path, name, f"local folder {name}")
 
 
 def _from_gguf(gguf: Path, name: str, source: str, verify: bool) -> Located:
-    """A GGUF file, or what was prepared from a file of the same content before."""
+    """A GGUF file, or the folder prepared earlier from a file with the same content."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     own = gguf.parent / "tokenizer.json"
     tokenizer = gguf.parent if own.is_file() else None
-    parts = [sha256_of(gguf), sha256_of(own) if tokenizer else ""]
-    target = cache_dir() / "models" / f"{slug}-{digest(parts)}"
+    checksums = [sha256_of(gguf), sha256_of(own) if tokenizer else ""]
+    target = cache_dir() / "models" / f"{slug}-{digest(checksums)}"
     if (target / MANIFEST).is_file():
         return describe_prepared(target, verify)
     note = f"GGUF source ({gguf.name}), dequantised to bfloat16"
     return GgufSource(name, gguf, source, note, target, tokenizer)
 
 
-BYTES_PER_PARAMETER = 16
-"""What a training process in float32 is given for each parameter of the base: weights, optimiser
-state and activations (execution/pool.py counts with the same)."""
+MIN_BYTES_PER_PARAMETER = 5
+"""The weights in float32 and a quarter more."""
 
-BYTES_AT_LEAST = 5
-"""Per parameter: the weights in float32 and a quarter more."""
-
-SHARE_OF_MEMORY = 0.8
-"""Of the machine's main memory that training may take and be called comfortable: the system, the
-page cache and other programs need the rest."""
+COMFORTABLE_SHARE = 0.8
+"""Share of main memory up to which training fits comfortably; the system, the page cache and other
+programs need the rest."""
 
 State = Literal["prepared", "package", "hub cache", "download", "licence", "offline", "damaged"]
 Fit = Literal["yes", "tight", "no"]
 
-HERE: tuple[State, ...] = ("prepared", "package", "hub cache")
-"""States in which a model can be used without a network."""
+LOCAL: tuple[State, ...] = ("prepared", "package", "hub cache")
+"""States of models that can be used without a network."""
 
 _MEANING: dict[State, str] = {
     "prepared": "ready in mixtune's cache",
@@ -303,9 +289,8 @@ _MEANING: dict[State, str] = {
 class Overview:
     """One catalogue model on this machine; sizes in bytes.
 
-    `disk`: what lies on this machine now, or 0. `memory`: main memory that one training process
-    is given (LoRA, float32); `fits`: "tight" where it takes nearly all
-    memory, or where only the weights and a little more fit.
+    `disk`: size of the files on this machine, or 0. `memory`: of one training process (LoRA,
+    float32). `fits`: "tight" where training takes nearly all memory.
     """
 
     name: str
@@ -322,12 +307,12 @@ class Overview:
 
     @property
     def here(self) -> bool:
-        """Whether it can be used without a network."""
-        return self.state in HERE
+        """True if the model can be used without a network."""
+        return self.state in LOCAL
 
     @property
     def meaning(self) -> str:
-        """The state in words, with the way to get what is not here."""
+        """The state in words, and how to install a model that is missing."""
         text = _MEANING[self.state]
         return text if self.here or not self.install else f"{text}; or: {self.install}"
 
@@ -335,18 +320,11 @@ class Overview:
 def overview(total_memory: int | None = None) -> list[Overview]:
     """Every catalogue model in the catalogue's order; fetches, converts and imports nothing."""
     memory = main_memory() if total_memory is None else total_memory
-    return [_look(name, entry, memory) for name, entry in catalogue().items()]
+    return [_overview_of(name, entry, memory) for name, entry in catalogue().items()]
 
 
-def main_memory() -> int:
-    """Bytes of main memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _look(name: str, entry: Entry, total: int) -> Overview:
+def _overview_of(name: str, entry: Entry, total: int) -> Overview:
     state, disk = _state(name, entry)
-    needed = entry.parameters * BYTES_PER_PARAMETER
-    least = entry.parameters * BYTES_AT_LEAST
     return Overview(
         name=name,
         hub=entry.hub,
@@ -355,21 +333,27 @@ def _look(name: str, entry: Entry, total: int) -> Overview:
         gated=entry.gated,
         state=state,
         disk=disk,
-        memory=needed,
-        fits="yes" if needed <= SHARE_OF_MEMORY * total else "tight" if least <= total else "no",
+        memory=entry.parameters * BYTES_PER_PARAMETER,
+        fits=_fit(entry, total),
         install=entry.package.install if entry.package else "",
         note=entry.note,
     )
 
 
+def _fit(entry: Entry, total: int) -> Fit:
+    if entry.parameters * BYTES_PER_PARAMETER <= COMFORTABLE_SHARE * total:
+        return "yes"
+    return "tight" if entry.parameters * MIN_BYTES_PER_PARAMETER <= total else "no"
+
+
 def _state(name: str, entry: Entry) -> tuple[State, int]:
-    """Where a model would come from, in the order in which `catalog.locate` looks."""
+    """The place that `locate` would take a model from, and the size of its files here."""
     folder = prepared_folder(name)
     if (folder / MANIFEST).is_file():
         return "prepared", _size(folder)
-    parts = entry.package.found() if entry.package else []
-    if parts:
-        return "package", sum(path.stat().st_size for path in parts)
+    files = entry.package.installed() if entry.package else []
+    if files:
+        return "package", sum(path.stat().st_size for path in files)
     try:
         snapshot = cached(entry.hub)
     except ModelError:

@@ -1,7 +1,7 @@
-"""Weight files on disk: which ones a folder holds, their checksums, the user's cache.
+"""Weight files on disk, their checksums, and the user's cache.
 
-Knows: safetensors folders, SHA-256, the manifest of a prepared folder. Does not know: where a name
-leads (catalog.py), the hub (hub.py), how weights are read or converted.
+Knows: safetensors folders, SHA-256, the manifest of a prepared folder. Does not know: names of
+models (catalog.py), the hub (hub.py), how weights are read or converted.
 """
 
 import json
@@ -20,21 +20,21 @@ from mixtune.store import files as durable
 from mixtune.tokens import Tokens
 
 MANIFEST = "mixtune.json"
-"""Written last into a prepared folder: a folder without it does not count."""
+"""Written last into a prepared folder: a folder without it is incomplete."""
 
 CACHE = durable.Place(
     ModelError, "make room in the cache there, or set MIXTUNE_CACHE to a folder that can be written"
 )
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-LONGEST = 256
-"""Characters that no file name has."""
+MAX_FILE_NAME = 255
+"""Characters of the longest file name."""
 
 _TEMPLATE = "chat_template.jinja"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-"""Formats that can run code when they are read."""
+"""Formats that can run code when read."""
 
-_BOOKKEEPING = (
+_IGNORED_KEYS = (
     "_name_or_path",
     "_model_name_or_path",
     "transformers_version",
@@ -42,10 +42,10 @@ _BOOKKEEPING = (
     "torch_dtype",
     "use_cache",
 )
-"""Keys of config.json that change no result: how weights are cast is the study's own setting."""
+"""Keys of config.json that change no result; the study itself sets the number format."""
 
 _NATIVE = {"gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3"}
-"""Architectures that transformers has itself: code shipped with such a model is left alone."""
+"""Architectures that transformers implements: code shipped with such a model is never run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class BaseModelFiles:
     """A base model that is ready to load: config.json, safetensors, tokenizer files.
 
     `source` and `note` are for people; `revision` is the hub's commit; `weights_digest` covers the
-    weight files; `digest` (weights, tokenizer and template, config.json) goes into ids.
+    weight files; `digest` (weights, tokenizer, chat template, config.json) goes into ids.
     """
 
     name: str
@@ -65,8 +65,8 @@ class BaseModelFiles:
     digest: str
 
 
-class _Told(BaseModel):
-    """What the manifest says of one weight file."""
+class _WeightFile(BaseModel):
+    """Size and checksum of one weight file in the manifest."""
 
     model_config = ConfigDict(strict=True)
     bytes: int
@@ -74,14 +74,14 @@ class _Told(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """What is read of a manifest; it holds more, for people."""
+    """The keys of a manifest that are read; it holds more, for people."""
 
     model_config = ConfigDict(strict=True)
     scheme: Literal[1]
     name: str
     source: str
     note: str
-    weights: dict[str, _Told]
+    weights: dict[str, _WeightFile]
 
 
 def cache_dir() -> Path:
@@ -94,7 +94,11 @@ def cache_dir() -> Path:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """`durable.read_object` for a model's files: a ModelError where it cannot be read."""
+    """A JSON object of a model's folder or the cache; {} where there is no file.
+
+    Raises:
+        ModelError: it cannot be read or is no object.
+    """
     return durable.read_object(path, ModelError)
 
 
@@ -109,36 +113,36 @@ def write_object(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def remember(path: Path, key: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
-    """Set one key of a JSON object that several processes may write."""
+    """Set one key of a JSON file that several processes may write."""
     with durable.in_turn(path, CACHE):
         write_object(path, {**read_object(path), key: value})
 
 
 def sha256_of(path: Path, fresh: bool = False) -> str:
-    """SHA-256 of a file; remembered by path, size and time of change unless `fresh`.
+    """SHA-256 of a file, cached by path, size and modification time unless `fresh`.
 
     Raises:
         ModelError: the file cannot be read.
     """
-    book, key = cache_dir() / "digests.json", str(path.resolve())
+    cache, key = cache_dir() / "digests.json", str(path.resolve())
     try:
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns]
-        held = {} if fresh else read_object(book).get(key)
-        if isinstance(held, dict) and held.get("stamp") == stamp and "sha256" in held:
-            return str(held["sha256"])
-        found = durable.fingerprint(path)[1]
+        cached = {} if fresh else read_object(cache).get(key)
+        if isinstance(cached, dict) and cached.get("stamp") == stamp and "sha256" in cached:
+            return str(cached["sha256"])
+        checksum = durable.fingerprint(path)[1]
     except OSError as error:
         raise ModelError(f"cannot read a weight file: {error}", where=str(path)) from error
-    remember(book, key, {"stamp": stamp, "sha256": found})
-    return found
+    remember(cache, key, {"stamp": stamp, "sha256": checksum})
+    return checksum
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up a model, sorted by name; empty where there are none.
+    """The safetensors files of a model, sorted by name; empty where there are none.
 
     Raises:
-        ModelError: the index names a file that is not there or lies outside the folder.
+        ModelError: the index names a file that is missing or outside the folder.
     """
     names = _parts(folder)
     if names is None:
@@ -155,38 +159,38 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds what is needed to load a model from it."""
+    """True if a folder holds every file that loading needs."""
     parts = _parts(folder)
     names = ["config.json", "tokenizer.json", *([_SINGLE] if parts is None else parts)]
     return parts != [] and all(_is_part(folder, name) for name in names)
 
 
 def _parts(folder: Path) -> list[str] | None:
-    """Names in the index of a model in several files; None where there is no index."""
+    """File names in the index of a sharded model; None where there is no index."""
     if not (folder / _INDEX).is_file():
         return None
-    named = read_object(folder / _INDEX).get("weight_map", {})
-    if not isinstance(named, dict) or not all(isinstance(part, str) for part in named.values()):
+    files = read_object(folder / _INDEX).get("weight_map", {})
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise ModelError(
             "the index of the weights cannot be used",
             where=str(folder / _INDEX),
-            found=named,
+            found=files,
             wanted='"weight_map": {tensor: file}',
             remedy="fetch or save the model again",
         )
-    return sorted(set(named.values()))
+    return sorted(set(files.values()))
 
 
 def _is_part(folder: Path, name: str) -> bool:
-    """Whether a file lies in the folder itself: an index must not lead out of it."""
-    return len(name) < LONGEST and Path(name).name == name and (folder / name).is_file()
+    """True if the file lies in the folder itself: an index must not lead out of it."""
+    return len(name) <= MAX_FILE_NAME and Path(name).name == name and (folder / name).is_file()
 
 
 def refuse_remote_code(folder: Path, where: str) -> dict[str, Any]:
-    """The folder's config.json, if transformers' own code can load it.
+    """The folder's config.json, checked to need no code that ships with the model.
 
     Raises:
-        ModelError: no usable config.json, or one that asks for code shipped with the model.
+        ModelError: no usable config.json, or one that needs remote code.
     """
     config = read_object(folder / "config.json")
     if not config:
@@ -201,7 +205,7 @@ def refuse_remote_code(folder: Path, where: str) -> dict[str, Any]:
         )
     if config.get("auto_map") and config.get("model_type") not in _NATIVE:
         raise ModelError(
-            "the model wants to run code that is shipped with it, which is never done here",
+            "the model needs to run code that ships with it, which mixtune never does",
             where=where,
             found=f"auto_map in config.json: {config['auto_map']}",
             wanted="an architecture that transformers has itself",
@@ -213,25 +217,25 @@ def refuse_remote_code(folder: Path, where: str) -> dict[str, Any]:
 def describe(
     folder: Path, name: str, source: str, note: str = "", revision: str | None = None
 ) -> BaseModelFiles:
-    """Checksums and digests of a folder that is used as it is.
+    """A folder that is loaded as it is, with checksums and digests.
 
     Raises:
-        ModelError: something is missing, broken, or in a format that can run code.
+        ModelError: a file is missing, broken, or in a format that can run code.
     """
     config = refuse_remote_code(folder, str(folder))
-    found = weight_files(folder)
-    if not found:
+    files = weight_files(folder)
+    if not files:
         raise _no_weights(folder)
-    for path in found:
+    for path in files:
         check_header(path)
-    weights = {path.name: sha256_of(path) for path in found}
+    weights = {path.name: sha256_of(path) for path in files}
     return BaseModelFiles(name, folder, source, note, revision, *_digests(folder, weights, config))
 
 
 def with_template(folder: Path, template: str, target: Path) -> Path:
-    """The folder, or one that links to its files and adds a chat template that it lacks.
+    """The folder, or one of links to its files with the chat template that it lacks.
 
-    A folder that is right is left alone: another process may be loading from it.
+    A complete folder of links is not written again: another process may be loading from it.
 
     Raises:
         ModelError: the cache cannot be written.
@@ -239,10 +243,10 @@ def with_template(folder: Path, template: str, target: Path) -> Path:
     if has_template(folder):
         return folder
     links = {file.name: file.resolve() for file in folder.iterdir() if file.is_file()}
-    if _is_made(target, links, template):
+    if _is_linked(target, links, template):
         return target
     with durable.in_turn(target, CACHE):
-        if not _is_made(target, links, template):
+        if not _is_linked(target, links, template):
             with durable.whole_folder(target, CACHE) as part:
                 (part / _TEMPLATE).write_text(template, encoding="utf-8")
                 for name, file in links.items():
@@ -250,25 +254,25 @@ def with_template(folder: Path, template: str, target: Path) -> Path:
     return target
 
 
-def _is_made(target: Path, links: Mapping[str, Path], template: str) -> bool:
-    """Whether a folder of links holds these links and this chat template, and nothing else."""
-    given = target / _TEMPLATE
-    held = {file.name: file.resolve() for file in target.iterdir()} if target.is_dir() else {}
-    held.pop(_TEMPLATE, None)
-    return given.is_file() and given.read_bytes() == template.encode() and held == links
+def _is_linked(target: Path, links: Mapping[str, Path], template: str) -> bool:
+    """True if a folder holds exactly these links and this chat template."""
+    file = target / _TEMPLATE
+    present = {path.name: path.resolve() for path in target.iterdir()} if target.is_dir() else {}
+    present.pop(_TEMPLATE, None)
+    return file.is_file() and file.read_bytes() == template.encode() and present == links
 
 
 def has_template(folder: Path) -> bool:
-    """Whether a model folder says how a conversation is put to the model."""
+    """True if a model folder has a chat template."""
     config = read_object(folder / "tokenizer_config.json")
     return (folder / _TEMPLATE).is_file() or bool(config.get("chat_template"))
 
 
 def check_header(path: Path) -> None:
-    """Refuse a weights file that is cut off or of another format; reads the first bytes only.
+    """Read the header of a safetensors file.
 
     Raises:
-        ModelError: names the file.
+        ModelError: the file is truncated or in another format.
     """
     try:
         with safe_open(path, framework="numpy"):
@@ -286,11 +290,11 @@ def check_header(path: Path) -> None:
 def describe_prepared(folder: Path, verify: bool = False) -> BaseModelFiles:
     """A folder that mixtune prepared, checked against its manifest.
 
-    Sizes are always checked; checksums are computed again for files whose size or time of change
-    is new, and for all with `verify`.
+    Checksums are computed again for files whose size or modification time changed, and for all
+    with `verify`.
 
     Raises:
-        ModelError: the folder is not what was written.
+        ModelError: the folder is damaged.
     """
     try:
         manifest = _Manifest.model_validate(read_object(folder / MANIFEST))
@@ -300,14 +304,14 @@ def describe_prepared(folder: Path, verify: bool = False) -> BaseModelFiles:
         raise _damaged(folder, f"{MANIFEST}: {key}: {first['msg']}") from error
     if not manifest.weights:
         raise _damaged(folder, f"{MANIFEST} names no weights")
-    for name, told in manifest.weights.items():
+    for name, file in manifest.weights.items():
         path = folder / name
         size = path.stat().st_size if _is_part(folder, name) else None
-        if size != told.bytes:
-            raise _damaged(folder, f"{name} has {size} bytes instead of {told.bytes}")
-        if sha256_of(path, fresh=verify) != told.sha256:
+        if size != file.bytes:
+            raise _damaged(folder, f"{name} has {size} bytes instead of {file.bytes}")
+        if sha256_of(path, fresh=verify) != file.sha256:
             raise _damaged(folder, f"{name} has another checksum")
-    weights = {name: told.sha256 for name, told in manifest.weights.items()}
+    weights = {name: file.sha256 for name, file in manifest.weights.items()}
     config = refuse_remote_code(folder, str(folder))
     return BaseModelFiles(
         manifest.name,
@@ -331,9 +335,9 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
 def _digests(
     folder: Path, weights: Mapping[str, str], config: Mapping[str, Any]
 ) -> tuple[str, str]:
-    """Digest of the weights, and of everything that shapes the model's answers."""
+    """Digest of the weights, and of all that determines the model's answers."""
     tokens = Tokens.load(folder).digest
-    shape = {key: value for key, value in config.items() if key not in _BOOKKEEPING}
+    shape = {key: value for key, value in config.items() if key not in _IGNORED_KEYS}
     weights_digest = digest(dict(weights))
     return weights_digest, digest({"weights": weights_digest, "tokens": tokens, "config": shape})
 
@@ -349,10 +353,10 @@ def _no_weights(folder: Path) -> ModelError:
     )
 
 
-def _damaged(folder: Path, found: str) -> ModelError:
+def _damaged(folder: Path, detail: str) -> ModelError:
     return ModelError(
         "the prepared base model is damaged",
         where=str(folder),
-        found=found,
-        remedy="delete this folder and run the command again: it is prepared anew",
+        found=detail,
+        remedy="delete this folder and run the command again: it is prepared again",
     )

@@ -1,73 +1,82 @@
-"""How much memory a bank of adapters takes, told before anything is loaded.
+"""Memory that training takes, estimated before anything is loaded, and what this machine has.
 
-    need = weights + K × (adapter, its gradient, two moments) + activations of a pass + logits
+    bytes = weights + K × (adapter, its gradient, two moments) + activations of a pass + logits
 
-The first two are exact: shapes of the weights are read from the headers of their files. The
-others follow from what a pass holds and were fitted to what was measured.
+The first two terms are exact: shapes are read from the headers of the weight files. The others
+follow from the tokens of a pass and were fitted to measurements.
 
-Knows: shapes of weights, what training keeps of them, free memory of this machine. Does not know:
-torch, how a pass is computed.
+Knows: shapes of weights, this machine's memory. Does not know: torch, how a pass is computed.
 """
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
 from mixtune.errors import ModelError
-from mixtune.models.catalog import main_memory
 from mixtune.models.files import read_object, weight_files
 from mixtune.study.spec import TrainSpec
 
-COPIES = 4
-"""Numbers in float32 for each weight of an adapter: itself, its gradient, Adam's two moments."""
+BYTES_PER_PARAMETER = 16
+"""Memory of a training process in float32 per parameter of its base, before shapes are known:
+weights, optimizer state and activations."""
 
-KEPT = 1.3
-"""Numbers that the backward pass needs for each number that goes into or comes out of a linear
-layer, and for each weight of attention. Measured on SmolLM2's shapes: 1.1 to 1.35."""
+COPIES = 4
+"""float32 values per adapter weight: weight, gradient, Adam's two moments."""
+
+SAVED_ACTIVATIONS = 1.3
+"""Values saved for the backward pass per input or output value of a linear layer and per attention
+weight. Measured on SmolLM2's shapes: 1.1 to 1.35."""
 
 LOGIT_COPIES = 3
-"""Logits, over which their gradient is written; what their sum is made of; their copy in the base's
-number format, and the gradient's."""
+"""float32 copies of the logits: themselves (overwritten by their gradient), the terms of their
+log-sum-exp, and half a copy each in the base's number format of logits and gradient."""
 
 _BYTES = {"float32": 4, "bfloat16": 2}
-_TABLES = ("embed", "lm_head", "wte", "wpe", "output.weight")
-"""Parts of the names of 2-D weights that get no adapter."""
+_NOT_ADAPTED = ("embed", "lm_head", "wte", "wpe", "output.weight")
+"""Substrings of the names of 2-D weights that get no adapter."""
+
+
+class Linear(NamedTuple):
+    """A linear layer other than the head: its decoder layer, input and output width."""
+
+    layer: int
+    d_in: int
+    d_out: int
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A base model as far as memory depends on it.
-
-    `linears`: (layer, in, out) of every linear layer but the head; `width`: of hidden states.
-    """
+    """The sizes of a base model that memory depends on; `width`: of hidden states."""
 
     parameters: int
-    linears: tuple[tuple[int, int, int], ...]
+    linears: tuple["Linear", ...]
     layers: int
     heads: int
     width: int
     vocabulary: int
 
-    def adapted(self, train: TrainSpec) -> list[tuple[int, int]]:
-        """(in, out) of the linear layers that get an adapter."""
+    def adapted(self, train: TrainSpec) -> list["Linear"]:
+        """The linear layers that get an adapter."""
         lowest = 0 if train.top_layers is None else self.layers - train.top_layers
-        return [(into, out) for layer, into, out in self.linears if layer >= lowest]
+        return [linear for linear in self.linears if linear.layer >= lowest]
 
-    def trained(self, train: TrainSpec) -> int:
-        """Numbers that one run trains: its adapter, or all weights."""
+    def trainable(self, train: TrainSpec) -> int:
+        """Trainable parameters of one run: its adapter, or all weights."""
         if train.method == "full":
             return self.parameters
-        return sum(train.rank * (into + out) for into, out in self.adapted(train))
+        return sum(train.rank * (linear.d_in + linear.d_out) for linear in self.adapted(train))
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one pass holds at most: tokens, logits' rows, and the tokens that a row looks back on.
+    """The largest pass: its tokens, rows of logits, and tokens that one row attends to (`span`).
 
-    `step`: tokens of one optimiser step of one adapter, so that a small bank fills no pass.
+    `step`: tokens of one optimiser step of one adapter; a small bank does not fill a pass.
     """
 
     tokens: int
@@ -78,7 +87,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes of a worker process."""
+    """Bytes of a worker process, by use."""
 
     weights: int
     adapters: int
@@ -87,7 +96,7 @@ class Need:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Bytes in all."""
         return self.weights + self.adapters + self.activations + self.logits
 
 
@@ -101,14 +110,14 @@ def shape_of(folder: Path) -> Shape:
     shapes = _shapes(folder)
     flat = {name: shape for name, shape in shapes.items() if len(shape) == 2}
     linears = [
-        (_layer(name), into, out)
-        for name, (out, into) in sorted(flat.items())
-        if not any(part in name for part in _TABLES)
+        Linear(_layer(name), d_in, d_out)
+        for name, (d_out, d_in) in sorted(flat.items())
+        if not any(part in name for part in _NOT_ADAPTED)
     ]
     return Shape(
         parameters=sum(map(math.prod, shapes.values())),
         linears=tuple(linears),
-        layers=max((layer for layer, _, _ in linears), default=0) + 1,
+        layers=max((linear.layer for linear in linears), default=0) + 1,
         heads=_count(config.get("num_attention_heads")),
         width=_count(config.get("hidden_size")),
         vocabulary=max((out for out, _ in flat.values()), default=0),
@@ -116,70 +125,75 @@ def shape_of(folder: Path) -> Shape:
 
 
 def _layer(name: str) -> int:
-    """Which layer a weight is of, by the first number in its name."""
+    """The decoder layer of a weight: the first number in its name."""
     number = re.search(r"\.(\d+)\.", name)
     return int(number[1]) if number else 0
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name → shape of every weight in a folder; only headers are read."""
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder):
         try:
-            with safe_open(path, framework="np") as held:
-                for name in held.keys():  # noqa: SIM118 - no mapping
-                    found[name] = tuple(held.get_slice(name).get_shape())
+            with safe_open(path, framework="np") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - no mapping
+                    shapes[name] = tuple(tensors.get_slice(name).get_shape())
         except (OSError, SafetensorError) as error:
             raise ModelError(
                 f"the weights cannot be read: {error}",
                 where=str(path),
                 remedy="fetch or save the model again",
             ) from error
-    return found
+    return shapes
 
 
 def _count(value: object) -> int:
-    """A number in config.json; 1 for one that the architecture calls otherwise."""
+    """A count in config.json; 1 where the architecture has no such key."""
     return value if isinstance(value, int) else 1
 
 
 def need(shape: Shape, train: TrainSpec, slots: int, load: Load) -> Need:
-    """Bytes that a process with a bank of so many slots takes while it trains."""
+    """Bytes that a process takes while it trains a bank of `slots` adapters."""
     size = _BYTES.get(train.compute, 4)
     tokens = min(load.tokens, slots * load.step)
     return Need(
         weights=shape.parameters * size,
-        adapters=slots * shape.trained(train) * COPIES * 4,
-        activations=int(tokens * size * _kept_of_a_token(shape, train, load.span)),
+        adapters=slots * shape.trainable(train) * COPIES * 4,
+        activations=int(tokens * size * _saved_per_token(shape, train, load.span)),
         logits=min(load.logits, tokens) * shape.vocabulary * LOGIT_COPIES * 4,
     )
 
 
-def _kept_of_a_token(shape: Shape, train: TrainSpec, span: int) -> float:
-    """Numbers that the backward pass needs of one token."""
-    through = sum(into + out for into, out in shape.adapted(train))
+def _saved_per_token(shape: Shape, train: TrainSpec, span: int) -> float:
+    """Values saved for the backward pass per token."""
+    linears = sum(linear.d_in + linear.d_out for linear in shape.adapted(train))
     layers = min(shape.layers, train.top_layers or shape.layers)
-    kept = KEPT * (through + layers * shape.heads * span)
-    # Where activations are computed twice, each layer keeps what goes into it, and one all.
-    return layers * shape.width + kept / layers if train.gradient_checkpointing else kept
+    saved = SAVED_ACTIVATIONS * (linears + layers * shape.heads * span)
+    # With checkpointing every layer saves its input, and one layer at a time all of it.
+    return layers * shape.width + saved / layers if train.gradient_checkpointing else saved
 
 
 def largest(shape: Shape, train: TrainSpec, load: Load, room: int, most: int) -> int:
-    """How many slots fit into so many bytes, from 0 to `most`."""
+    """The most slots, up to `most`, whose bank fits into `room` bytes; 0 where none does."""
     sizes = range(most, 0, -1)
     return next((k for k in sizes if need(shape, train, k, load).total <= room), 0)
 
 
 def free_memory() -> int:
-    """Bytes of main memory that programs could take now, as Linux tells; else all there is."""
+    """Available main memory in bytes (MemAvailable on Linux, elsewhere all of it)."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return main_memory()
-    told = {line.split(":")[0]: line.split()[1] for line in lines}
-    return int(told["MemAvailable"]) * 1024 if "MemAvailable" in told else main_memory()
+    values = {line.split(":")[0]: line.split()[1] for line in lines}
+    return int(values["MemAvailable"]) * 1024 if "MemAvailable" in values else main_memory()
+
+
+def main_memory() -> int:
+    """Main memory of this machine in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def gigabytes(size: int) -> str:
-    """Bytes as people say them: 3.1 GB, 25 MB."""
+    """A size for people: 3.1 GB, 25 MB."""
     return f"{size / 1e9:.1f} GB" if size >= 10**8 else f"{size / 1e6:.1f} MB"

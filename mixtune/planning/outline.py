@@ -18,7 +18,8 @@ from pydantic import Field
 
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, MixtuneError, SpecError
-from mixtune.models.catalog import BaseModelFiles, catalogue, locate
+from mixtune.models.catalog import catalogue, locate
+from mixtune.models.files import BaseModelFiles
 from mixtune.models.memory import shape_of
 from mixtune.planning.cells import Cell, cells
 from mixtune.planning.corpus import answered

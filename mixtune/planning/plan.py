@@ -18,7 +18,7 @@ from mixtune.api.entries import ApiSystem
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError
 from mixtune.identity import digest, make_id
-from mixtune.models.catalog import BaseModelFiles
+from mixtune.models.files import BaseModelFiles
 from mixtune.planning.api import Remote
 from mixtune.planning.cells import Cell, budget_parts, cells, claimed_cells
 from mixtune.planning.corpus import (

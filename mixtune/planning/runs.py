@@ -6,7 +6,7 @@ Knows: names and folders of systems. Does not know: how ids, mixes and token cou
 from dataclasses import dataclass
 from typing import Literal
 
-from mixtune.models.catalog import BaseModelFiles
+from mixtune.models.files import BaseModelFiles
 from mixtune.planning.names import SystemKind
 from mixtune.records import Form, MixRow, Split
 from mixtune.store.folder import PlanRow, slug
