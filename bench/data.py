@@ -67,7 +67,7 @@ class Source:
         """The first `count` rows of a workload, mixed as a study would mix them."""
         shares = _SHARES[workload][0 if self.data_dir else 1]
         registry = Registry.builtin(self.data_dir)
-        pools = {name: registry.examples(name, "train", CARVE) for name in shares}
+        pools = {name: registry.dataset(name, CARVE).examples("train") for name in shares}
         amounts = {name: Ingredient(share=share) for name, share in shares.items()}
         return mix(pools, amounts, count, SEED).order
 
@@ -77,7 +77,7 @@ class Source:
         if self.data_dir and real is None:
             return _topics(self.data_dir / _TOPICS, count)
         name = real if self.data_dir and real else embedded
-        items = Registry.builtin(self.data_dir).examples(name, "test", CARVE)
+        items = Registry.builtin(self.data_dir).dataset(name, CARVE).examples("test")
         chosen = select_evaluation(items, count)[:count]
         return [Query(item.id, item.stratum, item.messages, item.choices) for item in chosen]
 

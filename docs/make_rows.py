@@ -44,7 +44,10 @@ def main() -> None:
     tokens = Tokens.load(files.folder)
     found = {}
     for name in registry.names():
-        if not registry.get(name).synthetic and registry.unread(name) is None:
+        if (
+            not registry.get(name).synthetic
+            and registry.dataset(name, EvalSpec().carve).unavailable is None
+        ):
             found[name] = measured(registry, name, tokens)
     for name, said in ASSUMED.items():
         like = found[said["like"]]
@@ -62,10 +65,8 @@ def main() -> None:
 
 def measured(registry: Registry, name: str, tokens: Tokens) -> dict[str, Any]:
     """Sizes of a dataset's splits, and mean tokens over a sample of its first one."""
-    carve = EvalSpec().carve
-    splits = {
-        split: registry.examples(name, split, carve) for split in registry.splits(name, carve)
-    }
+    dataset = registry.dataset(name, EvalSpec().carve)
+    splits = {split: dataset.examples(split) for split in dataset.splits}
     first = next(iter(splits.values()))
     chosen = first[:: max(1, len(first) // SAMPLE)][:SAMPLE]
     return {

@@ -49,4 +49,4 @@ def registry(folder, text=TEN_LINES, name="task.yaml"):
 
 
 def examples(folder, text=TEN_LINES, task="ticket-topic", split="train"):
-    return registry(folder, text).examples(task, split, 0.1)
+    return registry(folder, text).dataset(task, 0.1).examples(split)

@@ -69,7 +69,7 @@ def test_text_through_a_real_server_is_what_the_model_says(smollm2, url, tmp_pat
     monkeypatch.setenv("MIXTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     registry = Registry.open((), None)
-    items = registry.examples("toy-sentiment", "test", 0.1)[:ITEMS]
+    items = registry.dataset("toy-sentiment", 0.1).examples("test")[:ITEMS]
     what = ApiSystem("smollm2", str(smollm2.folder), url, None, None)
     asking = Asking(Endpoint(what, Patience(timeout=120)), Ledger(tmp_path / "api.sqlite", None))
     remote = ApiModel(what, asking, Prompting())

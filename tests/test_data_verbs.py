@@ -81,7 +81,7 @@ class TestVerbs:
         assert found in made.found
         (tmp_path / "task.yaml").write_text(made.text, encoding="utf-8")
         (task,) = read_own(tmp_path / "task.yaml")
-        assert Registry([task]).examples(task.task.name, "train", 1e-9)
+        assert Registry([task]).dataset(task.task.name, 1e-9).examples("train")
         assert mixtune("data", "check", tmp_path / name)[0] == 0
 
     def test_a_json_file_with_an_object_a_line_is_one_of_rows(self, tmp_path, mixtune):

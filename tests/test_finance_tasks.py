@@ -118,7 +118,7 @@ def shipped(tmp_path_factory):
 
 def first(registry, name):
     split = "train" if registry.get(name).trainable else "test"
-    return registry.examples(name, split, 0.1)
+    return registry.dataset(name, 0.1).examples(split)
 
 
 class TestShipped:
@@ -190,8 +190,10 @@ class TestShipped:
     @pytest.mark.parametrize("name", TARGETS)
     def test_the_prompt_is_one_for_all_splits_and_holds_no_answer_field(self, shipped, name):
         prompts = {
-            split: [[m.content for m in e.messages] for e in shipped.examples(name, split, 0.1)]
-            for split in shipped.splits(name, 0.1)
+            split: [
+                [m.content for m in e.messages] for e in shipped.dataset(name, 0.1).examples(split)
+            ]
+            for split in shipped.dataset(name, 0.1).splits
         }
         assert len({json.dumps(shown) for shown in prompts.values()}) == 1
         shown = json.dumps(prompts)
@@ -206,8 +208,8 @@ class TestPages:
         assert len(groups) == 1
 
     def test_a_page_that_a_test_split_has_leaks(self, shipped):
-        train = shipped.examples("convfinqa", "train", 0.1)
-        test = shipped.examples("finqa", "test", 0.1)
+        train = shipped.dataset("convfinqa", 0.1).examples("train")
+        test = shipped.dataset("finqa", 0.1).examples("test")
         assert {by.kind for by in find_leaked(train, test).values()} == {"group"}
 
     def test_the_page_comes_first_and_the_table_row_by_row(self, shipped):
@@ -236,8 +238,8 @@ class TestPages:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / "finqa" / "test.jsonl").write_text(text, encoding="utf-8")
         registry = Registry.builtin(tmp_path)
-        report = registry.report("finqa", "test", 0.1)
-        assert [e.target for e in registry.examples("finqa", "test", 0.1)] == ["20%", "yes"]
+        report = registry.dataset("finqa", 0.1).split("test")
+        assert [e.target for e in registry.dataset("finqa", 0.1).examples("test")] == ["20%", "yes"]
         assert report.dropped == {"no answer": 1}
         assert report.notes == {"exe_ans is empty, so answer is the truth": 1}
 
@@ -265,10 +267,10 @@ def test_mmlu_is_parted_by_subject(tmp_path):
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "mmlu" / "test.jsonl").write_text(text, encoding="utf-8")
     registry = Registry.builtin(tmp_path)
-    kept = {n: registry.report(n, "test", 0.1) for n in ("mmlu-finance", "mmlu-general")}
+    kept = {n: registry.dataset(n, 0.1).split("test") for n in ("mmlu-finance", "mmlu-general")}
     assert [(r.kept, r.dropped) for r in kept.values()] == [
         (2, {"another subject": 3}), (3, {"another subject": 2}),
     ]  # fmt: skip
-    (example, _) = registry.examples("mmlu-finance", "test", 0.1)
+    (example, _) = registry.dataset("mmlu-finance", 0.1).examples("test")
     assert "about econometrics." in example.messages[0].content
     assert example.messages[0].content.endswith("Which one?\nA. this\nB. that\nC. both\nD. none")

@@ -23,7 +23,7 @@ import pytest
 
 from mixtune.datasets.leakage import SHORTEST_LOOSE, loose, words
 from mixtune.datasets.overlap import Overlaps, Part
-from mixtune.datasets.registry import Registry
+from mixtune.datasets.registry import Registry, own_texts
 from mixtune.tasks.task_file import parse_task
 
 PAGE = "{{ pre_text }} {{ post_text }}"
@@ -92,8 +92,9 @@ def parts(data):
     for folder in sorted([*REAL, *SMALL]):
         made = builtin if folder in REAL else registry
         name = REAL.get(folder) or f"small-{folder}"
-        for split in made.splits(name, 0.1):
-            yield Part(folder, split, made.own_texts(name, split, 0.1))
+        dataset = made.dataset(name, 0.1)
+        for split in dataset.splits:
+            yield Part(folder, split, own_texts(dataset.examples(split)))
 
 
 def published(text):

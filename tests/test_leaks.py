@@ -147,7 +147,7 @@ class TestOwnText:
         rows = [{"id": str(i), "text": f"text {i}", "am": "dry", "pm": "wet"} for i in range(3)]
         write_rows(tmp_path, "north", "train", rows)
         made = Registry([parse_task(raw, "north.yaml")], tmp_path)
-        found = own_texts(made.examples("north", "train", 1e-9))
+        found = own_texts(made.dataset("north", 1e-9).examples("train"))
         assert [(t.record, t.text, t.answers) for t in found[:1]] == [
             ("0", "text 0", ("dry", "wet"))
         ]
@@ -156,12 +156,12 @@ class TestOwnText:
 
     def test_no_id_changes_with_it(self, data):
         """The fingerprint of rows, which ids are made of, does not hold it."""
-        plain = registry(data).examples("north", "train", 0.1)
+        plain = registry(data).dataset("north", 0.1).examples("train")
         named = TASK.format(name="north") + 'own_text: "{{ text | lower }}"\n'
         other = Registry([parse_task(named, "north.yaml")], data)
         from mixtune.tasks.task import fingerprint
 
-        assert fingerprint(plain) == fingerprint(other.examples("north", "train", 0.1))
+        assert fingerprint(plain) == fingerprint(other.dataset("north", 0.1).examples("train"))
         assert registry(data).get("north").prompt_version == other.get("north").prompt_version
 
 

@@ -112,7 +112,7 @@ class TestWhatItFollowsFrom:
         write_sums(data, [1] * 50 + [5] * 10)
         write_sums(data, [3] * 20, "test")
         made = sums(data, files)
-        gold = gold_answers("sums", made.registry, made.study.evaluate.carve)
+        gold = gold_answers(made.corpus.datasets["sums"])
         assert 40 < len(gold) < 60  # the rest became validation
         assert made.max_new_tokens("sums") == 6
 

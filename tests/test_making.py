@@ -201,8 +201,8 @@ class TestEntities:
         ]
         rows[7]["tags"] = ["O"] * 12 + ["I-PER"]
         text = KIND.replace("PER: person, ", "") + "scored: false\n"
-        report = load(tmp_path, text, rows).report("kind", "train", 0.1)
-        assert (report.records, report.kept, report.examples) == (8, 7, 7)
+        report = load(tmp_path, text, rows).dataset("kind", 0.1).split("train")
+        assert (report.records, report.kept, len(report.examples)) == (8, 7, 7)
         assert report.dropped == {"no entity but of type PER": 1}
         assert report.notes == {"entity of type PER left out": 14}
 
@@ -359,14 +359,16 @@ class TestContext:
     def test_what_was_cut_and_dropped_is_counted(self, tmp_path):
         rows = [DIALOGUE | {"id": f"d{n}", "page": f"{n} " + "word " * n} for n in range(9)]
         registry = load(tmp_path, TALK + "role: ingredient\n", rows)
-        cut = registry.with_context("talk", "truncate-middle", 6).report("talk", "train", 0.1)
+        cut = (
+            registry.with_context("talk", "truncate-middle", 6).dataset("talk", 0.1).split("train")
+        )
         assert (cut.kept, cut.dropped) == (9, {})
         assert cut.notes == {"context cut to 6 words: truncate-middle": 3}
-        left = registry.with_context("talk", "drop", 6).report("talk", "train", 0.1)
+        left = registry.with_context("talk", "drop", 6).dataset("talk", 0.1).split("train")
         assert (left.kept, left.dropped, left.notes) == (6, {"context over 6 words": 3}, {})
         with pytest.raises(DataError, match="context is too long"):
-            registry.with_context("talk", "error", 6).examples("talk", "train", 0.1)
-        assert len(registry.examples("talk", "train", 0.1)) == 27
+            registry.with_context("talk", "error", 6).dataset("talk", 0.1).examples("train")
+        assert len(registry.dataset("talk", 0.1).examples("train")) == 27
 
     def test_the_version_of_the_prompt_follows_the_policy(self):
         made = task(TALK)
@@ -452,16 +454,20 @@ class TestRoles:
     def test_a_probe_loses_no_train_rows_to_a_validation_split(self, tmp_path):
         rows = [{"t": f"text {n}", "l": "xy"[n % 2]} for n in range(300)]
         registry = load(tmp_path, f"name: a\n{self.LABELS}role: probe\n", rows)
-        assert registry.splits("a", 0.3) == ["train", "test"]
-        sizes = [len(registry.examples("a", split, 0.3)) for split in ("train", "test")]
+        assert registry.dataset("a", 0.3).splits == ("train", "test")
+        sizes = [len(registry.dataset("a", 0.3).examples(split)) for split in ("train", "test")]
         assert sum(sizes) == 300
 
     def test_rows_are_picked_by_a_column(self, tmp_path):
         rows = [{"t": f"text {n}", "l": "xy"[n % 2], "s": n % 3} for n in range(30)]
         kept = f"name: a\n{self.LABELS}scored: false\n"
-        report = load(tmp_path, kept + "keep: {s: ['0', '2']}\n", rows).report("a", "train", 0.1)
+        report = (
+            load(tmp_path, kept + "keep: {s: ['0', '2']}\n", rows).dataset("a", 0.1).split("train")
+        )
         assert (report.kept, report.dropped) == (20, {"another s": 10})
-        report = load(tmp_path, kept + "leave_out: {s: ['0']}\n", rows).report("a", "train", 0.1)
+        report = (
+            load(tmp_path, kept + "leave_out: {s: ['0']}\n", rows).dataset("a", 0.1).split("train")
+        )
         assert (report.kept, report.dropped) == (20, {"another s": 10})
         with pytest.raises(DataError, match="no field 'u'"):
-            load(tmp_path, kept + "keep: {u: [a]}\n", rows).examples("a", "train", 0.1)
+            load(tmp_path, kept + "keep: {u: [a]}\n", rows).dataset("a", 0.1).examples("train")

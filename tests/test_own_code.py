@@ -35,7 +35,9 @@ class TestPython:
 
     def test_it_is_a_task_like_any_other(self, tmp_path):
         made = Registry.open([str(self.write(tmp_path, PYTHON))])
-        splits = {s: made.examples("from-code", s, 0.1) for s in ("train", "validation", "test")}
+        splits = {
+            s: made.dataset("from-code", 0.1).examples(s) for s in ("train", "validation", "test")
+        }
         assert sum(map(len, splits.values())) == 60
         assert splits["train"][0].id == "train-0" or splits["train"]
         assert "tasks.py" in made.source_of("from-code")
@@ -75,7 +77,7 @@ class TestPython:
         text = PYTHON.replace("    if split", "    import desk_later\n    if split")
         path = self.write(tmp_path, f"import desk_words\n{text}")
         before = list(sys.path)
-        assert Registry.open([str(path)]).examples("from-code", "train", 0.1)
+        assert Registry.open([str(path)]).dataset("from-code", 0.1).examples("train")
         assert sys.path == before
 
     @pytest.mark.parametrize("given", ["iter(rows)", "(row for row in rows)"])
@@ -84,7 +86,10 @@ class TestPython:
             "    return ({", "    rows = ({"
         ).replace("\nTASKS", f"    return {given}\n\nTASKS", 1)  # fmt: skip
         made = Registry.open([str(self.write(tmp_path, text))])
-        splits = [made.examples("from-code", s, 0.1) for s in made.splits("from-code", 0.1)]
+        splits = [
+            made.dataset("from-code", 0.1).examples(s)
+            for s in made.dataset("from-code", 0.1).splits
+        ]
         assert len(splits) == 3
         assert {e.messages[0].content for rows in splits for e in rows} == {
             f"billing or returns? ticket {n}" for n in range(60)
@@ -129,7 +134,7 @@ class TestPython:
         )  # fmt: skip
         for value in (made, [made]):
             self.install(monkeypatch, value)
-            assert len(Registry.open([]).examples("offered", "test", 0.1)) == 9
+            assert len(Registry.open([]).dataset("offered", 0.1).examples("test")) == 9
             assert "desk-tasks" in Registry.open([]).origin_of("offered")
         self.install(monkeypatch, str(place / "task.yaml"))
         assert Registry.open([]).get("ticket-topic").labels
@@ -209,20 +214,20 @@ class TestImports:
 
     def test_llama_factory(self, folder):
         made = Registry.open([str(folder / "dataset_info.json")])
-        first = made.examples("my_alpaca", "train", 0.1)[0]
+        first = made.dataset("my_alpaca", 0.1).examples("train")[0]
         assert first.messages[0].content.endswith("\nx")
-        assert made.examples("chat-set", "train", 0.1)[0].target == "b"
+        assert made.dataset("chat-set", 0.1).examples("train")[0].target == "b"
         assert not made.get("my-alpaca").scored
         assert made.get("hub").source.hub.splits == {"train": "half"}
         assert made.get("hub").source.hub.path == "some/set"
 
     def test_a_column_that_llama_factory_does_not_read_is_not_read(self, folder):
         made = Registry.open([str(folder / "dataset_info.json")])
-        first = made.examples("named", "train", 0.1)[0]
+        first = made.dataset("named", 0.1).examples("train")[0]
         assert [m.content for m in first.messages] == ["q 0"]
-        assert [m.content for m in made.examples("my-alpaca", "train", 0.1)[0].messages] == [
-            "q 0\nx"
-        ]
+        assert [
+            m.content for m in made.dataset("my-alpaca", 0.1).examples("train")[0].messages
+        ] == ["q 0\nx"]
 
     @pytest.mark.parametrize(
         ("name", "reason"),
@@ -238,7 +243,7 @@ class TestImports:
         made = Registry.open([str(folder / "dataset_info.json")])
         assert reason in made.source_of(name)
         with pytest.raises(DataError, match=rf"dataset_info\.json: {name}(.|\n)*remedy"):
-            made.examples(name, "train", 0.1)
+            made.dataset(name, 0.1).examples("train")
 
     def test_a_check_reads_what_is_here_and_says_what_is_not(self, folder, mixtune):
         code, out, _ = mixtune("data", "check", folder / "dataset_info.json")
@@ -255,16 +260,16 @@ class TestImports:
 
     def test_axolotl(self, folder):
         made = Registry.open([str(folder / "axolotl.yaml")])
-        first = made.examples("own", "train", 0.1)[0]
+        first = made.dataset("own", 0.1).examples("train")[0]
         assert [m.role for m in first.messages] == ["user"]
-        second = made.examples("own-2", "train", 0.1)[0]
+        second = made.dataset("own-2", 0.1).examples("train")[0]
         assert [m.content for m in second.messages] == ["S", "x"]
-        assert made.examples("chat", "train", 0.1)[0].target == "b"
+        assert made.dataset("chat", 0.1).examples("train")[0].target == "b"
         assert made.get("some-set").source.hub.path == "some/set"
         for name, reason in [("plain", "no question"), ("other", "input_output"),
                              ("own-3", "rows: N")]:  # fmt: skip
             with pytest.raises(DataError, match=reason):
-                made.examples(name, "train", 0.1)
+                made.dataset(name, 0.1).examples("train")
 
     @pytest.mark.parametrize("text", ["[]", "{", '{"a": 3}', "[" * 90_000, '{"a": {}, "A": {}}'])
     def test_what_is_no_dataset_info(self, tmp_path, text):

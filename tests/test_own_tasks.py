@@ -46,12 +46,18 @@ class TestShortTaskFile:
 
     def test_test_and_validation_are_carved_and_said_so(self, place):
         made = registry(place)
-        splits = {s: made.examples("ticket-topic", s, 0.1) for s in ("train", "validation", "test")}
+        splits = {
+            s: made.dataset("ticket-topic", 0.1).examples(s)
+            for s in ("train", "validation", "test")
+        }
         assert sum(map(len, splits.values())) == 60
         assert len(splits["test"]) > 4
         groups = [{e.group for e in rows} for rows in splits.values()]
         assert not groups[0] & groups[2] and not groups[0] & groups[1]
-        assert "carved from train, 20% of groups" in made.report("ticket-topic", "test", 0.1).source
+        assert (
+            "carved from train, 20% of groups"
+            in made.dataset("ticket-topic", 0.1).split("test").source
+        )
 
     def test_the_share_can_be_named(self, place):
         text = changed(source={"train": "tickets.csv", "carve_test": 0.5})
@@ -59,10 +65,10 @@ class TestShortTaskFile:
 
     def test_a_set_that_is_only_trained_on_keeps_its_rows(self, place):
         made = registry(place, changed(scored=False, metrics=None))
-        assert made.splits("ticket-topic", 0.1) == ["train"]
-        assert len(made.examples("ticket-topic", "train", 0.5)) == 60
+        assert made.dataset("ticket-topic", 0.1).splits == ("train",)
+        assert len(made.dataset("ticket-topic", 0.5).examples("train")) == 60
         with pytest.raises(DataError, match="no validation split"):
-            made.examples("ticket-topic", "validation", 0.1)
+            made.dataset("ticket-topic", 0.1).examples("validation")
 
     def test_files_per_split(self, place):
         (place / "eval.tsv").write_text("text\ttopic\nall new\tbilling\n", encoding="utf-8")
@@ -215,8 +221,8 @@ class TestConversations:
         (place / "replies.jsonl").write_text(text, encoding="utf-8")
         reply = "name: replies\nformat: alpaca\nsource: replies.jsonl\n"
         made = registry(place, f"{TEN_LINES}---\n{reply}")
-        test = made.examples("ticket-topic", "test", 0.1)
-        found = find_leaked(made.examples("replies", "train", 0.1), test)
+        test = made.dataset("ticket-topic", 0.1).examples("test")
+        found = find_leaked(made.dataset("replies", 0.1).examples("train"), test)
         assert len(found) == len(test) > 4
 
     def test_sharegpt_gives_an_example_for_each_answer(self):
@@ -312,7 +318,9 @@ class TestConversations:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (place / "rows.jsonl").write_text(text, encoding="utf-8")
         task = "name: talk\nformat: alpaca\nskip_if_empty: [output]\nsource: rows.jsonl\n"
-        assert registry(place, task).report("talk", "train", 0.1).dropped == {"empty output": 20}
+        assert registry(place, task).dataset("talk", 0.1).split("train").dropped == {
+            "empty output": 20
+        }
 
     def test_the_version_follows_format_turns_and_columns(self):
         def version(form, **keys):
@@ -344,7 +352,7 @@ class TestDocumentation:
         (tmp_path / "tasks.py").write_text(block, encoding="utf-8")
         made = Registry.open([str(tmp_path / "tasks.py")])
         (name,) = set(made.names()) - set(Registry.builtin().names())
-        assert made.examples(name, "train", 0.1)
+        assert made.dataset(name, 0.1).examples("train")
 
     def test_the_page_shows_the_files_of_the_example(self):
         page = (ROOT / "docs" / "your-own-task.md").read_text(encoding="utf-8")
@@ -362,8 +370,10 @@ class TestDocumentation:
 
     def test_nothing_of_the_example_leaks(self):
         made = Registry.open([str(TICKETS / name) for name in ("tickets.yaml", "replies.yaml")])
-        tickets = [e for s in ("validation", "test") for e in made.examples("ticket-topic", s, 0.1)]
-        replies = made.examples("ticket-replies", "train", 0.1)
+        tickets = [
+            e for s in ("validation", "test") for e in made.dataset("ticket-topic", 0.1).examples(s)
+        ]
+        replies = made.dataset("ticket-replies", 0.1).examples("train")
         assert len(replies) == 120
         assert find_leaked(replies, tickets) == {}
 

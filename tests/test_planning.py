@@ -255,7 +255,7 @@ class TestCorpus:
     def test_validation_is_carved_from_train_where_there_is_none(self, data):
         corpus = load_corpus(study(), registry(data))
         train = {e.id for e in corpus.pools["north"]}
-        held = {e.id for e in registry(data).examples("north", "validation", 0.1)}
+        held = {e.id for e in registry(data).dataset("north", 0.1).examples("validation")}
         assert held
         assert not train & held
         assert len(train) + len(held) == 60

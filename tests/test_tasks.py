@@ -312,7 +312,10 @@ class TestLocalSource:
         write(folder, "train", rows)
         write(folder, "test", rows, "test.jsonl.gz")
         made = registry()
-        train, test = made.examples("tone", "train", 1e-9), made.examples("tone", "test", 0.1)
+        train, test = (
+            made.dataset("tone", 1e-9).examples("train"),
+            made.dataset("tone", 0.1).examples("test"),
+        )
         assert [e.messages for e in train] == [e.messages for e in test]
         assert str(folder) in made.source_of("tone")
 
@@ -337,7 +340,7 @@ class TestLocalSource:
             monkeypatch.setattr(files, "LONGEST_LINE", 100)
         write(tmp_path / "data" / "tone", "train", []).write_bytes(body)
         with pytest.raises(DataError) as caught:
-            registry().examples("tone", "train", 0.1)
+            registry().dataset("tone", 0.1).examples("train")
         for word in words:
             assert word in str(caught.value)
 
@@ -359,31 +362,31 @@ class TestLocalSource:
     def test_repeated_ids_are_refused_with_both_lines(self, registry, tmp_path):
         write(tmp_path / "data" / "tone", "train", [record(1), record(2), record(1)])
         with pytest.raises(DataError, match=r"jsonl:3: the id is there twice(.|\n)*jsonl:1"):
-            registry().examples("tone", "train", 0.1)
+            registry().dataset("tone", 0.1).examples("train")
 
     def test_a_split_that_is_there_twice_is_refused(self, registry, tmp_path):
         for name in ("train.jsonl", "train.jsonl.gz"):
             write(tmp_path / "data" / "tone", "train", [record(1)], name)
         with pytest.raises(DataError, match="twice, plain and compressed"):
-            registry().examples("tone", "train", 0.1)
+            registry().dataset("tone", 0.1).examples("train")
 
     def test_files_can_have_names_of_their_own(self, registry, tmp_path):
         source = {"local": {"folder": "tone", "files": {"test": "eval.jsonl", "train": "no.jsonl"}}}
         write(tmp_path / "data" / "tone", "test", [record(1)], "eval.jsonl")
         made = registry(changed(TONE, source=source))
-        assert len(made.examples("tone", "test", 0.1)) == 1
+        assert len(made.dataset("tone", 0.1).examples("test")) == 1
         with pytest.raises(DataError, match=r"no\.jsonl"):
-            made.examples("tone", "train", 0.1)
+            made.dataset("tone", 0.1).examples("train")
 
     def test_a_missing_folder_is_named_and_the_hub_is_not_asked(self, registry):
         hub = {"path": "a/b", "splits": {"train": "train"}}
         text = changed(TONE, source={"local": {"folder": "tone"}, "hub": hub})
         with pytest.raises(DataError, match=r"no folder for this task(.|\n)*data/tone"):
-            registry(text).examples("tone", "train", 0.1)
+            registry(text).dataset("tone", 0.1).examples("train")
 
     def test_without_a_data_directory_it_says_what_to_do(self, registry):
         with pytest.raises(DataError, match="--data-dir"):
-            registry(with_data=False).examples("tone", "train", 0.1)
+            registry(with_data=False).dataset("tone", 0.1).examples("train")
 
     def test_a_missing_data_directory_is_refused(self, tmp_path):
         with pytest.raises(DataError, match="data directory is not there"):
@@ -392,8 +395,8 @@ class TestLocalSource:
     def test_rows_without_an_answer_are_dropped_and_counted(self, registry, tmp_path):
         rows = [{"id": f"{n}", "ask": f"q {n}", "more": "", "reply": "x" * n} for n in range(5)]
         write(tmp_path / "data" / "chat", "test", rows)
-        report = registry(OPEN).report("chat", "test", 0.1)
-        assert (report.records, report.kept, report.examples) == (5, 4, 4)
+        report = registry(OPEN).dataset("chat", 0.1).split("test")
+        assert (report.records, report.kept, len(report.examples)) == (5, 4, 4)
         assert report.dropped == {"empty reply": 1}
 
 
@@ -440,45 +443,45 @@ class TestRegistry:
         ]
         write(tmp_path / "data" / "tone", "train", rows)
         made = registry()
-        train, held = (made.examples("tone", s, 0.25) for s in ("train", "validation"))
+        train, held = (made.dataset("tone", 0.25).examples(s) for s in ("train", "validation"))
         assert len(train) + len(held) == 400
         assert 60 < len(held) < 140
         assert not {e.group for e in train} & {e.group for e in held}
         assert all(unit_interval("carve", e.group) < 0.25 for e in held)
         assert {e.split for e in held} == {"validation"}
-        report = made.report("tone", "validation", 0.25)
+        report = made.dataset("tone", 0.25).split("validation")
         assert (report.read_from, report.records, report.kept) == ("train", 400, 400)
-        assert report.examples == len(held)
+        assert len(report.examples) == len(held)
 
     def test_carving_ignores_what_else_is_in_the_file(self, registry, tmp_path):
         rows = [record(n) for n in range(200)]
         write(tmp_path / "data" / "tone", "train", rows)
-        held = {e.id for e in registry().examples("tone", "validation", 0.2)}
+        held = {e.id for e in registry().dataset("tone", 0.2).examples("validation")}
         write(tmp_path / "data" / "tone", "train", rows[:100][::-1])
         kept = {row["id"] for row in rows[:100]}
-        assert {e.id for e in registry().examples("tone", "validation", 0.2)} == held & kept
+        assert {e.id for e in registry().dataset("tone", 0.2).examples("validation")} == held & kept
 
     def test_a_split_given_upstream_stays_whole(self, registry, tmp_path):
         for split, size in (("train", 50), ("validation", 3)):
             write(tmp_path / "data" / "tone", split, [record(n) for n in range(size)])
         made = registry()
-        assert len(made.examples("tone", "train", 0.5)) == 50
-        assert len(made.examples("tone", "validation", 0.5)) == 3
+        assert len(made.dataset("tone", 0.5).examples("train")) == 50
+        assert len(made.dataset("tone", 0.5).examples("validation")) == 3
         with pytest.raises(DataError, match="no test split"):
-            made.examples("tone", "test", 0.5)
+            made.dataset("tone", 0.5).examples("test")
 
     def test_carving_that_leaves_nothing_is_refused(self, registry, tmp_path):
         write(tmp_path / "data" / "tone", "train", [record(1)])
         with pytest.raises(DataError, match="carving leaves no validation"):
-            registry().examples("tone", "validation", 1e-9)
+            registry().dataset("tone", 1e-9).examples("validation")
 
     def test_a_split_is_read_once(self, registry, tmp_path):
         path = write(tmp_path / "data" / "tone", "train", [record(n) for n in range(40)])
         made = registry()
-        before = made.examples("tone", "train", 0.2)
+        before = made.dataset("tone", 0.2).examples("train")
         path.write_text("no JSON", encoding="utf-8")
         before.clear()  # the caller's own list
-        assert made.examples("tone", "train", 0.2)
+        assert made.dataset("tone", 0.2).examples("train")
 
 
 class TestBuiltin:

@@ -44,7 +44,9 @@ class TestHubSource:
         rows = [{"sentence": f"Sentence {n} rose.", "label": n % 3} for n in range(300)]
         fake = hub({"train": rows})
         registry = Registry.builtin()
-        splits = {s: registry.examples("fpb", s, 0.1) for s in ("train", "validation", "test")}
+        splits = {
+            s: registry.dataset("fpb", 0.1).examples(s) for s in ("train", "validation", "test")
+        }
         path, _, options = fake.calls[0]
         assert len(fake.calls) == 1
         assert path == "takala/financial_phrasebank"
@@ -63,8 +65,8 @@ class TestHubSource:
         folder.mkdir()
         row = {"id": "t", "text": "$A cut to hold", "label": "Bearish"}
         (folder / "test.jsonl").write_text(json.dumps(row), encoding="utf-8")
-        (theirs,) = Registry.builtin().examples("twitter-sentiment", "test", 0.1)
-        (ours,) = Registry.builtin(tmp_path).examples("twitter-sentiment", "test", 0.1)
+        (theirs,) = Registry.builtin().dataset("twitter-sentiment", 0.1).examples("test")
+        (ours,) = Registry.builtin(tmp_path).dataset("twitter-sentiment", 0.1).examples("test")
         assert (theirs.messages, theirs.target) == (ours.messages, ours.target)
         assert theirs.target == "bearish"
 
@@ -75,19 +77,19 @@ class TestHubSource:
             for n, q in enumerate(asked)
         ]
         hub({"test": rows})
-        first, second = Registry.builtin().examples("headline", "test", 0.1)
+        first, second = Registry.builtin().dataset("headline", 0.1).examples("test")
         assert (first.stratum, second.stratum) == ("PriceOrNot", "AssetComparision")
         assert first.group == second.group == "gold up"
 
     def test_an_unknown_question_is_refused(self, hub):
         hub({"test": [{"id": "h", "text": "gold up", "label_type": "colour", "answer": "Yes"}]})
         with pytest.raises(DataError, match=r"row 0: field 'label_type'(.|\n)*colour"):
-            Registry.builtin().examples("headline", "test", 0.1)
+            Registry.builtin().dataset("headline", 0.1).examples("test")
 
     def test_a_renamed_field_that_is_not_there_is_named(self, hub):
         hub({"train": [{"sentense": "x", "label": 0}]})
         with pytest.raises(DataError, match=r"no field 'sentence'(.|\n)*'sentense'"):
-            Registry.builtin().examples("fpb", "train", 0.1)
+            Registry.builtin().dataset("fpb", 0.1).examples("train")
 
     def test_conversations_of_a_set_that_another_trainer_names(self, hub, tmp_path):
         turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
@@ -95,7 +97,7 @@ class TestHubSource:
         entry = {"hf_hub_url": "some/set", "split": "half", "formatting": "sharegpt"}
         path = tmp_path / "dataset_info.json"
         path.write_text(json.dumps({"talk": entry}), encoding="utf-8")
-        (example, *_) = Registry.open([str(path)]).examples("talk", "train", 1e-9)
+        (example, *_) = Registry.open([str(path)]).dataset("talk", 1e-9).examples("train")
         assert (example.id, example.target) == ("train-0/1", "b")
         assert fake.calls[0][0] == "some/set"
 
@@ -103,4 +105,4 @@ class TestHubSource:
     def test_no_hub_says_what_to_do(self, hub, error):
         hub(error)
         with pytest.raises(DataError, match=r"cannot load(.|\n)*openai/gsm8k(.|\n)*--data-dir"):
-            Registry.builtin().examples("gsm8k", "train", 0.1)
+            Registry.builtin().dataset("gsm8k", 0.1).examples("train")

@@ -18,11 +18,12 @@ from mixtune.datasets.check import (
     SplitFacts,
     Spread,
     TaskCheck,
+    TokenCount,
     check_task,
     previews,
 )
 from mixtune.datasets.leakage import find_leaked
-from mixtune.datasets.registry import LoadReport, Registry
+from mixtune.datasets.registry import LoadedSplit, Registry
 from mixtune.datasets.rows import is_rows
 from mixtune.datasets.sources import Own
 from mixtune.datasets.user_tasks import Starter, read_own, starter
@@ -107,24 +108,25 @@ def show_data(
     if split not in get_args(Split):
         raise UserError("no such split", found=split, wanted="train, validation or test")
     registry = Registry.open(map(str, task_file or ()), data_dir)
-    found = previews(registry, task, split, EvalSpec().carve, rows)
+    dataset = registry.dataset(task, EvalSpec().carve)
+    loaded = dataset.split(cast(Split, split))
+    found = previews(loaded.examples[:rows])
     if as_json:
         print_rows(found)
         return
     out = terminal.console()
-    _say(out, f"{registry.get(task).name}: {registry.source_of(task)}")
-    report = registry.report(task, cast(Split, split), EvalSpec().carve)
-    _say(out, _counts(report))
+    _say(out, f"{dataset.task.name}: {dataset.source}")
+    _say(out, _counts(loaded))
     for preview in found:
         _show_preview(out, preview)
     _say(out, "next: name the task in a study, then mixtune plan STUDY.yaml")
 
 
-def _counts(report: LoadReport) -> str:
+def _counts(loaded: LoadedSplit) -> str:
     """What a split was made of, in one line."""
-    counts = [f"{n} dropped: {why}" for why, n in report.dropped.items()]
-    counts += [f"{n} × {what}" for what, n in report.notes.items()]
-    made = f"{report.examples} examples of {report.kept} of {report.records} records"
+    counts = [f"{n} dropped: {why}" for why, n in loaded.dropped.items()]
+    counts += [f"{n} × {what}" for what, n in loaded.notes.items()]
+    made = f"{len(loaded.examples)} examples of {loaded.kept} of {loaded.records} records"
     return "; ".join([made, *counts])
 
 
@@ -181,8 +183,9 @@ def _counter(model: str | None) -> tuple[CountTokens | None, str]:
         return None, f"tokens were not counted: {model} is prepared by the first mixtune run"
     tokens = Tokens.load(files.folder)
 
-    def count(example: Example) -> tuple[int, int]:
-        return len(tokens.prompt_ids(example.messages)), len(tokens.answer_ids(example.target))
+    def count(example: Example) -> TokenCount:
+        prompt, answer = tokens.prompt_ids(example.messages), tokens.answer_ids(example.target)
+        return TokenCount(len(prompt), len(answer))
 
     return count, f"tokens are those of {model}"
 

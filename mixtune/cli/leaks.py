@@ -17,7 +17,7 @@ from mixtune.cli import show as terminal
 from mixtune.cli.app import DataDir, Json
 from mixtune.cli.data import TaskFiles, data
 from mixtune.datasets.overlap import NOTIONS, RUN, Notion, Overlap, Overlaps, Part
-from mixtune.datasets.registry import Registry
+from mixtune.datasets.registry import Registry, own_texts
 from mixtune.errors import DataError, UserError, shorten
 from mixtune.planning.corpus import answered
 from mixtune.planning.names import canonical
@@ -110,14 +110,14 @@ def _of_tasks(
     """
     if names:
         own = dict.fromkeys(registry.get(name).name for name in names)
-        return [(name, split) for name in own for split in registry.splits(name, carve)]
+        return [(name, split) for name in own for split in registry.dataset(name, carve).splits]
     wanted: Wanted = []
     for name in registry.names():
         if registry.get(name).synthetic:
             continue
         try:
-            why = registry.unread(name)
-            splits = registry.splits(name, carve)
+            dataset = registry.dataset(name, carve)
+            why, splits = dataset.unavailable, dataset.splits
         except DataError as error:
             left_out[name] = str(error).splitlines()[0]
             continue
@@ -140,7 +140,9 @@ def _compared(registry: Registry, wanted: Wanted, carve: float, words: int) -> O
         parts = []
         for name, split in wanted:
             note(f"reading {name}/{split}")
-            parts.append(Part(name, split, registry.own_texts(name, split, carve)))
+            parts.append(
+                Part(name, split, own_texts(registry.dataset(name, carve).examples(split)))
+            )
         return Overlaps(parts, words, lambda notion: note(f"comparing: {notion}"))
 
 

@@ -1,16 +1,16 @@
-"""What a task's rows look like, and everything that is wrong with them: for `mixtune data check`.
+"""Describe the rows of a task and list everything that is wrong with them, for `data check`.
 
-Knows: counts, labels, lengths, repeats, where problems are. Does not know: tokenizers and leaks
-(both are asked through functions that the caller gives), terminals.
+Knows: counts, labels, lengths, repeats, problems. Does not know: tokenizers and leaks (the caller
+passes functions for both), terminals.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-from mixtune.datasets.registry import Registry
+from mixtune.datasets.registry import Dataset, LoadedSplit, Registry
 from mixtune.errors import DataError, UserError, shorten
 from mixtune.records import Example
 from mixtune.tasks.parsers.labels import PARSERS
@@ -19,16 +19,25 @@ from mixtune.tasks.task import Task, shared_fields
 MOST_PROBLEMS = 20
 """Problems that are listed; reading ends there."""
 PREVIEWS = 5
+FEW_ITEMS = 30
+"""Evaluation splits with fewer examples get a note: their intervals are wide."""
 
-CountTokens = Callable[[Example], tuple[int, int]]
-"""An example's tokens: those of the prompt, those of the answer with its end of turn."""
+
+class TokenCount(NamedTuple):
+    """Tokens of an example; those of the answer include its end of turn."""
+
+    prompt: int
+    answer: int
+
+
+CountTokens = Callable[[Example], TokenCount]
 FindLeaked = Callable[[Sequence[Example], Sequence[Example]], Mapping[str, Any]]
-"""Rows of the first that stand in the second, by id."""
+"""Rows of the first argument that also stand in the second, by id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of a number per example: the middle, the 95th percentile, the largest."""
+    """Median, 95th percentile and maximum of one number per example."""
 
     median: float
     p95: float
@@ -39,9 +48,9 @@ class Spread:
 class SplitFacts:
     """One split: records read = kept + dropped; examples; lengths in characters, or tokens.
 
-    `repeated`: examples whose prompt stands in the split before. `leaked`: examples that stand in
-    a later split, which a study drops. `over_long`: examples of more tokens than `limit`. `noted`:
-    what else happened to records that are kept.
+    `repeated`: examples whose prompt an earlier example of the split has. `leaked`: examples that
+    also stand in a later split; a study drops these. `over_long`: examples of more tokens than the
+    limit. `noted`: what else happened to records that were used.
     """
 
     split: str
@@ -88,7 +97,10 @@ class TaskCheck:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """How a check measures: the share carved for validation, leaks, tokens (None: not counted)."""
+    """Settings of a check; without `count_tokens`, tokens are not counted.
+
+    `carve`: share of train groups carved for validation. `limit`: tokens an example may have.
+    """
 
     carve: float
     find_leaked: FindLeaked
@@ -96,12 +108,12 @@ class Measures:
     limit: int = 0
 
 
-class _Enough(Exception):
-    """As many problems as are listed."""
+class _TooManyProblems(Exception):
+    """MOST_PROBLEMS are listed; nothing more is read."""
 
 
 def check_task(registry: Registry, name: str, measures: Measures) -> TaskCheck:
-    """Read every split of a task, collect what is wrong, and describe what is there.
+    """Read every split of a task, collect its problems and describe its rows.
 
     Raises:
         SpecError: no such task.
@@ -113,28 +125,28 @@ def check_task(registry: Registry, name: str, measures: Measures) -> TaskCheck:
     def collect(fault: DataError) -> None:
         problems.append(str(fault))
         if len(problems) == MOST_PROBLEMS:
-            raise _Enough
+            raise _TooManyProblems
 
     splits: list[SplitFacts] = []
     shown: list[Preview] = []
     try:
-        unread = registry.unread(task.name)
-        if unread is not None:
-            notes.append(unread)
+        dataset = registry.dataset(name, measures.carve)
+        if dataset.unavailable is not None:
+            notes.append(dataset.unavailable)
         else:
-            registry.load(task.name, collect)
-        if unread is None and not problems:
-            splits = _facts(registry, task.name, measures)
-            shown = previews(registry, task.name, "train", measures.carve, PREVIEWS)
+            dataset.load_all(collect)
+        if dataset.unavailable is None and not problems:
+            splits = _facts(dataset, measures)
+            shown = previews(dataset.split("train").examples[:PREVIEWS])
             notes += _notes(splits, task, measures.limit)
-            problems += _emptied(splits, task)
-            for split in registry.splits(task.name, measures.carve) if task.scored else ():
-                rows = registry.examples(task.name, split, measures.carve)
-                problems += _unreadable(rows, task)
-                notes += _out_of_form(rows, task)
+            problems += _fully_leaked(splits, task)
+            for split in dataset.splits if task.scored else ():
+                rows = dataset.split(split).examples
+                problems += _unparsed_answers(rows, task)
+                notes += _loosely_written_answers(rows, task)
     except UserError as error:
         problems.append(str(error))
-    except _Enough:
+    except _TooManyProblems:
         notes.append(f"reading ended after {MOST_PROBLEMS} problems; there may be more")
     return TaskCheck(
         name=task.name,
@@ -149,43 +161,44 @@ def check_task(registry: Registry, name: str, measures: Measures) -> TaskCheck:
     )
 
 
-def previews(registry: Registry, name: str, split: Any, carve: float, rows: int) -> list[Preview]:  # noqa: ANN401 - a Split
-    """The first examples of a split.
-
-    Raises:
-        SpecError, DataError: as Registry.examples.
-    """
+def previews(examples: Sequence[Example]) -> list[Preview]:
+    """Examples with their messages as plain pairs of role and content."""
     return [
         Preview(e.id, e.split, tuple((m.role, m.content) for m in e.messages), e.target)
-        for e in registry.examples(name, split, carve)[:rows]
+        for e in examples
     ]
 
 
-def _facts(registry: Registry, name: str, measures: Measures) -> list[SplitFacts]:
-    carve = measures.carve
-    found = {split: registry.examples(name, split, carve) for split in registry.splits(name, carve)}
+def _facts(dataset: Dataset, measures: Measures) -> list[SplitFacts]:
+    loaded = {split: dataset.split(split) for split in dataset.splits}
+    later = [example for split in loaded.values() for example in split.examples]
     facts = []
-    for place, (split, examples) in enumerate(found.items()):
-        later = [e for rows in list(found.values())[place + 1 :] for e in rows]
-        report = registry.report(name, split, carve)
-        facts.append(
-            SplitFacts(
-                split=split,
-                source=report.source,
-                records=report.records,
-                kept=report.kept,
-                dropped=dict(report.dropped),
-                examples=len(examples),
-                noted=dict(report.notes),
-                labels=_labels(examples),
-                repeated=len(examples) - len({e.messages for e in examples}),
-                leaked=len(measures.find_leaked(examples, later)),
-                prompt_characters=_spread([_characters(e) for e in examples]),
-                answer_characters=_spread([len(e.target) for e in examples]),
-                **_tokens(examples, measures),
-            )
-        )
+    for name, split in loaded.items():
+        later = later[len(split.examples) :]
+        facts.append(_split_facts(name, split, later, measures))
     return facts
+
+
+def _split_facts(
+    name: str, split: LoadedSplit, later: Sequence[Example], measures: Measures
+) -> SplitFacts:
+    """Describe one split; `later`: the examples of all splits after it."""
+    examples = split.examples
+    return SplitFacts(
+        split=name,
+        source=split.source,
+        records=split.records,
+        kept=split.kept,
+        dropped=dict(split.dropped),
+        examples=len(examples),
+        noted=dict(split.notes),
+        labels=_labels(examples),
+        repeated=len(examples) - len({e.messages for e in examples}),
+        leaked=len(measures.find_leaked(examples, later)),
+        prompt_characters=_spread([sum(len(m.content) for m in e.messages) for e in examples]),
+        answer_characters=_spread([len(e.target) for e in examples]),
+        **_tokens(examples, measures),
+    )
 
 
 def _tokens(examples: Sequence[Example], measures: Measures) -> dict[str, Any]:
@@ -193,31 +206,26 @@ def _tokens(examples: Sequence[Example], measures: Measures) -> dict[str, Any]:
         return {}
     counts = [measures.count_tokens(e) for e in examples]
     return {
-        "tokens": _spread([sum(pair) for pair in counts]),
-        "supervised_tokens": sum(answer for _, answer in counts),
-        "over_long": sum(sum(pair) > measures.limit for pair in counts),
+        "tokens": _spread([sum(count) for count in counts]),
+        "supervised_tokens": sum(count.answer for count in counts),
+        "over_long": sum(sum(count) > measures.limit for count in counts),
     }
 
 
-def _characters(example: Example) -> int:
-    return sum(len(message.content) for message in example.messages)
-
-
 def _labels(examples: Sequence[Example]) -> dict[str, int]:
-    """How often each choice is right, in the order of the choices; nothing for open answers."""
+    """Count of each choice as the right one, in the order of the choices; empty if open."""
     counts = Counter(e.target for e in examples)
     return {label: counts[label] for label in (examples[0].choices if examples else ())}
 
 
 def _spread(values: Sequence[int]) -> Spread:
     ordered = sorted(values)
-    return Spread(
-        median(ordered), ordered[min(len(ordered) - 1, len(ordered) * 95 // 100)], ordered[-1]
-    )
+    p95 = ordered[min(len(ordered) - 1, len(ordered) * 95 // 100)]
+    return Spread(median(ordered), p95, ordered[-1])
 
 
-def _emptied(splits: Sequence[SplitFacts], task: Task) -> list[str]:
-    """Splits of which a study would drop every example."""
+def _fully_leaked(splits: Sequence[SplitFacts], task: Task) -> list[str]:
+    """A problem for each split of which a study would drop every example."""
     return [
         str(
             DataError(
@@ -233,46 +241,49 @@ def _emptied(splits: Sequence[SplitFacts], task: Task) -> list[str]:
     ]
 
 
-def _unreadable(rows: Sequence[Example], task: Task) -> list[str]:
-    """Gold answers that the task's parser cannot read: nothing could be right."""
-    parser, words, lost = PARSERS[task.parser], task.labels or task.types, []
+def _unparsed_answers(rows: Sequence[Example], task: Task) -> list[str]:
+    """A problem if the task's own parser cannot read some gold answers: nothing could be right."""
+    parser, words, unparsed = PARSERS[task.parser], task.labels or task.types, []
     for row in rows:
         parsed = parser.lenient(row.target, words)
         if parsed is None or not parser.same(parsed, row.target, ()):
-            lost.append(row)
-    if not lost:
+            unparsed.append(row)
+    if not unparsed:
         return []
+    first = unparsed[0]
     fault = DataError(
         f"the parser {task.parser!r} cannot read an answer of the data, so nothing is right there",
-        where=f"{task.name}/{lost[0].split}/{lost[0].id}",
-        found=f"{shorten(lost[0].target, 80)!r}; {len(lost)} of {len(rows)} are so",
+        where=f"{task.name}/{first.split}/{first.id}",
+        found=f"{shorten(first.target, 80)!r}; {len(unparsed)} of {len(rows)} are so",
         wanted="answers in the form that docs/scoring.md describes",
         remedy="change the target, or name another parser",
     )
     return [str(fault)]
 
 
-def _out_of_form(rows: Sequence[Example], task: Task) -> list[str]:
-    """Gold answers that are right and would still be unparsed if a model said them."""
+def _loosely_written_answers(rows: Sequence[Example], task: Task) -> list[str]:
+    """A note if gold answers are right, yet unparsed where a model gives them word for word."""
     parser, words = PARSERS[task.parser], task.labels or task.types
-    out = [row.target for row in rows if parser.strict(row.target, words) is None]
-    said = (
-        f"are not in the form that parser {task.parser!r} asks for; an answer like them is unparsed"
-    )
-    return [f"{rows[0].split}: {len(out)} answers {said}: {shorten(out[0], 80)!r}"] if out else []
+    answers = [row.target for row in rows if parser.strict(row.target, words) is None]
+    if not answers:
+        return []
+    return [
+        f"{rows[0].split}: {len(answers)} answers are not in the form that parser {task.parser!r} "
+        f"asks for; an answer like them is unparsed: {shorten(answers[0], 80)!r}"
+    ]
 
 
 def _notes(splits: Sequence[SplitFacts], task: Task, limit: int) -> list[str]:
-    """What is worth a look and stops nothing."""
+    """Oddities that stop no study."""
     notes = []
     if task.kind == "open" and (shared := shared_fields(task)):
         notes.append(f"the prompt shows what the answer is made of: {', '.join(sorted(shared))}")
     for facts in splits:
         if task.scored:
             notes += _notes_on_scores(facts, task.labels)
-        notes += [f"{facts.split}: {what}: {count}" for what, count in facts.noted.items()]
+        notes += [f"{facts.split}: {reason}: {count}" for reason, count in facts.noted.items()]
         if facts.repeated:
-            notes.append(f"{facts.split}: {facts.repeated} prompts stand there more than once")
+            notes.append(f"{facts.split}: {facts.repeated} prompts occur more than once")
         if facts.over_long:
             notes.append(
                 f"{facts.split}: {facts.over_long} examples have over {limit} tokens; set "
@@ -282,7 +293,7 @@ def _notes(splits: Sequence[SplitFacts], task: Task, limit: int) -> list[str]:
 
 
 def _notes_on_scores(facts: SplitFacts, labels: Sequence[str]) -> Iterator[str]:
-    """What matters only to a task that is scored."""
+    """Oddities that matter only to a task that is scored."""
     missing = [label for label in labels if not facts.labels.get(label)]
     if missing:
         yield f"{facts.split}: no row has the label {', '.join(missing)}"
@@ -291,5 +302,5 @@ def _notes_on_scores(facts: SplitFacts, labels: Sequence[str]) -> Iterator[str]:
             f"{facts.split}: {facts.leaked} examples also stand in a later split; a study drops "
             "and counts them"
         )
-    if facts.split != "train" and facts.examples < 30:
+    if facts.split != "train" and facts.examples < FEW_ITEMS:
         yield f"{facts.split}: {facts.examples} examples are few: intervals get wide"

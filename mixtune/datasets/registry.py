@@ -1,13 +1,13 @@
-"""Which tasks there are, and their examples: loaded, checked, split, kept in memory.
+"""Tasks by name and their datasets: read, checked, split, kept in memory.
 
-Knows: task files, aliases, carving by group. Does not know: file formats (sources.py), prompts
-(base.py), models, mixtures.
+Knows: task files, aliases, carving by group. Does not know: file formats (rows.py), where files lie
+(sources.py), prompts (tasks/), models, mixtures.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
@@ -38,31 +38,147 @@ def _shipped_tasks() -> tuple[Task, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadReport:
-    """What a split was made of: records read = kept + dropped, and examples made of those kept.
+class LoadedSplit:
+    """The examples of one split, in stored order, and the counts of the records behind them.
 
-    `read_from` is the stored split; `examples` those of the split asked for, without those that
-    carving gives to another split. `dropped` counts records by reason; `notes` what else happened
-    on the way: parts of kept records left out, contexts cut.
+    `read_from` is the stored split: train where this one is carved, and the counts are those of
+    the whole stored split. `dropped` counts records by reason; `notes` counts what else happened
+    to records that were used: parts left out, contexts cut.
     """
 
+    examples: tuple[Example, ...]
     source: str
     read_from: Split
     records: int
-    kept: int
     dropped: Mapping[str, int]
-    examples: int
     notes: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def kept(self) -> int:
+        """Records that examples were made of."""
+        return self.records - sum(self.dropped.values())
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A stored split, rendered."""
 
-    examples: tuple[Example, ...]
-    records: int
-    dropped: Mapping[str, int]
-    notes: Mapping[str, int]
+class Dataset:
+    """A task and its splits, each read when it is first used and then kept."""
+
+    def __init__(self, task: Task, reader: Reader, carve: float) -> None:
+        """Nothing is read yet.
+
+        Args:
+            task: what records become.
+            reader: where they come from.
+            carve: share of train groups that become validation where none is stored.
+        """
+        self.task = task
+        self.source = reader.about
+        self._reader = reader
+        self._carve = carve
+        self._stored: dict[Split, LoadedSplit] = {}
+        self._splits: dict[Split, LoadedSplit] = {}
+
+    @property
+    def unavailable(self) -> str | None:
+        """Reason why rows cannot be read from this machine, or not at all; None where they can."""
+        if isinstance(self._reader, HubReader):
+            return f"{self.source}: not fetched; mixtune data show {self.task.name} does that"
+        return self.source if isinstance(self._reader, RefusingReader) else None
+
+    @cached_property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that exist, stored or carved.
+
+        Raises:
+            DataError: the dataset cannot be used.
+        """
+        return tuple(s for s in get_args(Split) if s in self._shares or self._reader.has(s))
+
+    @cached_property
+    def _shares(self) -> dict[Split, float]:
+        """Splits that are carved from train, each with its share of the groups.
+
+        Ingredients have no validation carved because nobody would read it, probes because nothing
+        is chosen by them.
+        """
+        reader = self._reader
+        shares: dict[Split, float] = {}
+        if not reader.has("test") and reader.carve_test is not None:
+            shares["test"] = reader.carve_test
+        if not reader.has("validation") and self.task.role == "task":
+            shares["validation"] = self._carve
+        return shares
+
+    def split(self, split: Split) -> LoadedSplit:
+        """One split with its counts.
+
+        Where a task has no validation split, the train groups with unit_interval("carve", group)
+        below `carve` become it and the others train; a split that is stored stays whole.
+
+        Raises:
+            DataError: no such split, or a record that cannot be used.
+        """
+        if split not in self._splits:
+            self._splits[split] = self._carved(split) if self._shares else self._load(split)
+        return self._splits[split]
+
+    def examples(self, split: Split) -> list[Example]:
+        """The examples of a split; raises as `split`."""
+        return list(self.split(split).examples)
+
+    def load_all(self, fault: Fault) -> None:
+        """Read every stored split, with the faults of rows given to `fault`.
+
+        A split with faults is read anew when it is used, and then raises.
+
+        Raises:
+            DataError: a fault of a whole file.
+        """
+        for split in filter(self._reader.has, get_args(Split)):
+            faults: list[DataError] = []
+
+            def collect(error: DataError, faults: list[DataError] = faults) -> None:
+                faults.append(error)
+                fault(error)
+
+            loaded = _load(self.task, self._reader, split, collect)
+            if not faults:
+                self._stored[split] = loaded
+
+    def _carved(self, split: Split) -> LoadedSplit:
+        """A split of a dataset of which at least one is carved."""
+        shares = self._shares
+        stored = self._load("train" if split in shares else split)
+        if split != "train" and split not in shares:
+            return stored
+        rows = [e for e in stored.examples if _carved_split(e.group, shares) == split]
+        if not rows:
+            knob = "carve_test of its source" if split == "test" else "evaluate.carve"
+            raise DataError(
+                f"carving leaves no {split} examples",
+                where=self.task.name,
+                found=f"{len(stored.examples)} train examples, shares {shares}",
+                remedy=f"give the task more data or a split of its own, or change {knob}",
+            )
+        if split == "train":
+            return replace(stored, examples=tuple(rows))
+        source = f"{self.source}, carved from train, {shares[split]:.0%} of groups"
+        examples = tuple(replace(e, split=split) for e in rows)
+        return replace(stored, examples=examples, source=source)
+
+    def _load(self, split: Split) -> LoadedSplit:
+        """A stored split."""
+        if split not in self._stored:
+            if not self._reader.has(split):
+                role = self.task.role
+                why = ", a probe: nothing is chosen by it" if role == "probe" else ""
+                raise DataError(
+                    f"the dataset has no {split} split",
+                    where=self.task.name,
+                    found=f"{self.source}{why}",
+                    remedy="ask for another split, or add the file",
+                )
+            self._stored[split] = _load(self.task, self._reader, split)
+        return self._stored[split]
 
 
 class Registry:
@@ -80,7 +196,7 @@ class Registry:
         self._tasks: dict[str, Own] = {}
         self._aliases: dict[str, str] = {}
         self._readers: dict[str, Reader] = {}
-        self._stored: dict[tuple[str, Split], _Stored] = {}
+        self._datasets: dict[tuple[str, float], Dataset] = {}
         for task in tasks:
             self._add(task if isinstance(task, Own) else Own(task, "the package"))
 
@@ -183,94 +299,17 @@ class Registry:
         """
         return self._tasks[self.get(name).name].origin
 
-    def splits(self, name: str, carve: float) -> list[Split]:
-        """The splits that there are, stored or carved.
+    def dataset(self, name: str, carve: float) -> Dataset:
+        """A task's splits; the same object each time, so that a split is read once.
 
         Raises:
-            SpecError: no such task. DataError: there is no place to read it from.
+            SpecError: no such task. DataError: no place to read it from.
         """
         task = self.get(name)
-        there, carved = self._reader(task).has, self._shares(task, carve)
-        return [split for split in get_args(Split) if split in carved or there(split)]
-
-    def unread(self, name: str) -> str | None:
-        """Why a check leaves a task alone: it is on the hub, or an import that cannot be used.
-
-        Raises:
-            SpecError: no such task. DataError: there is no place to read it from.
-        """
-        reader = self._reader(self.get(name))
-        if isinstance(reader, HubReader):
-            return f"{reader.about}: not fetched; mixtune data show {name} does that"
-        return reader.about if isinstance(reader, RefusingReader) else None
-
-    def load(self, name: str, fault: Fault) -> None:
-        """Read all stored splits, with every fault of their rows given to `fault`.
-
-        Raises:
-            SpecError: no such task. DataError: a fault of a whole file.
-        """
-        task = self.get(name)
-        for split in filter(self._reader(task).has, get_args(Split)):
-            clean = True
-
-            def found(error: DataError) -> None:
-                nonlocal clean
-                clean = False
-                fault(error)
-
-            stored = _load(task, self._reader(task), split, found)
-            if clean:
-                self._stored[task.name, split] = stored
-
-    def examples(self, name: str, split: Split, carve: float) -> list[Example]:
-        """The examples of a split, in stored order.
-
-        Where a task (no probe) has no validation split, the train groups with
-        unit_interval("carve", group) below `carve` become it and the others train; a split given
-        upstream stays whole.
-
-        Raises:
-            SpecError: no such task. DataError: no such split, or a record that cannot be used.
-        """
-        task = self.get(name)
-        shares = self._shares(task, carve)
-        read_from, stored = self._source_split(task, split, shares)
-        if read_from == split and (split != "train" or not shares):
-            return list(stored.examples)
-        found = [e for e in stored.examples if _place(e.group, shares) == split]
-        if not found:
-            knob = "carve_test of its source" if split == "test" else "evaluate.carve"
-            raise DataError(
-                f"carving leaves no {split} examples",
-                where=task.name,
-                found=f"{len(stored.examples)} train examples, shares {shares}",
-                remedy=f"give the task more data or a split of its own, or change {knob}",
-            )
-        return [e if e.split == split else replace(e, split=split) for e in found]
-
-    def own_texts(self, name: str, split: Split, carve: float) -> list[OwnText]:
-        """What each record of a split says by itself; raises as `examples`."""
-        return own_texts(self.examples(name, split, carve))
-
-    def report(self, name: str, split: Split, carve: float) -> LoadReport:
-        """What `examples` of the same arguments was made of."""
-        task = self.get(name)
-        examples = self.examples(name, split, carve)
-        shares = self._shares(task, carve)
-        read_from, stored = self._source_split(task, split, shares)
-        dropped = sum(stored.dropped.values())
-        share = shares.get(split)
-        carved = f", carved from train, {share:.0%} of groups" if share else ""
-        return LoadReport(
-            source=self.source_of(name) + carved,
-            read_from=read_from,
-            records=stored.records,
-            kept=stored.records - dropped,
-            dropped=dict(stored.dropped),
-            examples=len(examples),
-            notes=dict(stored.notes),
-        )
+        key = (task.name, carve)
+        if key not in self._datasets:
+            self._datasets[key] = Dataset(task, self._reader(task), carve)
+        return self._datasets[key]
 
     def _add(self, own: Own) -> None:
         task = own.task
@@ -293,39 +332,6 @@ class Registry:
             self._readers[task.name] = given or reader_for(task, self._data_dir)
         return self._readers[task.name]
 
-    def _shares(self, task: Task, carve: float) -> dict[Split, float]:
-        """The splits that are carved from train, with the share of groups that each takes.
-
-        Of a set that is only trained on nobody reads a validation split, so it loses no rows to
-        one; nor does a probe, by which nothing is chosen.
-        """
-        reader = self._reader(task)
-        shares: dict[Split, float] = {}
-        if not reader.has("test") and reader.carve_test is not None:
-            shares["test"] = reader.carve_test
-        if not reader.has("validation") and task.role == "task":
-            shares["validation"] = carve
-        return shares
-
-    def _source_split(
-        self, task: Task, split: Split, shares: Mapping[Split, float]
-    ) -> tuple[Split, _Stored]:
-        """The stored split that a split is read from: itself, or train where it is carved."""
-        reader = self._reader(task)
-        read_from: Split = "train" if split in shares else split
-        if not reader.has(read_from):
-            why = ", a probe: nothing is chosen by it" if task.role == "probe" else ""
-            raise DataError(
-                f"the dataset has no {read_from} split",
-                where=task.name,
-                found=f"{reader.about}{why}",
-                remedy="ask for another split, or add the file",
-            )
-        key = (task.name, read_from)
-        if key not in self._stored:
-            self._stored[key] = _load(task, reader, read_from)
-        return read_from, self._stored[key]
-
 
 def own_texts(examples: Iterable[Example]) -> list[OwnText]:
     """What the records say that examples were made of, in their order."""
@@ -341,7 +347,7 @@ def _own_text(record: str, rows: list[Example]) -> OwnText:
     return OwnText(record, text, apart, tuple(row.target for row in rows))
 
 
-def _load(task: Task, reader: Reader, split: Split, fault: Fault = refuse) -> _Stored:
+def _load(task: Task, reader: Reader, split: Split, fault: Fault = refuse) -> LoadedSplit:
     """Read and render a stored split; every record is kept or counted as dropped.
 
     A row with a fault is neither, and goes to `fault`.
@@ -369,7 +375,7 @@ def _load(task: Task, reader: Reader, split: Split, fault: Fault = refuse) -> _S
     if not examples and not faults:
         fault(_unusable(task, split, records, reader.about, dropped))
     assert records == kept + faults + dropped.total()
-    return _Stored(tuple(examples), records, dropped, notes)
+    return LoadedSplit(tuple(examples), reader.about, split, records, dropped, notes)
 
 
 def _rendered(task: Task, row: Row, split: Split) -> tuple[str | None, list[Example]]:
@@ -410,7 +416,7 @@ def _refuse_repeats(made: Iterable[Example], seen: dict[str, str], row: Row) -> 
         seen[example.id] = row.where
 
 
-def _place(group: str, shares: Mapping[Split, float]) -> Split:
+def _carved_split(group: str, shares: Mapping[Split, float]) -> Split:
     """The split that a train group belongs to: a function of the group's text alone."""
     for split, share in shares.items():
         purpose = "carve" if split == "validation" else f"carve-{split}"

@@ -159,7 +159,7 @@ class Remote:
         """
         given = system.max_new_tokens or self._study.evaluate.max_new_tokens
         if given is None:
-            gold = gold_answers(task.name, self._registry, self._study.evaluate.carve)
+            gold = gold_answers(self._corpus.datasets[task.name])
             sizes = sorted(len(text.encode()) for text in gold)
             given = max(LEAST, sizes[-(-PERCENT * len(sizes) // 100) - 1])
             given += 0 if task.kind == "label" else ROOM
@@ -182,11 +182,11 @@ class Remote:
         return self._shots.get(key, ())
 
     def _drawn(self, system: ApiSystem, task: str) -> tuple[Example, ...]:
-        carve = self._study.evaluate.carve
-        held_out = [e for s in EVALUATED for e in self._registry.examples(task, s, carve)]
+        dataset = self._corpus.datasets[task]
+        held_out = [e for split in EVALUATED for e in dataset.examples(split)]
         rows = []
-        if "train" in self._registry.splits(task, carve):
-            rows = sorted(self._registry.examples(task, "train", carve), key=lambda e: e.id)
+        if "train" in dataset.splits:
+            rows = sorted(dataset.examples("train"), key=lambda e: e.id)
         leaked = find_leaked(rows, held_out)
         rows = [row for row in rows if row.id not in leaked]
         if len(rows) < system.shots:

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from mixtune.datasets.leakage import Kind, Protected
-from mixtune.datasets.registry import Registry
+from mixtune.datasets.registry import Dataset, Registry
 from mixtune.errors import DataError
 from mixtune.identity import unit_interval
 from mixtune.planning.mixing import select_evaluation
 from mixtune.records import JUDGED_ON, Example, Split
 from mixtune.study.spec import Course, Study
+from mixtune.tasks.task import Task
 from mixtune.tokens import Row
 
 EVALUATED: tuple[Split, ...] = ("validation", "test")
@@ -29,14 +30,16 @@ EVALUATED: tuple[Split, ...] = ("validation", "test")
 class Corpus:
     """Everything a study trains and scores on.
 
-    `pools`: ingredient → train examples left by the gate. `items`: (task, split) → the items
-    that every system answers, or that are read to it (probes). `known`: task → train examples, for
-    the majority floor. `leaked_train`: ingredient → train rows dropped, those held out as general
-    text among them. `leaked_validation`: task → validation rows dropped because they stand in a
-    test split. `held_out`: all that the gate protects, test rows and validation rows before any is
-    dropped. `matched`: (dataset, split) → rows that the gate found, dropped or not, by example id.
+    `datasets`: every dataset of the study, by name. `pools`: ingredient → train examples left by
+    the gate. `items`: (task, split) → the items that every system answers, or that are read to it
+    (probes). `known`: task → train examples, for the majority floor. `leaked_train`: ingredient →
+    train rows dropped, those held out as general text among them. `leaked_validation`: task →
+    validation rows dropped because they stand in a test split. `held_out`: all that the gate
+    protects, test rows and validation rows before any is dropped. `matched`: (dataset, split) →
+    rows that the gate found, dropped or not, by example id.
     """
 
+    datasets: dict[str, Dataset]
     pools: dict[str, list[Example]]
     items: dict[tuple[str, Split], list[Example]]
     known: dict[str, list[Example]]
@@ -65,14 +68,14 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
         DataError: a dataset cannot be read, the gate leaves nothing of a split, or rows leak under
             `leaked: error`.
     """
-    carve = study.evaluate.carve
-    test = [e for task in study.tasks for e in registry.examples(task, "test", carve)]
+    datasets = _datasets(study, registry)
+    test = [e for task in study.tasks for e in datasets[task].examples("test")]
     items: dict[tuple[str, Split], list[Example]] = {}
     held_out, tests = list(test), Protected(test)
     matched: dict[tuple[str, Split], dict[str, Kind]] = {}
     leaked_validation = {}
     for task in study.tasks:
-        rows = registry.examples(task, "validation", carve)
+        rows = datasets[task].examples("validation")
         clean, matched[task, "validation"] = _gate(task, rows, tests, study)
         leaked_validation[task] = len(rows) - len(clean)
         held_out += rows
@@ -80,29 +83,36 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
         items[task, "validation"] = select_evaluation(clean, study.evaluate.validation_items)
         items[task, "test"] = select_evaluation(tested, study.evaluate.test_items)
     for name in study.judged:
-        rows = registry.examples(name, JUDGED_ON, carve)
+        rows = datasets[name].examples(JUDGED_ON)
         items[name, JUDGED_ON] = select_evaluation(rows, study.evaluate.test_items)
         held_out += rows
     kept_out: set[tuple[str, Split, str]] = set()
-    for (name, split), rows, chosen in _probed(study, registry):
+    for (name, split), rows, chosen in _probed(study, datasets):
         items[name, split] = chosen
         held_out += rows
         kept_out |= {(name, split, row.id) for row in rows}
     pools, leaked_train, protected = {}, {}, Protected(held_out)
     for name in study.ingredients:
-        rows = registry.examples(name, "train", carve)
+        rows = datasets[name].examples("train")
         pool = [row for row in rows if (name, "train", row.id) not in kept_out]
         pools[name], matched[name, "train"] = _gate(name, pool, protected, study)
         leaked_train[name] = len(rows) - len(pools[name])
     known = {}
     if "majority" in study.baselines:
-        labelled = [task for task in study.tasks if registry.get(task).kind == "label"]
-        known = {task: registry.examples(task, "train", carve) for task in labelled}
-    return Corpus(pools, items, known, leaked_train, leaked_validation, held_out, matched)
+        labelled = [task for task in study.tasks if datasets[task].task.kind == "label"]
+        known = {task: datasets[task].examples("train") for task in labelled}
+    return Corpus(datasets, pools, items, known, leaked_train, leaked_validation, held_out, matched)
+
+
+def _datasets(study: Study, registry: Registry) -> dict[str, Dataset]:
+    """Every dataset that the study uses; each is asked for once."""
+    general = [] if study.general is None else [study.general]
+    names = [*study.tasks, *study.judged, *study.probes, *general, *study.ingredients]
+    return {name: registry.dataset(name, study.evaluate.carve) for name in names}
 
 
 def _probed(
-    study: Study, registry: Registry
+    study: Study, datasets: Mapping[str, Dataset]
 ) -> Iterator[tuple[tuple[str, Split], list[Example], list[Example]]]:
     """Name and split, rows that are kept out of training, and the items, of each probe.
 
@@ -111,13 +121,13 @@ def _probed(
     """
     carve, count = study.evaluate.carve, study.evaluate.probe_items
     for name in study.probes:
-        split = probe_split(name, registry)
-        rows = registry.examples(name, split, carve)
+        split = probe_split(datasets[name].task)
+        rows = datasets[name].examples(split)
         yield (name, split), rows, select_evaluation(rows, count)
     if study.general is None:
         return
-    split = general_split(study.general, registry, carve)
-    rows = registry.examples(study.general, split, carve)
+    split = general_split(datasets[study.general])
+    rows = datasets[study.general].examples(split)
     if split == "train":
         rows = [row for row in rows if unit_interval("general", row.group) < carve]
     if not rows:
@@ -130,28 +140,21 @@ def _probed(
     yield (study.general, split), rows, select_evaluation(rows, count)
 
 
-def probe_split(name: str, registry: Registry) -> Split:
-    """The split of a probe that is asked.
+def probe_split(task: Task) -> Split:
+    """The split that a probe is scored on.
 
     Nothing is chosen by a task whose role is to be a probe, so that is its test split, which all
     have; of any other task it is the validation split.
-
-    Raises:
-        SpecError: no such task.
     """
-    return "test" if registry.get(name).role == "probe" else "validation"
+    return "test" if task.role == "probe" else "validation"
 
 
-def general_split(name: str, registry: Registry, carve: float) -> Split:
-    """The split that general text is held out from.
-
-    Raises:
-        SpecError: no such dataset. DataError: there is no place to read it from.
-    """
-    return "validation" if "validation" in registry.splits(name, carve) else "train"
+def general_split(dataset: Dataset) -> Split:
+    """The split that general text is held out from."""
+    return "validation" if "validation" in dataset.splits else "train"
 
 
-def gold_answers(task: str, registry: Registry, carve: float) -> list[str]:
+def gold_answers(dataset: Dataset) -> list[str]:
     """The answers of a task's train rows; of its validation rows where it has no train split.
 
     All of them, before the leakage gate: an item more or another task in the study changes nothing
@@ -161,15 +164,14 @@ def gold_answers(task: str, registry: Registry, carve: float) -> list[str]:
     Raises:
         DataError: the dataset cannot be read.
     """
-    there = registry.splits(task, carve)
-    split: Split = "train" if "train" in there else "validation"
-    if registry.get(task).judged and split not in there:
+    split: Split = "train" if "train" in dataset.splits else "validation"
+    if dataset.task.judged and split not in dataset.splits:
         split = JUDGED_ON
-    return [example.target for example in registry.examples(task, split, carve)]
+    return [example.target for example in dataset.split(split).examples]
 
 
 def data_rows(
-    study: Study, registry: Registry, corpus: Corpus, runs: Mapping[tuple[str, Split], int]
+    study: Study, corpus: Corpus, runs: Mapping[tuple[str, Split], int]
 ) -> list[dict[str, object]]:
     """What was read of each dataset and split, and what was dropped of it, as JSON rows.
 
@@ -180,21 +182,21 @@ def data_rows(
     of match, those that share a run of words only (`runs`, leaks.py) last.
     """
     rows = []
-    for name, split in _splits(study, registry):
-        report = registry.report(name, split, study.evaluate.carve)
+    for name, split in _splits(study, corpus.datasets):
+        read = corpus.datasets[name].split(split)
         leaks = {"train": corpus.leaked_train, "validation": corpus.leaked_validation}
         leaked = leaks.get(split, {}).get(name, 0)
         rows.append(
             {
                 "dataset": name,
                 "split": split,
-                "source": report.source,
-                "records": report.records,
-                "dropped": sum(report.dropped.values()),
-                "why": ", ".join(f"{why}: {n}" for why, n in report.dropped.items()),
-                "noted": ", ".join(f"{what}: {n}" for what, n in report.notes.items()),
+                "source": read.source,
+                "records": read.records,
+                "dropped": sum(read.dropped.values()),
+                "why": ", ".join(f"{why}: {n}" for why, n in read.dropped.items()),
+                "noted": ", ".join(f"{what}: {n}" for what, n in read.notes.items()),
                 "leaked": leaked,
-                "examples": report.examples - leaked,
+                "examples": len(read.examples) - leaked,
                 "matched": _matched(corpus, runs, (name, split)),
             }
         )
@@ -210,9 +212,9 @@ def _matched(
     return {kind: found.count(kind) for kind in get_args(Kind)} | {"words": runs[part]}
 
 
-def _splits(study: Study, registry: Registry) -> list[tuple[str, Split]]:
+def _splits(study: Study, datasets: Mapping[str, Dataset]) -> list[tuple[str, Split]]:
     trained: list[tuple[str, Split]] = [(name, "train") for name in study.ingredients]
-    probed = [(name, probe_split(name, registry)) for name in study.probes]
+    probed = [(name, probe_split(datasets[name].task)) for name in study.probes]
     return trained + answered(study) + probed
 
 

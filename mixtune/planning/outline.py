@@ -193,7 +193,7 @@ def _datasets(study: Study, registry: Registry) -> dict[str, Dataset]:
 def _dataset(
     name: str, study: Study, registry: Registry, tokenizer: tuple[Tokens | None, str]
 ) -> Dataset:
-    known, absent = known_rows().get(name), _absent(registry, name)
+    known, absent = known_rows().get(name), _absent(registry, name, study.evaluate.carve)
     if absent is None:
         return _read(name, study, registry, tokenizer)
     amount = study.ingredients.get(name)
@@ -224,10 +224,10 @@ def _dataset(
     )
 
 
-def _absent(registry: Registry, name: str) -> str | None:
+def _absent(registry: Registry, name: str, carve: float) -> str | None:
     """Why a dataset cannot be read here; None where it can."""
     try:
-        return registry.unread(name)
+        return registry.dataset(name, carve).unavailable
     except DataError as error:  # it lies in a data folder, and none was named
         return str(error)
 
@@ -236,19 +236,17 @@ def _read(
     name: str, study: Study, registry: Registry, tokenizer: tuple[Tokens | None, str]
 ) -> Dataset:
     """A dataset that is at hand; its rows are counted before the leakage gate."""
-    carve = study.evaluate.carve
-    splits = registry.splits(name, carve)
-    trained = name in study.ingredients
-    train = registry.examples(name, "train", carve) if trained else []
+    dataset = registry.dataset(name, study.evaluate.carve)
+    train = dataset.examples("train") if name in study.ingredients else []
     items = 0
     sample = list(train)
     limits = {
         "validation": study.evaluate.validation_items,
         "test": study.evaluate.test_items,
     }
-    for dataset, split in answered(study):
-        if dataset == name and split in splits:
-            there = registry.examples(name, split, carve)
+    for task, split in answered(study):
+        if task == name and split in dataset.splits:
+            there = dataset.examples(split)
             items += min(len(there), limits[split] or len(there))
             sample = sample or there
     prompt, answer, tokens_from = _lengths(sample, tokenizer)

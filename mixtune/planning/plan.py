@@ -176,7 +176,7 @@ class Planner:
         if self.tokens is None:
             raise _unresolved()
         if task not in self._limits:
-            gold = gold_answers(task, self.registry, self.study.evaluate.carve)
+            gold = gold_answers(self.corpus.datasets[task])
             self._limits[task] = longest_answer(gold, self.tokens)
         return self._limits[task]
 
@@ -343,7 +343,7 @@ class Planner:
 
     def data_rows(self) -> list[dict[str, object]]:
         """What was read and dropped of each dataset, as JSON rows."""
-        return data_rows(self.study, self.registry, self.corpus, self.leaks.runs)
+        return data_rows(self.study, self.corpus, self.leaks.runs)
 
     @cached_property
     def leaks(self) -> Leaks:

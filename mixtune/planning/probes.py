@@ -117,16 +117,20 @@ def _named(found: Sequence[RunPlan], only: Collection[str]) -> list[RunPlan]:
 def _asked(planner: Planner, run: RunPlan) -> tuple[AnswerPlan, ...]:
     study, registry = planner.study, planner.registry
     found = [
-        planner.answer(run.system, run.kind, registry.get(name), probe_split(name, registry), form)
+        planner.answer(
+            run.system, run.kind, registry.get(name), probe_split(registry.get(name)), form
+        )
         for name in study.probes
         for form in study.evaluate.forms
         if answerable(registry.get(name), form, run.kind)
     ]
     if run.kind == "base":
         return tuple(found)
-    found += [_reading(planner, run, name, probe_split(name, registry)) for name in study.probes]
+    found += [
+        _reading(planner, run, name, probe_split(registry.get(name))) for name in study.probes
+    ]
     if study.general is not None:
-        split = general_split(study.general, registry, study.evaluate.carve)
+        split = general_split(planner.corpus.datasets[study.general])
         found.append(_reading(planner, run, study.general, split))
     return tuple(found)
 

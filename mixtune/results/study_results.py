@@ -164,7 +164,7 @@ class Derived:
         ]
         split: Split = "test" if row.split == "test" else "validation"
         asked = {prediction.example for prediction in predictions}
-        rows = self.registry.examples(row.task, split, self.study.evaluate.carve)
+        rows = self.registry.dataset(row.task, self.study.evaluate.carve).examples(split)
         examples = [example for example in rows if example.id in asked]
         if fingerprint(select_evaluation(examples, None)) != row.items_digest:
             raise DataError(
