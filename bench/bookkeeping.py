@@ -80,7 +80,7 @@ def _seconds(model: str, runs: int, folder: Path) -> dict[str, float]:
     store = Store(folder)
     facts = {"data": planner.data_rows()}
     _, saved = _timed(lambda: store.save_plan(plan.rows(), dump_study(study), facts))
-    _, started = _timed(lambda: begin(plan, store, Events()))
+    _, started = _timed(lambda: _start(plan, store))
     carried = plan.runs[:CARRIED]
     _, done = _timed(lambda: _carry(planner, store, plan, carried))
     _, looked = _timed(store.units)
@@ -91,6 +91,11 @@ def _seconds(model: str, runs: int, folder: Path) -> dict[str, float]:
         "carry": done / len(carried),
         "look": looked / runs,
     }
+
+
+def _start(plan: Plan, store: Store) -> None:
+    with begin(plan, store, Events()):
+        pass
 
 
 def _timed(do: Callable[[], T]) -> tuple[T, float]:

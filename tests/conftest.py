@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import sys
 import time
 
@@ -15,6 +16,7 @@ from own_kit import TEN_LINES, csv_text, many
 from study_kit import base_files, write_data
 
 from mixtune import cli
+from mixtune.store.states import States
 
 # CI tries the same examples each time, so that it fails for a change and not by chance; a run by
 # hand tries new ones.
@@ -97,6 +99,22 @@ def mixtune(monkeypatch, capsys):
         return stop.value.code or 0, out.out, out.err
 
     return call
+
+
+@pytest.fixture
+def stopped_at_a_claim(monkeypatch):
+    """SIGTERM as soon as a unit is running; who claimed it does not come to give it back."""
+    begin = States.begin
+
+    def stops(self, unit):
+        begin(self, unit)
+        sys.exit(128 + signal.SIGTERM)
+
+    monkeypatch.setattr(States, "begin", stops)
+    monkeypatch.setattr(States, "release", lambda self, unit: None)
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

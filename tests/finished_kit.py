@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,12 @@ def environment(folder, **more):
 def on_one_core():
     """One thread whatever the number of workers: bits depend on threads."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def ended_by_signals():
+    """As a terminal starts a process; a suite under nohup or in the background may ignore some."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def python(folder, *arguments, code=RUN, **more):

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from api_server import fault, say, serving
 from engine_oracle import write_base
+from finished_kit import ended_by_signals
 from report_kit import page_of
 from study_kit import TASK, base_files, registry, study, write_data
 
@@ -102,8 +103,8 @@ def ask(place, runs="runs", **changes):
     plan, store, events = planner.plan(), Store(place / runs / "weather"), Said()
     with store.lock():
         store.save_plan(plan.rows(), dump_study(planner.study), facts_of(planner))
-        begin(plan, store, events)
-        left = answer_remote(plan, planner, store, events, Patience(5, 1, 0.001))
+        with begin(plan, store, events):
+            left = answer_remote(plan, planner, store, events, Patience(5, 1, 0.001))
         derived = Derived(store, known)
         derived.score()
     return left, derived, "\n".join(events.lines)
@@ -436,7 +437,13 @@ def test_stopped_on_purpose_it_keeps_what_was_under_way_and_says_how_to_go_on(pl
 
     with serving(slow) as server:
         write(place, server, api={"concurrency": 2})
-        process = subprocess.Popen(COMMAND, stderr=subprocess.PIPE, text=True, env=environment())
+        process = subprocess.Popen(
+            COMMAND,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            preexec_fn=ended_by_signals,
+        )
         while sum(server.answered.values()) < 4:
             assert process.poll() is None
             time.sleep(0.005)

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "signals": "",
     "records": "",
     "study": "errors",
-    "store": "errors records study",
+    "store": "errors signals records study",
     "tokens": "errors identity records store",
     "tasks": "errors identity records study",
     "models": "errors identity records study store tokens tasks",

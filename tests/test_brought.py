@@ -264,3 +264,12 @@ def test_open_writes_the_page_and_shows_it(mixtune, monkeypatch):
     assert shown[0].startswith("file:///")
     assert shown[0].endswith("weather/report/index.html")
     assert "open the file yourself" in err
+
+
+@pytest.mark.usefixtures("stopped_at_a_claim")
+def test_stopped_it_leaves_nothing_running(mixtune, place):
+    code, _, err = mixtune("eval", "study.yaml", "base", "--name", "stopped")
+    assert code == 143
+    assert "Go on with: " in err
+    units = Store(place / "runs" / "weather").units().values()
+    assert {unit.state for unit in units if unit.attempts} == {"done", "planned"}

@@ -43,9 +43,9 @@ def run(data, files, store, **changes):
     plan, listener = planner.plan(), Listener()
     with store.lock():
         store.save_plan(plan.rows(), dump_study(planner.study), {})
-        begin(plan, store, listener)
-        portions = deal(plan, store, alone(planner), 1, listener)
-        Session(planner, store, lambda: local_model(planner), listener).run(plan, portions)
+        with begin(plan, store, listener):
+            portions = deal(plan, store, alone(planner), 1, listener)
+            Session(planner, store, lambda: local_model(planner), listener).run(plan, portions)
     return listener
 
 
@@ -216,10 +216,10 @@ def test_the_majority_answers_every_item_without_a_model(data, files, store):
     only = dataclasses.replace(plan, runs=plan.runs[:1])
     with store.lock():
         store.save_plan(only.rows(), dump_study(planner.study), {})
-        begin(only, store, listener)
-        portions = [Portion(run.system, (run,)) for run in only.runs]
-        session = Session(planner, store, lambda: pytest.fail("loaded a model"), listener)
-        session.run(only, portions)
+        with begin(only, store, listener):
+            portions = [Portion(run.system, (run,)) for run in only.runs]
+            session = Session(planner, store, lambda: pytest.fail("loaded a model"), listener)
+            session.run(only, portions)
     assert listener.ran == [("majority", None)]
 
 

@@ -32,8 +32,7 @@ def merge_all(data, files, store, **changes):
     """What `mixtune run` does after its workers."""
     made, listener = planner(data, files, **changes), Listener()
     plan = made.plan()
-    with store.lock():
-        begin(plan, store, listener)
+    with store.lock(), begin(plan, store, listener):
         return answer_merged(plan, made, store, listener), listener
 
 

@@ -489,3 +489,11 @@ def test_merged_systems_are_asked_after_their_parts(go):
     assert {unit.state for unit in store.units().values()} == {"done"}
     again, _ = go(changes=changes)
     assert again.ran == []
+
+
+@pytest.mark.usefixtures("stopped_at_a_claim")
+def test_stopped_it_leaves_nothing_running(go, tmp_path):
+    with pytest.raises(SystemExit):
+        go()
+    units = Store(tmp_path / "runs/weather").units().values()
+    assert [unit.state for unit in units if unit.attempts] == ["planned"]

@@ -121,3 +121,12 @@ def test_mistakes(mixtune, arguments, message):
     code, _, err = mixtune("strength", "study.yaml", *arguments)
     assert code == 2
     assert message in err
+
+
+@pytest.mark.usefixtures("stopped_at_a_claim")
+def test_stopped_it_leaves_nothing_running(mixtune, place):
+    code, _, err = mixtune("strength", "study.yaml", "--system", BOTH, "--strengths", "0.75")
+    assert code == 143
+    assert "Go on with: " in err
+    units = Store(place / "runs/small").units().values()
+    assert {unit.state for unit in units if unit.attempts} == {"done", "planned"}

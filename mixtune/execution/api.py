@@ -49,7 +49,7 @@ def answer_remote(
 ) -> list[RunPlan]:
     """Ask the API models of a plan for what is missing; returns the runs that are not done.
 
-    The caller holds the store's lock, has saved the plan and has called `local.begin`.
+    The caller holds the store's lock, has saved the plan and is within `worker.begin`.
 
     Raises:
         ModelError: before anything is asked: a key that is not set, no official client.

@@ -61,7 +61,8 @@ class Training:
         self._begun: dict[str, float] = {}
         self._beaten = 0.0
         self._saved, self._took = time.monotonic(), 0.0
-        self._whole = True
+        self._whole = False
+        """Whether a checkpoint may be written of the bank: it is open, and no step is half done."""
 
     def run(self) -> None:
         """Train all of the portion's adapters and make their answers.
@@ -71,6 +72,7 @@ class Training:
         """
         try:
             self._open()
+            self._whole = True
             while self.queue or self.trainer.jobs:
                 self._fill()
                 if self.trainer.jobs:
@@ -112,13 +114,13 @@ class Training:
         self._begin(run)
         try:
             job = job_of(self.desk.planner, run)
-            self.trainer.seat(job)
+            with held_back():  # a checkpoint of who is seated says with whom
+                self.trainer.seat(job)
+                seated = {one.name for one in self.trainer.jobs.values()}
+                for system in seated:
+                    self.mates[system] |= seated - {system}
         except FAILURES as error:
             self._fail(run, error)
-            return
-        seated = {one.name for one in self.trainer.jobs.values()}
-        for system in seated:
-            self.mates[system] |= seated - {system}
 
     def _begin(self, run: RunPlan) -> None:
         if run.system in self.ghosts:

@@ -101,13 +101,13 @@ def evaluate(
     with store.lock():
         store.save_plan([*plan, *rows], dump_study(home.study), facts_of(home))
         own = Plan(study, planner.files, (run,))
-        begin(own, store, events)
-        if adapter is not None and run.kind == "adapter":
-            with store.new_folder(f"{run.folder}/adapter") as folder:
-                for name in (CONFIG_FILE, WEIGHTS_FILE):
-                    shutil.copyfile(adapter / name, folder / name)
-        session = Session(planner, store, lambda: model, events)
-        return session.run(own, [Portion(run.system, (run,))])
+        with begin(own, store, events):
+            if adapter is not None and run.kind == "adapter":
+                with store.new_folder(f"{run.folder}/adapter") as folder:
+                    for name in (CONFIG_FILE, WEIGHTS_FILE):
+                        shutil.copyfile(adapter / name, folder / name)
+            session = Session(planner, store, lambda: model, events)
+            return session.run(own, [Portion(run.system, (run,))])
 
 
 def kept_study(store: Store, study: Study) -> Study:
@@ -254,19 +254,19 @@ def _do(store: Store, asked: Asked, events: Events) -> list[RunPlan]:
     planner = asked.planner
     store.save_plan(asked.rows, dump_study(planner.study), facts_of(planner))
     plan = Plan(planner.study, planner.files, asked.runs)
-    begin(plan, store, events)
-    brought = [run for run in plan.runs if run.kind == "adapter" and not run.of]
-    own = [run for run in plan.runs if run not in brought]
-    groups: list[tuple[list[RunPlan], Callable[[], LocalModel]]] = [
-        (own, partial(local_model, planner, 1, _device()))
-    ]
-    for run in brought:
-        form = Form.read(store.folder / run.folder / "adapter")
-        groups.append(([run], partial(of_form, planner, form, _device())))
     failed: list[RunPlan] = []
-    for runs, load in groups:
-        session = Session(planner, store, load, events)
-        failed += session.run(plan, [Portion(run.system, (run,)) for run in runs])
+    with begin(plan, store, events):
+        brought = [run for run in plan.runs if run.kind == "adapter" and not run.of]
+        own = [run for run in plan.runs if run not in brought]
+        groups: list[tuple[list[RunPlan], Callable[[], LocalModel]]] = [
+            (own, partial(local_model, planner, 1, _device()))
+        ]
+        for run in brought:
+            form = Form.read(store.folder / run.folder / "adapter")
+            groups.append(([run], partial(of_form, planner, form, _device())))
+        for runs, load in groups:
+            session = Session(planner, store, load, events)
+            failed += session.run(plan, [Portion(run.system, (run,)) for run in runs])
     return failed
 
 
@@ -277,7 +277,7 @@ def _device() -> str:
 def answer_merged(plan: Plan, planner: Planner, store: Store, events: Events) -> list[RunPlan]:
     """Merge and ask what is missing; returns the runs that are not done.
 
-    The caller holds the store's lock, has saved the plan, has called `local.begin`, and has trained
+    The caller holds the store's lock, has saved the plan, is within `worker.begin`, and has trained
     what can be trained.
 
     Raises:

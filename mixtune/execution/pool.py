@@ -34,6 +34,7 @@ from mixtune.identity import collect_rarely
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan, RunPlan
+from mixtune.signals import held_back
 from mixtune.store.folder import Store
 
 Message = tuple[str, tuple[Any, ...]]
@@ -108,7 +109,7 @@ def _set_environment(wanted: Mapping[str, str]) -> None:
 def run_pool(work: Work, workers: int, events: Events) -> list[RunPlan]:
     """Run a plan with worker processes; returns the runs that failed.
 
-    The caller holds the store's lock, has saved the plan, has called `local.begin` and has dealt
+    The caller holds the store's lock, has saved the plan, is within `worker.begin` and has dealt
     the portions.
 
     Raises:
@@ -156,11 +157,12 @@ def _born_deaf() -> Iterator[None]:
     They would be hit while they import, print a traceback each, and not know what to give back.
     """
     resource_tracker.ensure_running()  # it unblocks signals when it starts, so it starts before
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with held_back():  # one that reaches another thread must not come before all are known
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Heard:

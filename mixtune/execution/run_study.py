@@ -55,12 +55,13 @@ def run_study(
         store.save_plan(plan.rows(), dump_study(planner.study), facts_of(planner), why)
         for line in why:
             events.note(line)
-        if not begin(plan, store, events):
-            return []
-        failed = answer_remote(plan, planner, store, events)
-        if _left(plan, store):
-            failed += _in_workers(make_planner, plan, store, options, events)
-        return failed + answer_merged(plan, planner, store, events)
+        with begin(plan, store, events) as unfinished:
+            if not unfinished:
+                return []
+            failed = answer_remote(plan, planner, store, events)
+            if _left(plan, store):
+                failed += _in_workers(make_planner, plan, store, options, events)
+            return failed + answer_merged(plan, planner, store, events)
 
 
 def _in_workers(

@@ -44,13 +44,16 @@ def unit_of_work(
 ) -> Iterator[list[Path]]:
     """Running → done with the files listed, failed on an error, planned when stopped.
 
-    `stops`: errors that say nothing against the unit, after which it is planned again.
+    `stops`: errors that say nothing against the unit, after which it is planned again. A signal
+    that comes on the way into the body or while the unit is given back leaves it running; whoever
+    holds the study's lock gives it back at the end (worker.begin).
     """
-    store.begin(unit)
     begun = time.monotonic()
     paths: list[Path] = []
     try:
+        store.begin(unit)  # inside: a signal may come as soon as the unit is running
         yield paths
+        store.finish(unit, paths, time.monotonic() - begun)
     except (StoreError, OSError):
         # The disk failed, not the unit; if it cannot even be given back, the next start does.
         with suppress(StoreError):
@@ -65,7 +68,6 @@ def unit_of_work(
     except BaseException:
         store.release(unit)
         raise
-    store.finish(unit, paths, time.monotonic() - begun)
 
 
 def said(error: BaseException) -> str:

@@ -7,7 +7,8 @@ Knows: which portions this process takes, what there is to do at a start. Does n
 training, answering or scoring work.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from mixtune.execution.units import FAILURES, Desk, answer_cost, said
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan, RunPlan
+from mixtune.signals import held_back
 from mixtune.store.folder import ASIDE, Store
 from mixtune.store.states import Unit
 
@@ -116,12 +118,26 @@ def local_model(
     return model
 
 
-def begin(plan: Plan, store: Store, events: Events) -> int:
-    """Once per `mixtune run`: give back what a dead process left, recheck finished files.
+@contextmanager
+def begin(plan: Plan, store: Store, events: Events) -> Iterator[int]:
+    """Once per command that does a plan's units, in the body; the caller holds the store's lock.
 
-    Returns:
+    Before the body, give back what a dead process left and recheck finished files; after it,
+    however it ends, give back what it left running: in this process, or in workers that it ended.
+
+    Yields:
         How many runs are not finished.
     """
+    unfinished = _take_up(plan, store, events)
+    try:
+        yield unfinished
+    finally:
+        # If the disk refuses, the next start does it.
+        with held_back(), suppress(StoreError):
+            store.release_running()
+
+
+def _take_up(plan: Plan, store: Store, events: Events) -> int:
     stale, broken = store.recover()
     planned = {row.id for row in plan.rows()}
     kept = {name: head for name, head in heads(store).items() if isinstance(head, Head)}

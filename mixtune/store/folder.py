@@ -358,8 +358,9 @@ class Store(States):
         # What a broken adapter answered belongs to the adapter that is gone.
         lost = {u.system for u in broken if u.kind == "train"}
         broken += [u for u in units if u.system in lost and u.state == "done" and u not in broken]
-        for unit in [*stale, *broken]:
-            self.release(unit.id)
+        self.release_running()
+        for unit in broken:
+            self.discard(unit.id)
         durable.sweep(self.folder)
         self.free_claims()
         return stale, broken

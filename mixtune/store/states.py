@@ -17,6 +17,7 @@ from typing import Any
 
 from mixtune.errors import StoreError
 from mixtune.records import State
+from mixtune.signals import held_back
 from mixtune.store import files as durable
 
 PATIENCE = 30.0
@@ -25,6 +26,7 @@ PATIENCE = 30.0
 FILE = "state.sqlite"
 _AT_ONCE = 500
 """Ids in one question; SQLite takes 999 everywhere."""
+_RELEASE = "UPDATE unit SET state='planned', progress=0, heartbeat=? WHERE state='running'"
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS unit (
@@ -113,7 +115,17 @@ class States:
         self._set(unit, "state='failed', error=?, seconds=?", (error, seconds))
 
     def release(self, unit: str) -> None:
-        """Running → planned: the work was stopped, not broken."""
+        """Running → planned: the work was stopped, not broken. One that is done stays done."""
+        with self._state() as db:
+            db.execute(f"{_RELEASE} AND id=?", (time.time(), unit))
+
+    def release_running(self) -> None:
+        """Every running unit → planned; for the holder of the lock, when no process works here."""
+        with self._state() as db:
+            db.execute(_RELEASE, (time.time(),))
+
+    def discard(self, unit: str) -> None:
+        """Done → planned: its files are gone or changed."""
         self._set(unit, "state='planned', progress=0", ())
 
     def finish(self, unit: str, paths: Iterable[Path], seconds: float) -> None:
@@ -153,7 +165,9 @@ class States:
         with durable.refusing(self.folder, "cannot write"):
             self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with closing(self._connect()) as connection, connection:
+            # A transaction that a signal cuts off locks out who gives back on the way out: its
+            # connection stays open as long as the traceback.
+            with held_back(), closing(self._connect()) as connection, connection:
                 yield connection
         except sqlite3.Error as error:
             raise StoreError(

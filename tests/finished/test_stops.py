@@ -9,7 +9,15 @@ import sys
 import time
 
 import pytest
-from finished_kit import MORE, environment, on_one_core, outcome, states, workers_of
+from finished_kit import (
+    MORE,
+    ended_by_signals,
+    environment,
+    on_one_core,
+    outcome,
+    states,
+    workers_of,
+)
 
 AT = """
 import importlib, os, signal, sys, time
@@ -31,6 +39,11 @@ if __name__ == "__main__":
 """
 
 
+def prepared():
+    ended_by_signals()
+    on_one_core()
+
+
 @contextlib.contextmanager
 def stopped_at(place, function, *arguments, **more):
     """A run in a session of its own that waits where it first calls a function."""
@@ -39,7 +52,7 @@ def stopped_at(place, function, *arguments, **more):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     env = environment(place, STOP_AT=function, **more)
     process = subprocess.Popen(
-        command, cwd=place, env=env, start_new_session=True, preexec_fn=on_one_core, **pipes
+        command, cwd=place, env=env, start_new_session=True, preexec_fn=prepared, **pipes
     )
     deadline = time.monotonic() + 60
     while not (place / "reached").exists() and time.monotonic() < deadline:
