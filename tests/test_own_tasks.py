@@ -97,13 +97,16 @@ class TestShortTaskFile:
                 pq.write_table(pa.Table.from_pylist(rows), path)
         assert [row.record for row in read_rows(path)] == rows
 
-    def test_lines_are_those_of_the_editor(self, tmp_path):
+    def test_lines_are_those_of_the_editor_and_items_of_a_list_are_numbered(self, tmp_path):
         path = tmp_path / "a.csv"
         path.write_text('text,topic\n"two\nlines",a\n\nlast,b\n', encoding="utf-8")
         assert [row.where.rpartition(":")[2] for row in read_rows(path)] == ["2", "5"]
         path = tmp_path / "a.json"
         path.write_text('[\n{"a": 1},\n\n{"a":\n2}\n]', encoding="utf-8")
-        assert [row.where.rpartition(":")[2] for row in read_rows(path)] == ["2", "4"]
+        assert [row.where.removeprefix(str(path)) for row in read_rows(path)] == [
+            ", row 1",
+            ", row 2",
+        ]
 
     @pytest.mark.parametrize(
         ("cells", "values"),
