@@ -1,6 +1,7 @@
 """Systems made elsewhere: scored as systems of a study, with PEFT as the oracle."""
 
 import json
+import shutil
 import warnings
 
 import pytest
@@ -268,7 +269,11 @@ def test_open_writes_the_page_and_shows_it(mixtune, monkeypatch):
 
 @pytest.mark.usefixtures("stopped_at_a_claim")
 def test_stopped_it_leaves_nothing_running(mixtune, place):
-    code, _, err = mixtune("eval", "study.yaml", "base", "--name", "stopped")
+    shutil.copytree(place / "Made Elsewhere", place / "doubled")
+    settings = json.loads((place / "doubled" / "adapter_config.json").read_text())
+    settings["lora_alpha"] *= 2
+    (place / "doubled" / "adapter_config.json").write_text(json.dumps(settings))
+    code, _, err = mixtune("eval", "study.yaml", "doubled", "--name", "stopped")
     assert code == 143
     assert "Go on with: " in err
     units = Store(place / "runs" / "weather").units().values()
