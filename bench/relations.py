@@ -24,9 +24,10 @@ from mixtune.analysis.claims import ALPHA
 from mixtune.analysis.effects import minus
 from mixtune.analysis.intervals import holm
 from mixtune.analysis.measures import Measured
-from mixtune.cli.app import derived_of, look_at, study_of
+from mixtune.cli.app import look_at, stored_facts, study_of
 from mixtune.datasets.toy import RELATIONS
 from mixtune.records import Estimate
+from mixtune.results.study_results import measure_split
 from mixtune.study.design import members, title
 
 FOUND, OPPOSITE, UNSEEN = "found", "the opposite was found", "not found"
@@ -122,18 +123,18 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    derived = derived_of(study_of(given.study, None, None), given.runs_dir)
-    look_at("test", derived.store, "relations")
-    rows = relations(derived.measured_main("test"))
+    facts = stored_facts(study_of(given.study, None, None), given.runs_dir)
+    look_at("test", facts.store, "relations")
+    rows = relations(measure_split(facts, "test").main)
     for one in missing(rows):
         print(f"left out, its pairs share no seed: {one}", file=sys.stderr)
-    facts = {
+    found = {
         "rows": [asdict(row) for row in rows],
         "missing": missing(rows),
-        "training": derived.training_note(),
+        "training": facts.training_note,
         **provenance(f"python -m bench.relations {typed(given.study)}"),
     }
-    write_or_print(facts, given.out)
+    write_or_print(found, given.out)
 
 
 if __name__ == "__main__":

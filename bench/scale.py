@@ -24,7 +24,7 @@ from bench.command import run
 from bench.machine import provenance
 from mixtune.datasets.registry import Registry
 from mixtune.records import Score, TrainStep, schema_of
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import read_facts, score_file
 from mixtune.store.folder import PlanRow, Store
 from mixtune.study.reading import dump_study, parse_study
 
@@ -74,14 +74,14 @@ def make(folder: Path, items: int) -> Path:
     rows = [row for cell in cells for seed in SEEDS for row in _rows(cell, seed, names, items)]
     rows += [row for name in ("base", "majority") for row in _rows(name, None, names, items)]
     store.save_plan(rows, dump_study(study), {"data": [], "flagged": {}, "lengths": []})
-    derived = Derived(store, Registry.of(study, None))
+    facts = read_facts(store, Registry.of(study, None))
     with sqlite3.connect(store.folder / "state.sqlite") as states:
         states.execute("UPDATE unit SET state = 'done'")  # thousands of transactions by the store
     for row in rows:
         if row.kind == "train":
             store.write_rows(f"{row.folder}/train.parquet", TrainStep, STEPS)
         if row.kind == "answer":
-            name = derived.score_file(row)
+            name = score_file(facts, row)
             path_ = store.folder / name
             path_.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(_scores(row), path_)

@@ -29,7 +29,7 @@ from bench.statistics_page import PAGE, UNSTEADY, written
 from mixtune.analysis.claims import CONFIRMED, Arms, claims
 from mixtune.analysis.effects import equivalent
 from mixtune.analysis.intervals import mcnemar
-from mixtune.analysis.measures import Measured, SystemInfo, measure_panels
+from mixtune.analysis.measures import Measured, PanelMetric, SystemInfo, measure_panels
 from mixtune.analysis.panel import panel_of
 from mixtune.analysis.selection import best_of_n, choose
 from mixtune.identity import generator
@@ -286,7 +286,7 @@ def _target(rng: Rng, plan: Plan, target: int) -> tuple[Arms, Measured, tuple[fl
     accuracy = run_accuracies(rng, truth, 1)
     key = (f"t{target}", ("validation", plan.validation), ("test", plan.test))
     seen = [_of(rng, (key[0], split), (cells, accuracy, (1,)), n) for split, n in (key[1], key[2])]
-    (choice,) = choose([seen[0]], {key[0]: ("strict", "accuracy")})
+    (choice,) = choose([seen[0]], [PanelMetric(key[0], "strict", "accuracy")])
     against = tuple(dict.fromkeys((choice.single, single, exposed)))
     arms = [choice.cocktail, *against]
     own = np.array([truth[cells.index(name)] for name in arms])

@@ -382,9 +382,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question that a study can be asked, with its answer in words and what it rests on.
+    """A question about a study, with its answer in words and the estimates it rests on.
 
-    `answered`: false where the study cannot say; `answer` then says why.
+    `answered`: false where the study cannot answer; `reason` then says why. `topic`: the question
+    in two or three words.
     """
 
     key: str
@@ -392,6 +393,8 @@ class Question:
     answer: str
     answered: bool
     rows: tuple[Estimate, ...]
+    topic: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from mixtune.datasets.registry import Registry
 from mixtune.planning.plan import Planner
 from mixtune.planning.summary import facts_of
 from mixtune.records import MixRow, Prediction, TrainStep
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import read_facts, score_study
 from mixtune.store.folder import Store
 from mixtune.study.reading import dump_study, load_study
 from mixtune.tasks.task import query_of
@@ -103,9 +103,9 @@ def fill(folder, study, files, failing=None, said=None, skipped=()):
         for answer in run.answers:
             if answer.task not in skipped and answer.split not in skipped:
                 _answer(store, planner, run, answer, said)
-    derived = Derived(store, registry)
-    derived.score()
-    return derived
+    facts = read_facts(store, registry)
+    score_study(facts)
+    return facts
 
 
 def _train(store, run):

@@ -97,7 +97,7 @@ def evidence():
     ]
     questions = [
         Question("mixing", "Does mixing help?", "By +2.0 points, above the single.", True, ()),
-        Question("maths", "Does maths transfer?", "Cannot be said: there is none.", False, ()),
+        Question("maths", "Does maths transfer?", "", False, (), "transfer of maths", "no group"),
     ]
     return {
         "claims": [claim(first, "confirmed"), claim(second, "tie", 0.001, 0.004)],
@@ -183,7 +183,7 @@ def nasty_page():
         created=NASTY,
         data=[DataRow(NASTY, NASTY, NASTY, 1, 1, NASTY, 1, 1)],
         claims=[replace(claim(NASTY, "tie"), subject=NASTY, sentence=NASTY, reason=NASTY)],
-        questions=[Question(NASTY, NASTY, NASTY, False, ())],
+        questions=[Question(NASTY, NASTY, NASTY, answered, (), NASTY, NASTY) for answered in (0, 1)],
         estimates=[
             replace(row, subject=NASTY) if row.subject != "cocktails" else row
             for row in evidence()["estimates"]

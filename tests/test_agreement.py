@@ -217,7 +217,7 @@ def test_on_the_terminal_each_study_stands_under_its_name(folder, mixtune, monke
     monkeypatch.chdir(folder)
     code, out, _ = mixtune("questions", "study.yaml", "model=[alpha, beta]")
     assert code == 0
-    assert out.count("Does mixing help?") == 2
+    assert out.count("Not answered: effect of mixing (") == 2
     assert out.count("Do base models agree?") == 1
     assert out.index("both-alpha") < out.index("both-beta") < out.index("Do base models agree?")
 
@@ -227,7 +227,7 @@ def test_one_model_is_told_what_it_takes(folder, mixtune, monkeypatch):
     code, out, _ = mixtune("questions", "study.yaml", "model=[alpha]", "--json")
     assert code == 0
     (asked,) = [row for row in json.loads(out) if row["key"] == "models"]
-    assert not asked["answered"] and "lists several under model" in asked["answer"]
+    assert not asked["answered"] and "list several under model" in asked["answer"]
 
 
 def test_a_model_that_was_not_run_is_named(folder, mixtune, monkeypatch):

@@ -27,7 +27,7 @@ from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.planning.summary import facts_of
 from mixtune.report.page import render
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import best_cocktails, measure_split, read_facts, score_study
 from mixtune.store.folder import PlanRow, Store
 from mixtune.study.reading import dump_study, load_study, parse_study
 
@@ -105,9 +105,9 @@ def ask(place, runs="runs", **changes):
         store.save_plan(plan.rows(), dump_study(planner.study), facts_of(planner))
         with begin(plan, store, events):
             left = answer_remote(plan, planner, store, events, Patience(5, 1, 0.001))
-        derived = Derived(store, known)
-        derived.score()
-    return left, derived, "\n".join(events.lines)
+        facts = read_facts(store, known)
+        score_study(facts)
+    return left, facts, "\n".join(events.lines)
 
 
 class Said(Events):
@@ -181,9 +181,9 @@ def labels_by_schema_have_a_floor_and_meet_no_likelihood(place, mixtune):
     assert {row["form"] for row in json.loads(out)} == {"strict", "lenient"}
     code, _, _ = mixtune("compare", "study.yaml", "mine", "north", "--no-worse-than", "0.5")
     assert code == 3, "text was taken for the main form, which is by likelihood"
-    derived = Derived(Store(place / "runs" / "weather"), registry(place / "data"))
-    assert derived.main_form(derived.tasks()["north"]) == "constrained"
-    assert derived.chosen() == {"north": "north"}
+    facts = read_facts(Store(place / "runs" / "weather"), registry(place / "data"))
+    assert facts.main_metrics["north"].form == "constrained"
+    assert best_cocktails(facts, measure_split(facts, "validation")) == {"north": "north"}
     page = (place / "runs/weather/report/index.html").read_text(encoding="utf-8")
     assert "they are not ranked by likelihood" in page
     usage = next((place / "runs").rglob("usage.parquet"))

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from mixtune.datasets.registry import Registry
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import read_facts, system_infos
 from mixtune.store.folder import Store
 
 STUDY = {
@@ -99,10 +99,10 @@ def test_what_was_brought_in_stays_when_the_study_is_extended(mixtune, place):
     code, _, err = mixtune("run", "study.yaml", "seeds=[1,2]", "--workers", "1")
     assert code == 0, err
     registry = Registry.open([str(place / f"{n}.yaml") for n in ("north", "south")], place / "data")
-    derived = Derived(Store(place / "runs" / "weather"), registry)
-    names = {system.cocktail for system in derived.systems()}
+    facts = read_facts(Store(place / "runs" / "weather"), registry)
+    names = {system.cocktail for system in system_infos(facts)}
     assert names == {"majority", "base", "north", "south", "theirs", "merged"}
-    assert {row.origin for row in derived.plan if row.cocktail == "theirs"} != {""}
+    assert {row.origin for row in facts.plan if row.cocktail == "theirs"} != {""}
     code, out, _ = mixtune("compare", "study.yaml", "theirs", "south", "--json")
     rows = json.loads(out)
     assert code == 0

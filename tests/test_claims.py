@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mixtune.analysis.claims import CONFIRMED, EXPLORATORY, NOT, TIE, Arms, claims, unequal
-from mixtune.analysis.measures import SystemInfo, measure_panels
+from mixtune.analysis.measures import PanelMetric, SystemInfo, measure_panels
 from mixtune.analysis.panel import panel_of
 from mixtune.analysis.selection import best_of_n, choose, expected_maximum, shrunken, tuning_curves
 
@@ -18,7 +18,7 @@ class Toy:
     metrics: tuple[str, ...] = ("accuracy",)
 
 
-MAIN = {"a": ("strict", "accuracy"), "b": ("strict", "accuracy")}
+MAIN = [PanelMetric(task, "strict", "accuracy") for task in ("a", "b")]
 
 
 def measured(rights, task="a", split="validation"):

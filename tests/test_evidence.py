@@ -67,7 +67,7 @@ def test_the_page_shows_all_of_it(page):
         "Confirmed on fresh seeds",
         "chance alone gives it +0.012",
         "As good, within ±0.010",
-        "Does maths transfer?",
+        "Not answered: transfer of maths (no group).",
         "adjusted p 0.020",
         "140 of 150",
         "expected best of so many",

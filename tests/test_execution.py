@@ -13,7 +13,7 @@ from mixtune.execution.placement import default_workers
 from mixtune.execution.worker import Session, alone, begin, local_model
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import measure_split, read_facts, score_study
 from mixtune.store.folder import Store
 from mixtune.study.reading import dump_study
 
@@ -105,9 +105,9 @@ def test_a_failed_run_keeps_its_error_and_the_others_go_on(data, files, store, m
     failed = [u for u in store.units().values() if u.state == "failed"]
     assert [u.error for u in failed] == ["RunFailed: training diverged at step 1: loss nan"]
     # Never averaged in: a failed run has no scores.
-    derived = Derived(store, registry(data))
-    derived.score()
-    assert {row.cocktail for row in derived.results("test")} == {
+    facts = read_facts(store, registry(data))
+    score_study(facts)
+    assert {row.cocktail for row in measure_split(facts, "test").results} == {
         "majority",
         "base",
         "north",
@@ -128,10 +128,11 @@ def test_a_run_that_fails_while_answering_is_in_no_mean(data, files, store, monk
 
     monkeypatch.setattr(desk, "predict", fails_on_test)
     assert len(run(data, files, store, seeds=[1, 2]).failed) == 3
-    derived = Derived(store, registry(data))
-    derived.score()
-    assert {row.seed for row in derived.results("validation")} == {None, 1}
-    assert {mean.seeds for mean in derived.means("validation")} == {1}
+    facts = read_facts(store, registry(data))
+    score_study(facts)
+    measured = measure_split(facts, "validation")
+    assert {row.seed for row in measured.results} == {None, 1}
+    assert {mean.seeds for mean in measured.means} == {1}
 
 
 def test_an_infrastructure_error_leaves_no_row_and_the_run_is_not_done(
@@ -230,7 +231,7 @@ def test_workers_fit_the_memory_and_the_work():
 
 def test_scores_are_never_joined_to_other_data(data, files, store):
     run(data, files, store)
-    Derived(store, registry(data)).score()
+    score_study(read_facts(store, registry(data)))
     rows = [record("north", "test", i) for i in range(20)]
     for row in rows:
         row["label"] = "wet" if row["label"] == "dry" else "dry"
@@ -238,7 +239,7 @@ def test_scores_are_never_joined_to_other_data(data, files, store):
     for path in store.folder.rglob("scores/*.parquet"):
         path.unlink()
     with pytest.raises(DataError, match="does not hold the items that were answered"):
-        Derived(store, registry(data)).score()
+        score_study(read_facts(store, registry(data)))
 
 
 def test_what_was_read_and_dropped_is_kept(data, files):

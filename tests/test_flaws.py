@@ -11,7 +11,7 @@ from mixtune.engine.loss import token_weights
 from mixtune.engine.train import accumulate
 from mixtune.planning.plan import Planner
 from mixtune.planning.summary import facts_of
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import best_cocktails, measure_split, read_facts
 from mixtune.store.folder import Store
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import TrainSpec
@@ -116,6 +116,6 @@ def test_what_is_best_on_test_is_chosen_on_test(tmp_path, files):
     kept = Planner(study(flaws={"select_on_test": True}), registry(data), files)
     store = Store(tmp_path / "runs")
     store.save_plan(kept.plan().rows(), dump_study(kept.study), facts_of(kept))
-    derived = Derived(store, registry(data))
-    assert derived.chosen() == {}
-    assert "chosen on test (flaws.select_on_test)" in derived.training_note()
+    facts = read_facts(store, registry(data))
+    assert best_cocktails(facts, measure_split(facts, "validation")) == {}
+    assert "chosen on test (flaws.select_on_test)" in facts.training_note

@@ -5,7 +5,7 @@ import json
 import pytest
 from pack_kit import finish
 
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import StudyFacts
 
 ITEMS = {"validation_items": 30, "test_items": 30, "max_new_tokens": 6}
 CASES = {
@@ -41,8 +41,8 @@ FEWEST = 15
 def broken(request, tmp_path_factory, files):
     """A folder with a study that went wrong, and what it is called."""
     folder = tmp_path_factory.mktemp("broken")
-    derived = finish(folder, files, **CASES[request.param])
-    assert isinstance(derived, Derived)
+    facts = finish(folder, files, **CASES[request.param])
+    assert isinstance(facts, StudyFacts)
     return request.param, folder
 
 

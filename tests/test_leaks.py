@@ -13,7 +13,7 @@ from mixtune.planning.leaks import changed_by_tasks, leak_lines
 from mixtune.planning.plan import Planner
 from mixtune.planning.summary import facts_of
 from mixtune.records import DataRow
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import measure_split, read_facts, score_study
 from mixtune.store.folder import Store
 from mixtune.study.reading import dump_study
 from mixtune.tasks.task_file import parse_task
@@ -181,19 +181,16 @@ class TestClean:
         store = Store(tmp_path / "runs" / "weather")
         whole = {"evaluate": evaluate(test_items=None), "design": ["singles"]}
         run(leaky, files, store, **whole)
-        derived = Derived(store, registry(leaky))
-        derived.score()
-        with pytest.raises(StoreError, match=r"flagged\.json"):
-            derived.clean_results("test")
+        facts = read_facts(store, registry(leaky))
+        score_study(facts)
         flagged = Planner(study(**whole), registry(leaky), files).leaks.flagged
-        store.write_text("flagged.json", json.dumps(flagged))
-        both = derived.results("test"), derived.clean_results("test")
+        test, validation = (measure_split(facts, split) for split in ("test", "validation"))
+        both = test.results, test.without_items(flagged)
         counts = [{(r.task, r.n) for r in rows} for rows in both]
         assert counts == [{("north", 20), ("south", 20)}, {("north", 20), ("south", 18)}]
-        assert derived.clean_results("validation") == derived.results("validation")
+        assert validation.without_items(flagged) == validation.results
         every = {"south/test": [f"south-test-{n}" for n in range(20)]}
-        store.write_text("flagged.json", json.dumps(every))
-        assert {r.task for r in derived.clean_results("test")} == {"north"}
+        assert {r.task for r in test.without_items(every)} == {"north"}
 
 
 class TestAddedTasks:

@@ -11,7 +11,7 @@ from mixtune.errors import SpecError
 from mixtune.execution.extra_systems import answer_merged
 from mixtune.execution.worker import begin
 from mixtune.planning.plan import Planner
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import measure_split, read_facts, score_study
 from mixtune.store.folder import Store
 
 BUDGET = {"steps": 3, "examples_per_step": 4}
@@ -96,15 +96,14 @@ class TestRun:
     def test_it_is_a_cell_in_every_table(self, data, files, store):
         run(data, files, store, **ALL)
         merge_all(data, files, store, **ALL)
-        derived = Derived(store, registry(data))
-        derived.score()
-        found = [row for row in derived.results("validation") if row.cocktail.endswith("(merged)")]
+        facts = read_facts(store, registry(data))
+        score_study(facts)
+        measured = measure_split(facts, "validation")
+        found = [row for row in measured.results if row.cocktail.endswith("(merged)")]
         assert {(row.task, row.seed) for row in found} == {
             (task, seed) for task in ("north", "south") for seed in (1, 2)
         }
-        kinds = {
-            row.quantity for row in derived.differences("validation") if "(merged)" in row.subject
-        }
+        kinds = {row.quantity for row in measured.differences if "(merged)" in row.subject}
         assert {"difference-to-single", "difference-to-base"} <= kinds
 
     def test_what_is_done_is_not_done_again(self, data, files, store):

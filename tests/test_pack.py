@@ -20,8 +20,8 @@ from mixtune.pack.archive import opened, study_in, write_pack, zipped
 from mixtune.pack.blind import Blind, group_codes, pathless
 from mixtune.pack.pack import Contents
 from mixtune.records import Score, schema_of
-from mixtune.results.judgements import Judging
-from mixtune.results.study_results import Derived
+from mixtune.results.judgements import free_answers, write_judged
+from mixtune.results.study_results import read_facts
 from mixtune.store.folder import Store
 
 VERBS = (
@@ -47,13 +47,13 @@ main()
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, files):
     """What follows from a finished study with one failed run, some of its answers judged."""
-    derived = finish(tmp_path_factory.mktemp("study"), files)
-    asked = Judging(derived, "validation", ["sums"])
+    facts = finish(tmp_path_factory.mktemp("study"), files)
+    answers = free_answers(facts, "validation", ["sums"])
     cache = Cache(tmp_path_factory.mktemp("cache") / "judge.sqlite")
     judge = ScriptedModel(lambda query: "Verdict: 2")
-    made = asked.judge(judge, Rubric.load(), cache, again=0)
-    asked.keep(made.rows, "not validated", "no question was put twice")
-    return derived
+    made = answers.judge(judge, Rubric.load(), cache, again=0)
+    write_judged(facts, made.rows, "not validated", "no question was put twice")
+    return facts
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def _say_nothing(folder, secrets):
 
 def test_the_same_study_gives_the_same_bytes(study):
     """Looks at test scores are in a pack: a study that was looked at is no longer the same."""
-    kept = Derived(study.store, study.registry)
+    kept = read_facts(study.store, study.registry)
     made = {zipped("mixed", Contents(each).files(), "0.1.0") for each in (study, kept)}
     assert len(made) == 1
 

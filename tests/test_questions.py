@@ -26,7 +26,8 @@ from mixtune.analysis.primary import (
     gains,
     primary,
 )
-from mixtune.results.questions import _said
+from mixtune.records import Question
+from mixtune.results.questions import _difference, unanswered
 
 
 class TestContrast:
@@ -170,6 +171,20 @@ class TestPrimary:
 def test_differences_are_put_in_words_by_their_interval():
     rows, _ = primary(study(np.random.default_rng(7), lambda *_: 0.0), {})
     row = next(row for row in rows if row.quantity == OVER_TARGETS)
-    for ends, word in ((0.01, "above"), (-0.03, "not told apart"), (None, "too few to say")):
+    for ends, word in (
+        (0.01, "is above"),
+        (-0.03, "not significantly different"),
+        (None, "too few"),
+    ):
         high = None if ends is None else ends + 0.04
-        assert word in _said(replace(row, low=ends, high=high))
+        assert word in _difference(replace(row, low=ends, high=high), "one", "the other")
+
+
+def test_questions_without_an_answer_are_one_line():
+    asked = [
+        Question("a", "A?", "Yes.", True, (), "first"),
+        Question("b", "B?", "Not answered: no data.", False, (), "second", "no data"),
+        Question("c", "C?", "Not answered: one seed.", False, (), "third", "one seed"),
+    ]
+    assert unanswered(asked) == "Not answered: second (no data); third (one seed)."
+    assert unanswered(asked[:1]) == ""

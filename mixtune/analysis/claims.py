@@ -11,7 +11,6 @@ from mixtune.analysis.effects import equivalent
 from mixtune.analysis.intervals import Interval, holm
 from mixtune.analysis.measures import Measured
 from mixtune.records import Choice, Claim
-from mixtune.study.design import members
 
 CONFIRMED, TIE, NOT, EXPLORATORY = "confirmed", "tie", "not confirmed", "exploratory"
 ALPHA = 0.05
@@ -151,37 +150,47 @@ def _verdict(one: Arms, claim: Claim, found: Sequence[_Found], sign: float) -> t
 
 
 def sentence(claim: Claim) -> str:
-    """The claim in words, both tuning budgets in it."""
+    """The claim in words, number first, both tuning budgets in it."""
+    chosen = f"{claim.subject}, chosen on validation within {_several(claim.tried, 'run')},"
     if not claim.seeds:
-        return (
-            f"On {claim.target} nothing can be said of {claim.subject}, chosen within "
-            f"{claim.tried} runs: {claim.reason}."
-        )
-    ends = (
-        f"95 % CI {100 * claim.low:+.1f} to {100 * claim.high:+.1f}"
-        if claim.low is not None and claim.high is not None
-        else "too few items for an interval"
-    )
-    if claim.verdict == CONFIRMED:
-        beats = f"beats the single-task procedure ({claim.reference})"
-    elif claim.verdict == TIE:
-        beats = (
-            f"is within ±{100 * claim.margin:g} points of the single-task procedure "
-            f"({claim.reference})"
-        )
-    else:
-        beats = f"is not shown to beat the single-task procedure ({claim.reference})"
-    kind = "cocktail" if len(members(claim.subject)) > 1 else "cell"
+        return f"On {claim.target} nothing can be said of {chosen} because {claim.reason}."
     seed = "seed" if claim.verdict == EXPLORATORY else "fresh seed"
     p = "no p" if claim.adjusted is None else f"Holm p {_p(claim.adjusted)}"
-    said = (
-        f"On {claim.target} the {kind} {claim.subject}, chosen on validation within "
-        f"{_several(claim.tried, 'run')}, {beats}, tuned with "
-        f"{_several(claim.tried_single, 'run')}, by "
-        f"{100 * claim.value:+.1f} points ({ends}, {_several(claim.seeds, seed)}, {claim.n} items, "
-        f"{claim.clusters} clusters, {p})."
+    text = (
+        f"{points(claim.value)} on {claim.target} ({interval_text(claim.low, claim.high)}): "
+        f"{chosen} {_verb(claim)} the single-task procedure ({claim.reference}), tuned with "
+        f"{_several(claim.tried_single, 'run')}. {_several(claim.seeds, seed).capitalize()}, "
+        f"{claim.n} items in {claim.clusters} clusters, {p}."
     )
-    return said + (f" Exploratory: {claim.reason}." if claim.verdict == EXPLORATORY else "")
+    ending = {EXPLORATORY: f" Exploratory: {claim.reason}.", NOT: " Not confirmed."}
+    return text + ending.get(claim.verdict, "")
+
+
+def _verb(claim: Claim) -> str:
+    if claim.verdict == CONFIRMED:
+        return "beats"
+    if claim.verdict == TIE:
+        return f"is within ±{100 * claim.margin:g} points of"
+    if claim.low is None or claim.high is None:
+        return "cannot be compared with"
+    return f"is {relation(claim.low, claim.high)}"
+
+
+def relation(low: float, high: float) -> str:
+    """A difference in words, by its interval."""
+    return "above" if low > 0 else "below" if high < 0 else "not significantly different from"
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points."""
+    return f"{100 * value:+.1f} points"
+
+
+def interval_text(low: float | None, high: float | None) -> str:
+    """A 95 % interval of a difference of shares, in points."""
+    if low is None or high is None:
+        return "too few items for an interval"
+    return f"95 % CI {100 * low:+.1f} to {100 * high:+.1f}"
 
 
 def _several(n: int, what: str) -> str:

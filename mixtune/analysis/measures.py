@@ -5,9 +5,10 @@ shown.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,14 @@ from mixtune.tasks.metrics import GOLD, PARSED, RIGHT, FloatArray, Metric
 MAJORITY = "majority"
 BASE = "base"
 """Cocktail names of the two baselines, which have no seed."""
+
+
+class PanelMetric(NamedTuple):
+    """A metric of one task in one form."""
+
+    task: str
+    form: str
+    metric: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +151,11 @@ class Measured:
     values: Mapping[str, float]
     draws: OfMetric
     seed: int
+
+    @property
+    def key(self) -> PanelMetric:
+        """Task, form and metric."""
+        return PanelMetric(self.panel.task, self.panel.form, self.metric.name)
 
     def cells(self) -> dict[str, dict[int, str]]:
         """Cocktail → seed → system; trained systems only, cocktails in the order of the systems."""
@@ -258,6 +272,12 @@ def measure(
         DataError: as `panels`.
     """
     return measure_panels(panels(scores, tasks), systems, seed, draws)
+
+
+def main_only(measured: Sequence[Measured], main: Iterable[PanelMetric]) -> list[Measured]:
+    """Those of each task's main form and metric."""
+    keys = set(main)
+    return [one for one in measured if one.key in keys]
 
 
 def measure_panels(

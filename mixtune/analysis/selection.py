@@ -3,13 +3,13 @@
 Knows: cells, seeds, values. Does not know: files, fresh seeds, claims.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import comb
 
 import numpy as np
 
-from mixtune.analysis.measures import Measured, estimate
+from mixtune.analysis.measures import Measured, PanelMetric, estimate, main_only
 from mixtune.identity import generator
 from mixtune.records import Choice, Estimate
 from mixtune.tasks.metrics import FloatArray
@@ -21,22 +21,17 @@ COCKTAILS, SINGLE = "cocktails", "single task"
 """The two arms of a tuning curve."""
 
 
-def choose(found: Sequence[Measured], main: Mapping[str, tuple[str, str]]) -> list[Choice]:
+def choose(measured: Sequence[Measured], main: Iterable[PanelMetric]) -> list[Choice]:
     """The best cocktail and the best single-task cell of each target, by name where they tie.
 
     Candidates are the cells that were trained: a merged system is a control. A target that is not
     trained alone, has no cocktail, or whose cells share no seed has no choice.
 
     Args:
-        found: what is measured on validation.
-        main: target → the form and metric that it is chosen by.
+        measured: what is measured on validation.
+        main: the form and metric that each target is chosen by.
     """
-    made = []
-    for measured in found:
-        task = measured.panel.task
-        if main.get(task) == (measured.panel.form, measured.metric.name):
-            made += _choose(measured)
-    return made
+    return [choice for one in main_only(measured, main) for choice in _choose(one)]
 
 
 def _choose(measured: Measured) -> list[Choice]:

@@ -32,7 +32,7 @@ from mixtune.errors import MixtuneError, UserError, shorten
 from mixtune.identity import collect_rarely
 from mixtune.pack.archive import in_pack, is_zip, opened, study_in
 from mixtune.records import Estimate, Result
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import StudyFacts, read_facts
 from mixtune.store.folder import Store
 from mixtune.study.presets import preset
 from mixtune.study.reading import load_studies, load_study, trial
@@ -185,10 +185,10 @@ def _preset_or(path: Path) -> Path:
     return path if path.exists() else preset(str(path)) or path
 
 
-def derived_of(study: Study, runs_dir: Path, data_dir: Path | None = None) -> Derived:
-    """What follows from a study's results; the study has been run."""
+def stored_facts(study: Study, runs_dir: Path, data_dir: Path | None = None) -> StudyFacts:
+    """A study as its folder holds it; it has been run."""
     registry = Registry.of(study, data_dir)
-    return Derived(Store(runs_dir / study.name), registry)
+    return read_facts(Store(runs_dir / study.name), registry)
 
 
 def heavy(module: str, doing: str) -> ModuleType:

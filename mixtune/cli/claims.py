@@ -23,9 +23,9 @@ from mixtune.cli.app import (
     SplitName,
     StudyFile,
     app,
-    derived_of,
     look_at,
     print_rows,
+    stored_facts,
     studies_of,
     study_of,
 )
@@ -37,9 +37,16 @@ from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan
 from mixtune.planning.summary import facts_of
 from mixtune.records import Claim, Selection
-from mixtune.results.claims import Claiming
-from mixtune.results.questions import Questioning, agreeing
-from mixtune.results.study_results import Derived
+from mixtune.results.claims import (
+    exploratory_claims,
+    missing_runs,
+    select,
+    selected_claims,
+    settle,
+)
+from mixtune.results.questions import Evidence, agreeing, gather_evidence, unanswered
+from mixtune.results.questions import questions as answers
+from mixtune.results.study_results import StudyFacts, best_cocktails, measure_split
 from mixtune.store.selection import write_selection
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import Study
@@ -65,25 +72,24 @@ def confirm(  # noqa: PLR0913 - a verb's options
     equal exposure. Nothing that is there already is changed. Next: mixtune run.
     """
     study = study_of(study_file, overrides, limit)
-    derived = derived_of(study, runs_dir, data_dir)
-    claiming = Claiming(derived, study)
+    facts = stored_facts(study, runs_dir, data_dir)
     plain = _planner(study, data_dir, None)
-    wanted = claiming.select(plain)
-    settled = claiming.settle(wanted, again)
-    selection = settled or derived.selection or wanted
+    wanted = select(facts, study.claims, measure_split(facts, "validation"), plain)
+    settled = settle(facts, wanted, again)
+    selection = settled or facts.selection or wanted
     planner = _planner(study, data_dir, selection)
     plan = planner.plan()
-    facts = (dump_study(planner.study), facts_of(planner))
+    files = (dump_study(planner.study), facts_of(planner))
     if not dry_run:
-        with derived.store.lock():
-            derived.store.preview(plan.rows(), *facts)
+        with facts.store.lock():
+            facts.store.preview(plan.rows(), *files)
             if settled is not None:
-                write_selection(derived.store, settled)
-            derived.store.save_plan(plan.rows(), *facts)
+                write_selection(facts.store, settled)
+            facts.store.save_plan(plan.rows(), *files)
     if as_json:
         print(json.dumps({**asdict(selection), "runs": _runs(plan, selection)}, indent=1))
         return
-    _show(derived, selection, plan, written=settled is not None and not dry_run)
+    _show(facts, selection, plan, written=settled is not None and not dry_run)
     print(f"next: mixtune run {study_file}")
 
 
@@ -107,7 +113,7 @@ def _runs(plan: Plan, selection: Selection) -> list[dict[str, object]]:
     ]
 
 
-def _show(derived: Derived, selection: Selection, plan: Plan, written: bool) -> None:
+def _show(facts: StudyFacts, selection: Selection, plan: Plan, written: bool) -> None:
     out = terminal.console()
     rows = [
         (
@@ -122,9 +128,9 @@ def _show(derived: Derived, selection: Selection, plan: Plan, written: bool) -> 
         for choice in selection.choices
     ]
     columns = ("target", "cocktail", "validation", "single task", "validation", "held against", "")
-    out.print(terminal.table(f"{derived.study.name}: chosen on validation", columns, rows))
+    out.print(terminal.table(f"{facts.study.name}: chosen on validation", columns, rows))
     runs = _runs(plan, selection)
-    kept = derived.store.folder / "selection.json"
+    kept = facts.store.folder / "selection.json"
     said = (
         f"written to {kept}" if written else "as it stands there" if kept.is_file() else "dry run"
     )
@@ -153,12 +159,13 @@ def claims(
 ) -> None:
     """Say what may be claimed of each target, with both tuning budgets. Next: mixtune report."""
     study = study_of(study_file, overrides, limit)
-    derived = derived_of(study, runs_dir)
-    claiming = Claiming(derived, study)
-    if derived.selection is not None:
-        look_at("test", derived.store, "claims")
-    found = claiming.claims()
-    missing = claiming.missing()
+    facts = stored_facts(study, runs_dir)
+    if facts.selection is None:
+        found = exploratory_claims(facts, study.claims, measure_split(facts, "validation"))
+    else:
+        look_at("test", facts.store, "claims")
+        found = selected_claims(facts.selection, measure_split(facts, "test", claimed=True))
+    missing = missing_runs(facts)
     if missing:
         print(
             f"{len(missing)} runs of fresh seeds are not done, such as {missing[0]}: "
@@ -168,11 +175,11 @@ def claims(
     if as_json:
         print_rows(found)
     else:
-        _show_claims(derived, found)
+        _show_claims(facts, found)
     _gate(found, fail_unless)
 
 
-def _show_claims(derived: Derived, found: list[Claim]) -> None:
+def _show_claims(facts: StudyFacts, found: list[Claim]) -> None:
     out = terminal.console()
     if not found:
         out.print("nothing can be claimed: no target has a single task and a cocktail finished")
@@ -191,7 +198,7 @@ def _show_claims(derived: Derived, found: list[Claim]) -> None:
         for claim in found
     ]
     columns = ("target", "verdict", "points", "95 % interval", "Holm p", "runs tried")
-    out.print(terminal.table(f"{derived.study.name}: claims", columns, rows))
+    out.print(terminal.table(f"{facts.study.name}: claims", columns, rows))
     for claim in found:
         out.print(claim.sentence, markup=False, soft_wrap=True)
 
@@ -231,11 +238,14 @@ def questions(
     """
     asked = []
     for study in studies_of(study_file, overrides, limit):
-        derived = derived_of(study, runs_dir)
-        look_at(split, derived.store, "questions")
-        asked.append(Questioning(derived, split))
-    found = [(one.derived.study.name, one.questions()) for one in asked]
-    found.append((", ".join(name for name, _ in found), [agreeing(asked)]))
+        facts = stored_facts(study, runs_dir)
+        look_at(split, facts.store, "questions")
+        asked.append(_evidence(facts, split))
+    found = [(one.facts.study.name, answers(one)) for one in asked]
+    if len(asked) == 1:
+        found[0][1].append(agreeing(asked))
+    else:
+        found.append((", ".join(name for name, _ in found), [agreeing(asked)]))
     if as_json:
         rows = [{"study": name, **asdict(q)} for name, own in found for q in own]
         print(json.dumps(rows, indent=1))
@@ -244,7 +254,15 @@ def questions(
     for name, own in found:
         if len(asked) > 1:
             out.rule(name)
-        for question in own:
+        for question in (one for one in own if one.answered):
             out.print(question.title, markup=False, style="bold")
             out.print(question.answer, markup=False, soft_wrap=True)
             out.print()
+        if line := unanswered(own):
+            out.print(line, markup=False, soft_wrap=True)
+
+
+def _evidence(facts: StudyFacts, split: str) -> Evidence:
+    validation = measure_split(facts, "validation")
+    shown = validation if split == "validation" else measure_split(facts, split)
+    return gather_evidence(facts, shown, best_cocktails(facts, validation))

@@ -22,7 +22,7 @@ from mixtune.errors import DataError, UserError, shorten
 from mixtune.planning.corpus import answered
 from mixtune.planning.names import canonical
 from mixtune.records import Result, Split
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import SplitResults, StudyFacts
 from mixtune.study.reading import load_study
 from mixtune.study.spec import EvalSpec, Study
 
@@ -232,10 +232,11 @@ def _show(
 # ---- results on clean items ---------------------------------------------------------------------
 
 
-def show_clean(derived: Derived, split: str, as_json: bool) -> None:
+def show_clean(facts: StudyFacts, measured: SplitResults, as_json: bool) -> None:
     """Results on all items, and beside them on those that no training row repeats."""
-    clean = {_place(row): row for row in derived.clean_results(split)}
-    rows = derived.results(split)
+    flagged = facts.store.read_value("flagged.json")
+    clean = {_place(row): row for row in measured.without_items(flagged)}
+    rows = measured.results
     if as_json:
         print(
             json.dumps([{**asdict(row), "clean": _clean(clean.get(_place(row)))} for row in rows])
@@ -247,10 +248,12 @@ def show_clean(derived: Derived, split: str, as_json: bool) -> None:
         for row in rows
     ]  # fmt: skip
     columns = ("task", "form", "metric", "system", "seed", "value", "95 %", "n")
-    title = f"{derived.study.name}, {split}: all items, and those that no training row repeats"
+    title = (
+        f"{facts.study.name}, {measured.split}: all items, and those that no training row repeats"
+    )
     out = terminal.console()
     out.print(terminal.table(title, (*columns, "clean", "clean 95 %", "clean n"), cells))
-    terminal.show_training(out, derived)
+    terminal.show_training(out, facts)
 
 
 def _place(row: Result) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from mixtune.cli.app import (
     RunsDir,
     StudyFile,
     app,
-    derived_of,
+    stored_facts,
     study_of,
 )
 from mixtune.errors import UserError
@@ -43,16 +43,16 @@ def pack(  # noqa: PLR0913 - a verb's options
     It holds scores, settings, states, licences, prompt templates and hashes; no weights and no text
     of a dataset. Next: mixtune results.
     """
-    derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
-    name = derived.study.name
+    facts = stored_facts(study_of(study_file, overrides, limit), runs_dir)
+    name = facts.study.name
     target = out or Path(f"{name}-pack.zip")
-    if derived.store.packed:
-        raise UserError("this is a pack already", found=str(derived.store.folder))
-    files = Contents(derived).files()
+    if facts.store.packed:
+        raise UserError("this is a pack already", found=str(facts.store.folder))
+    files = Contents(facts).files()
     content = zipped(name, files, __version__)
     if not dry_run:
         write_pack(target, name, content)
-    facts = {
+    summary = {
         "pack": str(target),
         "written": not dry_run,
         "bytes": len(content),
@@ -60,9 +60,9 @@ def pack(  # noqa: PLR0913 - a verb's options
         "files": {path: len(files[path]) for path in sorted(files)},
     }
     if as_json:
-        print(json.dumps(facts, indent=1))
+        print(json.dumps(summary, indent=1))
         return
     done = "would write" if dry_run else "wrote"
     said = f"{done} {target}: {len(files)} files, {len(content):,} bytes, no text of a dataset"
     print(terminal.printable(said))
-    print(terminal.printable(f"sha256 {facts['sha256']}; read it: mixtune results {target}"))
+    print(terminal.printable(f"sha256 {summary['sha256']}; read it: mixtune results {target}"))

@@ -15,7 +15,7 @@ from mixtune.cli.show import table
 from mixtune.planning.api import Estimate
 from mixtune.planning.plan import Planner
 from mixtune.records import Result
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import SplitResults, StudyFacts
 from mixtune.store.folder import Store
 
 
@@ -68,15 +68,15 @@ def _notes(row: Estimate) -> list[str]:
     return found
 
 
-def show_api_systems(out: Console, derived: Derived, split: str) -> None:
+def show_api_systems(out: Console, facts: StudyFacts, measured: SplitResults) -> None:
     """API models on each task's main metric: text, and labels that the endpoint was held to.
 
     A table of their own: a label by schema is in no column with one by likelihood.
     """
-    names = {entry.name for entry in derived.study.api_models}
-    tasks = derived.tasks()
+    names = {entry.name for entry in facts.study.api_models}
+    tasks = facts.tasks
     main = {(name, task.metrics[0]) for name, task in tasks.items() if task.metrics}
-    rows = [r for r in derived.results(split) if r.cocktail in names and (r.task, r.metric) in main]
+    rows = [r for r in measured.results if r.cocktail in names and (r.task, r.metric) in main]
     if not rows:
         return
     by_system: dict[tuple[str, str], dict[str, Result]] = {}
@@ -86,7 +86,7 @@ def show_api_systems(out: Console, derived: Derived, split: str) -> None:
         (name, _FORMS[form], *(_cell(found.get(task)) for task in tasks))
         for (name, form), found in by_system.items()
     ]
-    title = f"Models behind APIs, {split}: value [95 %], unread answers count as wrong"
+    title = f"Models behind APIs, {measured.split}: value [95 %], unread answers count as wrong"
     out.print(table(title, ("system", "answers", *tasks), cells))
     for said in dict.fromkeys(f"{row.cocktail}: {row.training}" for row in rows if row.training):
         out.print(said, markup=False)

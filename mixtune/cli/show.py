@@ -27,7 +27,7 @@ from mixtune.planning.plan import Planner
 from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
 from mixtune.planning.summary import size_lines
 from mixtune.records import MixRow, Result, TrainStep
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import SplitResults, StudyFacts, run_rows
 from mixtune.store.folder import ASIDE
 from mixtune.store.states import Unit
 
@@ -383,52 +383,54 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def status_json(derived: Derived) -> dict[str, Any]:
+def status_json(facts: StudyFacts) -> dict[str, Any]:
     """States of all runs and units as one JSON object."""
     return {
-        "study": derived.study.name,
-        "runs": [asdict(row) for row in derived.run_rows()],
-        "units": [asdict(unit) for unit in derived.units.values()],
-        "changes": derived.store.changes(),
-        "test_reads": derived.store.test_reads(),
+        "study": facts.study.name,
+        "runs": [asdict(row) for row in run_rows(facts)],
+        "units": [asdict(unit) for unit in facts.units.values()],
+        "changes": facts.store.changes(),
+        "test_reads": facts.store.test_reads(),
     }
 
 
-def show_status(out: Console, derived: Derived) -> None:
+def show_status(out: Console, facts: StudyFacts) -> None:
     """One line per run, and counts of states."""
     by_system: dict[str, list[Unit]] = {}
-    for unit in (unit for unit in derived.units.values() if unit.kind not in ASIDE):
+    for unit in (unit for unit in facts.units.values() if unit.kind not in ASIDE):
         by_system.setdefault(unit.system, []).append(unit)
     rows = []
-    for run in derived.run_rows():
+    for run in run_rows(facts):
         units = by_system.get(run.system, [])
         share = sum(unit.progress for unit in units) / max(len(units), 1)
         seed = "–" if run.seed is None else run.seed
         took = span(run.seconds) if run.seconds else "–"
         rows.append((run.id, run.cocktail, seed, run.state, f"{share:.0%}", took, run.error))
     columns = ("id", "cocktail", "seed", "state", "done", "took", "error")
-    out.print(table(f"{derived.study.name}", columns, rows))
-    for change in derived.store.changes():
+    out.print(table(f"{facts.study.name}", columns, rows))
+    for change in facts.store.changes():
         when = datetime.fromtimestamp(change["at"], UTC)
         added = f": {', '.join(change['added'])}" if change["added"] else ""
         said = f"{change['what']} {when:%Y-%m-%d %H:%M} UTC, {change['units']} units{added}"
         out.print(shorten(said, LONGEST), markup=False)
-    counts = Counter(run.state for run in derived.run_rows())
+    counts = Counter(run.state for run in run_rows(facts))
     out.print(", ".join(f"{n} {state}" for state, n in sorted(counts.items())), markup=False)
 
 
-def show_summary(out: Console, derived: Derived, split: str, form: str | None = None) -> None:
+def show_summary(
+    out: Console, facts: StudyFacts, measured: SplitResults, form: str | None = None
+) -> None:
     """Cocktail × task in main metric and form (or `form`), with the difference to the single."""
-    tasks = derived.tasks()
-    main = {(n, form or derived.main_form(t), t.metrics[0]) for n, t in tasks.items() if t.metrics}
+    tasks = facts.tasks
+    main = {(one.task, form or one.form, one.metric) for one in facts.main_metrics.values()}
     cells: dict[str, dict[str, str]] = {}
-    for row in derived.results(split):
+    for row in measured.results:
         if row.seed is None and (row.task, row.form, row.metric) in main:
             cells.setdefault(row.cocktail, {})[row.task] = f"{row.value:.3f}"
-    for mean in derived.means(split):
+    for mean in measured.means:
         if (mean.target, mean.form, mean.metric) in main:
             cells.setdefault(mean.subject, {})[mean.target] = f"{mean.value:.3f}"
-    for change in derived.differences(split):
+    for change in measured.differences:
         place = (change.target, change.form, change.metric)
         if place in main and change.quantity == TO_SINGLE:
             cells[change.subject][change.target] += (
@@ -437,10 +439,12 @@ def show_summary(out: Console, derived: Derived, split: str, form: str | None = 
     rows = [(name, *(found.get(task, "–") for task in tasks)) for name, found in cells.items()]
     note = f", {form} answers" if form else ""
     note += ", synthetic data" if any(task.synthetic for task in tasks.values()) else ""
-    title = f"{derived.study.name}, {split}{note}: value, difference to the single task [95 %]"
+    title = (
+        f"{facts.study.name}, {measured.split}{note}: value, difference to the single task [95 %]"
+    )
     out.print(table(title, ("system", *tasks), rows))
-    out.print(f"base model: {derived.model_note()}", soft_wrap=True, markup=False)
-    show_training(out, derived)
+    out.print(f"base model: {facts.model_note}", soft_wrap=True, markup=False)
+    show_training(out, facts)
 
 
 def interval(low: float | None, high: float | None, sign: str = "") -> str:
@@ -448,17 +452,17 @@ def interval(low: float | None, high: float | None, sign: str = "") -> str:
     return "too few" if low is None or high is None else f"{low:{sign}.3f}, {high:{sign}.3f}"
 
 
-def show_results(out: Console, derived: Derived, rows: Sequence[Result], split: str) -> None:
+def show_results(out: Console, facts: StudyFacts, rows: Sequence[Result], split: str) -> None:
     """One row per system × task × form × metric, main metric first."""
-    synthetic = " (synthetic data)" if any(t.synthetic for t in derived.tasks().values()) else ""
-    show_rows(out, rows, f"{derived.study.name}, {split}{synthetic}")
-    show_training(out, derived)
+    synthetic = " (synthetic data)" if any(t.synthetic for t in facts.tasks.values()) else ""
+    show_rows(out, rows, f"{facts.study.name}, {split}{synthetic}")
+    show_training(out, facts)
 
 
-def show_training(out: Console, derived: Derived) -> None:
+def show_training(out: Console, facts: StudyFacts) -> None:
     """What is unusual in how a study's systems were trained, if anything is."""
-    if note := derived.training_note():
-        out.print(f"{derived.study.name}: {note}", markup=False)
+    if note := facts.training_note:
+        out.print(f"{facts.study.name}: {note}", markup=False)
 
 
 def show_rows(out: Console, found: Sequence[Result], title: str) -> None:

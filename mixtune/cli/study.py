@@ -30,11 +30,11 @@ from mixtune.cli.app import (
     StudyFile,
     Workers,
     app,
-    derived_of,
     heavy,
     in_form,
     look_at,
     print_rows,
+    stored_facts,
     studies_of,
     study_of,
 )
@@ -51,11 +51,17 @@ from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan, RunPlan
 from mixtune.planning.summary import content_of, sizes_of
 from mixtune.records import Result
-from mixtune.report.gather import gather, write_report
+from mixtune.report.gather import gather, page_path, write_report
 from mixtune.report.text import as_json, as_markdown
-from mixtune.results.compare import compare_studies
-from mixtune.results.questions import Questioning
-from mixtune.results.study_results import Derived
+from mixtune.results.compare import Comparison, compare_studies, compare_systems
+from mixtune.results.questions import question_estimates
+from mixtune.results.study_results import (
+    StudyFacts,
+    measure_split,
+    score_study,
+    unscored,
+    write_estimates,
+)
 from mixtune.store.folder import Store
 from mixtune.store.selection import read_selection
 from mixtune.study.reading import dump_study
@@ -150,17 +156,17 @@ def run(  # noqa: PLR0913 - a verb's options
     for study in studies:
         with terminal.progress(terminal.console(stderr=True)) as events:
             failed += len(run_study(study, data_dir, runs_dir, options, events))
-        derived = derived_of(study, runs_dir, data_dir)
-        with derived.store.lock():
-            derived.score()
-            page = write_report(derived, "validation")
-        said.append({**terminal.status_json(derived), "report": str(page)})
+        facts = stored_facts(study, runs_dir, data_dir)
+        with facts.store.lock():
+            score_study(facts)
+            page = write_report(facts, "validation")
+        said.append({**terminal.status_json(facts), "report": str(page)})
         if not as_json:
             look = ["mixtune", "results", str(study_file), *(overrides or ())]
             look += [f"model={study.model}"] if len(studies) > 1 else []
             look += ["--runs-dir", str(runs_dir)] if runs_dir != RUNS else []
             look += ["--limit", str(limit)] if limit else []
-            _show_end(derived, shlex.join(look), page)
+            _show_end(facts, shlex.join(look), page)
     if as_json:
         print(json.dumps(said if len(said) > 1 else said[0], indent=1))
     if failed:
@@ -178,14 +184,14 @@ def status(
 ) -> None:
     """Show the state of every run, also while another process runs it. Next: mixtune results."""
     studies = studies_of(study_file, overrides, limit)
-    found = [derived_of(study, runs_dir) for study in studies]
+    found = [stored_facts(study, runs_dir) for study in studies]
     if as_json:
-        said = [terminal.status_json(derived) for derived in found]
+        said = [terminal.status_json(facts) for facts in found]
         print(json.dumps(said if len(said) > 1 else said[0], indent=1))
         return
-    for derived in found:
-        terminal.show_status(terminal.console(), derived)
-        remote.show_spent(terminal.console(), derived.store)
+    for facts in found:
+        terminal.show_status(terminal.console(), facts)
+        remote.show_spent(terminal.console(), facts.store)
 
 
 @app.command(rich_help_panel="Read")
@@ -216,29 +222,30 @@ def results(  # noqa: PLR0913 - a verb's options
     """Show every system × task × form × metric with interval and floor. Next: mixtune report."""
     if clean and summary:
         raise UserError("--summary and --clean are two views", remedy="leave one of them out")
-    derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
+    facts = stored_facts(study_of(study_file, overrides, limit), runs_dir)
     if others:
-        found = published(derived.tasks())
+        found = published(facts.tasks)
         if as_json:
             print_rows(found)
         else:
             remote.show_published(terminal.console(), found)
         return
-    look_at(split, derived.store, "results")
+    look_at(split, facts.store, "results")
+    measured = measure_split(facts, split)
     if clean:
-        show_clean(derived, split, as_json)
+        show_clean(facts, measured, as_json)
         return
     if as_json:
-        print_rows(in_form(derived.results(split), form or "all", derived.study))
+        print_rows(in_form(measured.results, form or "all", facts.study))
         return
     if not summary:
-        rows = in_form(derived.results(split), form, derived.study)
-        terminal.show_results(terminal.console(), derived, rows, split)
+        rows = in_form(measured.results, form, facts.study)
+        terminal.show_results(terminal.console(), facts, rows, split)
         return
     if form == "all":
         raise UserError("a summary has one value for each task", found="--form all")
-    terminal.show_summary(terminal.console(), derived, split, form)
-    remote.show_api_systems(terminal.console(), derived, split)
+    terminal.show_summary(terminal.console(), facts, measured, form)
+    remote.show_api_systems(terminal.console(), facts, measured)
 
 
 @app.command(rich_help_panel="Read")
@@ -252,12 +259,12 @@ def score(  # noqa: PLR0913 - a verb's options
     as_json: Json = False,
 ) -> None:
     """Score kept answers with this version's parsers; needs no model. Next: mixtune results."""
-    derived = derived_of(study_of(study_file, overrides, limit), runs_dir, data_dir)
+    facts = stored_facts(study_of(study_file, overrides, limit), runs_dir, data_dir)
     if dry_run:
-        print(f"{len(derived.unscored())} sets of answers would be scored")
+        print(f"{len(unscored(facts))} sets of answers would be scored")
         return
-    with derived.store.lock():
-        done = derived.score()
+    with facts.store.lock():
+        done = score_study(facts)
     if as_json:
         print(json.dumps(asdict(done)))
         return
@@ -286,17 +293,17 @@ def report(  # noqa: PLR0913 - a verb's options
     data_dir: DataDir = None,
 ) -> None:
     """Write the report, one HTML file that needs no network. Next: mixtune open."""
-    derived = derived_of(study_of(study_file, overrides, limit), runs_dir, data_dir)
+    facts = stored_facts(study_of(study_file, overrides, limit), runs_dir, data_dir)
     if kind != "html":
-        look_at(split, derived.store, "report")
+        look_at(split, facts.store, "report")
         said = as_markdown if kind == "md" else as_json
-        print(terminal.printable(said(gather(derived, split, with_text))))
+        print(terminal.printable(said(gather(facts, split, with_text))))
         return
     if dry_run:
-        print(terminal.printable(f"would write {derived.report_path(split)}"))
+        print(terminal.printable(f"would write {page_path(facts.store, split)}"))
         return
-    look_at(split, derived.store, "report")
-    print(terminal.printable(write_report(derived, split, with_text)))
+    look_at(split, facts.store, "report")
+    print(terminal.printable(write_report(facts, split, with_text)))
 
 
 @app.command(rich_help_panel="Read")
@@ -310,14 +317,15 @@ def analyze(  # noqa: PLR0913 - a verb's options
     as_json: Json = False,
 ) -> None:
     """Write every mean and difference with its interval as rows. Next: mixtune report."""
-    derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
-    look_at(split, derived.store, "analyze")
-    rows, path = derived.analyze(split, Questioning(derived, split).estimates())
+    facts = stored_facts(study_of(study_file, overrides, limit), runs_dir)
+    look_at(split, facts.store, "analyze")
+    measured = measure_split(facts, split)
+    rows, path = write_estimates(facts, measured, question_estimates(facts, measured).rows)
     if as_json:
-        print_rows(in_form(rows, form or "all", derived.study))
+        print_rows(in_form(rows, form or "all", facts.study))
         return
-    shown = in_form(rows, form, derived.study)
-    show_estimates(terminal.console(), shown, f"{derived.study.name}, {split}")
+    shown = in_form(rows, form, facts.study)
+    show_estimates(terminal.console(), shown, f"{facts.study.name}, {split}")
     print(terminal.printable(path))
 
 
@@ -350,10 +358,11 @@ def evaluate(  # noqa: PLR0913 - a verb's options
     label = name or Path(what).name or what
     with terminal.progress(terminal.console(stderr=True)) as events:
         failed = brought(study, what, label, (data_dir, runs_dir), events)
-    derived = derived_of(study, runs_dir, data_dir)
-    with derived.store.lock():
-        derived.score()
-    rows = [row for row in derived.results("validation") if row.cocktail == label]
+    facts = stored_facts(study, runs_dir, data_dir)
+    with facts.store.lock():
+        score_study(facts)
+    measured = measure_split(facts, "validation")
+    rows = [row for row in measured.results if row.cocktail == label]
     if as_json:
         print_rows(rows)
     else:
@@ -361,7 +370,7 @@ def evaluate(  # noqa: PLR0913 - a verb's options
         terminal.show_rows(terminal.console(), shown, f"{label}, validation")
     if failed:
         raise typer.Exit(1)
-    unmet = [text for task, least, text in gates if _main(derived, rows, task) < least]
+    unmet = [text for task, least, text in gates if _main(facts, rows, task) < least]
     for text in unmet:
         print(terminal.printable(f"gate not met: {text}"), file=sys.stderr)
     if unmet:
@@ -390,27 +399,26 @@ def compare(  # noqa: PLR0913 - a verb's options
     as_json: Json = False,
 ) -> None:
     """Show the difference of two systems, or of two studies, paired. Next: mixtune report."""
-    one = derived_of(study_of(study_file, None, limit), runs_dir)
+    one = stored_facts(study_of(study_file, None, limit), runs_dir)
     look_at(split, one.store, "compare")
-    left_out: dict[str, str] = {}
     if len(others) == 2:
-        rows = one.compare(others[0], others[1], split)
+        found = compare_systems(one, measure_split(one, split), others[0], others[1])
     elif len(others) == 1:
-        other = derived_of(study_of(Path(others[0]), None, limit), runs_dir)
+        other = stored_facts(study_of(Path(others[0]), None, limit), runs_dir)
         look_at(split, other.store, "compare")
-        rows, left_out = compare_studies(one, other, split)
+        found = compare_studies(one, other, split)
     else:
         raise UserError("compare takes two systems of a study, or two studies", found=others)
-    for task, why in left_out.items():
+    for task, why in found.left_out.items():
         print(f"{task} is left out: {why}", file=sys.stderr)
     if as_json:
-        print_rows(in_form(rows, form or "all", one.study))
+        print_rows(in_form(found.rows, form or "all", one.study))
     else:
-        shown = in_form(rows, form, one.study)
+        shown = in_form(found.rows, form, one.study)
         show_estimates(terminal.console(), shown, f"{one.study.name}, {split}")
         for study in [one] if len(others) == 2 else [one, other]:
             terminal.show_training(terminal.console(), study)
-    if no_worse_than is not None and (left_out or not one.holds(rows, -no_worse_than)):
+    if no_worse_than is not None and not _no_worse(one, found, no_worse_than):
         print(f"gate not met: not shown to be within {no_worse_than} everywhere", file=sys.stderr)
         raise typer.Exit(3)
 
@@ -424,20 +432,26 @@ def open_page(
     limit: Limit = None,
 ) -> None:
     """Write the report and open it in a browser. Next: mixtune compare."""
-    derived = derived_of(study_of(study_file, overrides, limit), runs_dir)
-    look_at(split, derived.store, "open")
-    path = write_report(derived, split)
+    facts = stored_facts(study_of(study_file, overrides, limit), runs_dir)
+    look_at(split, facts.store, "open")
+    path = write_report(facts, split)
     print(terminal.printable(path))
     if not webbrowser.open(path.resolve().as_uri()):
         print("no browser could be started: open the file yourself", file=sys.stderr)
 
 
-def _show_end(derived: Derived, look: str, page: Path) -> None:
+def _no_worse(one: StudyFacts, found: Comparison, margin: float) -> bool:
+    """True if nothing is left out and no difference may be below minus a margin."""
+    return not found.left_out and found.holds(one.main_metrics.values(), -margin)
+
+
+def _show_end(facts: StudyFacts, look: str, page: Path) -> None:
     """The table at the end of a run, and where to look further."""
     out = terminal.console()
-    terminal.show_summary(out, derived, "validation")
-    remote.show_api_systems(out, derived, "validation")
-    remote.show_spent(out, derived.store)
+    measured = measure_split(facts, "validation")
+    terminal.show_summary(out, facts, measured)
+    remote.show_api_systems(out, facts, measured)
+    remote.show_spent(out, facts.store)
     out.print(f"every system, metric and interval: {look}", soft_wrap=True, markup=False)
     out.print(f"report: {page}", soft_wrap=True, markup=False)
 
@@ -473,9 +487,7 @@ def _gate(text: str, tasks: Sequence[str]) -> tuple[str, float, str]:
     return task, least, text
 
 
-def _main(derived: Derived, rows: Sequence[Result], task: str) -> float:
+def _main(facts: StudyFacts, rows: Sequence[Result], task: str) -> float:
     """A system's main metric in the task's main form."""
-    wanted = derived.tasks()[task]
-    form = derived.main_form(wanted)
-    found = [r.value for r in rows if (r.task, r.form, r.metric) == (task, form, wanted.metrics[0])]
-    return found[0]
+    main = facts.main_metrics[task]
+    return next(row.value for row in rows if (row.task, row.form, row.metric) == main)

@@ -31,9 +31,9 @@ from mixtune.cli.app import (
     SplitName,
     StudyFile,
     app,
-    derived_of,
     heavy,
     look_at,
+    stored_facts,
     study_of,
 )
 from mixtune.cli.tables import show_estimates
@@ -49,9 +49,19 @@ from mixtune.planning.strengths import GRID
 from mixtune.planning.summary import content_of
 from mixtune.records import Estimate
 from mixtune.report.plots import JUDGED, verdicts
-from mixtune.results.judgements import Judging, Outcome
-from mixtune.results.retention import RETENTION, SCORE, Retention, Strengths
-from mixtune.results.study_results import Derived
+from mixtune.results.judgements import Outcome, free_answers, write_judged
+from mixtune.results.retention import (
+    RETENTION,
+    SCORE,
+    below_gate,
+    choose_strengths,
+    finished_probes,
+    finished_strengths,
+    read_strengths,
+    retention_estimates,
+    strength_gains,
+)
+from mixtune.results.study_results import StudyFacts, score_answers, score_study
 from mixtune.store.files import write_whole
 from mixtune.store.folder import Store
 from mixtune.study.reading import dump_study
@@ -84,20 +94,20 @@ def probe(  # noqa: PLR0913 - a verb's options
         return
     with terminal.progress(terminal.console(stderr=True)) as events:
         failed = _probe()(study, (data_dir, runs_dir), system or (), events)
-    derived = derived_of(study, runs_dir, data_dir)
-    found = Retention(derived, study)
-    with derived.store.lock():
-        derived.score()
-        found.score()
-        rows = found.estimates()
-    below = found.below(rows)
+    facts = stored_facts(study, runs_dir, data_dir)
+    probes = finished_probes(facts, study)
+    with facts.store.lock():
+        score_study(facts)
+        score_answers(facts, probes.answers)
+        rows = retention_estimates(facts, probes)
+    below = below_gate(facts, study, rows)
     if as_json:
         gate = {**study.gate.model_dump(mode="json"), "below": below}
         print(json.dumps({"estimates": [asdict(row) for row in rows], "gate": gate}, indent=1))
     else:
         _show(study, rows)
-    if found.unfinished:
-        terminal.complain(f"{found.unfinished} systems are not probed to their end and left out")
+    if probes.unfinished:
+        terminal.complain(f"{probes.unfinished} systems are not probed to their end and left out")
     if failed:
         raise typer.Exit(1)
     for text in below:
@@ -189,18 +199,18 @@ def strength(  # noqa: PLR0913 - a verb's options
     answered, and held against the adapters as they were trained. Next: mixtune merge.
     """
     study = study_of(study_file, overrides, limit)
-    derived = derived_of(study, runs_dir, data_dir)
+    facts = stored_facts(study, runs_dir, data_dir)
     names = ["+".join(sorted(name.split("+"))) for name in dict.fromkeys(system)]
-    look_at(split, derived.store, "strength")
+    look_at(split, facts.store, "strength")
     if split == "test":
         _test(study, names, (data_dir, runs_dir), as_json)
         return
     grid = _grid(strengths)
     wanted = {name: [s for s in grid if s != 1] for name in names}
-    failed, found = _answered(study, (data_dir, runs_dir), wanted, "validation")
+    failed, facts = _answered(study, (data_dir, runs_dir), wanted, "validation")
     if failed:
         raise typer.Exit(1)
-    rows = found.choose(names, grid)
+    rows = choose_strengths(facts, names, grid)
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
@@ -216,7 +226,7 @@ def _test(
     study: Study, names: Sequence[str], folders: tuple[Path | None, Path], as_json: bool
 ) -> None:
     """What the chosen strengths gain on test."""
-    kept = Strengths(derived_of(study, folders[1], folders[0])).chosen()
+    kept = read_strengths(stored_facts(study, folders[1], folders[0]).store)
     unknown = [name for name in names if name not in kept]
     if unknown:
         raise UserError(
@@ -226,10 +236,10 @@ def _test(
         )
     chosen = {name: float(kept[name]["strength"]) for name in names}
     wanted = {name: [value] for name, value in chosen.items()}
-    failed, found = _answered(study, folders, wanted, "test")
+    failed, facts = _answered(study, folders, wanted, "test")
     if failed:
         raise typer.Exit(1)
-    rows = found.gained(chosen, "test")
+    rows = strength_gains(facts, chosen, "test")
     if as_json:
         print(json.dumps({"chosen": chosen, "gained": [asdict(r) for r in rows]}, indent=1))
         return
@@ -242,17 +252,16 @@ def _answered(
     folders: tuple[Path | None, Path],
     wanted: Mapping[str, Sequence[float]],
     split: str,
-) -> tuple[list[RunPlan], Strengths]:
+) -> tuple[list[RunPlan], StudyFacts]:
     """Answers at other strengths made and scored."""
     run: Callable[..., list[RunPlan]] = heavy("execution.extra_systems", "answering").strengths
     with terminal.progress(terminal.console(stderr=True)) as events:
         failed = run(study, folders, wanted, split, events)
-    derived: Derived = derived_of(study, folders[1], folders[0])
-    found = Strengths(derived)
-    with derived.store.lock():
-        derived.score()
-        found.score()
-    return failed, found
+    facts = stored_facts(study, folders[1], folders[0])
+    with facts.store.lock():
+        score_study(facts)
+        score_answers(facts, finished_strengths(facts))
+    return failed, facts
 
 
 def _grid(text: str) -> list[float]:
@@ -311,9 +320,9 @@ def judge(  # noqa: PLR0913 - a verb's options
     A verdict (0 wrong, 1 partly, 2 right) counts where it is the same in both orders.
     Next: mixtune report.
     """
-    derived = derived_of(study_of(study_file, overrides, limit), runs_dir, data_dir)
-    look_at(split, derived.store, "judge")
-    found = Judging(derived, "test" if split == "test" else "validation", task or ())
+    facts = stored_facts(study_of(study_file, overrides, limit), runs_dir, data_dir)
+    look_at(split, facts.store, "judge")
+    found = free_answers(facts, "test" if split == "test" else "validation", task or ())
     if to_label is not None:
         text = found.to_label(LABELS)
         write_whole(to_label, lambda path: path.write_text(text, encoding="utf-8"))
@@ -324,18 +333,18 @@ def judge(  # noqa: PLR0913 - a verb's options
     people = read_labels(labels) if labels is not None else {}
     asked = Rubric.load(rubric)
     judge_model = _judge(by)
-    with derived.store.lock():
+    with facts.store.lock():
         made = found.judge(judge_model, asked, Cache(cache_dir() / "judge.sqlite"), again)
         compared = agreement(made.settled, people)
-        kept = found.keep(made.rows, compared.said, _agreed(made))
+        kept = write_judged(facts, made.rows, compared.said, _agreed(made))
     notes = {"validation": compared.said, "self_agreement": _agreed(made)}
     if as_json:
         rows = [asdict(row) for row in kept]
-        facts = {"judge": by, "rubric": asked.id, **notes, "agreement": asdict(compared)}
-        print(json.dumps({**facts, "rows": rows}, indent=1))
+        head = {"judge": by, "rubric": asked.id, **notes, "agreement": asdict(compared)}
+        print(json.dumps({**head, "rows": rows}, indent=1))
         return
     out = terminal.console()
-    title = f"{derived.study.name}, {split}: judged by {by}, rubric {asked.id}"
+    title = f"{facts.study.name}, {split}: judged by {by}, rubric {asked.id}"
     shown = [verdicts(row, terminal.interval(row.low, row.high)) for row in kept]
     out.print(terminal.table(title, JUDGED, shown))
     out.print(f"judge: {compared.said}; {_agreed(made)}", markup=False)

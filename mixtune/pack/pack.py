@@ -21,7 +21,7 @@ from mixtune.pack.archive import STUDY, TASKS
 from mixtune.pack.blind import Blind, first_line, group_codes, pathless
 from mixtune.pack.readme import methods, readme
 from mixtune.pack.tables import csv_text, dataset_rows, left_out, run_rows, unit_rows
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import StudyFacts, score_file, unscored
 from mixtune.store.folder import PlanRow
 from mixtune.store.states import FILE
 from mixtune.study.reading import dump_study
@@ -40,10 +40,10 @@ class Contents:
         StoreError: some answers are not scored by the current parsers.
     """
 
-    def __init__(self, derived: Derived) -> None:
-        self.derived = derived
-        self.store = derived.store
-        missing = derived.unscored()
+    def __init__(self, facts: StudyFacts) -> None:
+        self.facts = facts
+        self.store = facts.store
+        missing = unscored(facts)
         if missing:
             raise StoreError(
                 f"{len(missing)} sets of answers are not scored by this version's parsers",
@@ -71,10 +71,10 @@ class Contents:
     def _read(self) -> Iterator[tuple[tuple[str, str], pa.Table]]:
         """(file, task) → every table whose rows belong to items: scores, and readings of gold."""
         for row in self.plan:
-            if row.kind == "train" or self.derived.state(row.id) != "done":
+            if row.kind == "train" or not self.facts.is_done(row):
                 continue
             probes = f"{row.folder}/answers/{row.id}/probes.parquet"
-            name = probes if row.form == "likelihood" else self.derived.score_file(row)
+            name = probes if row.form == "likelihood" else score_file(self.facts, row)
             if (self.store.folder / name).is_file():
                 yield (name, row.task), self.store.read_table(name)
 
@@ -83,7 +83,7 @@ class Contents:
         for (_, task), table in self._tables.items():
             groups[task].update(table["group"].unique().to_pylist())
         codes = group_codes(groups)
-        return {name: Blind(self.derived.registry.get(name), codes[name]) for name in codes}
+        return {name: Blind(self.facts.registry.get(name), codes[name]) for name in codes}
 
     def _without_text(self, name: str, task: str, table: pa.Table) -> pa.Table:
         blind = self.blind[task]
@@ -94,7 +94,7 @@ class Contents:
         found: dict[tuple[str, str], pa.Table] = {}
         # Behind the floors, which have no tokens and so another hash.
         for row in sorted(self.plan, key=lambda row: (row.seed is None, row.cocktail != "base")):
-            if row.kind == "answer" and self.derived.state(row.id) == "done":
+            if row.kind == "answer" and self.facts.is_done(row):
                 found.setdefault((row.task, row.split), self._of(row))
         tables = [found[key] for key in sorted(found)]
         return pa.concat_tables(tables) if tables else _ITEM.empty_table()
@@ -103,7 +103,7 @@ class Contents:
         answers = f"{row.folder}/answers/{row.id}/predictions.parquet"
         asked = self.store.read_table(answers)
         hashes = dict(zip(*(asked[c].to_pylist() for c in ("example", "prompt_hash")), strict=True))
-        name = self.derived.score_file(row)
+        name = score_file(self.facts, row)
         scores = self.blind[row.task].scores(self._tables[name, row.task])
         scores = scores.filter(pc.equal(scores["form"], row.form)).sort_by("example")
         prompts = [hashes[example] for example in scores["example"].to_pylist()]
@@ -137,28 +137,28 @@ class Contents:
             yield name, pathless(self.store.read_text(name))
         for task in self._tasks():
             yield f"prompts/{task.name}.yaml", write_yaml(_described(task, source=True))
-        yield "runs.csv", csv_text(run_rows(self.derived))
+        yield "runs.csv", csv_text(run_rows(self.facts))
         yield "units.csv", csv_text(unit_rows(self.plan, units))
-        yield "datasets.csv", csv_text(dataset_rows(self.derived, self._tasks()))
+        yield "datasets.csv", csv_text(dataset_rows(self.facts, self._tasks()))
         yield "left-out.csv", csv_text(left_out(units))
-        yield "methods.md", methods(self.derived)
-        yield "README.md", readme(self.derived, self._splits())
+        yield "methods.md", methods(self.facts)
+        yield "README.md", readme(self.facts, self._splits())
 
     def _study(self, own: bool) -> Any:  # noqa: ANN401 - Study; copied with other paths
-        study = self.derived.study
+        study = self.facts.study
         files = (TASKS,) if own else ()
         return study.model_copy(update={"task_files": files, "model": pathless(study.model)})
 
     def _tasks(self) -> list[Task]:
         """Every dataset that the study asks, trains on or probes."""
-        study, registry = self.derived.study, self.derived.registry
+        study, registry = self.facts.study, self.facts.registry
         names = [*study.tasks, *study.ingredients, *study.judged, *study.probes]
         names += [study.general] if study.general else []
         names += [row.task for row in self.plan if row.task]
         return [registry.get(name) for name in dict.fromkeys(registry.get(n).name for n in names)]
 
     def _own_tasks(self) -> Iterator[Task]:
-        origin = self.derived.registry.origin_of
+        origin = self.facts.registry.origin_of
         return (task for task in self._tasks() if origin(task.name) != "the package")
 
     def _json_files(self) -> list[str]:
@@ -170,7 +170,7 @@ class Contents:
         return found + [name for name in runs if (folder / name).is_file()]
 
     def _splits(self) -> list[str]:
-        there = {row.split for row in self.derived.answered()}
+        there = {row.split for row in self.facts.answered()}
         return [split for split in ("validation", "test") if split in there]
 
     # ---- states ---------------------------------------------------------------------------------

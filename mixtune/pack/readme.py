@@ -6,7 +6,7 @@ Knows: a study's settings, commands. Does not know: files' contents.
 from collections.abc import Sequence
 
 from mixtune import __version__
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import StudyFacts, run_rows
 
 _README = """# {name}: the reviewer's pack
 
@@ -77,9 +77,9 @@ _COMMANDS = (
 )  # fmt: skip
 
 
-def readme(derived: Derived, splits: Sequence[str]) -> str:
+def readme(facts: StudyFacts, splits: Sequence[str]) -> str:
     """What a reviewer reads first."""
-    name = derived.study.name
+    name = facts.study.name
     rows = []
     for split in splits:
         page = "index.html" if split == "validation" else f"{split}.html"
@@ -87,23 +87,23 @@ def readme(derived: Derived, splits: Sequence[str]) -> str:
             words = {"study": f"{name}/study.yaml", "split": split, "page": page}
             asked = f"`mixtune {command.format(**words)}`"
             rows.append(f"| {what}, {split} | {asked} | {file.format(**words)} |")
-    if (derived.store.folder / "selection.json").is_file():
+    if (facts.store.folder / "selection.json").is_file():
         rows.append(f"| what was confirmed | `mixtune claims {name}/study.yaml` | |")
     return _README.format(
-        name=name, version=__version__, commands="\n".join(rows), states=_states(derived)
+        name=name, version=__version__, commands="\n".join(rows), states=_states(facts)
     )
 
 
-def methods(derived: Derived) -> str:
+def methods(facts: StudyFacts) -> str:
     """How the study's numbers were made, with its own settings."""
-    study = derived.study
+    study = facts.study
     asked = study.evaluate
-    unusual = derived.training_note()
+    unusual = facts.training_note
     return _METHODS.format(
         name=study.name,
-        model=derived.model_note(),
+        model=facts.model_note,
         families=", ".join(study.design.families) or "listed cocktails",
-        cells=len({row.cocktail for row in derived.plan}),
+        cells=len({row.cocktail for row in facts.plan}),
         seeds=", ".join(map(str, study.seeds)),
         budget=f"{study.budget.kind}, {study.budget.examples_per_step} examples a step",
         method=study.train.method,
@@ -117,13 +117,13 @@ def methods(derived: Derived) -> str:
         leaked="dropped"
         if asked.leaked == "drop"
         else f"handled as evaluate.leaked {asked.leaked}",
-        reads=derived.store.test_reads(),
+        reads=facts.store.test_reads(),
     )
 
 
-def _states(derived: Derived) -> str:
+def _states(facts: StudyFacts) -> str:
     states: dict[str, int] = {}
-    for run in derived.run_rows():
+    for run in run_rows(facts):
         states[run.state] = states.get(run.state, 0) + 1
     said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     return f"Runs: {said}. Only finished runs are in tables and means."

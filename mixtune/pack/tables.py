@@ -11,7 +11,8 @@ from dataclasses import asdict
 from typing import Any
 
 from mixtune.pack.blind import first_line, pathless
-from mixtune.results.study_results import Derived
+from mixtune.results import study_results
+from mixtune.results.study_results import StudyFacts
 from mixtune.store.folder import PlanRow
 from mixtune.store.states import Unit
 from mixtune.tasks.task import Task
@@ -30,9 +31,9 @@ def csv_text(rows: Iterable[Row]) -> str:
     return text.getvalue()
 
 
-def run_rows(derived: Derived) -> Iterator[Row]:
+def run_rows(facts: StudyFacts) -> Iterator[Row]:
     """Every run, failed ones with their error; settings are in each run's `run.json`."""
-    for run in derived.run_rows():
+    for run in study_results.run_rows(facts):
         yield {**asdict(run), "error": first_line(run.error or "")}
 
 
@@ -58,12 +59,12 @@ def unit_rows(plan: Sequence[PlanRow], units: Mapping[str, Unit]) -> Iterator[Ro
         }
 
 
-def dataset_rows(derived: Derived, tasks: Sequence[Task]) -> Iterator[Row]:
+def dataset_rows(facts: StudyFacts, tasks: Sequence[Task]) -> Iterator[Row]:
     """Every dataset with licence, revision, prompt version, and fingerprint of each split's rows.
 
     Fingerprints are those of the study's plan: of the pool trained on, of the items asked.
     """
-    content, read = derived.store.read_value("content.json"), derived.store.read_value("data.json")
+    content, read = facts.store.read_value("content.json"), facts.store.read_value("data.json")
     splits = sorted({name.split("/", 1)[1] for name in content["rows"]})
     counted = {(row["dataset"], row["split"]): row for row in read}
     for task in tasks:

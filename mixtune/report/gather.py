@@ -3,116 +3,129 @@
 Knows: what is computed where. Does not know: how it is computed, how it is drawn.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+
+import pyarrow.compute as pc
 
 from mixtune import __version__
 from mixtune.analysis.measures import BASE
 from mixtune.analysis.readings import published
-from mixtune.errors import DataError, StoreError
-from mixtune.records import Choice, Claim, DataRow, LengthRow, Result, Score
+from mixtune.records import Claim, DataRow, LengthRow, Result, Score
 from mixtune.report.inputs import Disagreement, ReportInput
 from mixtune.report.page import page_files, render
-from mixtune.results import judgements as judging
-from mixtune.results.claims import Claiming
-from mixtune.results.questions import Questioning, agreeing
-from mixtune.results.study_results import Derived, mixes_of
-from mixtune.store.folder import PlanRow
+from mixtune.results.claims import exploratory_claims, selected_claims, study_choices
+from mixtune.results.judgements import read_judged
+from mixtune.results.questions import agreeing, gather_evidence, questions
+from mixtune.results.study_results import (
+    SplitResults,
+    StudyFacts,
+    best_cocktails,
+    measure_split,
+    read_answers,
+    run_rows,
+    training_curves,
+)
+from mixtune.store.folder import Store
 
 MOST = 20
 """Items that are shown of a pair of systems and a task."""
 
 
-def gather(derived: Derived, split: str, with_text: bool = False) -> ReportInput:
+def gather(facts: StudyFacts, split: str, with_text: bool = False) -> ReportInput:
     """Everything the page of a split shows, computed; `with_text`: items of the datasets too.
 
     Raises:
         DataError: text is asked for, and the datasets no longer hold what was answered.
     """
-    questions = Questioning(derived, split)
-    page = _report_input(derived, split)
-    return replace(
-        page,
-        claims=_claims(derived),
-        questions=[*questions.questions(), agreeing([questions])],
-        estimates=[*derived.estimates(split), *questions.estimates()],
-        clean=_clean(derived, split),
-        retention=questions.kept(),
-        judged=[row for row in judging.kept(derived) if row.split == split],
-        disagreements=_disagreeing(derived, split) if with_text else (),
-    )
-
-
-def _report_input(derived: Derived, split: str) -> ReportInput:
-    """Everything the page shows, computed."""
-    tasks, facts = derived.tasks(), derived.run_facts()
+    validation = measure_split(facts, "validation")
+    shown = validation if split == "validation" else measure_split(facts, split)
+    best = best_cocktails(facts, validation)
+    evidence = gather_evidence(facts, shown, best)
+    store, tasks = facts.store, facts.tasks
     return ReportInput(
-        study=derived.study,
-        resolved_yaml=derived.store.read_text("study.yaml"),
-        model_note=derived.model_note(),
+        study=facts.study,
+        resolved_yaml=store.read_text("study.yaml"),
+        model_note=facts.model_note,
         synthetic=any(task.synthetic for task in tasks.values()),
         split=split,
-        results=derived.results(split),
-        means=derived.means(split),
-        differences=derived.differences(split),
-        mixes=mixes_of(facts),
-        runs=derived.run_rows(),
-        curves=derived.curves(),
+        results=shown.results,
+        means=shown.means,
+        differences=shown.differences,
+        mixes=facts.mixes,
+        runs=run_rows(facts),
+        curves=training_curves(facts),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tasks={name: task.title for name, task in tasks.items()},
         version=__version__,
-        test_reads=derived.store.test_reads(),
-        main_forms={name: derived.main_form(task) for name, task in tasks.items()},
-        chosen=derived.chosen() if split == "test" else {},
-        data=[DataRow(**row) for row in derived.planned_rows("data")],
-        lengths=[LengthRow(**row) for row in derived.planned_rows("lengths")],
+        test_reads=store.test_reads(),
+        main_forms={name: main.form for name, main in facts.main_metrics.items()},
+        chosen=best if split == "test" else {},
+        data=[DataRow(**row) for row in store.read_value("data.json")],
+        lengths=[LengthRow(**row) for row in store.read_value("lengths.json")],
         published=published(tasks),
+        claims=_claims(facts, validation),
+        questions=[*questions(evidence), agreeing([evidence])],
+        estimates=[*shown.estimates(facts.study.claims.margin), *evidence.estimates.rows],
+        clean=_clean(store, shown),
+        retention=evidence.retention,
+        judged=[row for row in read_judged(facts) if row.split == split],
+        disagreements=_disagreements(facts, shown, best or _choices(facts, validation))
+        if with_text
+        else (),
     )
 
 
-def write_report(derived: Derived, split: str, with_text: bool = False) -> Path:
+def write_report(facts: StudyFacts, split: str, with_text: bool = False) -> Path:
     """Write the page of a split, with its figures and CSVs beside; returns the page's path."""
-    page, store = gather(derived, split, with_text), derived.store
+    page, store = gather(facts, split, with_text), facts.store
     for name, text in page_files(page).items():
         store.write_text(f"report/{split}/{name}", text)
-    return store.write_text(str(derived.report_path(split).relative_to(store.folder)), render(page))
+    return store.write_text(str(page_path(store, split).relative_to(store.folder)), render(page))
 
 
-def _claims(derived: Derived) -> list[Claim]:
-    """Claims of the study as it is kept; where a validation split is empty there are none."""
-    try:
-        return Claiming(derived, derived.study).claims()
-    except DataError:
-        return []
+def page_path(store: Store, split: str) -> Path:
+    """Where the page of a split is written."""
+    name = "index.html" if split == "validation" else f"{split}.html"
+    return store.folder / "report" / name
 
 
-def _clean(derived: Derived, split: str) -> list[Result]:
-    """Values on items whose text no training row has in part; none of studies before there were."""
-    try:
-        flagged = derived.store.read_value("flagged.json")
-        return derived.clean_results(split) if any(flagged.values()) else []
-    except StoreError:
-        return []
+def _claims(facts: StudyFacts, validation: SplitResults) -> list[Claim]:
+    """Claims of the study as its folder holds it."""
+    if facts.selection is None:
+        return exploratory_claims(facts, facts.study.claims, validation)
+    return selected_claims(facts.selection, measure_split(facts, "test", claimed=True))
 
 
-def _disagreeing(derived: Derived, split: str) -> list[Disagreement]:
-    """Items that the chosen cocktail of a task and its single, or the base, answered unlike.
+def _clean(store: Store, shown: SplitResults) -> list[Result]:
+    """Values on items whose text no training row has in part; none where no item has."""
+    flagged = store.read_value("flagged.json")
+    return shown.without_items(flagged) if any(flagged.values()) else []
 
-    Of the first seed that both have, in the task's main form.
-    """
-    chosen = derived.chosen() or {choice.target: choice.cocktail for choice in _choices(derived)}
-    found = []
-    for task, name in chosen.items():
-        for other in (task, BASE):
-            found += disagreements(derived, (task, split), name, other)
-    return found
+
+def _disagreements(
+    facts: StudyFacts, shown: SplitResults, best: Mapping[str, str]
+) -> list[Disagreement]:
+    """Items that the best cocktail of a task and its single, or the base, answered unlike."""
+    return [
+        row
+        for task, name in best.items()
+        for other in (task, BASE)
+        for row in disagreements(facts, shown, task, (name, other))
+    ]
+
+
+def _choices(facts: StudyFacts, validation: SplitResults) -> dict[str, str]:
+    """Target → the cocktail that a claim would choose."""
+    choices = study_choices(facts, facts.study.claims, validation)
+    return {choice.target: choice.cocktail for choice in choices}
 
 
 def disagreements(
-    derived: Derived, where: tuple[str, str], one: str, other: str
+    facts: StudyFacts, shown: SplitResults, task: str, pair: tuple[str, str]
 ) -> list[Disagreement]:
-    """Up to 20 items of a task and split (`where`) that one of two systems got right.
+    """Up to 20 items of a task that one of two cocktails or fixed systems (`pair`) got right.
 
     Of the first seed that both have, in the task's main form; a system without seeds is held
     against the first of the other.
@@ -120,40 +133,33 @@ def disagreements(
     Raises:
         DataError: the dataset no longer holds what was answered.
     """
-    task, split = where
-    form = derived.main_form(derived.registry.get(task))
-    rows = [
-        row for row in derived.finished() if (row.task, row.split, row.form) == (task, split, form)
-    ]
-    sides = [{row.seed: row for row in rows if row.cocktail == name} for name in (one, other)]
-    if one == other or not all(sides):
+    form = facts.main_metrics[task].form
+    where = (task, shown.split, form)
+    rows = [row for row in facts.finished() if (row.task, row.split, row.form) == where]
+    sides = [{row.seed: row for row in rows if row.cocktail == name} for name in pair]
+    if pair[0] == pair[1] or not all(sides):
         return []
     fixed = None in sides[1]
     seeds = [seed for seed in sides[0] if fixed or seed in sides[1]]
     if not seeds:
         return []
-    pair = sides[0][seeds[0]], sides[1][None if fixed else seeds[0]]
-    scores = [_by_item(derived, row, form) for row in pair]
-    texts = {example.id: example.compared_text for example in derived.answers(pair[0])[1]}
-    made: list[Disagreement] = []
+    answers = sides[0][seeds[0]], sides[1][None if fixed else seeds[0]]
+    scores = [_by_item(shown, task, form, row.system) for row in answers]
+    texts = {example.id: example.compared_text for example in read_answers(facts, answers[0])[1]}
+    shown_items: list[Disagreement] = []
     for item, first in scores[0].items():
         second = scores[1][item]
-        if bool(first.value) == bool(second.value) or len(made) == MOST:
+        if bool(first.value) == bool(second.value) or len(shown_items) == MOST:
             continue
         good, bad = (first, second) if first.value else (second, first)
-        names = (one, other) if first.value else (other, one)
-        said = (good.parsed or "–", bad.parsed or "–")
-        made.append(Disagreement(task, *names, item, texts[item], good.gold, *said))
-    return made
+        names = pair if first.value else (pair[1], pair[0])
+        parsed = (good.parsed or "–", bad.parsed or "–")
+        shown_items.append(Disagreement(task, *names, item, texts[item], good.gold, *parsed))
+    return shown_items
 
 
-def _by_item(derived: Derived, row: PlanRow, form: str) -> dict[str, Score]:
-    scores = (Score(**raw) for raw in derived.store.read_rows(derived.score_file(row)))
-    return {score.example: score for score in scores if score.form == form}
-
-
-def _choices(derived: Derived) -> list[Choice]:
-    try:
-        return Claiming(derived, derived.study).choices()
-    except DataError:
-        return []
+def _by_item(shown: SplitResults, task: str, form: str, system: str) -> dict[str, Score]:
+    table = shown.scores
+    for column, value in (("task", task), ("form", form), ("system", system)):
+        table = table.filter(pc.equal(table[column], value))
+    return {score.example: score for score in (Score(**raw) for raw in table.to_pylist())}

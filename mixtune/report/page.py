@@ -31,6 +31,7 @@ from mixtune.report import plots as evidence
 from mixtune.report.figures import Cell
 from mixtune.report.inputs import ReportInput
 from mixtune.report.text import csv_files, csv_of
+from mixtune.results.questions import unanswered
 from mixtune.study.spec import training_note
 from mixtune.tasks.metrics import METRICS
 
@@ -301,6 +302,7 @@ def _template() -> Template:
         "lines": lambda text: escape(wording.lines(text)),
         "named": named,
         "some": wording.some,
+        "unanswered": unanswered,
     }
     script = file("page.js")
     environment.globals |= {

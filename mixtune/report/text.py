@@ -33,6 +33,7 @@ from mixtune.report.figures import (
 )
 from mixtune.report.inputs import ReportInput
 from mixtune.report.plots import JUDGED, Clean, Portion, clean, judged, portions, verdicts
+from mixtune.results.questions import unanswered
 
 
 def as_json(page: ReportInput) -> str:
@@ -87,8 +88,9 @@ def _claims(page: ReportInput) -> list[str]:
 
 
 def _questions(page: ReportInput) -> list[str]:
-    questions: Sequence[Any] = getattr(page, "questions", ())
-    lines = [f"- {_cell(q.title)} {_cell(q.answer)}" for q in questions]
+    answered = [question for question in page.questions if question.answered]
+    lines = [f"- {_cell(question.title)} {_cell(question.answer)}" for question in answered]
+    lines += [f"- {_cell(line)}"] if (line := unanswered(page.questions)) else []
     return ["## Questions\n\n" + "\n".join(lines)] if lines else []
 
 

@@ -1,6 +1,6 @@
-"""What was chosen, in writing, and what may be claimed of it.
+"""The cocktail chosen for each target, written down, and what may be claimed of it.
 
-Knows: which cells can be chosen, what they are held against, where that is written. Does not know:
+Knows: which cells can be chosen, what they are compared with, where that is written. Does not know:
 how a difference is computed, how a run is trained, how a claim is shown.
 """
 
@@ -8,163 +8,180 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from mixtune.analysis import claims as found
+from mixtune.analysis import claims as analysis
+from mixtune.analysis.measures import PanelMetric
 from mixtune.analysis.selection import choose
 from mixtune.errors import SpecError, StoreError, did_you_mean
 from mixtune.planning.plan import Planner
 from mixtune.records import Choice, Claim, Selection
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import SplitResults, StudyFacts
 from mixtune.store.selection import differences, fresh_seeds, same
-from mixtune.study.spec import Study
+from mixtune.study.spec import Claims
 
-UNWRITTEN = (
+NOT_SELECTED = (
     "nothing was chosen in writing before it was read (mixtune confirm): it is chosen and read on "
     "the same data"
 )
 
 
-class Claiming:
-    """A study's claims; `study` is the file as it is now: it says what a gain is held to."""
+def claim_targets(facts: StudyFacts, settings: Claims) -> dict[str, PanelMetric]:
+    """Target → the form and metric that it is chosen and claimed by.
 
-    def __init__(self, derived: Derived, study: Study) -> None:
-        self.derived = derived
-        self.asked = study.claims
-
-    def targets(self) -> dict[str, tuple[str, str]]:
-        """Target → the form and metric that it is chosen and claimed by.
-
-        Raises:
-            SpecError: one that is named is no task that the study also trains on.
-        """
-        derived = self.derived
-        known = {
-            name: (derived.main_form(task), task.metrics[0])
-            for name, task in derived.tasks().items()
-            if name in derived.study.ingredients and name in derived.study.tasks
-        }
-        named = [derived.registry.get(name).name for name in self.asked.targets]
-        for name in named:
-            if name not in known:
-                raise SpecError(
-                    f"claims.targets: {name} is no task that the study also trains on",
-                    wanted=did_you_mean(name, known) if known else "a task among the ingredients",
-                    remedy="name others, or none for all",
-                )
-        return {name: known[name] for name in named or known}
-
-    def choices(self) -> list[Choice]:
-        """The best cocktail and single task of each target on validation."""
-        return choose(self.derived.measured("validation"), self.targets())
-
-    # ---- confirm ------------------------------------------------------------------------------
-
-    def select(self, planner: Planner) -> Selection:
-        """What would be written down now; `planner`: of the study, without a selection.
-
-        Raises:
-            SpecError: there is nothing to choose from.
-        """
-        choices = self.choices()
-        if not choices:
+    Raises:
+        SpecError: one that is named is no task that the study also trains on.
+    """
+    study = facts.study
+    known = {
+        name: main
+        for name, main in facts.main_metrics.items()
+        if name in study.ingredients and name in study.tasks
+    }
+    named = [facts.registry.get(name).name for name in settings.targets]
+    for name in named:
+        if name not in known:
             raise SpecError(
-                "there is nothing to choose from",
-                where=self.derived.study.name,
-                wanted="for a target the task alone and a cocktail, finished for a seed that all "
-                "cells have",
-                remedy="mixtune status STUDY.yaml shows what is missing; mixtune run does it",
+                f"claims.targets: {name} is no task that the study also trains on",
+                wanted=did_you_mean(name, known) if known else "a task among the ingredients",
+                remedy="name others, or none for all",
             )
-        before = self.derived.selection
-        exposed = {c.target: planner.exposure_of(c.cocktail, c.target) for c in choices}
-        whole = {c.target: planner.exposure_of(c.plain, c.target) for c in choices}
-        exposed = {t: count for t, count in exposed.items() if 0 < count != whole[t]}
-        spent = (*before.spent, *before.fresh) if before else ()
-        rows = self.derived.plan
-        taken = [*self.derived.study.seeds, *(r.seed for r in rows if r.seed is not None), *spent]
-        return Selection(
-            at=datetime.now(UTC).isoformat(timespec="seconds"),
-            margin=self.asked.margin,
-            fresh=fresh_seeds(self.asked.fresh_seeds, taken),
-            single_runs=self.asked.single_runs,
-            choices=tuple(choices),
-            against={c.target: _against(c, exposed) for c in choices},
-            exposed=exposed,
-            items={
-                row.task: row.items_digest
-                for row in rows
-                if row.kind == "answer" and row.split == "validation"
-            },
-            reasons={c.target: self._reason(c) for c in choices if self._reason(c)},
-            test_reads=self.derived.store.test_reads(),
-            spent=spent,
-            again=before.again + 1 if before else 0,
+    return {name: known[name] for name in named or known}
+
+
+def study_choices(facts: StudyFacts, settings: Claims, validation: SplitResults) -> list[Choice]:
+    """The best cocktail and single task of each target on validation."""
+    return choose(validation.measured, claim_targets(facts, settings).values())
+
+
+# ---- confirm -------------------------------------------------------------------------------------
+
+
+def select(
+    facts: StudyFacts, settings: Claims, validation: SplitResults, planner: Planner
+) -> Selection:
+    """The selection as it would be written now.
+
+    Args:
+        facts: the study.
+        settings: what its file says of claims now.
+        validation: what is chosen by.
+        planner: of the study, without a selection.
+
+    Raises:
+        SpecError: there is nothing to choose from.
+    """
+    choices = study_choices(facts, settings, validation)
+    if not choices:
+        raise SpecError(
+            "there is nothing to choose from",
+            where=facts.study.name,
+            wanted="for a target the task alone and a cocktail, finished for a seed that all "
+            "cells have",
+            remedy="mixtune status STUDY.yaml shows what is missing; mixtune run does it",
         )
-
-    def _reason(self, choice: Choice) -> str:
-        if self.derived.study.flaws.select_on_test:
-            return "flaws.select_on_test: what is chosen is chosen on the data it is read on"
-        return found.unequal(choice, self.asked.single_runs)
-
-    def settle(self, selection: Selection, again: bool) -> Selection | None:
-        """What has to be written: the selection, or None where the same stands there already.
-
-        Raises:
-            StoreError: another choice stands there, and it is not said to choose again.
-        """
-        before = self.derived.selection
-        if before is None:
-            return selection
-        if same(before, selection):
-            return None
-        if not again:
-            raise StoreError(
-                "another choice was written down before\n"
-                + "\n".join(f"    {line}" for line in differences(before, selection)),
-                where=str(self.derived.store.folder / "selection.json"),
-                remedy="run what was chosen then; or mixtune confirm --again, which keeps both, "
-                "takes other seeds, and is counted",
-            )
-        return selection
-
-    # ---- claims -------------------------------------------------------------------------------
-
-    def claims(self) -> list[Claim]:
-        """What may be said of each target.
-
-        With a selection: of the fresh seeds on test. Without one: of the study's own seeds on
-        validation, and no more than exploratory.
-        """
-        selection = self.derived.selection
-        if selection is None:
-            measured = self.derived.measured_main("validation")
-            return found.exploratory(self.choices(), measured, self.asked.margin, UNWRITTEN)
-        arms = [
-            found.Arms(
-                choice, selection.against[choice.target], selection.reasons.get(choice.target, "")
-            )
-            for choice in selection.choices
-        ]
-        measured = self.derived.measured_claimed("test")
-        made = found.claims(arms, measured, selection.fresh, selection.margin)
-        return [self._counted(claim, selection) for claim in made]
-
-    def _counted(self, claim: Claim, selection: Selection) -> Claim:
-        """The sentence with what else a reader has to know."""
-        if not selection.again:
-            return claim
-        said = f" Chosen again {selection.again} times: earlier choices are kept beside this one."
-        return replace(claim, sentence=claim.sentence + said)
-
-    def missing(self) -> list[str]:
-        """Runs of fresh seeds that are not done, in words."""
-        rows = self.derived.claimed
-        fresh = self.derived.selection.fresh if self.derived.selection else ()
-        undone = [r for r in rows if r.seed in fresh and self.derived.state(r.id) != "done"]
-        return list(dict.fromkeys(f"{row.cocktail} seed {row.seed}" for row in undone))
+    before, rows = facts.selection, facts.plan
+    exposed = _exposures(planner, choices)
+    used = (*before.spent, *before.fresh) if before else ()
+    seeds = [*facts.study.seeds, *(row.seed for row in rows if row.seed is not None), *used]
+    reasons = {choice.target: _reason(facts, choice, settings) for choice in choices}
+    return Selection(
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        margin=settings.margin,
+        fresh=fresh_seeds(settings.fresh_seeds, seeds),
+        single_runs=settings.single_runs,
+        choices=tuple(choices),
+        against={choice.target: _references(choice, exposed) for choice in choices},
+        exposed=exposed,
+        items={
+            row.task: row.items_digest
+            for row in rows
+            if row.kind == "answer" and row.split == "validation"
+        },
+        reasons={target: reason for target, reason in reasons.items() if reason},
+        test_reads=facts.store.test_reads(),
+        spent=used,
+        again=before.again + 1 if before else 0,
+    )
 
 
-def _against(choice: Choice, exposed: Mapping[str, int]) -> tuple[str, ...]:
+def _exposures(planner: Planner, choices: list[Choice]) -> dict[str, int]:
+    """Target → its examples in the chosen cell, where its single task has another number."""
+    exposed = {}
+    for choice in choices:
+        count = planner.exposure_of(choice.cocktail, choice.target)
+        if 0 < count != planner.exposure_of(choice.plain, choice.target):
+            exposed[choice.target] = count
+    return exposed
+
+
+def _references(choice: Choice, exposed: Mapping[str, int]) -> tuple[str, ...]:
     """The tuned single task, the one at equal steps, the one at equal exposure."""
     names = [choice.single, choice.plain]
     if choice.target in exposed:
         names.append(f"{choice.target} ({exposed[choice.target]} examples)")
     return tuple(dict.fromkeys(names))
+
+
+def _reason(facts: StudyFacts, choice: Choice, settings: Claims) -> str:
+    if facts.study.flaws.select_on_test:
+        return "flaws.select_on_test: what is chosen is chosen on the data it is read on"
+    return analysis.unequal(choice, settings.single_runs)
+
+
+def settle(facts: StudyFacts, selection: Selection, again: bool) -> Selection | None:
+    """The selection if it has to be written; None where the same is written already.
+
+    Raises:
+        StoreError: another choice is written, and `again` is false.
+    """
+    before = facts.selection
+    if before is None:
+        return selection
+    if same(before, selection):
+        return None
+    if not again:
+        raise StoreError(
+            "another choice was written down before\n"
+            + "\n".join(f"    {line}" for line in differences(before, selection)),
+            where=str(facts.store.folder / "selection.json"),
+            remedy="run what was chosen then; or mixtune confirm --again, which keeps both, "
+            "takes other seeds, and is counted",
+        )
+    return selection
+
+
+# ---- claims --------------------------------------------------------------------------------------
+
+
+def exploratory_claims(
+    facts: StudyFacts, settings: Claims, validation: SplitResults
+) -> list[Claim]:
+    """Claims of a study without a selection: its own seeds on validation, never confirmed."""
+    choices = study_choices(facts, settings, validation)
+    return analysis.exploratory(choices, validation.main, settings.margin, NOT_SELECTED)
+
+
+def selected_claims(selection: Selection, test: SplitResults) -> list[Claim]:
+    """Claims of what was selected; `test`: the fresh seeds on test."""
+    arms = [
+        analysis.Arms(
+            choice, selection.against[choice.target], selection.reasons.get(choice.target, "")
+        )
+        for choice in selection.choices
+    ]
+    claims = analysis.claims(arms, test.main, selection.fresh, selection.margin)
+    return [_with_count(claim, selection) for claim in claims]
+
+
+def _with_count(claim: Claim, selection: Selection) -> Claim:
+    """The sentence says how often was chosen."""
+    if not selection.again:
+        return claim
+    note = f" Chosen again {selection.again} times: earlier choices are kept beside this one."
+    return replace(claim, sentence=claim.sentence + note)
+
+
+def missing_runs(facts: StudyFacts) -> list[str]:
+    """Runs of fresh seeds that are not done, in words."""
+    fresh = facts.selection.fresh if facts.selection else ()
+    undone = [row for row in facts.claimed if row.seed in fresh and not facts.is_done(row)]
+    return list(dict.fromkeys(f"{row.cocktail} seed {row.seed}" for row in undone))

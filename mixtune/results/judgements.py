@@ -22,7 +22,7 @@ from mixtune.evaluation.judge import Cache, Rubric, Settled, judge, self_agreeme
 from mixtune.identity import make_id
 from mixtune.models.base import Model
 from mixtune.records import JUDGED_ON, Example, Judged, Judgement, Prediction, Split
-from mixtune.results.study_results import Derived
+from mixtune.results.study_results import StudyFacts, read_answers
 from mixtune.store.folder import PlanRow
 from mixtune.tasks.metrics import FloatArray
 
@@ -39,80 +39,28 @@ class Outcome:
     twice: int
 
 
-class Judging:
-    """The free answers of a study on one split."""
+@dataclass(frozen=True, slots=True)
+class FreeAnswers:
+    """The free answers of a study on one split: facts and the sets of answers to judge."""
 
-    def __init__(self, derived: Derived, split: Split, only: Sequence[str] = ()) -> None:
-        """Find them.
-
-        Args:
-            derived: the study.
-            split: of the answers.
-            only: names of tasks; empty for all that have free answers.
-
-        Raises:
-            SpecError: no such task among them, or there are none.
-        """
-        self.derived, self.split = derived, split
-        free = list(derived.free())
-        wanted = [derived.registry.get(name).name for name in only] or free
-        for name in wanted:
-            if name not in free:
-                raise SpecError(
-                    f"{name} has no free answers in this study",
-                    wanted=did_you_mean(name, free) if free else "a study with an open task",
-                    remedy="mixtune results scores the others",
-                )
-        if not wanted:
-            raise SpecError(
-                "no task of this study has free answers",
-                where=derived.study.name,
-                found=", ".join(derived.tasks()),
-                remedy="mixtune results scores labels and numbers",
-            )
-        self.rows = [
-            row
-            for row in derived.finished()
-            if row.task in wanted and row.split == split and row.form == "strict"
-        ]
-        if split != JUDGED_ON and wanted and all(derived.free()[name].judged for name in wanted):
-            raise SpecError(
-                f"{', '.join(wanted)} is answered on {JUDGED_ON} only",
-                found=f"--split {split}",
-                remedy=f"--split {JUDGED_ON}: nothing is chosen by what is judged",
-            )
+    facts: StudyFacts
+    rows: list[PlanRow]
 
     def judge(self, model: Model, rubric: Rubric, cache: Cache, again: int) -> Outcome:
-        """Judge every answer, keep the judgements, and say what they come to."""
+        """Judge every answer; judgements are written beside the answers."""
         judged: list[Judged] = []
         settled: list[Settled] = []
         agreed = twice = 0
         for row in self.rows:
             answers, left_out = self._answers(row)
-            found = judge(model, rubric, answers, cache, again)
-            self.derived.store.write_rows(self._file(row, model, rubric), Judgement, found)
-            mine = settle(found)
-            judged.append(_judged(row, (model, rubric), mine, left_out))
-            settled += mine
-            same, asked = self_agreement(found)
+            judgements = judge(model, rubric, answers, cache, again)
+            self.facts.store.write_rows(_file(row, model, rubric), Judgement, judgements)
+            outcomes = settle(judgements)
+            judged.append(_judged(row, (model, rubric), outcomes, left_out))
+            settled += outcomes
+            same, asked = self_agreement(judgements)
             agreed, twice = agreed + same, twice + asked
         return Outcome(judged, settled, agreed, twice)
-
-    def keep(self, rows: Sequence[Judged], said: str, agreed: str) -> list[Judged]:
-        """Keep what verdicts come to, for the page; in place of what the same judge said before.
-
-        Returns the rows as they are kept, with these words.
-
-        Args:
-            rows: of one judge.
-            said: whether it is validated, in words.
-            agreed: how far it agrees with itself, in words.
-        """
-        mine = [replace(row, validation=said, self_agreement=agreed) for row in rows]
-        again = {_what(row) for row in mine}
-        others = [row for row in kept(self.derived) if _what(row) not in again]
-        self.derived.store.write_rows(FILE, Judged, [*others, *mine])
-        return mine
 
     def to_label(self, count: int) -> str:
         """JSON lines for people to fill in: answers of all systems in turn, verdicts null."""
@@ -125,28 +73,85 @@ class Judging:
         return "".join(f"{line}\n" for line in lines)
 
     def _answers(self, row: PlanRow) -> tuple[list[tuple[Prediction, Example]], int]:
-        """What can be judged of a set of answers, and how many of it cannot."""
-        predictions, rows = self.derived.answers(row)
-        examples = {example.id: example for example in rows}
-        whole = [p for p in predictions if p.finish == "stop" and p.output.strip()]
-        return [(p, examples[p.example]) for p in whole], len(predictions) - len(whole)
-
-    def _file(self, row: PlanRow, model: Model, rubric: Rubric) -> str:
-        made = make_id("judgement", {"judge": model.system, "rubric": rubric.id})
-        return f"{row.folder}/answers/{row.id}/judgements-{made}.parquet"
+        """Answers that can be judged, and the number of those that cannot."""
+        predictions, items = read_answers(self.facts, row)
+        examples = {example.id: example for example in items}
+        complete = [p for p in predictions if p.finish == "stop" and p.output.strip()]
+        return [(p, examples[p.example]) for p in complete], len(predictions) - len(complete)
 
 
-def kept(derived: Derived) -> list[Judged]:
-    """What judges said of answers that still are the study's; nothing where none was asked."""
-    if not (derived.store.folder / FILE).is_file():
+def free_answers(facts: StudyFacts, split: Split, only: Sequence[str] = ()) -> FreeAnswers:
+    """Sets of free answers on a split; `only`: names of tasks, empty for all that have some.
+
+    Raises:
+        SpecError: no such task among them, there are none, or they are on another split.
+    """
+    free = list(facts.free_text_tasks)
+    names = [facts.registry.get(name).name for name in only] or free
+    for name in names:
+        if name not in free:
+            raise SpecError(
+                f"{name} has no free answers in this study",
+                wanted=did_you_mean(name, free) if free else "a study with an open task",
+                remedy="mixtune results scores the others",
+            )
+    if not names:
+        raise SpecError(
+            "no task of this study has free answers",
+            where=facts.study.name,
+            found=", ".join(facts.tasks),
+            remedy="mixtune results scores labels and numbers",
+        )
+    if split != JUDGED_ON and all(facts.free_text_tasks[name].judged for name in names):
+        raise SpecError(
+            f"{', '.join(names)} is answered on {JUDGED_ON} only",
+            found=f"--split {split}",
+            remedy=f"--split {JUDGED_ON}: nothing is chosen by what is judged",
+        )
+    rows = [
+        row
+        for row in facts.finished()
+        if row.task in names and row.split == split and row.form == "strict"
+    ]
+    return FreeAnswers(facts, rows)
+
+
+def write_judged(
+    facts: StudyFacts, rows: Sequence[Judged], validation: str, agreement: str
+) -> list[Judged]:
+    """Write what verdicts come to, in place of what the same judge said before.
+
+    Returns the rows as they are written, with these words.
+
+    Args:
+        facts: the study.
+        rows: of one judge.
+        validation: whether the judge is validated, in words.
+        agreement: how far it agrees with itself, in words.
+    """
+    new = [replace(row, validation=validation, self_agreement=agreement) for row in rows]
+    replaced = {_key(row) for row in new}
+    earlier = [row for row in read_judged(facts) if _key(row) not in replaced]
+    facts.store.write_rows(FILE, Judged, [*earlier, *new])
+    return new
+
+
+def read_judged(facts: StudyFacts) -> list[Judged]:
+    """Judges' verdicts on answers that still are the study's; none where no judge was asked."""
+    if not (facts.store.folder / FILE).is_file():
         return []
-    answers = {row.id for row in derived.finished()}
-    rows = [Judged(**row) for row in derived.store.read_rows(FILE)]
+    answers = {row.id for row in facts.finished()}
+    rows = [Judged(**row) for row in facts.store.read_rows(FILE)]
     return [row for row in rows if row.answer in answers]
 
 
-def _what(row: Judged) -> tuple[str, ...]:
+def _key(row: Judged) -> tuple[str, ...]:
     return row.judge, row.rubric, row.answer
+
+
+def _file(row: PlanRow, model: Model, rubric: Rubric) -> str:
+    judgement = make_id("judgement", {"judge": model.system, "rubric": rubric.id})
+    return f"{row.folder}/answers/{row.id}/judgements-{judgement}.parquet"
 
 
 def _judged(

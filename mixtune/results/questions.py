@@ -1,238 +1,302 @@
-"""The questions that a study can be asked, each with its answer in words and the rows behind it.
+"""The questions that a study can answer, each with a sentence and the estimates behind it.
 
-Knows: which rows answer which question, when there is no answer. Does not know: how a number is
-computed, how an answer is shown.
+Knows: which estimates answer which question, when there is no answer. Does not know: how a number
+is computed, how an answer is shown.
 """
 
-from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 from mixtune.analysis.agreement import APART, CARRIED, ITSELF, RANKS, Side, agreement
-from mixtune.analysis.claims import ALPHA
+from mixtune.analysis.claims import ALPHA, interval_text, points, relation
 from mixtune.analysis.effects import compare
 from mixtune.analysis.ingredients import EFFECT, LEFT_OUT, form_and_ability, ingredient_effects
-from mixtune.analysis.measures import Measured
+from mixtune.analysis.measures import BASE
 from mixtune.analysis.primary import MODEL, OVER_TARGETS, TARGET_MEAN, primary
 from mixtune.records import Estimate, Question
 from mixtune.results.compare import different_tasks
-from mixtune.results.study_results import Derived
+from mixtune.results.retention import RETENTION, SCORE, read_retention
+from mixtune.results.study_results import SplitResults, StudyFacts
 from mixtune.study.design import members
 
-MODELS = "Do base models agree?"
 AMOUNTS = ("amount", "number", "final-number", "boxed")
 """Parsers of answers that are numbers."""
 
 
-class Questioning:
-    """A study's questions on one split."""
+@dataclass(frozen=True, slots=True)
+class QuestionEstimates:
+    """Estimates of a split that questions rest on and no other table has.
 
-    def __init__(self, derived: Derived, split: str) -> None:
-        self.derived = derived
-        self.split = split
-        self.main = derived.measured_main(split)
-        self.groups = derived.study.grouped
-        budget = derived.study.budget
-        self._budget = f"{budget.kind}, {budget.steps} steps"
-        self.primary, self.why = primary(self.main, self.groups)
-        self.effects = ingredient_effects(self.main, self._budget)
-        self.parts = form_and_ability(derived.measured(split))
+    `note`: what the primary analysis left out; `parts`: form and ability.
+    """
 
-    def estimates(self) -> list[Estimate]:
-        """Every row that a question may rest on."""
+    primary: list[Estimate]
+    note: str
+    effects: list[Estimate]
+    parts: list[Estimate]
+
+    @property
+    def rows(self) -> list[Estimate]:
+        """All of them."""
         return [*self.primary, *self.effects, *self.parts]
 
-    def questions(self) -> list[Question]:
-        """Each question, answered or with the reason why it is not."""
-        asked: Sequence[Callable[[], Question]] = (
-            self._mixing, self._general, self._maths, self._knowledge, self._api,
-        )  # fmt: skip
-        return [ask() for ask in asked]
 
-    # ---- the questions --------------------------------------------------------------------------
+def question_estimates(facts: StudyFacts, split: SplitResults) -> QuestionEstimates:
+    """Compute what questions about a split rest on."""
+    budget = facts.study.budget
+    rows, note = primary(split.main, facts.study.grouped)
+    effects = ingredient_effects(split.main, f"{budget.kind}, {budget.steps} steps")
+    return QuestionEstimates(rows, note, effects, form_and_ability(split.measured))
 
-    def _mixing(self) -> Question:
-        """Does training on more than the target help it?"""
-        over = [row for row in self.primary if row.quantity == OVER_TARGETS]
-        rows = [row for row in self.primary if row.quantity in (OVER_TARGETS, TARGET_MEAN, MODEL)]
-        if not over or over[0].low is None:
-            why = self.why or f"{over[0].n} targets are too few to say"
-            return _question("mixing", "Does mixing help?", f"Cannot be said: {why}.", False, rows)
-        said = (
-            f"Over {over[0].n} targets and every cell that holds them, with nothing selected, a "
-            f"cocktail is {_said(over[0])} the single task of equal steps."
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One study and split, with all that answers to questions rest on.
+
+    `best`: task → cocktail chosen on validation; `retention`: what `mixtune probe` measured.
+    """
+
+    facts: StudyFacts
+    split: SplitResults
+    best: Mapping[str, str]
+    estimates: QuestionEstimates
+    retention: list[Estimate]
+
+
+def gather_evidence(facts: StudyFacts, split: SplitResults, best: Mapping[str, str]) -> Evidence:
+    """Everything that questions about a split are answered by; `best`: as in `Evidence`."""
+    estimates = question_estimates(facts, split)
+    return Evidence(facts, split, best, estimates, read_retention(facts.store))
+
+
+def questions(evidence: Evidence) -> list[Question]:
+    """Each question about one study, answered or with the reason why it is not."""
+    return [ask(evidence) for ask in (_mixing, _general, _maths, _knowledge, _api)]
+
+
+def unanswered(asked: Sequence[Question]) -> str:
+    """One line with every question that has no answer, and why; "" where all have one."""
+    reasons = [f"{one.topic} ({one.reason})" for one in asked if not one.answered]
+    return f"Not answered: {'; '.join(reasons)}." if reasons else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Topic:
+    """A question before it is answered."""
+
+    key: str
+    title: str
+    topic: str
+
+    def answer(self, sentences: Sequence[str], rows: Sequence[Estimate]) -> Question:
+        text = " ".join(sentences)
+        return Question(self.key, self.title, text, True, tuple(rows), self.topic)
+
+    def without_answer(self, reason: str, rows: Sequence[Estimate] = ()) -> Question:
+        text = f"Not answered: {reason}."
+        return Question(self.key, self.title, text, False, tuple(rows), self.topic, reason)
+
+
+MIXING = _Topic("mixing", "Does mixing help?", "effect of mixing")
+GENERAL = _Topic("general", "Does general data reduce degradation?", "general data")
+MATHS = _Topic(
+    "maths", "Does maths transfer to tasks that are answered with numbers?", "transfer of maths"
+)
+KNOWLEDGE = _Topic("knowledge", "Do knowledge and reasoning grow?", "knowledge and reasoning")
+API = _Topic("api", "Does the small model beat models behind APIs?", "models behind APIs")
+MODELS = _Topic("models", "Do base models agree?", "agreement of base models")
+
+
+# ---- one study -----------------------------------------------------------------------------------
+
+
+def _mixing(evidence: Evidence) -> Question:
+    """Does training on more than the target help it?"""
+    over = [row for row in evidence.estimates.primary if row.quantity == OVER_TARGETS]
+    shown = (OVER_TARGETS, TARGET_MEAN, MODEL)
+    rows = [row for row in evidence.estimates.primary if row.quantity in shown]
+    if not over or over[0].low is None:
+        reason = evidence.estimates.note or f"{over[0].n} targets are too few for an interval"
+        return MIXING.without_answer(reason, rows)
+    lines = [
+        _difference(over[0], "cocktails", "single-task training at equal steps", "are"),
+        f"Mean over {over[0].n} targets and every cell that holds them; nothing is selected.",
+    ]
+    note = evidence.estimates.note
+    lines += [f"{note[0].upper()}{note[1:]}."] if note else []
+    return MIXING.answer(lines, rows)
+
+
+def _general(evidence: Evidence) -> Question:
+    """Does general data change the gain, and what is kept of the base?"""
+    terms = [row for row in evidence.estimates.primary if row.subject == "has general"]
+    if not terms and not evidence.retention:
+        reason = "no group or series of levels called general differs between cells"
+        return GENERAL.without_answer(reason)
+    lines = [
+        _difference(row, "the gain of cocktails with general data", "that of cocktails without")
+        for row in terms
+    ]
+    lines += _with_and_without(evidence)
+    return GENERAL.answer(lines, [*terms, *evidence.retention])
+
+
+def _with_and_without(evidence: Evidence) -> Iterator[str]:
+    """Mean retention of cells with and without general data, on each probe."""
+    general = set(evidence.facts.study.grouped.get("general", ()))
+    retained = [row for row in evidence.retention if row.quantity == RETENTION]
+    for probe in dict.fromkeys(row.target for row in retained):
+        means = []
+        for with_general in (True, False):
+            values = [
+                row.value
+                for row in retained
+                if row.target == probe and bool(general & set(members(row.subject))) is with_general
+            ]
+            means.append(points(sum(values) / len(values)) if values else "–")
+        yield (
+            f"{probe}: {means[0]} from the base in cells with general data, {means[1]} in cells "
+            "without."
         )
-        said += f" {self.why[0].upper()}{self.why[1:]}." if self.why else ""
-        return _question("mixing", "Does mixing help?", said, True, rows)
 
-    def _general(self) -> Question:
-        """Does general data change the gain, and what is kept of the base?"""
-        title = "Does general data reduce degradation?"
-        term = [row for row in self.primary if row.subject == "has general"]
-        kept = self.kept()
-        if not term and not kept:
-            why = "no group or series of levels called general that differs between cells"
-            return _question("general", title, f"Cannot be said: {why}.", False, [])
-        lines = [f"With general data a cocktail gains {_said(row)} one without." for row in term]
-        lines += self._with_and_without(kept)
-        return _question("general", title, " ".join(lines), True, [*term, *kept])
 
-    def _with_and_without(self, kept: Sequence[Estimate]) -> list[str]:
-        """What cells with and without general data kept of the base, on each probe."""
-        general = set(self.groups.get("general", ()))
-        lines = []
-        for probe in dict.fromkeys(row.target for row in kept if row.quantity == "retention"):
-            rows = [row for row in kept if row.quantity == "retention" and row.target == probe]
-            means = []
-            for held in (True, False):
-                own = [r.value for r in rows if bool(general & set(members(r.subject))) is held]
-                means.append(f"{100 * sum(own) / len(own):+.1f}" if own else "–")
-            lines.append(
-                f"On {probe} cells with general data stand {means[0]} points beside the base, "
-                f"cells without {means[1]}."
-            )
-        return lines
-
-    def _maths(self) -> Question:
-        """Does maths transfer to tasks whose answers are numbers?"""
-        title = "Does maths transfer to tasks that are answered with numbers?"
-        maths = set(self.groups.get("maths", ()))
-        tasks = self.derived.tasks()
-        numeric = {n for n, task in tasks.items() if task.kind == "open" and task.parser in AMOUNTS}
-        rows = [
-            row
-            for row in self.effects
-            if row.target in numeric and row.quantity in (EFFECT, LEFT_OUT) and row.subject in maths
-        ]
-        if not rows:
-            why = (
-                "no task of this study is answered with a number"
-                if not numeric
-                else "no group called maths was added to or left out of such a task"
-            )
-            return _question("maths", title, f"Cannot be said: {why}.", False, [])
-        said = " ".join(
-            f"On {row.target}, {row.subject} "
-            f"{'added' if row.quantity == EFFECT else 'kept in the mix of all'}: {_said(row)} "
-            f"without."
-            for row in rows
+def _maths(evidence: Evidence) -> Question:
+    """Does maths transfer to tasks whose answers are numbers?"""
+    maths = set(evidence.facts.study.grouped.get("maths", ()))
+    numeric = {
+        name
+        for name, task in evidence.facts.tasks.items()
+        if task.kind == "open" and task.parser in AMOUNTS
+    }
+    rows = [
+        row
+        for row in evidence.estimates.effects
+        if row.target in numeric and row.quantity in (EFFECT, LEFT_OUT) and row.subject in maths
+    ]
+    if not numeric:
+        return MATHS.without_answer("no task is answered with a number")
+    if not rows:
+        return MATHS.without_answer(
+            "no ingredient of a group called maths is added to or left out of such a task"
         )
-        return _question("maths", title, said, True, rows)
-
-    def _knowledge(self) -> Question:
-        """Do knowledge and reasoning grow?"""
-        title = "Do knowledge and reasoning grow?"
-        kept = self.kept()
-        rows = [row for row in kept if row.quantity == "retention"]
-        if not rows:
-            why = "the probes were not asked (probes in the study, then mixtune probe)"
-            return _question("knowledge", title, f"Cannot be said: {why}.", False, [])
-        lines, seen = [], False
-        for probe in dict.fromkeys(row.target for row in rows):
-            own = [row for row in rows if row.target == probe]
-            base = next(
-                (r for r in kept if (r.quantity, r.target, r.subject) == ("score", probe, "base")),
-                None,
-            )
-            if base is not None and self._at_chance(base):
-                lines.append(f"On {probe} it cannot be seen with this base, which is at chance.")
-                continue
-            seen = True
-            grown = [r for r in own if r.low is not None and r.low > 0]
-            fallen = [r for r in own if r.high is not None and r.high < 0]
-            lines.append(
-                f"On {probe} {len(grown)} of {len(own)} cells stand above the base and "
-                f"{len(fallen)} below it, by their intervals (not adjusted)."
-            )
-        return _question("knowledge", title, " ".join(lines), seen, rows)
-
-    def _at_chance(self, base: Estimate) -> bool:
-        """Whether the base's interval holds chance; of open answers chance is nothing."""
-        task = self.derived.registry.get(base.target)
-        chance = 1.0 / len(task.labels) if task.labels else 0.0
-        return base.low is None or base.low <= chance
-
-    def _api(self) -> Question:
-        """Does a small model beat models behind APIs, form and ability apart?"""
-        title = "Does the small model beat models behind APIs?"
-        finished = {info.cocktail for info in self.derived.systems()}
-        names = [one.name for one in self.derived.study.api_models if one.name in finished]
-        measured, margin = self.derived.measured(self.split), self.derived.study.claims.margin
-        rows = [
-            row
-            for name in names
-            for target, chosen in self.derived.chosen().items()
-            for row in compare(_on(measured, target), chosen, name, margin)
-        ]
-        if not rows:
-            why = "none was asked (api_models); published figures are a table of their own"
-            return _question("api", title, f"Cannot be said here: {why}.", False, [])
-        tasks = self.derived.tasks()
-        rows = [row for row in rows if row.metric == tasks[row.target].metrics[0]]
-        lines = [
-            f"On {row.target}, in {row.form} answers, {row.subject} is {_said(row)} "
-            f"{row.reference}."
+    added = {EFFECT: "added to the task", LEFT_OUT: "in the mix of all"}
+    return MATHS.answer(
+        [
+            f"{row.target}: "
+            + _difference(row, f"{row.subject} {added[row.quantity]}", "the same without it")
             for row in rows
-        ]
-        return _question("api", title, " ".join(lines), True, rows)
+        ],
+        rows,
+    )
 
-    def kept(self) -> list[Estimate]:
-        """What `mixtune probe` found, if it was run."""
-        store = self.derived.store
-        if not (store.folder / "retention.parquet").is_file():
-            return []
-        rows = store.read_rows("retention.parquet")
-        known = Estimate.__dataclass_fields__
-        return [Estimate(**{k: v for k, v in row.items() if k in known}) for row in rows]
+
+def _knowledge(evidence: Evidence) -> Question:
+    """Do knowledge and reasoning grow?"""
+    rows = [row for row in evidence.retention if row.quantity == RETENTION]
+    if not rows:
+        return KNOWLEDGE.without_answer("no probes: name some in the study, then mixtune probe")
+    base = {
+        row.target: row
+        for row in evidence.retention
+        if row.quantity == SCORE and row.subject == BASE
+    }
+    lines, answered = [], False
+    for probe in dict.fromkeys(row.target for row in rows):
+        if probe in base and _at_chance(evidence, base[probe]):
+            lines.append(f"{probe}: this base is at chance, so no change can be seen.")
+            continue
+        answered = True
+        own = [row for row in rows if row.target == probe]
+        above = sum(row.low is not None and row.low > 0 for row in own)
+        below = sum(row.high is not None and row.high < 0 for row in own)
+        lines.append(
+            f"{probe}: {above} of {len(own)} cells are above the base, {below} below (by 95 % CI, "
+            "not adjusted)."
+        )
+    if not answered:
+        return KNOWLEDGE.without_answer("the base is at chance on every probe", rows)
+    return KNOWLEDGE.answer(lines, rows)
+
+
+def _at_chance(evidence: Evidence, base: Estimate) -> bool:
+    """True if the base's interval holds chance, which is 0 for open answers."""
+    task = evidence.facts.registry.get(base.target)
+    chance = 1.0 / len(task.labels) if task.labels else 0.0
+    return base.low is None or base.low <= chance
+
+
+def _api(evidence: Evidence) -> Question:
+    """Does a small model beat models behind APIs, form and ability apart?"""
+    study = evidence.facts.study
+    finished = {info.cocktail for info in evidence.split.systems}
+    rows = [
+        row
+        for entry in study.api_models
+        if entry.name in finished
+        for target, cocktail in evidence.best.items()
+        for row in compare(
+            [one for one in evidence.split.measured if one.panel.task == target],
+            cocktail,
+            entry.name,
+            study.claims.margin,
+        )
+        if row.metric == evidence.facts.tasks[target].metrics[0]
+    ]
+    if not rows:
+        return API.without_answer("no api_models; published figures are a table of their own")
+    return API.answer(
+        [f"{r.target}, {r.form}: {_difference(r, r.subject, r.reference)}" for r in rows], rows
+    )
 
 
 # ---- several studies -----------------------------------------------------------------------------
 
 
-def agreeing(asked: Sequence[Questioning]) -> Question:
+def agreeing(evidence: Sequence[Evidence]) -> Question:
     """Do the base models of several studies agree? The main metric and form of each shared task.
 
-    One study has one base model, and is told what it takes.
+    One study has one base model, and the answer says what it takes.
     """
-    if len(asked) == 1:
-        why = (
-            "a study has one base model; where its file lists several under model, mixtune "
-            "questions holds their studies side by side"
-        )
-        return _question("models", MODELS, f"Cannot be said here: {why}.", False, [])
-    lines, rows = [], []
-    sides = [Side(one.derived.study.name, one.main, one.derived.chosen()) for one in asked]
-    for (asker, one), (against, other) in combinations(zip(asked, sides, strict=True), 2):
-        apart = different_tasks(asker.derived, against.derived, asker.split)
-        found = agreement(*(_but(side, apart) for side in (one, other)))
-        rows += found
-        lines += [f"{one.name} and {other.name}: {said}" for said in _agreements(found)]
-        lines += [f"{task} is left out: {why}." for task, why in apart.items()]
+    if len(evidence) == 1:
+        return MODELS.without_answer("one base model; list several under model in the study file")
+    lines: list[str] = []
+    rows: list[Estimate] = []
+    for one, other in combinations(evidence, 2):
+        differing = different_tasks(one.facts, other.facts, one.split.split)
+        pair = _side(one, differing), _side(other, differing)
+        own = agreement(*pair)
+        rows += own
+        lines += [f"{pair[0].name} and {pair[1].name}: {text}" for text in _agreements(own)]
+        lines += [f"{task} is left out: {why}." for task, why in differing.items()]
     if not rows:
-        why = " ".join(lines) or "no target has two cells that both models have."
-        return _question("models", MODELS, f"Cannot be said: {why}", False, [])
-    return _question("models", MODELS, " ".join(lines), True, rows)
+        reason = " ".join(lines).rstrip(".") or "no target has two cells that both models have"
+        return MODELS.without_answer(reason)
+    return MODELS.answer(lines, rows)
 
 
-def _but(side: Side, tasks: Container[str]) -> Side:
-    """Without some tasks."""
-    return replace(side, found=[one for one in side.found if one.panel.task not in tasks])
+def _side(evidence: Evidence, left_out: Container[str]) -> Side:
+    measured = [one for one in evidence.split.main if one.panel.task not in left_out]
+    return Side(evidence.facts.study.name, measured, evidence.best)
 
 
 def _agreements(rows: Sequence[Estimate]) -> Iterator[str]:
     """A sentence or two of each target."""
     for target in dict.fromkeys(row.target for row in rows):
         own = [row for row in rows if row.target == target]
-        apart = [row for row in own if row.quantity == APART]
-        different = [r for r in apart if r.adjusted is not None and r.adjusted < ALPHA]
-        said = "".join(_ranking(row) for row in own if row.quantity == RANKS)
+        gains = [row for row in own if row.quantity == APART]
+        different = [r for r in gains if r.adjusted is not None and r.adjusted < ALPHA]
+        ranks = "".join(_ranking(row) for row in own if row.quantity == RANKS)
         itself = [f"{row.value:+.2f} ({row.subject})" for row in own if row.quantity == ITSELF]
-        said += f", each with itself {' and '.join(itself)}" if itself else ""
-        said += "; " if said else ""
-        said += f"{len(different)} of {len(apart)} gains over the single task differ (adjusted)"
-        carried = [f"{row.subject} is {_said(row)} {row.reference}, its own choice"
-                   for row in own if row.quantity == CARRIED]  # fmt: skip
-        yield f"on {target} {'; '.join([said, *carried])}."
+        ranks += f", each with itself {' and '.join(itself)}" if itself else ""
+        ranks += "; " if ranks else ""
+        differ = f"{len(different)} of {len(gains)} gains over the single task differ (adjusted)"
+        carried = [
+            _difference(row, row.subject, f"{row.reference}, its own choice")
+            for row in own
+            if row.quantity == CARRIED
+        ]
+        yield " ".join([f"on {target} {ranks}{differ}.", *carried])
 
 
 def _ranking(row: Estimate) -> str:
@@ -242,21 +306,9 @@ def _ranking(row: Estimate) -> str:
     return f"tau {row.value:+.2f} over {row.n} cells with it ({ends})"
 
 
-def _question(
-    key: str, title: str, answer: str, answered: bool, rows: Sequence[Estimate]
-) -> Question:
-    return Question(key, title, answer, answered, tuple(rows))
-
-
-def _on(measured: Sequence[Measured], target: str) -> list[Measured]:
-    return [one for one in measured if one.panel.task == target]
-
-
-def _said(row: Estimate) -> str:
-    """A difference in words, with its interval."""
-    points = f"{100 * row.value:+.1f} points"
+def _difference(row: Estimate, subject: str, reference: str, verb: str = "is") -> str:
+    """A difference as a sentence: the number with its interval, then what is above what."""
+    numbers = f"{points(row.value)} ({interval_text(row.low, row.high)})"
     if row.low is None or row.high is None:
-        return f"{points} (too few to say) from"
-    ends = f"95 % CI {100 * row.low:+.1f} to {100 * row.high:+.1f}"
-    where = "above" if row.low > 0 else "below" if row.high < 0 else "not told apart from"
-    return f"{points} ({ends}), {where}"
+        return f"{numbers}: {subject} minus {reference}."
+    return f"{numbers}: {subject} {verb} {relation(row.low, row.high)} {reference}."

@@ -1,17 +1,11 @@
-"""Facts of `mixtune probe` → what each system kept of the base: scores, readings, the gate.
-
-Everything here can be deleted on disk and made again without torch.
-
-Knows: which units are probes, which of their numbers count. Does not know: models, tokens, how a
-number is computed or shown.
-
-Answers at several adapter strengths → which strength each cocktail gets, chosen on validation.
+"""What each system keeps of its base, by `mixtune probe`; and the best strength of each adapter.
 
 The same strengths are tried for every cocktail, and the choice is by the same number: the mean over
 the study's tasks of each one's main metric, a mean over the seeds that have all strengths. Ties go
-to the strength nearest to 1.
+to the strength nearest to 1. All of it can be deleted on disk and is made again without torch.
 
-Knows: which units are strengths, what was chosen. Does not know: models, how a number is shown.
+Knows: which units are probes or strengths, what was chosen. Does not know: models, tokens, how a
+number is computed or shown.
 """
 
 import json
@@ -21,117 +15,115 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from mixtune.analysis.effects import TO_BASE, compare, differences
-from mixtune.analysis.measures import Measured, SystemInfo, estimate, measure
+from mixtune.analysis.measures import Measured, SystemInfo, estimate, main_only, measure
 from mixtune.analysis.readings import readings
 from mixtune.errors import SpecError
 from mixtune.planning.strengths import KIND, at
 from mixtune.records import Estimate, ProbeRow
-from mixtune.results.study_results import Derived
-from mixtune.store.folder import PlanRow
+from mixtune.results.study_results import StudyFacts, score_table
+from mixtune.store.folder import PlanRow, Store
 from mixtune.study.design import members
 from mixtune.study.spec import Study
+from mixtune.tasks.task import Task
 
 RETENTION = "retention"
 SCORE = "score"
+RETENTION_FILE = "retention.parquet"
 
 
-class Retention:
-    """What a study's probes say; `study` is the file as it is now: it names probes and gate."""
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """Probe units of the systems that were probed to their end.
 
-    def __init__(self, derived: Derived, study: Study) -> None:
-        self.derived = derived
-        self.gate = study.gate
-        registry = derived.registry
-        self.probes = [registry.get(name).name for name in study.probes]
-        general = [] if study.general is None else [registry.get(study.general).name]
-        asked = {*self.probes, *general}
-        rows = [row for row in derived.aside if row.kind == "probe" and row.task in asked]
-        half = {row.system for row in rows if derived.state(row.id) != "done"}
-        self.rows = [row for row in rows if row.system not in half]
-        self.unfinished = len({row.system for row in rows if row.system in half})
-        """Systems that were not probed to their end: they are in no number."""
+    `unfinished`: number of systems that were not; they are in no number.
+    """
 
-    def score(self) -> None:
-        """Score what is not scored by the current parsers; needs the datasets, no model.
+    tasks: Mapping[str, Task]
+    rows: list[PlanRow]
+    unfinished: int
 
-        Raises:
-            DataError: the dataset no longer holds the items that were answered.
-        """
-        for row in self._answers():
-            if self.derived.damaged(row):
-                self.derived.score_one(row)
-
-    def estimates(self) -> list[Estimate]:
-        """Every number, and the file that keeps them.
-
-        Quantities: "score" of each system on each probe's main metric and form, "retention" (that
-        minus the base's, paired), "reading" (analysis/readings.py).
-        """
-        found = [*self._retained(), *self._readings()]
-        self.derived.store.write_rows("retention.parquet", Estimate, found)
-        return found
-
-    def below(self, rows: Sequence[Estimate]) -> list[str]:
-        """In words, each system and probe that the gate does not let pass; empty without a gate.
-
-        An interval that is not there ("too few") shows nothing and does not pass; nor does a
-        probe on which no system could be held to the base.
-        """
-        least = self.gate.retention
-        if least is None:
-            return []
-        registry = self.derived.registry
-        gated = [registry.get(name).name for name in self.gate.probes] or self.probes
-        found = []
-        for probe in gated:
-            held = [row for row in rows if row.quantity == RETENTION and row.target == probe]
-            if not held:
-                found.append(f"{probe}: no system could be held to the base")
-            for row in held:
-                end = row.value if self.gate.by == "value" else row.low
-                if end is None or end < least:
-                    what = "too few items for an interval" if end is None else f"{end:+.3f}"
-                    found.append(f"{row.subject} on {probe}: {what}, lowest allowed {least:+g}")
-        return found
-
-    def _answers(self) -> list[PlanRow]:
+    @property
+    def answers(self) -> list[PlanRow]:
+        """Those that are answers, which are scored."""
         return [row for row in self.rows if row.form != "likelihood"]
 
-    def _systems(self) -> list[SystemInfo]:
-        """What is behind the ids, in the order of the plan."""
-        found = {}
-        for row in self.rows:
-            parts = () if row.seed is None else members(row.cocktail)
-            found[row.system] = SystemInfo(row.system, row.cocktail, row.seed, parts)
-        return list(found.values())
+    @property
+    def readings(self) -> list[PlanRow]:
+        """Those in which gold answers were read to a system."""
+        return [row for row in self.rows if row.form == "likelihood"]
 
-    def _retained(self) -> list[Estimate]:
-        derived = self.derived
-        answers = self._answers()
-        if not answers:
-            return []
-        tasks = {name: derived.registry.get(name) for name in self.probes}
-        main = {(name, derived.main_form(t), t.metrics[0]) for name, t in tasks.items()}
-        scores = pa.concat_tables(derived.store.read_table(derived.score_file(r)) for r in answers)
-        measured = [
-            each
-            for each in measure(scores, self._systems(), tasks)
-            if (each.panel.task, each.panel.form, each.metric.name) in main
-        ]
-        apart = [row for row in differences(measured) if row.quantity == TO_BASE]
-        return [*_scores(measured), *(replace(row, quantity=RETENTION) for row in apart)]
 
-    def _readings(self) -> list[Estimate]:
-        read = [
-            ProbeRow(**raw)
-            for row in self.rows
-            if row.form == "likelihood"
-            for raw in self.derived.store.read_rows(f"{row.folder}/answers/{row.id}/probes.parquet")
-        ]
-        return readings(read, self._systems()) if read else []
+def finished_probes(facts: StudyFacts, study: Study) -> Probes:
+    """Units of the probes and the general text that `study`, the file as it is now, names."""
+    registry = facts.registry
+    tasks = {task.name: task for task in map(registry.get, study.probes)}
+    general = set() if study.general is None else {registry.get(study.general).name}
+    rows = [r for r in facts.extra if r.kind == "probe" and r.task in {*tasks, *general}]
+    unfinished = {row.system for row in rows if not facts.is_done(row)}
+    finished = [row for row in rows if row.system not in unfinished]
+    return Probes(tasks, finished, len(unfinished))
+
+
+def retention_estimates(facts: StudyFacts, probes: Probes) -> list[Estimate]:
+    """Every number of `mixtune probe`, also written to the study's folder; answers are scored.
+
+    Quantities: "score" of each system on each probe's main metric and form, "retention" (that
+    minus the base's, paired), "reading" (analysis/readings.py).
+    """
+    rows = [*_retained(facts, probes), *_readings(facts, probes)]
+    facts.store.write_rows(RETENTION_FILE, Estimate, rows)
+    return rows
+
+
+def read_retention(store: Store) -> list[Estimate]:
+    """Estimates that `mixtune probe` wrote; none where it never ran."""
+    if not (store.folder / RETENTION_FILE).is_file():
+        return []
+    return [Estimate(**row) for row in store.read_rows(RETENTION_FILE)]
+
+
+def below_gate(facts: StudyFacts, study: Study, rows: Sequence[Estimate]) -> list[str]:
+    """In words, each system and probe that falls below the study's gate; empty without a gate.
+
+    Without an interval ("too few") nothing is shown and nothing passes; nor does a probe on which
+    no system could be compared with the base.
+    """
+    least = study.gate.retention
+    if least is None:
+        return []
+    lines = []
+    for name in study.gate.probes or study.probes:
+        probe = facts.registry.get(name).name
+        own = [row for row in rows if row.quantity == RETENTION and row.target == probe]
+        if not own:
+            lines.append(f"{probe}: no system could be held to the base")
+        for row in own:
+            end = row.value if study.gate.by == "value" else row.low
+            if end is None or end < least:
+                value = "too few items for an interval" if end is None else f"{end:+.3f}"
+                lines.append(f"{row.subject} on {probe}: {value}, lowest allowed {least:+g}")
+    return lines
+
+
+def _retained(facts: StudyFacts, probes: Probes) -> list[Estimate]:
+    if not probes.answers:
+        return []
+    scores = score_table(facts, probes.answers)
+    main = [facts.main_metric(task) for task in probes.tasks.values()]
+    measured = main_only(measure(scores, _systems(probes.rows), probes.tasks), main)
+    to_base = [row for row in differences(measured) if row.quantity == TO_BASE]
+    return [*_scores(measured), *(replace(row, quantity=RETENTION) for row in to_base)]
+
+
+def _systems(rows: Sequence[PlanRow]) -> list[SystemInfo]:
+    """Systems of some units, in the order of the plan."""
+    infos = {}
+    for row in rows:
+        parts = () if row.seed is None else members(row.cocktail)
+        infos[row.system] = SystemInfo(row.system, row.cocktail, row.seed, parts)
+    return list(infos.values())
 
 
 def _scores(measured: Sequence[Measured]) -> list[Estimate]:
@@ -146,8 +138,19 @@ def _scores(measured: Sequence[Measured]) -> list[Estimate]:
     return rows
 
 
+def _readings(facts: StudyFacts, probes: Probes) -> list[Estimate]:
+    rows = [
+        ProbeRow(**raw)
+        for row in probes.readings
+        for raw in facts.store.read_rows(f"{row.folder}/answers/{row.id}/probes.parquet")
+    ]
+    return readings(rows, _systems(probes.rows)) if rows else []
+
+
+# ---- strengths -----------------------------------------------------------------------------------
+
 FILE = "strength.json"
-"""What was chosen, by which numbers, in the study's folder."""
+"""The chosen strengths with the numbers behind them, in the study's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,117 +164,94 @@ class Tried:
     chosen: bool
 
 
-class Strengths:
-    """The strengths that were answered at, of a study."""
+def finished_strengths(facts: StudyFacts) -> list[PlanRow]:
+    """Sets of answers at other strengths that are done."""
+    return [row for row in facts.extra if row.kind == KIND and facts.is_done(row)]
 
-    def __init__(self, derived: Derived) -> None:
-        self.derived = derived
 
-    def score(self) -> None:
-        """Score what is not scored by the current parsers; needs the datasets, no model.
+def choose_strengths(facts: StudyFacts, names: Sequence[str], grid: Sequence[float]) -> list[Tried]:
+    """The best strength of each cocktail on validation; also written to `strength.json`.
 
-        Raises:
-            DataError: the dataset no longer holds the items that were answered.
-        """
-        for row in self._done():
-            if self.derived.damaged(row):
-                self.derived.score_one(row)
-
-    def choose(self, names: Sequence[str], grid: Sequence[float]) -> list[Tried]:
-        """The best strength of each cocktail on validation; kept in `strength.json`.
-
-        Raises:
-            SpecError: a cocktail has no seed that answered at all strengths.
-        """
-        measured = self._measured("validation", names)
-        kept = self.chosen()
-        found = []
-        for name in names:
-            values, seeds = _values(measured, name, grid)
-            best = min(grid, key=lambda s: (-values[s], abs(s - 1), s))
-            kept[name] = {
-                "strength": best,
-                "split": "validation",
-                "tried": {f"{s:g}": values[s] for s in grid},
-                "tasks": list(self.derived.study.tasks),
-                "seeds": seeds,
-                "at": time.time(),
-            }
-            found += [Tried(name, s, values[s], len(seeds), s == best) for s in grid]
-        self.derived.store.write_text(FILE, json.dumps(kept, indent=1, sort_keys=True) + "\n")
-        return found
-
-    def chosen(self) -> dict[str, Any]:
-        """What was chosen so far: cocktail → the choice and the numbers behind it."""
-        if not (self.derived.store.folder / FILE).is_file():
-            return {}
-        found: dict[str, Any] = self.derived.store.read_value(FILE)
-        return found
-
-    def gained(self, chosen: Mapping[str, float], split: str) -> list[Estimate]:
-        """Each cocktail at its chosen strength minus itself as trained, on main metrics."""
-        measured = self._measured(split, list(chosen))
-        return [
-            row
-            for name, strength in chosen.items()
-            if strength != 1
-            for row in compare(measured, at(name, strength), name)
-        ]
-
-    def _done(self) -> list[PlanRow]:
-        derived = self.derived
-        return [r for r in derived.aside if r.kind == KIND and derived.state(r.id) == "done"]
-
-    def _measured(self, split: str, names: Sequence[str]) -> list[Measured]:
-        """Main metrics of cocktails as trained and at all strengths that there are."""
-        derived = self.derived
-        trained = [row for row in derived.finished() if row.cocktail in names]
-        dialled = [row for row in self._done() if row.cocktail.partition("@")[0] in names]
-        rows = [row for row in (*trained, *dialled) if row.split == split]
-        if not rows:
-            return []
-        systems = {
-            row.system: SystemInfo(
-                row.system,
-                row.cocktail,
-                row.seed,
-                tuple(row.cocktail.partition("@")[0].split("+")),
-            )
-            for row in rows
+    Raises:
+        SpecError: a cocktail has no seed that answered at all strengths.
+    """
+    measured = _measured_strengths(facts, "validation", names)
+    chosen = read_strengths(facts.store)
+    rows = []
+    for name in names:
+        seeds = _shared_seeds(measured, name, grid)
+        values = {s: _mean_value(measured, at(name, s), seeds) for s in grid}
+        best = min(grid, key=lambda s: (-values[s], abs(s - 1), s))
+        chosen[name] = {
+            "strength": best,
+            "split": "validation",
+            "tried": {f"{s:g}": values[s] for s in grid},
+            "tasks": list(facts.study.tasks),
+            "seeds": seeds,
+            "at": time.time(),
         }
-        tasks = derived.tasks()
-        main = {(n, derived.main_form(t), t.metrics[0]) for n, t in tasks.items() if t.metrics}
-        scores = pa.concat_tables(derived.store.read_table(derived.score_file(r)) for r in rows)
-        return [
-            each
-            for each in measure(scores, list(systems.values()), tasks)
-            if (each.panel.task, each.panel.form, each.metric.name) in main
-        ]
+        rows += [Tried(name, s, values[s], len(seeds), s == best) for s in grid]
+    facts.store.write_text(FILE, json.dumps(chosen, indent=1, sort_keys=True) + "\n")
+    return rows
 
 
-def _values(
-    measured: Sequence[Measured], name: str, grid: Sequence[float]
-) -> tuple[dict[float, float], list[int]]:
-    """Strength → mean over tasks and seeds; and those seeds."""
-    sides = [{s: each.named(at(name, s)) for s in grid} for each in measured]
-    both = [
-        {seed for seed in by_seed if seed is not None}
-        for side in sides
-        for by_seed in side.values()
+def read_strengths(store: Store) -> dict[str, Any]:
+    """Cocktail → the choice and the numbers behind it, as far as any was made."""
+    if not (store.folder / FILE).is_file():
+        return {}
+    chosen: dict[str, Any] = store.read_value(FILE)
+    return chosen
+
+
+def strength_gains(facts: StudyFacts, chosen: Mapping[str, float], split: str) -> list[Estimate]:
+    """Each cocktail at its chosen strength minus itself as trained, on main metrics."""
+    measured = _measured_strengths(facts, split, list(chosen))
+    return [
+        row
+        for name, strength in chosen.items()
+        if strength != 1
+        for row in compare(measured, at(name, strength), name)
     ]
-    seeds = sorted(set.intersection(*both)) if both else []
-    if not seeds:
+
+
+def _measured_strengths(facts: StudyFacts, split: str, names: Sequence[str]) -> list[Measured]:
+    """Main metrics of cocktails as trained and at all strengths that there are."""
+    trained = [row for row in facts.finished() if row.cocktail in names]
+    scaled = [r for r in finished_strengths(facts) if r.cocktail.partition("@")[0] in names]
+    rows = [row for row in (*trained, *scaled) if row.split == split]
+    if not rows:
+        return []
+    systems = {
+        row.system: SystemInfo(
+            row.system,
+            row.cocktail,
+            row.seed,
+            tuple(row.cocktail.partition("@")[0].split("+")),
+        )
+        for row in rows
+    }
+    measured = measure(score_table(facts, rows), list(systems.values()), facts.tasks)
+    return main_only(measured, facts.main_metrics.values())
+
+
+def _shared_seeds(measured: Sequence[Measured], name: str, grid: Sequence[float]) -> list[int]:
+    """Seeds that have answered every task at every strength."""
+    seeds = [
+        {seed for seed in each.named(at(name, strength)) if seed is not None}
+        for each in measured
+        for strength in grid
+    ]
+    shared = sorted(set.intersection(*seeds)) if seeds else []
+    if not shared:
         raise SpecError(
             "no seed of this cocktail has answered at all strengths",
             found=name,
             remedy="type the command again; mixtune status STUDY.yaml shows what failed",
         )
-    values = {}
-    for strength in grid:
-        own = [
-            each.values[side[strength][seed]]
-            for each, side in zip(measured, sides, strict=True)
-            for seed in seeds
-        ]
-        values[strength] = float(np.mean(own))
-    return values, seeds
+    return shared
+
+
+def _mean_value(measured: Sequence[Measured], name: str, seeds: Sequence[int]) -> float:
+    """Mean over tasks and seeds."""
+    systems = [(each, each.named(name)) for each in measured]
+    return float(np.mean([each.values[by_seed[s]] for each, by_seed in systems for s in seeds]))
