@@ -183,7 +183,9 @@ def nasty_page():
         created=NASTY,
         data=[DataRow(NASTY, NASTY, NASTY, 1, 1, NASTY, 1, 1)],
         claims=[replace(claim(NASTY, "tie"), subject=NASTY, sentence=NASTY, reason=NASTY)],
-        questions=[Question(NASTY, NASTY, NASTY, answered, (), NASTY, NASTY) for answered in (0, 1)],
+        questions=[
+            Question(NASTY, NASTY, NASTY, answered, (), NASTY, NASTY) for answered in (0, 1)
+        ],
         estimates=[
             replace(row, subject=NASTY) if row.subject != "cocktails" else row
             for row in evidence()["estimates"]
