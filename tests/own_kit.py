@@ -6,6 +6,7 @@ import io
 import yaml
 
 from mixtune.datasets.registry import Registry
+from mixtune.tasks.rendering import render_record
 
 TEN_LINES = """\
 name: ticket-topic
@@ -50,3 +51,8 @@ def registry(folder, text=TEN_LINES, name="task.yaml"):
 
 def examples(folder, text=TEN_LINES, task="ticket-topic", split="train"):
     return registry(folder, text).dataset(task, 0.1).examples(split)
+
+
+def examples_of(task, record, split, **keys):
+    """The examples of one record."""
+    return render_record(task, record, split, **keys).examples

@@ -133,7 +133,7 @@ class TestBadRows:
         info.write_text('{"a": {"file_name": "a.jsonl"}}', encoding="utf-8")
         code, out, _ = mixtune("data", "check", info)
         assert code == 2
-        assert "remedy: mend the row or leave it out" in out and "skip_if_empty" not in out
+        assert "remedy: fix the row or leave it out" in out and "skip_if_empty" not in out
 
     def test_control_characters_never_reach_the_terminal(self, place, mixtune):
         rows = [(f"\x1b[31mred\x07 [bold]x {n}", "billing") for n in range(60)]
@@ -210,6 +210,13 @@ class TestTemplates:
             "{{ text | regex_replace('a*a*a*a*b') }}",
             "{{ text | regex_replace('a|aa') }}",
             "{{ (text ~ text ~ text) | regex_replace('a*b') }}",
+            "{% with a = text %}" + "{% with a = a ~ a %}" * 40 + "{{ a }}" + "{% endwith %}" * 41,
+            "{% set a = text %}"
+            + "{% if 1 %}{% set a = a ~ a %}{% else %}{% set a = 0 %}{% endif %}" * 40
+            + "{{ a }}",
+            "{% if " + " ~ ".join(["text"] * 999) + " %}{% endif %}",
+            "{% for a in text %}" * 30 + "{% endfor %}" * 30,
+            "{{ " + "[" * 250 + "]" * 250 + " }}",
             "{" * 9 + "(" * 5000,
             "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
             "x" * 30_000,

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from own_kit import examples_of
 from study_kit import TASK, record, registry, study, write_data, write_rows
 from test_execution import run
 
@@ -117,7 +118,7 @@ class TestOwnText:
     def made(self, row, **keys):
         raw = {"name": "t", "kind": "open", "fields": {"id": None}, "target": "{{ a }}"}
         raw |= {"parser": "text", "metrics": [], "source": "rows.csv"} | keys
-        return parse_task(json.dumps(raw), "t.yaml").to_examples(row, "train")[0].own_text
+        return examples_of(parse_task(json.dumps(raw), "t.yaml"), row, "train")[0].own_text
 
     def test_by_default_the_fields_that_the_prompt_reads(self):
         row = {"a": "yes", "q": "How much?", "page": ["Sales", ["1.5", None, 2]], "x": "no part"}
@@ -136,7 +137,7 @@ class TestOwnText:
         turns.append(("assistant", "d"))
         row = {"messages": [{"role": role, "content": text} for role, text in turns]}
         raw = "name: t\nformat: messages\nsource: rows.jsonl\n"
-        made = parse_task(raw, "t.yaml").to_examples(row, "train")
+        made = examples_of(parse_task(raw, "t.yaml"), row, "train")
         assert {(e.own_text, e.record) for e in made} == {("a\nc", "train-0")}
 
     def test_questions_about_one_record_are_one_text(self, tmp_path):

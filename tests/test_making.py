@@ -7,6 +7,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from own_kit import examples_of
 
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError
@@ -16,6 +17,7 @@ from mixtune.records import Message
 from mixtune.tasks.context import Context
 from mixtune.tasks.makers import Span, detokenise, read_spans
 from mixtune.tasks.parsers.labels import PARSERS
+from mixtune.tasks.rendering import render_record
 from mixtune.tasks.task import fingerprint, query_of
 from mixtune.tasks.task_file import parse_task
 
@@ -161,7 +163,7 @@ class TestSpans:
 
     @pytest.mark.parametrize("tag", ["PER", "X-PER", "", "o", "B-"])
     def test_a_tag_that_is_none_is_refused(self, tag):
-        with pytest.raises(DataError, match="row: a tag that is not understood"):
+        with pytest.raises(DataError, match="row: unknown tag"):
             read_spans(["O", tag], "row")
 
 
@@ -169,7 +171,7 @@ class TestEntities:
     """Tasks on tagged tokens, by YAML alone."""
 
     def test_find_them(self):
-        (found,) = task(FIND, fields={"id": "id"}).to_examples(SENTENCE, "test")
+        (found,) = examples_of(task(FIND, fields={"id": "id"}), SENTENCE, "test")
         assert found.messages[0].content.endswith(
             "\n\nMr Olm's firm left Upper Town, he said (Ada)"
         )
@@ -180,11 +182,11 @@ class TestEntities:
 
     def test_a_sentence_without_any(self):
         row = SENTENCE | {"tags": ["O"] * 13}
-        assert task(FIND).to_examples(row, "train")[0].target == "none"
-        assert task(KIND).dropped(row) == "no entity"
+        assert examples_of(task(FIND), row, "train")[0].target == "none"
+        assert render_record(task(KIND), row, "train").dropped == "no entity"
 
     def test_an_example_an_entity(self):
-        made = task(KIND).to_examples(SENTENCE, "train")
+        made = examples_of(task(KIND), SENTENCE, "train")
         assert [(e.id, e.target, e.cue) for e in made] == [
             ("s1/1", "person", "olm"), ("s1/2", "place", "upper town"), ("s1/3", "person", "ada"),
         ]  # fmt: skip
@@ -195,7 +197,7 @@ class TestEntities:
 
     def test_types_that_are_not_named_are_left_out_and_counted(self, tmp_path):
         only_places = changed(KIND, "make.spans", types={"LOC": "place"})
-        assert [e.id for e in only_places.to_examples(SENTENCE, "train")] == ["s1/2"]
+        assert [e.id for e in examples_of(only_places, SENTENCE, "train")] == ["s1/2"]
         rows = [
             SENTENCE | {"id": f"s{n}", "words": [*SENTENCE["words"][:-1], f"{n}"]} for n in range(8)
         ]
@@ -209,21 +211,21 @@ class TestEntities:
     def test_numbered_tags(self):
         numbered = changed(KIND, "make.spans", tag_names=["O", "I-PER"])
         row = SENTENCE | {"words": ["Ada", "left"], "tags": [1, 0]}
-        assert [e.target for e in numbered.to_examples(row, "train")] == ["person"]
-        with pytest.raises(DataError, match=r"numbered tag that has no name(.|\n)*found:  2"):
-            numbered.to_examples(row | {"tags": [2, 0]}, "train")
+        assert [e.target for e in examples_of(numbered, row, "train")] == ["person"]
+        with pytest.raises(DataError, match=r"a numbered tag has no name(.|\n)*found:  2"):
+            examples_of(numbered, row | {"tags": [2, 0]}, "train")
 
     @pytest.mark.parametrize(
         ("row", "words"),
         [
-            ({"tags": ["O"]}, "not one tag to each token(.|\n)*13 tokens, 1 tags"),
+            ({"tags": ["O"]}, "tokens and tags differ in number(.|\n)*13 tokens, 1 tags"),
             ({"words": "Ada"}, r"field 'words': not a list"),
             ({"tags": None}, r"field 'tags': not a list"),
         ],
     )
     def test_bad_rows(self, row, words):
         with pytest.raises(DataError, match=words):
-            task(KIND).to_examples(SENTENCE | row, "train")
+            examples_of(task(KIND), SENTENCE | row, "train")
 
     def test_the_floor_looks_the_surface_up_in_train(self):
         def row(key, name, tag):
@@ -234,12 +236,12 @@ class TestEntities:
         train = [
             e
             for n, (name, tag) in enumerate(known)
-            for e in made.to_examples(row(f"t{n}", name, tag), "train")
+            for e in examples_of(made, row(f"t{n}", name, tag), "train")
         ]
         asked = [
             e
             for name in ("ROME", "Ada", "Oslo")
-            for e in made.to_examples(row(name, name, "I-LOC"), "test")
+            for e in examples_of(made, row(name, name, "I-LOC"), "test")
         ]
         floor = MajorityModel(train)
         queries = [query_of(e) for e in asked]
@@ -248,7 +250,7 @@ class TestEntities:
 
     def test_the_floors_id_holds_a_cue_only_where_there_is_one(self):
         def known(made):
-            rows = {"kind": made.to_examples(SENTENCE, "train")}
+            rows = {"kind": examples_of(made, SENTENCE, "train")}
             return Planner._known(SimpleNamespace(corpus=SimpleNamespace(known=rows)), "kind")
 
         assert known(task(KIND))[0] == ["", "person", "olm"]
@@ -256,7 +258,7 @@ class TestEntities:
 
     def test_a_cue_is_in_the_digest_only_where_there_is_one(self):
         with_cue, without = task(KIND), task(KIND, floor_by=None)
-        pairs = [t.to_examples(SENTENCE, "train") for t in (with_cue, without)]
+        pairs = [examples_of(t, SENTENCE, "train") for t in (with_cue, without)]
         assert {e.cue for e in pairs[1]} == {""}
         assert fingerprint(pairs[0]) != fingerprint(pairs[1])
         assert with_cue.prompt_version == without.prompt_version
@@ -266,7 +268,7 @@ class TestDialogue:
     """Lists that run side by side, turn by turn."""
 
     def test_each_turn_with_those_before_it(self):
-        first, second, third = task(TALK).to_examples(DIALOGUE, "test")
+        first, second, third = examples_of(task(TALK), DIALOGUE, "test")
         assert [e.id for e in (first, second, third)] == ["d/1", "d/2", "d/3"]
         assert [e.target for e in (first, second, third)] == ["8", "50%", "yes"]
         assert {e.group for e in (first, second, third)} == {DIALOGUE["page"]}
@@ -283,28 +285,36 @@ class TestDialogue:
     def test_a_dialogue_ends_before_a_turn_without_an_answer(self):
         row = DIALOGUE | {"results": ["8.0", None, "yes"], "answers": ["8", "", ""]}
         made = task(TALK)
-        assert [e.target for e in made.to_examples(row, "test")] == ["8"]
-        assert made.notes(row) == ["turn without an answer, or after one"] * 2
-        assert made.dropped(row | {"results": [None] * 3}) is None  # "8" is told
+        assert [e.target for e in examples_of(made, row, "test")] == ["8"]
         assert (
-            made.notes(row | {"results": [None] * 3})[0] == "result is empty, so told is the truth"
+            render_record(made, row, "train").notes == ("turn without an answer, or after one",) * 2
         )
-        assert made.dropped(row | {"results": [None] * 3, "answers": [""] * 3}) == "no answer"
+        assert (
+            render_record(made, row | {"results": [None] * 3}, "train").dropped is None
+        )  # "8" is told
+        assert (
+            render_record(made, row | {"results": [None] * 3}, "train").notes[0]
+            == "result is empty, so told is the truth"
+        )
+        assert (
+            render_record(made, row | {"results": [None] * 3, "answers": [""] * 3}, "train").dropped
+            == "no answer"
+        )
         empty = {"questions": [], "results": [], "answers": []}
-        assert made.dropped(row | empty) == "no turn"
+        assert render_record(made, row | empty, "train").dropped == "no turn"
 
     def test_lists_of_unequal_length_are_refused(self):
-        with pytest.raises(DataError, match=r"not of one length(.|\n)*questions: 3, results: 1"):
-            task(TALK).to_examples(DIALOGUE | {"results": [1]}, "test")
+        with pytest.raises(DataError, match=r"differ in length(.|\n)*questions: 3, results: 1"):
+            examples_of(task(TALK), DIALOGUE | {"results": [1]}, "test")
 
     def test_a_page_is_cut_by_all_that_was_asked_so_far(self):
         page = "Rent is high. Sales rose to 8. Costs fell to 4."
         cut = task(TALK).with_context("evidence-first", 4)
-        first, second, _ = cut.to_examples(DIALOGUE | {"page": page}, "test")
+        first, second, _ = examples_of(cut, DIALOGUE | {"page": page}, "test")
         assert first.messages[0].content == "Sales rose to 8.\n\nSay: sales?"
         assert second.messages[0].content.startswith("Sales rose to 8.\n")
-        other = cut.to_examples(
-            DIALOGUE | {"page": page, "questions": ["costs?", "b?", "c?"]}, "test"
+        other = examples_of(
+            cut, DIALOGUE | {"page": page, "questions": ["costs?", "b?", "c?"]}, "test"
         )
         assert other[0].messages[0].content.startswith("Costs fell to 4.\n")
 

@@ -5,7 +5,7 @@ import json
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from own_kit import TEN_LINES, changed, csv_text
+from own_kit import TEN_LINES, changed, csv_text, examples_of
 
 from mixtune.datasets import rows as files
 from mixtune.datasets.rows import read_rows
@@ -55,7 +55,7 @@ class TestAnything:
     def test_rows(self, row, form):
         text = TEN_LINES if form == "fields" else f"name: a\nformat: {form}\nsource: a.csv\n"
         try:
-            for example in parse_task(text, "t").to_examples(row, "train"):
+            for example in examples_of(parse_task(text, "t"), row, "train"):
                 assert example.target and example.messages[-1].role == "user"
         except UserError as error:
             assert "\x1b" not in str(error)
@@ -134,7 +134,7 @@ class TestAnything:
             return
         if "labels in" in made.found:
             task = parse_task(made.text, "t")
-            assert all(task.to_examples(row, "train")[0].target in task.labels for row in rows)
+            assert all(examples_of(task, row, "train")[0].target in task.labels for row in rows)
 
     @plenty
     @given(st.text(alphabet="{}%'\"|()[]ab~*+ .textfori\n0123", max_size=60))

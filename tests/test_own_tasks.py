@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from engine_oracle import write_base
-from own_kit import MESSAGES, TEN_LINES, changed, csv_text, examples, many, registry
+from own_kit import MESSAGES, TEN_LINES, changed, csv_text, examples, examples_of, many, registry
 
 from mixtune.datasets import rows as files
 from mixtune.datasets.leakage import find_leaked
@@ -194,7 +194,7 @@ class TestConversations:
 
     def made(self, form, row, **keys):
         raw = {"name": "talk", "format": form, "source": "rows.jsonl", **keys}
-        return parse_task(yaml.safe_dump(raw), "t.yaml").to_examples(row, "train", where="f:1")
+        return examples_of(parse_task(yaml.safe_dump(raw), "t.yaml"), row, "train", where="f:1")
 
     def test_alpaca(self):
         row = {"instruction": "Add.", "input": "1 2", "output": " 3 ", "system": "Be short."}
@@ -213,9 +213,9 @@ class TestConversations:
         assert self.made("alpaca", row)[0].group == "where is it"
         assert self.made("alpaca", row | {"input": ""})[0].group == "answer the customer"
         built_in = Registry.builtin().get("alpaca")
-        (example,) = built_in.to_examples(row | {"id": 1}, "train")
+        (example,) = examples_of(built_in, row | {"id": 1}, "train")
         assert example.group == "where is it"
-        (example,) = built_in.to_examples(row | {"id": 1, "input": ""}, "train")
+        (example,) = examples_of(built_in, row | {"id": 1, "input": ""}, "train")
         assert example.group == "answer the customer"
 
     def test_the_leakage_gate_sees_a_test_text_in_the_input(self, place):

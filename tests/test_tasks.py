@@ -5,13 +5,14 @@ import json
 
 import pytest
 import yaml
+from own_kit import examples_of
 
 from mixtune.datasets import rows as files
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError
 from mixtune.identity import unit_interval
 from mixtune.records import Message
-from mixtune.tasks.rendering import loose_text
+from mixtune.tasks.record import loose_text
 from mixtune.tasks.task import fingerprint, query_of
 from mixtune.tasks.task_file import parse_task
 
@@ -184,7 +185,7 @@ class TestTaskFile:
 
     def test_labels_may_be_listed_by_the_template(self):
         made = task(prompt="One of {{ labels | join(' or ') }}: {{ text }}")
-        example = made.to_examples(record(1), "train")[0]
+        example = examples_of(made, record(1), "train")[0]
         assert example.messages[0].content == "One of bad or good: text number 1"
 
     def test_a_task_is_frozen(self):
@@ -194,30 +195,30 @@ class TestTaskFile:
     def test_a_template_cannot_reach_into_python(self):
         made = task(prompt="bad or good? {{ text.__class__.__mro__ }}")
         with pytest.raises(DataError, match="the template fails"):
-            made.to_examples(record(1), "train")
+            examples_of(made, record(1), "train")
 
 
 class TestRendering:
     """One record to examples."""
 
     def test_a_label_record(self):
-        (example,) = task().to_examples(record(7, "  Up  it goes! ", "BAD"), "test")
+        (example,) = examples_of(task(), record(7, "  Up  it goes! ", "BAD"), "test")
         assert example.messages == (Message("user", "Is this bad or good?\n\n  Up  it goes!"),)
         assert (example.id, example.split, example.stratum) == ("r7", "test", "")
         assert (example.target, example.choices) == ("bad", ("bad", "good"))
         assert example.group == "up it goes"
 
     def test_the_hubs_number_and_our_word_are_one_label(self):
-        targets = [task().to_examples(record(1, label=x), "train")[0].target for x in (1, "good")]
+        targets = [examples_of(task(), record(1, label=x), "train")[0].target for x in (1, "good")]
         assert targets == ["good", "good"]
 
     def test_template_signs_in_a_record_are_text(self):
-        (example,) = task().to_examples(record(1, "{{ label }} {% if %}"), "train")
+        (example,) = examples_of(task(), record(1, "{{ label }} {% if %}"), "train")
         assert example.messages[0].content.endswith("{{ label }} {% if %}")
 
     def test_questions_share_a_group_and_differ_in_stratum(self):
         row = {"id": "h1", "text": "Gold, up!", "Up": "Yes", "Down": "No"}
-        up, down = task(NINE).to_examples(row, "train")
+        up, down = examples_of(task(NINE), row, "train")
         assert (up.id, up.stratum, up.target) == ("h1/Up", "Up", "Yes")
         assert (down.id, down.stratum, down.target) == ("h1/Down", "Down", "No")
         assert up.group == down.group == "gold up"
@@ -225,19 +226,19 @@ class TestRendering:
 
     def test_an_open_record(self):
         row = {"id": "c", "ask": "Add.", "more": "", "reply": "2 <<1+1=2>>is it"}
-        (example,) = task(OPEN).to_examples(row, "train")
+        (example,) = examples_of(task(OPEN), row, "train")
         assert [m.role for m in example.messages] == ["system", "user"]
         assert example.messages[1].content == "Add."
         assert (example.target, example.choices) == ("2 is it", ())
 
     def test_records_without_an_id_are_numbered(self):
         made = task(fields={"label": "label", "id": None})
-        (example,) = made.to_examples({"text": "a", "label": "good"}, "train", number=4)
+        (example,) = examples_of(made, {"text": "a", "label": "good"}, "train", number=4)
         assert example.id == "train-4"
 
     def test_a_group_field_is_taken_as_it_stands(self):
         made = task(fields={"label": "label", "group": "page"})
-        assert made.to_examples(record(1) | {"page": "P 3/b"}, "train")[0].group == "P 3/b"
+        assert examples_of(made, record(1) | {"page": "P 3/b"}, "train")[0].group == "P 3/b"
 
     @pytest.mark.parametrize(
         ("row", "words"),
@@ -256,7 +257,7 @@ class TestRendering:
     )
     def test_a_bad_record_is_refused_with_place_and_remedy(self, row, words):
         with pytest.raises(DataError) as caught:
-            task().to_examples(row, "train", where="f.jsonl:3")
+            examples_of(task(), row, "train", where="f.jsonl:3")
         text = str(caught.value).replace("found:  fine", "found:  'fine'")
         for word in ["f.jsonl:3", "remedy", *words]:
             assert word in text
@@ -274,18 +275,18 @@ class TestRendering:
         assert made.parser_version != before
 
     def test_a_query_holds_no_answer(self):
-        (example,) = task().to_examples(record(1), "train")
+        (example,) = examples_of(task(), record(1), "train")
         query = query_of(example)
         assert query.messages == example.messages and query.choices == example.choices
         assert not hasattr(query, "target")
 
     def test_fingerprint_sees_every_field_and_the_order(self):
-        a, b = (task().to_examples(record(n), "train")[0] for n in (1, 2))
+        a, b = (examples_of(task(), record(n), "train")[0] for n in (1, 2))
         others = [
-            task().to_examples(record(1, "another text"), "train")[0],
-            task().to_examples(record(1, label="bad"), "train")[0],
-            task(labels=["good", "bad"]).to_examples(record(1), "train")[0],
-            task(prompt="bad or good! {{ text }}").to_examples(record(1), "train")[0],
+            examples_of(task(), record(1, "another text"), "train")[0],
+            examples_of(task(), record(1, label="bad"), "train")[0],
+            examples_of(task(labels=["good", "bad"]), record(1), "train")[0],
+            examples_of(task(prompt="bad or good! {{ text }}"), record(1), "train")[0],
         ]
         prints = [fingerprint([a, b]), fingerprint([b, a]), fingerprint([a])]
         prints += [fingerprint([other, b]) for other in others]
@@ -298,7 +299,7 @@ class TestRendering:
         assert loose_text("ＧＯＬＤ Straße") == "gold strasse"
 
     def test_long_groups_are_cut_and_stay_apart(self):
-        groups = {task().to_examples(record(1, "w " * 500 + x), "train")[0].group for x in "ab"}
+        groups = {examples_of(task(), record(1, "w " * 500 + x), "train")[0].group for x in "ab"}
         assert len(groups) == 2
         assert max(map(len, groups)) < 200
 

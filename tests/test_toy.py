@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from own_kit import examples_of
 
 from mixtune.datasets.leakage import find_leaked, loose
 from mixtune.datasets.toy import RELATIONS, SIZES, TOY, fact_half, records, split_of, tone_half
@@ -25,7 +26,7 @@ def task(name):
 
 @cache
 def examples(name, split):
-    return [e for r in records(name, split) for e in task(name).to_examples(r, split, where=name)]
+    return [e for r in records(name, split) for e in examples_of(task(name), r, split, where=name)]
 
 
 def texts(name, split):

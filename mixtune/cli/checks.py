@@ -30,6 +30,7 @@ from mixtune.models.files import cache_dir
 from mixtune.models.hub import offline
 from mixtune.models.memory import free_memory, main_memory
 from mixtune.records import Split
+from mixtune.tasks.rendering import render_record
 from mixtune.tasks.source_spec import HubSource
 from mixtune.tasks.task import Task
 
@@ -267,11 +268,12 @@ def _split(task: Task, source: HubSource, split: Split) -> Line:
     topic = f"task {task.name}, {split}"
     try:
         for row in HubReader(task.name, source, stream=True).rows(split):
-            if task.dropped(row.record) is None:
-                made = task.to_examples(
-                    row.record, split, where=row.where, number=row.number, only=row.only
-                )
-                return Line(topic, "ok", f"{source.path}: answer {shorten(made[0].target, 40)!r}")
+            rendered = render_record(
+                task, row.record, split, where=row.where, number=row.number, question=row.only
+            )
+            if rendered.dropped is None:
+                target = shorten(rendered.examples[0].target, 40)
+                return Line(topic, "ok", f"{source.path}: answer {target!r}")
     # Streams fail late, with errors of several libraries.
     except (MixtuneError, HTTPError, DatasetsError, OSError, ValueError, RuntimeError) as error:
         return Line(topic, "problem", str(error), "mend source.hub in the task file", True)

@@ -22,7 +22,8 @@ from mixtune.identity import unit_interval
 from mixtune.records import Example, OwnText, Split
 from mixtune.study.spec import Study
 from mixtune.tasks.context import Policy
-from mixtune.tasks.rendering import grouped
+from mixtune.tasks.record import group_key
+from mixtune.tasks.rendering import render_record
 from mixtune.tasks.task import Task
 from mixtune.tasks.task_file import parse_task
 
@@ -343,7 +344,7 @@ def own_texts(examples: Iterable[Example]) -> list[OwnText]:
 
 def _own_text(record: str, rows: list[Example]) -> OwnText:
     text, group = rows[0].compared_text, rows[0].group
-    apart = "" if group == grouped(text) else group
+    apart = "" if group == group_key(text) else group
     return OwnText(record, text, apart, tuple(row.target for row in rows))
 
 
@@ -360,35 +361,29 @@ def _load(task: Task, reader: Reader, split: Split, fault: Fault = refuse) -> Lo
     for row in reader.rows(split, fault):
         records += 1
         try:
-            reason, made = _rendered(task, row, split)
-            _refuse_repeats(made, seen, row)
+            rendered = render_record(
+                task,
+                row.record,
+                split,
+                where=row.where,
+                number=row.number,
+                question=row.only,
+            )
+            _refuse_repeats(rendered.examples, seen, row)
         except DataError as error:
             fault(error)
             faults += 1
             continue
-        if reason is not None:
-            dropped[reason] += 1
+        if rendered.dropped is not None:
+            dropped[rendered.dropped] += 1
             continue
-        examples += made
+        examples += rendered.examples
         kept += 1
-        notes.update(task.notes(row.record, row.where))
+        notes.update(rendered.notes)
     if not examples and not faults:
         fault(_unusable(task, split, records, reader.about, dropped))
     assert records == kept + faults + dropped.total()
     return LoadedSplit(tuple(examples), reader.about, split, records, dropped, notes)
-
-
-def _rendered(task: Task, row: Row, split: Split) -> tuple[str | None, list[Example]]:
-    """Why a record is left out, or its examples.
-
-    Raises:
-        DataError: the record cannot be used.
-    """
-    reason = task.dropped(row.record, row.where)
-    if reason is not None:
-        return reason, []
-    made = task.to_examples(row.record, split, where=row.where, number=row.number, only=row.only)
-    return None, made
 
 
 def _unusable(

@@ -1,32 +1,31 @@
-"""Long contexts: what a task file says of the page its questions are about, and how it is cut.
+"""`context:` of a task file: the long page that questions are about, and how it is cut.
 
-Knows: words, lines, sentences, four policies. Does not know: tokens of a model, templates, tasks.
+Knows: words, lines, sentences, four policies. Does not know: tokens of a model, tasks.
 
-A policy acts on a page of more than `words` words (parted by white space) and leaves shorter ones
-as they are:
+A policy acts on a page of more than `words` words (separated by white space):
 
 - `error`: refused. `drop`: the record is left out and counted.
-- `evidence-first`: sentences and table rows are put in the order of what they share with the
-  question, the rarer the word or number on the page the more it weighs, and then cut. A table's
-  first row comes with the first row that is taken of it.
+- `evidence-first`: sentences and table rows are sorted by the words and numbers that they share
+  with the question, weighted by inverse document frequency, and then cut. A table's first row is
+  included with the first of its rows.
 - `truncate-middle`: the first and the last half of the words stay, with "…" between.
 """
 
 import math
 import re
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from mixtune.errors import DataError
 from mixtune.study.fields import Frozen
-from mixtune.tasks.source_spec import Text
+from mixtune.tasks.templates import Template
 
 Policy = Literal["error", "drop", "evidence-first", "truncate-middle"]
 
 COLUMN = " | "
-"""What parts the cells of a table row."""
+"""Separator of the cells of a table row."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _TERM = re.compile(r"\d[\d.,]*|[^\W\d_]+")
@@ -35,12 +34,12 @@ _TERM = re.compile(r"\d[\d.,]*|[^\W\d_]+")
 class Context(Frozen):
     """The page, as a template; the prompt shows it as `{{ context }}`.
 
-    `question`: a template of what evidence is looked for. `words`: how many a page may have (null:
-    any number).
+    `question`: a template of the text whose evidence is looked for. `words`: the most that a page
+    may have (null: any number).
     """
 
-    text: Text
-    question: Text | None = None
+    text: Template
+    question: Template | None = None
     policy: Policy = "error"
     words: Annotated[int, Field(gt=0)] | None = None
 
@@ -53,7 +52,7 @@ class Context(Frozen):
         return self
 
     def too_long(self, page: str) -> bool:
-        """Whether the policy acts on a page."""
+        """True if the policy acts on a page."""
         return self.words is not None and len(page.split()) > self.words
 
     def fit(self, page: str, question: str, where: str) -> str:
@@ -87,38 +86,47 @@ def _without_middle(page: str, words: int) -> str:
 def _evidence_first(page: str, question: str, words: int) -> str:
     """Whole pieces, best first, until one does not fit; a first piece that is too long is cut."""
     pieces = _pieces(page)
-    terms = [_terms(text) for text, _ in pieces]
-    shared = Counter(term for found in terms for term in found)
-    asked = _terms(question)
+    terms = [_terms(piece.text) for piece in pieces]
+    frequency = Counter(term for piece_terms in terms for term in piece_terms)
+    question_terms = _terms(question)
     weights = [
-        sum(math.log((1 + len(pieces)) / shared[term]) for term in sorted(found & asked))
-        for found in terms
+        sum(
+            math.log((1 + len(pieces)) / frequency[term])
+            for term in sorted(piece_terms & question_terms)  # sorted: one order of the float sum
+        )
+        for piece_terms in terms
     ]
-    taken: dict[int, str] = {}
-    left = words
-    for place in sorted(range(len(pieces)), key=lambda place: (-weights[place], place)):
-        text, head = pieces[place]
-        fresh = [p for p in dict.fromkeys((head, place)) if p not in taken]
-        size = sum(len(pieces[p][0].split()) for p in fresh)
-        if size > left:
+    chosen: dict[int, str] = {}
+    budget = words
+    order = sorted(range(len(pieces)), key=lambda place: (-weights[place], place))
+    for place in order:
+        new = [p for p in dict.fromkeys((pieces[place].header, place)) if p not in chosen]
+        size = sum(len(pieces[p].text.split()) for p in new)
+        if size > budget:
             break
-        left -= size
-        taken |= {p: pieces[p][0] for p in fresh}
-    return "\n".join(taken.values()) or " ".join(text.split()[:words])
+        budget -= size
+        chosen |= {p: pieces[p].text for p in new}
+    return "\n".join(chosen.values()) or " ".join(pieces[order[0]].text.split()[:words])
 
 
-def _pieces(page: str) -> list[tuple[str, int]]:
-    """Sentences and table rows; each with the place of its table's first row, or its own."""
-    pieces: list[tuple[str, int]] = []
-    head: int | None = None
+class _Piece(NamedTuple):
+    """A sentence or table row; `header` is the place of its table's first row, or its own."""
+
+    text: str
+    header: int
+
+
+def _pieces(page: str) -> list[_Piece]:
+    pieces: list[_Piece] = []
+    header: int | None = None
     for line in page.splitlines():
         if COLUMN in line:
-            head = len(pieces) if head is None else head
-            pieces.append((line.strip(), head))
+            header = len(pieces) if header is None else header
+            pieces.append(_Piece(line.strip(), header))
             continue
-        head = None
+        header = None
         for sentence in filter(None, map(str.strip, _SENTENCE_END.split(line))):
-            pieces.append((sentence, len(pieces)))
+            pieces.append(_Piece(sentence, len(pieces)))
     return pieces
 
 

@@ -1,98 +1,153 @@
-"""What a record says by itself, and how such a text names a group.
+"""One record of a task → its examples, or the reason why the task leaves it out.
 
-Knows: texts, values of fields. Does not know: task files, which fields a prompt reads.
-
-One record → examples: the fields it needs, its turns and answers, its group.
-
-Knows: templates' values, labels, groups, parts of a record. Does not know: keys of task files and
-what they may say (base.py), which records a task leaves out (base.py), files.
+Knows: templates' values, labels, groups, parts of a record. Does not know: files, other records.
 """
 
-import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
-from mixtune.errors import DataError, did_you_mean, shorten
-from mixtune.identity import digest
+from mixtune.errors import DataError, shorten
 from mixtune.records import Example, Message, Split
-from mixtune.tasks.conversations import Dialogue, Record, blank, read_dialogue
-from mixtune.tasks.templates import render, variables
-
-if TYPE_CHECKING:
-    from mixtune.tasks.task import Task
-
-
-def own_text(
-    template: str | None, record: Mapping[str, object], told: Iterable[object], where: str
-) -> str:
-    """What splits are compared by: the template's text, else all that the record tells.
-
-    Raises:
-        DataError: the template fails.
-    """
-    if template is not None:
-        return render(template, record, f"{where}: own_text")
-    return "\n".join(map(_said, told))
-
-
-def _said(value: object) -> str:
-    """The words of a field: those of a list or mapping one after another, without its signs."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return " ".join(filter(None, map(_said, value)))
-    return "" if value is None else str(value)
-
-
-def loose_text(text: str) -> str:
-    """Lower case, without links, letters and digits only: what a group is compared by.
-
-    Text that has no letters or digits left keeps its own characters, so that two such texts are
-    one group only when they are equal.
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    words = re.findall(r"[^\W_]+", re.sub(r"(?:https?://|www\.)\S+", " ", folded))
-    return " ".join(words) or " ".join(folded.split())
-
-
-def grouped(text: str) -> str:
-    """The group that a text is; long ones are cut, with a digest of the whole.
-
-    The group is stored with every score.
-    """
-    loose = loose_text(text)
-    return loose if len(loose) <= 200 else f"{loose[:160]} #{digest(loose)}"
-
+from mixtune.tasks.conversations import read_dialogue
+from mixtune.tasks.makers import Part, Parts
+from mixtune.tasks.record import (
+    Record,
+    blank,
+    group_key,
+    loose_text,
+    missing_field,
+    plain_text,
+    spellings,
+)
+from mixtune.tasks.task import Task
+from mixtune.tasks.templates import render
 
 Values = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """What one example, or all questions about a record, are made of."""
+class Rendered:
+    """The examples of a record; `dropped` is the reason where the task leaves the record out.
+
+    `notes`: what happened to a record that is used and is worth counting, such as a cut page.
+    """
+
+    examples: tuple[Example, ...] = ()
+    notes: tuple[str, ...] = ()
+    dropped: str | None = None
+
+
+def render_record(
+    task: Task,
+    record: Record,
+    split: Split,
+    *,
+    where: str = "record",
+    number: int = 0,
+    question: str | None = None,
+) -> Rendered:
+    """Render one record: one example, one per question, per part or per turn of the assistant.
+
+    `number`: its place in the split, the id of records that have none. `question`: the only one,
+    for sources that give a row per question.
+
+    Raises:
+        DataError: a field missing or empty, a label outside the set, a template that fails.
+    """
+    reason = _excluded(task, record)
+    if reason is not None:
+        return Rendered(dropped=reason)
+    record = _rename(task, record, where)
+    parts = Parts((Part("", {}),)) if task.make is None else task.make.parts(record, where)
+    if parts.dropped is not None:
+        return Rendered(dropped=parts.dropped)
+    _require_fields(task, record, where)
+    key = str(record[task.fields.id]) if task.fields.id else f"{split}-{number}"
+    renderer = _Renderer(task, record, where, key, split)
+    notes, context = parts.notes, task.context
+    if context is not None and any(map(context.too_long, renderer.pages(parts))):
+        if context.policy == "drop":
+            return Rendered(dropped=f"context over {context.words:,} words")
+        notes += (f"context cut to {context.words:,} words: {context.policy}",)
+    return Rendered(tuple(renderer.examples(parts, question)), notes)
+
+
+def _excluded(task: Task, record: Record) -> str | None:
+    """The reason why the values of a record's fields exclude it, or None."""
+    for field, values in task.keep.items():
+        if field in record and str(record[field]) not in values:
+            return f"another {field}"
+    for field, values in task.leave_out.items():
+        if field in record and str(record[field]) in values:
+            return f"another {field}"
+    for field in task.skip_if_empty:
+        column = task.columns.get(field) or field
+        if column in record and blank(record[column]):
+            return f"empty {field}"
+    return None
+
+
+def _rename(task: Task, record: Record, where: str) -> Record:
+    """The record under the names that the task file uses.
+
+    Raises:
+        DataError: a column that is missing.
+    """
+    if task.format != "fields" or not task.columns:
+        return record
+    for name, column in task.columns.items():
+        if column not in record:
+            missing_field(str(column), record, f"{where}: columns.{name}")
+    columns = set(task.columns.values())
+    unmapped = {name: value for name, value in record.items() if name not in columns}
+    return unmapped | {name: record[str(column)] for name, column in task.columns.items()}
+
+
+def _require_fields(task: Task, record: Record, where: str) -> None:
+    """Check that every field in use exists and, unless it may be empty, is not blank.
+
+    The fields of makers may be empty: the maker decides what follows.
+
+    Raises:
+        DataError: a field that is missing or empty.
+    """
+    required = task.required_fields
+    read = task.make.reads() if task.make is not None else set()
+    for field in sorted(required | read | {*task.keep, *task.leave_out}):
+        if field not in record:
+            missing_field(field, record, where)
+        if field in required and field not in task.may_be_empty and blank(record[field]):
+            raise DataError(
+                "the field is empty",
+                where=f"{where}: field {field!r}",
+                found=repr(record[field]),
+                wanted="text that is not blank",
+                remedy="fix the row, or name the field in may_be_empty or skip_if_empty",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _PreparedPart:
+    """The material of one example, or of all questions about a part of a record."""
 
     key: str
-    fields: Values
+    values: Values
     group: str
     own_text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Rendering:
-    """One record of a task being rendered; `record` has the names that the task file uses.
+class _Renderer:
+    """One record of a task, under the names that the task file uses; `key` is its id."""
 
-    `where`: its place, for messages. `key`: its id.
-    """
-
-    task: "Task"
+    task: Task
     record: Record
     where: str
     key: str
     split: Split
 
-    def examples(self, only: str | None = None) -> list[Example]:
+    def examples(self, parts: Parts, question: str | None) -> Iterator[Example]:
         """One example, one per question, per part or per turn of the assistant.
 
         Raises:
@@ -101,118 +156,92 @@ class Rendering:
         task = self.task
         if task.format != "fields":
             return self._conversation()
-        if task.make is not None:
-            return self._made()
-        (part,) = self._parts()
-        if not task.questions:
-            return [self._example(part)]
-        asked = task.questions if only is None else [only]
-        return [self._example(part, field) for field in asked]
+        if task.make is not None and task.make.follow_up is not None:
+            return self._dialogue(task.make.follow_up, parts.parts)
+        fields: Sequence[str | None] = [None]
+        if task.questions:
+            fields = [*task.questions] if question is None else [question]
+        prepared = map(self._prepare, parts.parts)
+        return (self._example(part, field) for part in prepared for field in fields)
 
-    def pages(self) -> list[str]:
-        """The context of each part before anything is cut; a dialogue has one for all turns."""
+    def pages(self, parts: Parts) -> list[str]:
+        """The uncut context of each part; a dialogue has one for all turns."""
         if self.task.context is None:
             return []
-        pages = [self._page(fields) for fields in self._fields().values()]
-        return pages[:1] if self._follow_up() else pages
+        dialogue = self.task.make is not None and self.task.make.follow_up is not None
+        return [self._page(self._values(p)) for p in parts.parts[: 1 if dialogue else None]]
 
-    def _conversation(self) -> list[Example]:
-        """An example for each of the assistant's turns that is learnt, with the turns before it."""
+    def _conversation(self) -> Iterator[Example]:
+        """An example for each of the assistant's turns to learn, with the turns before it."""
         task = self.task
         dialogue = read_dialogue(self.record, self.where, task.format, task.columns, task.roles)
-        group = group_of(task, self.record, self.where, dialogue.own_text())
-        asked = [turn.content for turn in dialogue.turns if turn.role == "user"]
-        told = own_text(task.own_text, self.record, asked, self.where)
-        own = dialogue.turns[0].role == "system"
-        before = () if own else self._system({**self.record})
+        turns = dialogue.turns
+        group = self._group(self.record, dialogue.own_text())
+        own_text = self._own_text(self.record, [t.content for t in turns if t.role == "user"])
+        system = () if turns[0].role == "system" else self._system({**self.record})
         answers = dialogue.answers()
-        return [
-            Example(
+        for place in answers if task.turns == "all" else answers[-1:]:
+            # Numbered from 1 among all turns of the assistant, those not to learn included.
+            number = sum(turn.role == "assistant" for turn in turns[: place + 1])
+            yield Example(
                 task=task.name,
-                id=f"{self.key}/{_number(dialogue, place)}",
+                id=f"{self.key}/{number}",
                 split=self.split,
                 group=group,
                 stratum="",
-                messages=(*before, *dialogue.turns[:place]),
-                target=dialogue.turns[place].content,
+                messages=(*system, *turns[:place]),
+                target=turns[place].content,
                 record=self.key,
-                own_text=told,
+                own_text=own_text,
             )
-            for place in (answers if task.turns == "all" else answers[-1:])
-        ]
 
-    def _made(self) -> list[Example]:
-        follow_up = self._follow_up()
-        if follow_up is not None:
-            return self._dialogue(follow_up, self._parts())
-        return [self._example(part) for part in self._parts()]
-
-    def _parts(self) -> list[_Part]:
-        return [self._part(key, fields) for key, fields in self._fields().items()]
-
-    def _part(self, key: str, fields: Values) -> _Part:
-        group = group_of(self.task, fields, self.where)
-        told = [fields[name] for name in content_fields(self.task)]
-        return _Part(key, fields, group, own_text(self.task.own_text, fields, told, self.where))
-
-    def _fields(self) -> dict[str, Values]:
-        """Ids of parts, with the record's fields and those that were made."""
-        if self.task.make is None:
-            return {self.key: {**self.record}}
-        return {
-            f"{self.key}/{part.key}" if part.key else self.key: {**self.record, **part.fields}
-            for part in self.task.make.made(self.record, self.where).parts
-        }
-
-    def _follow_up(self) -> str | None:
-        """The template of later turns; None where the parts of a record are no dialogue."""
-        turns = self.task.make.turns if self.task.make is not None else None
-        return turns.follow_up if turns is not None else None
-
-    def _dialogue(self, follow_up: str, parts: Sequence[_Part]) -> list[Example]:
+    def _dialogue(self, follow_up: str, parts: Sequence[Part]) -> Iterator[Example]:
         """An example for each turn: the page and the first question, then turn by turn.
 
-        A page that is cut by what is asked is cut anew for each turn, by all that was asked so far.
+        A page that is cut by the question is cut again for each turn, by all questions so far.
         """
-        examples: list[Example] = []
-        said: list[Message] = []
-        asked: list[str] = []
-        for part in parts:
-            asked.append(self._evidence(part.fields))
-            if said:
-                said.append(Message("user", self._render("follow_up", follow_up, part.fields)))
-            opening = parts[0].fields
-            first = self._prompt({**opening, **self._context(opening, "\n".join(asked))})
-            made = self._finish(part, {}, (*first, *said))
-            examples.append(made)
-            said.append(Message("assistant", made.target))
-        return examples
+        history: list[Message] = []
+        questions: list[str] = []
+        opening = self._values(parts[0])
+        for part in map(self._prepare, parts):
+            questions.append(self._evidence(part.values))
+            if history:
+                text = self._render("follow_up", follow_up, part.values)
+                history.append(Message("user", text))
+            first = self._prompt(opening | self._context(opening, "\n".join(questions)))
+            example = self._finish(part, {}, (*first, *history))
+            yield example
+            history.append(Message("assistant", example.target))
 
-    def _example(self, part: _Part, field: str | None = None) -> Example:
-        added = self._context(part.fields, self._evidence(part.fields))
+    def _example(self, part: _PreparedPart, field: str | None) -> Example:
+        added = self._context(part.values, self._evidence(part.values))
         if field is not None:
             added["question"] = self.task.questions[field]
-        return self._finish(part, added, self._prompt({**part.fields, **added}), field)
+        return self._finish(part, added, self._prompt(part.values | added), field)
 
     def _finish(
-        self, part: _Part, added: Values, messages: tuple[Message, ...], field: str | None = None
+        self,
+        part: _PreparedPart,
+        added: Values,
+        messages: tuple[Message, ...],
+        field: str | None = None,
     ) -> Example:
-        """The example, with its answer; `added` is what templates see beside the fields."""
-        task = self.task
+        """The example with its answer; `added` are the templates' values besides the fields."""
+        task, values = self.task, part.values
         label_field = field or task.fields.label
         if label_field is not None:
-            added = {**added, "label": self._label(part.fields, label_field)}
+            added = {**added, "label": self._label(values, label_field)}
         if task.kind == "label":  # whose target is the label itself
             target = str(added["label"]).strip()
         else:
-            target = self._render("target", task.target, {**part.fields, **added})
+            target = self._render("target", task.target, values | added)
         if not target:
             raise DataError(
                 "the target is empty", where=self.where, remedy="skip_if_empty leaves such rows out"
             )
         cue = ""
         if task.floor_by is not None:
-            cue = loose_text(self._render("floor_by", task.floor_by, part.fields))
+            cue = loose_text(self._render("floor_by", task.floor_by, values))
         return Example(
             task=task.name,
             id=part.key if field is None else f"{part.key}/{field}",
@@ -226,6 +255,34 @@ class Rendering:
             record=self.key,
             own_text=part.own_text,
         )
+
+    def _prepare(self, part: Part) -> _PreparedPart:
+        values = self._values(part)
+        content = [values[name] for name in self.task.content_fields]
+        return _PreparedPart(
+            key=f"{self.key}/{part.key}" if part.key else self.key,
+            values=values,
+            group=self._group(values, "\n".join(map(str, content))),
+            own_text=self._own_text(values, content),
+        )
+
+    def _values(self, part: Part) -> Values:
+        return {**self.record, **part.fields}
+
+    def _group(self, values: Record, content: str) -> str:
+        """The unit of independence: a field as it is, or the key of a text."""
+        task = self.task
+        if task.fields.group is not None:
+            return str(values[task.fields.group])
+        if task.group_by is not None:
+            content = self._render("group_by", task.group_by, {**values})
+        return group_key(content)
+
+    def _own_text(self, values: Record, content: Iterable[object]) -> str:
+        """The text that splits are compared by: the template's, else all of the content."""
+        if self.task.own_text is not None:
+            return render(self.task.own_text, values, f"{self.where}: own_text")
+        return "\n".join(map(plain_text, content))
 
     def _prompt(self, values: Values) -> tuple[Message, ...]:
         """The system turn, where there is one, and the first of the user."""
@@ -242,25 +299,27 @@ class Rendering:
         return self._render("context.text", self.task.context.text, values)
 
     def _evidence(self, values: Values) -> str:
-        """What evidence is looked for in the context."""
+        """The text whose words are looked for in the context."""
         context = self.task.context
         if context is None or context.question is None:
             return ""
         return self._render("context.question", context.question, values)
 
-    def _context(self, values: Values, asked: str) -> Values:
+    def _context(self, values: Values, evidence: str) -> Values:
         context = self.task.context
         if context is None:
             return {}
-        return {"context": context.fit(self._page(values), asked, self.where)}
+        return {"context": context.fit(self._page(values), evidence, self.where)}
 
     def _render(self, key: str, template: str, values: Values) -> str:
         values = {**values, "labels": self.task.labels}
         return render(template, values, f"{self.where}: {key}")
 
-    def _label(self, fields: Values, field: str) -> str:
+    def _label(self, values: Values, field: str) -> str:
         task = self.task
-        raw = fields[field] if field in fields else missing(field, fields, self.where)
+        if field not in values:
+            missing_field(field, values, self.where)
+        raw = values[field]
         if task.kind == "open":
             return "" if blank(raw) else str(raw)
         known = {*task.labels, *task.label_values}
@@ -272,114 +331,6 @@ class Rendering:
                 where=f"{self.where}: field {field!r}",
                 found=raw if isinstance(raw, str) and raw.strip() else repr(raw),
                 wanted=f"one of {shorten(', '.join(sorted(known)), 300)}",
-                remedy="mend the row, or add the value to labels or label_values of the task file",
+                remedy="fix the row, or add the value to labels or label_values of the task file",
             )
         return label
-
-
-def content_fields(task: "Task") -> list[str]:
-    """Fields that the prompt reads, through its context too, by name."""
-    seen = variables(task.prompt, task.system)
-    if task.context is not None:
-        seen = (seen - {"context"}) | variables(task.context.text)
-    return sorted(seen - {"labels"} - ({"question"} if task.questions else set()))
-
-
-def require(task: "Task", record: Record, where: str) -> None:
-    """Every field that a template reads is there and, unless it may be empty, says something.
-
-    What a maker reads has to be there, and may be empty: the maker says what is done then.
-
-    Raises:
-        DataError: a field that is missing or empty.
-    """
-    given = {"labels", "label"} | ({"question"} if task.questions else set())
-    made, raw = set[str](), set[str]()
-    if task.make is not None:
-        made, raw = task.make.gives(), task.make.reads()
-    named = {field for field in (task.fields.id, task.fields.group) if field} - made
-    read = set(variables(*_templates(task))) - ({"context"} if task.context else set())
-    needed = (read - given - made) | named
-    for field in sorted(needed | raw | {*task.keep, *task.leave_out}):
-        if field not in record:
-            missing(field, record, where)
-        if field in needed and field not in task.may_be_empty and blank(record[field]):
-            raise DataError(
-                "the field is empty",
-                where=f"{where}: field {field!r}",
-                found=repr(record[field]),
-                wanted="text that is not blank",
-                remedy="mend the row, or name the field in may_be_empty or skip_if_empty",
-            )
-
-
-def _templates(task: "Task") -> list[str | None]:
-    """Every template of a task."""
-    found = [task.prompt, task.system, task.target, task.group_by, task.floor_by, task.own_text]
-    if task.context is not None:
-        found += [task.context.text, task.context.question]
-    if task.make is not None and task.make.turns is not None:
-        found.append(task.make.turns.follow_up)
-    return found
-
-
-def missing(field: str, record: Record, where: str) -> NoReturn:
-    """Say that a record lacks a field.
-
-    Raises:
-        DataError: always.
-    """
-    raise DataError(
-        f"the record has no field {field!r}",
-        where=where,
-        found=", ".join(sorted(map(str, record))) or "an empty record",
-        wanted=field,
-        remedy=did_you_mean(field, map(str, record)) if record else "mend the row",
-    )
-
-
-def renamed(task: "Task", record: Record, where: str) -> Record:
-    """The record by the names that the task file uses.
-
-    Raises:
-        DataError: a column that is not there.
-    """
-    if task.format != "fields" or not task.columns:
-        return record
-    for ours, theirs in task.columns.items():
-        if theirs not in record:
-            missing(str(theirs), record, f"{where}: columns.{ours}")
-    taken = set(task.columns.values())
-    kept = {name: value for name, value in record.items() if name not in taken}
-    return kept | {ours: record[str(theirs)] for ours, theirs in task.columns.items()}
-
-
-def spellings(raw: object) -> tuple[str, ...]:
-    """How a stored label may be written in a task file; the last is what it is without a mapping.
-
-    CSV keeps texts only, and other programs write whole numbers as 1.0 where a row has none.
-    """
-    if isinstance(raw, bool):
-        return (str(raw).lower(), str(raw))
-    if isinstance(raw, float) and raw.is_integer():
-        return (str(raw), str(int(raw)))
-    text = raw.strip() if isinstance(raw, str) else str(raw)
-    return (text.lower(), text) if text.lower() in ("true", "false") else (text,)
-
-
-def group_of(task: "Task", values: Record, where: str, asked: str = "") -> str:
-    """The unit of independence: a field as it stands, or a text loosely normalised."""
-    if task.fields.group is not None:
-        return str(values[task.fields.group])
-    if task.group_by is not None:
-        text = render(task.group_by, {**values, "labels": task.labels}, f"{where}: group_by")
-    elif task.format != "fields":
-        text = asked
-    else:
-        text = "\n".join(str(values[field]) for field in content_fields(task))
-    return grouped(text)
-
-
-def _number(dialogue: Dialogue, place: int) -> int:
-    """Which of the assistant's turns stands at a place, from 1."""
-    return sum(turn.role == "assistant" for turn in dialogue.turns[: place + 1])

@@ -1,8 +1,7 @@
-"""What a task is: the keys of its file, what they may say together, which records it takes.
+"""A task: the keys of its YAML file, and the rules that they have to meet together.
 
 Knows: keys, labels, versions, digests of examples. Does not know: how a record becomes examples
-(rendering.py, making.py, context.py), how files are read (files.py, task_file.py), where records
-are stored (sources.py), which tasks exist (registry.py), tokens.
+(rendering.py), how files are read (task_file.py), where records are stored, tokens.
 """
 
 import hashlib
@@ -15,19 +14,18 @@ from pydantic import Field, field_validator, model_validator
 
 from mixtune.errors import SpecError, did_you_mean
 from mixtune.identity import canonical, digest
-from mixtune.records import Example, Query, Split
+from mixtune.records import Example, Query
 from mixtune.study.fields import Frozen, Name
 from mixtune.tasks.context import Context, Policy
-from mixtune.tasks.conversations import Format, Record, blank, check_columns
+from mixtune.tasks.conversations import Format, check_columns
 from mixtune.tasks.conversations import Role as Speaker
 from mixtune.tasks.makers import Make
 from mixtune.tasks.metrics import METRICS
 from mixtune.tasks.metrics import VERSION as METRICS_VERSION
 from mixtune.tasks.parsers.labels import PARSERS, fold
-from mixtune.tasks.rendering import Rendering, content_fields, renamed, require, spellings
+from mixtune.tasks.record import spellings
 from mixtune.tasks.source_spec import FILE_KEYS, Source, Text
-from mixtune.tasks.templates import check as check_template
-from mixtune.tasks.templates import variables
+from mixtune.tasks.templates import Template, variables
 
 RENDERER = 1
 """Version of the prompt renderer; part of every prompt version."""
@@ -35,20 +33,19 @@ RENDERER = 1
 LABEL_METRICS = ("accuracy", "macro-f1", "weighted-f1")
 
 Role = Literal["task", "probe", "ingredient", "judged"]
-"""What a dataset is there for.
+"""The use of a dataset.
 
-`task`: one wants to be good at it, and chooses by it. `probe`: it is scored to see what training
-took away or brought along, and nothing is chosen by it. `ingredient`: it is trained on only.
-`judged`: its answers are free text, so no parser scores them.
+`task`: mixtures are chosen by its score. `probe`: scored to see what training improved or damaged,
+never used to choose. `ingredient`: trained on only. `judged`: free text that no parser scores.
 """
 
-Kept = dict[str, tuple[str, ...]]
+FieldValues = dict[str, tuple[str, ...]]
 
 
 class Fields(Frozen):
-    """Which field holds what; `id: null` numbers the records, `group: null` uses group_by.
+    """Names of special fields; `id: null` numbers the records, `group: null` uses group_by.
 
-    Rows of a file of one's own are numbered unless the task names an id.
+    Rows of user files are numbered unless the task names an id.
     """
 
     label: str | None = None
@@ -57,20 +54,20 @@ class Fields(Frozen):
 
 
 class Task(Frozen):
-    """A dataset one can train on or be scored on, as its YAML file says.
+    """A dataset to train on or to be scored on, as its YAML file describes it.
 
     `prompt`, `system`, `target` and `group_by` are jinja2 templates over the record's fields;
     `label` (target only), `labels` and, with `questions`, `question` are added. Rendered texts are
-    stripped of white space at both ends. `labels` are the exact strings asked for and answered,
-    `types` those that may stand before an item of a list (relations: within it).
-    `own_text` is a template, too: what the record says without the task's words, which splits are
-    compared by; by default the fields that the prompt reads, or all that the user says.
-    `columns` maps names used here to those of the file. Rows of another `format` than fields are
-    conversations: they need no prompt, `roles` maps speakers, and `turns` says whether all of the
-    assistant's turns are learnt or the last one. `make` adds fields and parts a record (making.py),
-    `context` names the long page that a prompt shows (context.py). `keep` and `leave_out` say which
-    records are this task's, by the values of fields. `floor_by` is a template of what the majority
-    floor may look up in train before it falls back on the commonest answer.
+    stripped of white space at both ends. `labels` are the exact answers; `types` are those that may
+    open an item of a list (relations: within it).
+    `own_text` is a template of what the record itself says, without the task's words; splits are
+    compared by it. Default: the fields that the prompt reads, or all user turns.
+    `columns` maps names used here to those of the file. Rows of a `format` other than fields are
+    conversations: they need no prompt, `roles` maps speakers, and `turns` selects all of the
+    assistant's turns or the last one. `make` adds fields and splits a record (makers.py), `context`
+    is the long page that a prompt shows (context.py). `keep` and `leave_out` select records by the
+    values of fields. `floor_by` is a template of the key that the majority floor looks up in train
+    before it falls back on the commonest answer.
     """
 
     name: Name
@@ -89,21 +86,21 @@ class Task(Frozen):
     turns: Literal["all", "last"] = "all"
     make: Make | None = None
     context: Context | None = None
-    keep: Kept = Field(default_factory=dict)
-    leave_out: Kept = Field(default_factory=dict)
+    keep: FieldValues = Field(default_factory=dict)
+    leave_out: FieldValues = Field(default_factory=dict)
     labels: tuple[Text, ...] = ()
     label_values: dict[str, str] = Field(default_factory=dict)
     allow_prefix_labels: bool = False
     types: tuple[Text, ...] = ()
-    system: Text | None = None
-    prompt: Text | None = None
-    target: Text = "{{ label }}"
+    system: Template | None = None
+    prompt: Template | None = None
+    target: Template = "{{ label }}"
     fields: Fields = Fields()
     may_be_empty: tuple[str, ...] = ()
     skip_if_empty: tuple[str, ...] = ()
-    group_by: Text | None = None
-    floor_by: Text | None = None
-    own_text: Text | None = None
+    group_by: Template | None = None
+    floor_by: Template | None = None
+    own_text: Template | None = None
     questions: dict[str, Text] = Field(default_factory=dict)
     parser: str
     metrics: tuple[str, ...]
@@ -122,32 +119,12 @@ class Task(Frozen):
     def _string_keys(cls, value: Any) -> Any:  # noqa: ANN401 - raw YAML
         if not isinstance(value, dict):
             return value
-        made: dict[Any, Any] = {}
+        labels: dict[Any, Any] = {}
         for key, label in value.items():
             text = spellings(key)[0] if isinstance(key, str | int | float) else key
-            if made.setdefault(text, label) != label:
-                raise ValueError(f"{text!r} is there twice, with two labels")
-        return made
-
-    @field_validator("prompt", "system", "target", "group_by", "floor_by", "own_text")
-    @classmethod
-    def _compiles(cls, source: str | None) -> str | None:
-        if source is not None:
-            check_template(source)
-        return source
-
-    @field_validator("make", "context")
-    @classmethod
-    def _all_compile(cls, holder: Make | Context | None) -> Make | Context | None:
-        found: list[str | None] = []
-        if isinstance(holder, Context):
-            found = [holder.text, holder.question]
-        elif holder is not None and holder.turns is not None:
-            found = [holder.turns.follow_up]
-        for template in found:
-            if template is not None:
-                check_template(template)
-        return holder
+            if labels.setdefault(text, label) != label:
+                raise ValueError(f"{text!r} appears twice, with two labels")
+        return labels
 
     @field_validator("parser")
     @classmethod
@@ -163,7 +140,7 @@ class Task(Frozen):
             if name not in METRICS:
                 raise ValueError(f"no metric {name!r}; {did_you_mean(name, METRICS)}")
         if len(set(metrics)) != len(metrics):
-            raise ValueError("one is named twice")
+            raise ValueError("a metric is named twice")
         return metrics
 
     @model_validator(mode="after")
@@ -174,18 +151,19 @@ class Task(Frozen):
 
     @property
     def judged(self) -> bool:
-        """Whether a judge, and no parser, says how good its answers are."""
+        """True if a judge, and no parser, scores its answers."""
         return self.role == "judged"
 
     @property
     def prompt_version(self) -> str:
-        """Digest of everything that shapes a prompt or its target, for one given record."""
-        shown = {"system", "prompt", "target", "labels", "questions"}
-        # Left out where they say nothing, so that prompts from before there were these keep theirs.
+        """Digest of everything that shapes the prompt and target of a given record."""
+        keys = {"system", "prompt", "target", "labels", "questions"}
+        # Included only where set: tasks that do not use these keys keep their digests.
         if self.format != "fields" or self.columns:
-            shown |= {"format", "turns", "columns", "roles"}
-        shown |= {key for key in ("make", "context") if getattr(self, key) is not None}
-        parts = self.model_dump(include=shown)
+            keys |= {"format", "turns", "columns", "roles"}
+        keys |= {key for key in ("make", "context") if getattr(self, key) is not None}
+        parts = self.model_dump(include=keys)
+        # Questions again as a list: a digest of a mapping does not see their order.
         return digest({"renderer": RENDERER, **parts, "questions": list(self.questions.items())})
 
     @property
@@ -193,9 +171,34 @@ class Task(Frozen):
         """Digest of the parser, its version, the words it looks for and the metrics."""
         parts = {"parser": self.parser, "version": PARSERS[self.parser].version}
         metrics = {"metrics": self.metrics, "metrics_version": METRICS_VERSION}
-        # Left out without any, so that scores from before there were types keep their ids.
+        # Included only where set: tasks without types keep their digests.
         types = {"types": self.types} if self.types else {}
         return digest({**parts, **metrics, "labels": self.labels, **types})
+
+    @property
+    def content_fields(self) -> list[str]:
+        """Fields that the prompt reads, also through its context, sorted."""
+        fields = variables(self.prompt, self.system)
+        if self.context is not None:
+            fields = (fields - {"context"}) | variables(self.context.text)
+        return sorted(fields - {"labels"} - ({"question"} if self.questions else set()))
+
+    @property
+    def required_fields(self) -> set[str]:
+        """Fields of the record that templates read, and those named as id and group."""
+        templates = [
+            self.prompt, self.system, self.target, self.group_by, self.floor_by, self.own_text,
+        ]  # fmt: skip
+        added = {"labels", "label"} | ({"question"} if self.questions else set())
+        if self.context is not None:
+            templates += [self.context.text, self.context.question]
+            added.add("context")
+        if self.make is not None:
+            templates.append(self.make.follow_up)
+            added |= self.make.writes()
+        special = {field for field in (self.fields.id, self.fields.group) if field}
+        special -= self.make.writes() if self.make is not None else set()
+        return set(variables(*templates) - added) | special
 
     def with_context(self, policy: Policy, words: int | None) -> "Task":
         """The same task under another policy for contexts of more than `words` words.
@@ -205,7 +208,7 @@ class Task(Frozen):
         """
         if self.context is None:
             raise SpecError(
-                "the task has no long context, so no policy for one",
+                "the task has no long context, so it takes no policy for one",
                 where=self.name,
                 remedy="name a task whose file has context:",
             )
@@ -221,77 +224,9 @@ class Task(Frozen):
             ) from error
         return self.model_copy(update={"context": context})
 
-    def dropped(self, record: Record, where: str = "record") -> str | None:
-        """The reason why the task's own policy leaves a record out, or None.
-
-        Raises:
-            DataError: what is made of the record cannot be made.
-        """
-        for field, values in self.keep.items():
-            if field in record and str(record[field]) not in values:
-                return f"another {field}"
-        for field, values in self.leave_out.items():
-            if field in record and str(record[field]) in values:
-                return f"another {field}"
-        for field in self.skip_if_empty:
-            theirs = self.columns.get(field) or field
-            if theirs in record and blank(record[theirs]):
-                return f"empty {field}"
-        made = self.make.made(renamed(self, record, where), where) if self.make else None
-        if made is not None and made.dropped is not None:
-            return made.dropped
-        if self.context is not None and self.context.policy == "drop":
-            long = self._too_long(record, where)
-            return f"context over {self.context.words:,} words" if long else None
-        return None
-
-    def notes(self, record: Record, where: str = "record") -> list[str]:
-        """What happened to a record that is kept and is worth counting: parts left out, a cut page.
-
-        Raises:
-            DataError: what is made of the record cannot be made.
-        """
-        found: list[str] = []
-        if self.make is not None:
-            found += self.make.made(renamed(self, record, where), where).notes
-        context = self.context
-        if context is not None and context.policy not in ("error", "drop"):
-            cut = f"context cut to {context.words:,} words: {context.policy}"
-            found += [cut] if self._too_long(record, where) else []
-        return found
-
-    def to_examples(
-        self,
-        record: Record,
-        split: Split,
-        *,
-        where: str = "record",
-        number: int = 0,
-        only: str | None = None,
-    ) -> list[Example]:
-        """Render one record: one example, one per question, per part or per turn of the assistant.
-
-        `number`: its place in the split, the id of records that have none. `only`: a single
-        question, for sources that give a row per question.
-
-        Raises:
-            DataError: a field missing or empty, a label outside the set, a template that fails.
-        """
-        record = renamed(self, record, where)
-        require(self, record, where)
-        key = str(record[self.fields.id]) if self.fields.id else f"{split}-{number}"
-        return Rendering(self, record, where, key, split).examples(only)
-
-    def _too_long(self, record: Record, where: str) -> bool:
-        assert self.context is not None
-        record = renamed(self, record, where)
-        require(self, record, where)
-        pages = Rendering(self, record, where, "", "train").pages()
-        return any(map(self.context.too_long, pages))
-
 
 def query_of(example: Example) -> Query:
-    """What a model may see of an example."""
+    """The part of an example that a model may see."""
     return Query(example.id, example.stratum, example.messages, example.choices, example.cue)
 
 
@@ -300,20 +235,33 @@ def fingerprint(examples: Iterable[Example]) -> str:
     state = hashlib.sha256()
     for e in examples:
         turns = [[m.role, m.content] for m in e.messages]
-        # Only where there is one, so that examples from before there were cues keep theirs.
+        # Included only where set: examples without a cue keep their digest.
         cue = [e.cue] if e.cue else []
         row = [e.id, turns, e.target, list(e.choices), e.group, e.stratum, *cue]
         state.update(canonical(row).encode("utf-8", "surrogatepass") + b"\n")
     return state.hexdigest()[:16]
 
 
+def shared_fields(task: Task) -> set[str]:
+    """Columns of the file that both the prompt and the answer are made of."""
+    answer = set(variables(task.target))
+    if "label" in answer:
+        labels = {task.fields.label} if task.fields.label else {*task.questions}
+        answer = answer - {"label"} | labels
+    prompt_columns, answer_columns = (
+        {task.columns.get(name) or name for name in names}
+        for names in (task.content_fields, answer)
+    )
+    return prompt_columns & answer_columns
+
+
 def _with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
-    """A raw task with what a short file leaves out."""
+    """A raw task with the keys that a short file leaves out."""
     labelled = bool(raw.get("labels") or raw.get("questions"))
     kind = raw.get("kind", "label" if labelled else "open")
     unscored = raw.get("role") in ("ingredient", "judged")
     scored = raw.get("scored", not unscored and (kind == "label" or bool(raw.get("metrics"))))
-    made = {
+    defaults = {
         "title": raw.get("name", "task"),
         "kind": kind,
         "role": "task" if scored else "ingredient",
@@ -323,13 +271,12 @@ def _with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
     }
     fields = raw.get("fields", {})
     if isinstance(fields, dict) and "id" not in fields and _numbered(raw):
-        made["fields"] = {**fields, "id": None}
-        return {**made, **raw, "fields": made["fields"]}
-    return {**made, **raw}
+        raw = {**raw, "fields": {**fields, "id": None}}
+    return {**defaults, **raw}
 
 
 def _numbered(raw: dict[str, Any]) -> bool:
-    """Whether rows have no id of their own unless the task names it."""
+    """True if rows have no id of their own unless the task names it."""
     source = raw.get("source")
     own = {*FILE_KEYS, "files", "given"}
     named = isinstance(source, str) or (isinstance(source, dict) and bool(source.keys() & own))
@@ -357,7 +304,7 @@ def _check_labels(task: Task) -> None:
     for short, long in pairwise(folded):
         if long.startswith(short) and long != short and not task.allow_prefix_labels:
             raise ValueError(
-                f"labels: {short!r} is how {long!r} begins, so a longer answer can be read as "
+                f"labels: {long!r} begins with {short!r}, so a longer answer can be read as "
                 "either; rename one, or say allow_prefix_labels: true"
             )
     if len({fold(label) for label in task.labels}) != len(task.labels):
@@ -389,12 +336,13 @@ def _check_scoring(task: Task) -> None:
         raise ValueError("parser: label tasks use 'label', open tasks any other")
     if task.scored and not task.metrics:
         raise ValueError("metrics: a scored task needs at least one; else say scored: false")
-    lists = PARSERS[task.parser].lists
+    list_metric = PARSERS[task.parser].list_metric
     if task.kind == "open" and any(METRICS[name].counts == "labels" for name in task.metrics):
         raise ValueError("metrics: an open task has no labels, so accuracy or the F1 of a list")
-    if any(METRICS[name].counts == "items" and name != lists for name in task.metrics):
-        raise ValueError(f"metrics: parser {task.parser!r} allows {lists or 'no F1 of a list'}")
-    if task.types and not lists:
+    if any(METRICS[name].counts == "items" and name != list_metric for name in task.metrics):
+        allowed = list_metric or "no F1 of a list"
+        raise ValueError(f"metrics: parser {task.parser!r} allows {allowed}")
+    if task.types and not list_metric:
         raise ValueError("types: only items of a list have types (parser spans or triplets)")
 
 
@@ -408,63 +356,53 @@ def _check_role(task: Task) -> None:
 
 
 def _check_making(task: Task) -> None:
-    """What is made and what is cut is shown in the prompt, and the answer is not."""
+    """The prompt shows the context, and no maker's answer."""
     if task.make is None and task.context is None:
         return
     if task.format != "fields" or task.questions:
         raise ValueError("make and context: for rows of fields, without questions")
-    seen = variables(task.prompt, task.system)
+    shown = variables(task.prompt, task.system)
     if task.context is not None:
-        if "context" not in seen:
+        if "context" not in shown:
             raise ValueError("prompt: the task has a context, so the prompt needs {{ context }}")
-        seen |= variables(task.context.text, task.context.question)
-    if task.make is not None and (given := seen & task.make.answers()):
-        raise ValueError(f"prompt: shows the answer ({', '.join(sorted(given))})")
+        shown |= variables(task.context.text, task.context.question)
+    if task.make is not None and (answers := shown & task.make.answers()):
+        raise ValueError(f"prompt: shows the answer ({', '.join(sorted(answers))})")
 
 
 def _check_floor(task: Task) -> None:
-    """The floor looks up what the prompt shows, and not the answer."""
+    """The floor reads nothing that tells the answer."""
     if task.floor_by is None:
         return
     if task.kind != "label":
         raise ValueError("floor_by: only a label task has a majority floor")
     answers = {"label", task.fields.label, *task.questions}
     answers |= task.make.answers() if task.make else set()
-    if given := set(variables(task.floor_by)) & answers:
-        raise ValueError(f"floor_by: reads the answer ({', '.join(sorted(map(str, given)))})")
+    if leaked := set(variables(task.floor_by)) & answers:
+        raise ValueError(f"floor_by: reads the answer ({', '.join(sorted(map(str, leaked)))})")
 
 
 def _check_prompt(task: Task) -> None:
-    """The prompt asks for what the target says, and does not give it away."""
+    """The prompt names every possible answer, and does not show the right one."""
     if task.format != "fields":
         return
-    seen = variables(task.prompt, task.system)
-    given = (seen & {"label"}) or (task.kind == "label" and shared_fields(task))
-    if given:
-        raise ValueError(f"prompt: shows the answer ({', '.join(sorted(given))})")
-    if task.questions and "question" not in seen:
+    shown = variables(task.prompt, task.system)
+    leaked = (shown & {"label"}) or (task.kind == "label" and shared_fields(task))
+    if leaked:
+        raise ValueError(f"prompt: shows the answer ({', '.join(sorted(leaked))})")
+    if task.questions and "question" not in shown:
         raise ValueError("prompt: the task has questions, so the prompt needs {{ question }}")
-    if not content_fields(task):
+    if not task.content_fields:
         raise ValueError("prompt: reads no field of the record")
-    if "labels" in seen:
+    if "labels" in shown:
         return
-    shown = [f"{task.system or ''}\n{task.prompt}\n{q}" for q in task.questions.values() or [""]]
+    texts = [f"{task.system or ''}\n{task.prompt}\n{q}" for q in task.questions.values() or [""]]
     for label in task.labels or task.types:
-        if not all(re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text) for text in shown):
+        if not all(re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text) for text in texts):
             raise ValueError(
                 f"prompt: does not name {label!r} letter for "
                 "letter; a strict answer says it exactly, so the prompt has to ask for it"
             )
-
-
-def shared_fields(task: Task) -> set[str]:
-    """Fields of the file that both the prompt and the answer are made of, by whatever names."""
-    told = set(variables(task.target))
-    if "label" in told:
-        told = told - {"label"} | ({task.fields.label} if task.fields.label else {*task.questions})
-    sides = content_fields(task), told
-    shown, answered = ({task.columns.get(n) or n for n in names} for names in sides)
-    return shown & answered
 
 
 _CHECKS = (

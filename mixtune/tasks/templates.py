@@ -1,68 +1,56 @@
-"""The prompt templates of task files: jinja2, cut down so that every rendering ends soon.
+"""The prompt templates of task files: jinja2's sandbox, limited so that every rendering ends soon.
 
 A task file may come from anybody. Templates see the record's fields and nothing else; loops run
-over fields, a hundred thousand rounds in all; what could build a text out of nothing (`*` on
-texts, `range`, macros, padding) is not there; regular expressions have one quantifier at most.
+over fields, a hundred thousand rounds in all. All that could build a long text out of a short one
+is missing (`*` on texts, `range`, macros, padding), and a regular expression has one quantifier at
+most. The limits count, and measure no time: a template is refused on every machine or on none.
 
-Knows: template text, values. Does not know: task files, records' meaning, roles.
+Knows: template text, values. Does not know: task files, the meaning of records, roles.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import jinja2
 import jinja2.meta
 from jinja2 import nodes
 from jinja2.exceptions import FilterArgumentError, SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.visitor import NodeTransformer
+from pydantic import AfterValidator, Field
 
 from mixtune.errors import DataError, shorten
 
 ROUNDS = 100_000
 """Rounds that the loops of one rendering may take, all together."""
-LONGEST = 20_000_000
-"""Characters that a rendering, or a value inside it, may have."""
-LONGEST_SEARCH = 20_000
+MAX_TEXT = 20_000_000
+"""Characters of a rendering, or of a value inside it."""
+MAX_SEARCHED = 20_000
 """Characters that a pattern with a quantifier is tried on: its time grows with their square."""
-LONGEST_TEMPLATE = 20_000
-COPIES = 200
-"""How many times an expression may hold a field, `set` counted through."""
+MAX_TEMPLATE = 20_000
+MAX_COPIES = 200
+"""Copies of fields that an expression may hold, counted through `set`, `with` and loops."""
 
 _BUDGET = "rounds left"  # has a space, so that no template can name it
 
-FILTERS = (
+_STATEMENTS = (nodes.Output, nodes.If, nodes.For, nodes.Assign, nodes.With)
+_FILTERS = (
     "abs", "capitalize", "count", "default", "first", "float", "int", "items", "last", "length",
     "lower", "round", "string", "title", "trim", "truncate", "upper", "wordcount",
 )  # fmt: skip
-"""jinja2's own filters that templates may use; join, replace, tojson, regex_replace are ours."""
-
-METHODS = {
+_METHODS = {
     "strip", "lstrip", "rstrip", "lower", "upper", "title", "capitalize", "casefold", "split",
     "rsplit", "splitlines", "startswith", "endswith", "removeprefix", "removesuffix", "partition",
     "rpartition", "get", "items", "keys", "values", "count", "find", "index", "isdigit", "isalpha",
     "isalnum", "isupper", "islower",
 }  # fmt: skip
-"""What may be called on a value: nothing that makes it longer."""
-
-_REFUSED: dict[type[nodes.Node], str] = {
-    nodes.Macro: "macro",
-    nodes.CallBlock: "call",
-    nodes.FilterBlock: "filter",
-    nodes.AssignBlock: "set with an end",
-    nodes.Include: "include",
-    nodes.Import: "import",
-    nodes.FromImport: "from",
-    nodes.Extends: "extends",
-    nodes.Block: "block",
-}
+"""Methods that return nothing longer than their value."""
 
 
-def check(source: str) -> None:
-    """Refuse what is no template, or one that uses what templates here do not have.
+def check(source: str) -> str:
+    """Refuse text that is no template, or that uses what is missing here.
 
     Raises:
         ValueError: with the line.
@@ -72,8 +60,12 @@ def check(source: str) -> None:
     except jinja2.TemplateSyntaxError as error:
         message = shorten(error.message or "syntax", 200)
         raise ValueError(f"not a template, line {error.lineno}: {message}") from error
-    except RecursionError as error:
+    except (RecursionError, SyntaxError) as error:  # SyntaxError: Python's own limits on nesting
         raise ValueError("not a template: nested too deeply") from error
+    return source
+
+
+Template = Annotated[str, Field(min_length=1), AfterValidator(check)]
 
 
 @lru_cache(maxsize=1024)
@@ -87,7 +79,7 @@ def render(source: str, values: Mapping[str, Any], where: str) -> str:
     """Render and strip a template.
 
     Raises:
-        DataError: what goes wrong inside it is a fault of the task file or of the record.
+        DataError: any fault inside it, which is the task file's or the record's.
     """
     parts: list[str] = []
     size = 0
@@ -97,8 +89,8 @@ def render(source: str, values: Mapping[str, Any], where: str) -> str:
         context = template.new_context({**values, _BUDGET: [ROUNDS]}, shared=True)
         for part in template.root_render_func(context):
             size += len(part)
-            if size > LONGEST:
-                raise SecurityError(f"the text gets longer than {LONGEST} characters")
+            if size > MAX_TEXT:
+                raise SecurityError(f"the text gets longer than {MAX_TEXT} characters")
             parts.append(part)
     except (
         jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError,
@@ -107,7 +99,7 @@ def render(source: str, values: Mapping[str, Any], where: str) -> str:
         raise DataError(
             f"the template fails: {shorten(str(error), 300)}",
             where=where,
-            remedy="mend the task file or the record",
+            remedy="fix the task file or the record",
         ) from error
     return "".join(parts).strip()
 
@@ -131,100 +123,101 @@ class _Environment(ImmutableSandboxedEnvironment):
         if numbers:
             if max(abs(left), abs(right)) > 1e15:
                 raise SecurityError("a number over 1e15")
-        elif len(left) + len(right) > LONGEST:
-            raise SecurityError(f"a text gets longer than {LONGEST} characters")
+        elif len(left) + len(right) > MAX_TEXT:
+            raise SecurityError(f"a text gets longer than {MAX_TEXT} characters")
         return super().call_binop(context, operator, left, right)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        if len(source) > LONGEST_TEMPLATE:
-            raise jinja2.TemplateSyntaxError(f"over {LONGEST_TEMPLATE} characters", 1)
-        return _Bounds().visit(super()._parse(source, name, filename))  # type: ignore[no-any-return]
+        if len(source) > MAX_TEMPLATE:
+            raise jinja2.TemplateSyntaxError(f"over {MAX_TEMPLATE} characters", 1)
+        tree = super()._parse(source, name, filename)
+        _limit(tree)
+        return tree
 
 
-class _Bounds(NodeTransformer):
-    """Refuses what has no bound, and has every loop counted."""
+def _limit(tree: nodes.Template) -> None:
+    """Refuse nodes that have no bound, and count the rounds of every loop.
 
-    def __init__(self) -> None:
-        self._copies: dict[str, int] = {}
-
-    def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:  # noqa: ANN401 - jinja2's own interface
-        word = _REFUSED.get(type(node))
-        if word is not None:
-            raise jinja2.TemplateSyntaxError(f"{{% {word} %}} is not available", node.lineno)
-        return super().generic_visit(node, *args, **kwargs)
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        """Loops that call themselves have no bound."""
-        if node.recursive:
-            raise jinja2.TemplateSyntaxError("a recursive loop is not available", node.lineno)
-        copies = self._weight(node.iter, node.lineno)
-        self._copies |= {n.name: copies for n in _names(node.target)}
-        made = self.generic_visit(node)
-        node.iter = nodes.Filter(node.iter, "counted", [], [], None, None, lineno=node.lineno)
-        return made
-
-    def visit_Call(self, node: nodes.Call) -> nodes.Node:
-        """Only methods that make nothing longer."""
-        if not isinstance(node.node, nodes.Getattr) or node.node.attr not in METHODS:
-            what = getattr(node.node, "attr", None) or getattr(node.node, "name", "this")
-            raise jinja2.TemplateSyntaxError(f"{what}() is not available", node.lineno)
-        return self.generic_visit(node)
-
-    def visit_Assign(self, node: nodes.Assign) -> nodes.Node:
-        """A name stands for as many copies as its value holds."""
-        copies = self._weight(node.node, node.lineno)
-        self._copies |= {n.name: copies for n in _names(node.target)}
-        return self.generic_visit(node)
-
-    def visit_Output(self, node: nodes.Output) -> nodes.Node:
-        """Every expression is bounded."""
-        for part in node.nodes:
-            self._weight(part, node.lineno)
-        return self.generic_visit(node)
-
-    def _weight(self, node: nodes.Node, line: int) -> int:
-        total = sum(self._copies.get(n.name, 1) for n in _names(node))
-        if total > COPIES:
-            raise jinja2.TemplateSyntaxError(f"over {COPIES} copies of fields in one value", line)
-        return total
+    `{% set a = a ~ a %}` doubles a text each time it stands there, `[a, a]` a list: so names count
+    for as many copies of fields as their value holds.
+    """
+    copies: dict[str, int] = {}
+    for node in tree.find_all(nodes.Node):  # parents first, in the order of the text
+        if isinstance(node, nodes.Stmt):
+            _check_statement(node, copies)
+        if isinstance(node, nodes.Call) and not (
+            isinstance(node.node, nodes.Getattr) and node.node.attr in _METHODS
+        ):
+            called = getattr(node.node, "attr", None) or getattr(node.node, "name", "this")
+            raise jinja2.TemplateSyntaxError(f"{called}() is not available", node.lineno)
+        if isinstance(node, nodes.For):
+            node.iter = nodes.Filter(node.iter, "counted", [], [], None, None, lineno=node.lineno)
 
 
-def _names(node: nodes.Node) -> Iterator[nodes.Name]:
+def _check_statement(node: nodes.Stmt, copies: dict[str, int]) -> None:
+    if not isinstance(node, _STATEMENTS) or (isinstance(node, nodes.For) and node.recursive):
+        word = type(node).__name__.lower()
+        message = f"{{% {word} %}} is not available, or not in this form"
+        raise jinja2.TemplateSyntaxError(message, node.lineno)
+    for value in node.iter_child_nodes():
+        if isinstance(value, nodes.Expr) and _weight(value, copies) > MAX_COPIES:
+            message = f"over {MAX_COPIES} copies of fields in one value"
+            raise jinja2.TemplateSyntaxError(message, node.lineno)
+    for target, value in _bindings(node):
+        for name in _names(target):
+            # The larger one stays: which branch of an `if` sets a name is not known here.
+            copies[name] = max(copies.get(name, 1), _weight(value, copies))
+
+
+def _bindings(node: nodes.Stmt) -> Iterable[tuple[nodes.Expr, nodes.Expr]]:
+    """The names that a statement binds, with their values."""
+    if isinstance(node, nodes.For):
+        return [(node.target, node.iter)]  # type: ignore[list-item]
+    if isinstance(node, nodes.Assign):
+        return [(node.target, node.node)]  # type: ignore[list-item]
+    return zip(node.targets, node.values, strict=True) if isinstance(node, nodes.With) else []
+
+
+def _weight(node: nodes.Node, copies: Mapping[str, int]) -> int:
+    return sum(copies.get(name, 1) for name in _names(node))
+
+
+def _names(node: nodes.Node) -> Iterator[str]:
     if isinstance(node, nodes.Name):
-        yield node
-    yield from node.find_all(nodes.Name)
+        yield node.name
+    yield from (inner.name for inner in node.find_all(nodes.Name))
 
 
 @jinja2.pass_context
 def _counted(context: jinja2.runtime.Context, items: Iterable[Any]) -> Iterator[Any]:
     """The items of a loop, while rounds are left."""
-    left = context[_BUDGET]
+    budget = context[_BUDGET]
     for item in items:
-        left[0] -= 1
-        if left[0] < 0:
+        budget[0] -= 1
+        if budget[0] < 0:
             raise SecurityError(f"the loops take more than {ROUNDS} rounds")
         yield item
 
 
-def _join(items: Iterable[Any], between: str = "", attribute: str | None = None) -> str:
+def _join(items: Iterable[Any], separator: str = "", attribute: str | None = None) -> str:
     """jinja2's `join`, with a bound."""
     parts: list[str] = []
     size = 0
     for item in items:
         value = item[attribute] if attribute is not None else item
         parts.append("" if value is None else str(value))
-        size += len(parts[-1]) + len(between)
-        if size > LONGEST:
-            raise FilterArgumentError(f"join: longer than {LONGEST} characters")
-    return between.join(parts)
+        size += len(parts[-1]) + len(separator)
+        if size > MAX_TEXT:
+            raise FilterArgumentError(f"join: longer than {MAX_TEXT} characters")
+    return separator.join(parts)
 
 
-def _replace(text: Any, old: str, new: str) -> str:  # noqa: ANN401 - any field
+def _replace(value: Any, old: str, new: str) -> str:  # noqa: ANN401 - any field
     """jinja2's `replace`, with a bound."""
-    held = str(text)
-    if len(held) * len(new) > LONGEST and held.count(old) * len(new) > LONGEST:
-        raise FilterArgumentError(f"replace: longer than {LONGEST} characters")
-    return held.replace(old, new)
+    text = str(value)
+    if len(text) * len(new) > MAX_TEXT and text.count(old) * len(new) > MAX_TEXT:
+        raise FilterArgumentError(f"replace: longer than {MAX_TEXT} characters")
+    return text.replace(old, new)
 
 
 def _tojson(value: Any) -> str:  # noqa: ANN401 - any field
@@ -232,22 +225,22 @@ def _tojson(value: Any) -> str:  # noqa: ANN401 - any field
     return json.dumps(value, ensure_ascii=False)
 
 
-def _regex_replace(text: Any, pattern: str, replacement: str = "") -> str:  # noqa: ANN401 - any field
-    """Every match of the pattern replaced by the text, which is taken as it stands."""
-    held = str(text)
-    if _quantifiers(pattern) and len(held) > LONGEST_SEARCH:
-        raise FilterArgumentError(f"regex_replace: the text has over {LONGEST_SEARCH} characters")
-    if len(held) * len(replacement) > LONGEST:
+def _regex_replace(value: Any, pattern: str, replacement: str = "") -> str:  # noqa: ANN401 - any field
+    """Every match of the pattern replaced by a literal text."""
+    text = str(value)
+    if _quantifiers(pattern) and len(text) > MAX_SEARCHED:
+        raise FilterArgumentError(f"regex_replace: the text has over {MAX_SEARCHED} characters")
+    if len(text) * len(replacement) > MAX_TEXT:
         raise FilterArgumentError("regex_replace: the replacement is too long")
     try:
-        return re.sub(pattern, lambda _: replacement, held)
+        return re.sub(pattern, lambda _: replacement, text)
     except (re.error, OverflowError, RecursionError) as error:
         raise FilterArgumentError(f"regex_replace: {error}") from error
 
 
 @lru_cache(maxsize=256)
 def _quantifiers(pattern: str) -> int:
-    """0 or 1: how many quantifiers a pattern has; more have no bound on their time.
+    """The number of quantifiers of a pattern, 0 or 1: with more its time has no bound.
 
     Groups and alternatives are refused for the same reason.
     """
@@ -265,17 +258,14 @@ def _quantifiers(pattern: str) -> int:
 @lru_cache(maxsize=1)
 def _environment() -> _Environment:
     environment = _Environment(
-        undefined=jinja2.StrictUndefined, autoescape=False, finalize=_written
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        finalize=lambda value: "" if value is None else value,  # null is written as nothing
     )
-    ours: dict[str, Callable[..., Any]] = {
+    bounded: dict[str, Any] = {
         "counted": _counted, "join": _join, "replace": _replace, "tojson": _tojson,
         "regex_replace": _regex_replace,
     }  # fmt: skip
-    environment.filters = {name: environment.filters[name] for name in FILTERS} | ours
+    environment.filters = {name: environment.filters[name] for name in _FILTERS} | bounded
     environment.globals.clear()
     return environment
-
-
-def _written(value: Any) -> Any:  # noqa: ANN401 - any field
-    """A field that holds nothing is written as nothing, not as "None"."""
-    return "" if value is None else value

@@ -1,6 +1,6 @@
-r"""Answers of competition mathematics: what stands in \boxed{…}, compared as LaTeX.
+r"""Answers of competition mathematics: the content of \boxed{…}, compared as LaTeX.
 
-Knows: braces, ways to write the same LaTeX, fractions and decimals that are equal. Does not know:
+Knows: braces, ways to write the same LaTeX, numbers and fractions of equal value. Does not know:
 algebra (`x+1` and `1+x` are two answers), tasks.
 """
 
@@ -14,23 +14,23 @@ _ANNOUNCED = re.compile(r"(?i:\banswer\b)[^.\n=:]{0,80}?(?:(?i:\bis\b):?|[=:])[^
 
 
 def strict_boxed(text: str, labels: Sequence[str] = ()) -> str | None:
-    r"""The content of the last \boxed{…} whose braces are balanced, in one form of LaTeX."""
+    r"""The content of the last \boxed{…} whose braces are balanced, normalised."""
     content = _last_box(text)
     return None if content is None else normalised(content) or None
 
 
 def lenient_boxed(text: str, labels: Sequence[str] = ()) -> str | None:
-    r"""As strict; without a balanced box, one left open, else what follows "the answer is"."""
+    r"""As strict; without a balanced box, an unclosed one, else the text after "the answer is"."""
     exact = strict_boxed(text)
     if exact is not None:
         return exact
-    boxes = [_closed(rest) or word for rest, word in _LOOSE_BOX.findall(text)]
-    said = boxes or [_sentence(rest) for rest in _ANNOUNCED.findall(text)]
-    return (normalised(said[-1]) or None) if said else None
+    candidates = [_before_closing(rest) or word for rest, word in _LOOSE_BOX.findall(text)]
+    candidates = candidates or [_sentence(rest) for rest in _ANNOUNCED.findall(text)]
+    return (normalised(candidates[-1]) or None) if candidates else None
 
 
-def same_boxed(parsed: str, gold: str, asked: Sequence[str] = ()) -> bool:
-    r"""Whether two answers are the same LaTeX, or both are numbers or fractions of equal value.
+def same_boxed(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
+    r"""True if two answers are the same LaTeX, or numbers or fractions of equal value.
 
     Of a gold solution the last box counts.
     """
@@ -43,9 +43,9 @@ def same_boxed(parsed: str, gold: str, asked: Sequence[str] = ()) -> bool:
 
 
 def _last_box(text: str) -> str | None:
-    """What the last balanced box holds; one pass over the braces."""
-    starts: list[int | None] = []
-    found = None
+    """The content of the last balanced box; one pass over the braces."""
+    starts: list[int | None] = []  # of open braces: the start of a box's content, None for others
+    content = None
     for brace in re.finditer(r"\\boxed\{|\\.|[{}]", text, re.DOTALL):
         if brace[0] == _BOX:
             starts.append(brace.end())
@@ -53,12 +53,12 @@ def _last_box(text: str) -> str | None:
             starts.append(None)
         elif brace[0] == "}" and starts:
             start = starts.pop()
-            found = found if start is None else text[start : brace.start()]
-    return found
+            content = content if start is None else text[start : brace.start()]
+    return content
 
 
-def _closed(rest: str) -> str:
-    """Up to the brace that closes a box which was opened before, else all."""
+def _before_closing(rest: str) -> str:
+    """The text up to the brace that closes a box opened before it, else all of it."""
     depth = 0
     for brace in re.finditer(r"[{}]", rest):
         depth += 1 if brace[0] == "{" else -1
@@ -68,15 +68,16 @@ def _closed(rest: str) -> str:
 
 
 def _sentence(rest: str) -> str:
-    """Up to the end of the sentence: a full stop that is no decimal point."""
+    """The text up to the end of the sentence: a full stop that is no decimal point."""
     return re.split(r"\.(?:\s|$)|,\s(?=[a-z]{2})", rest)[0]
 
 
 _DROPPED = re.compile(
-    r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[!,;:> ]|\\q?quad(?![a-zA-Z])|\\displaystyle"
+    # "\\ " after a backslash is no space but the end of a matrix row.
+    r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|(?<!\\)\\[!,;:> ]|\\q?quad(?![a-zA-Z])|\\displaystyle"
     r"|\^\{?\\circ\}?|\\degree|°|\\?%|\\?\$|\\[()\[\]]|\*\*|~|\s+|\\boxed(?=\{)"
 )
-_UNIT_BEHIND = re.compile(
+_UNIT_AT_END = re.compile(
     r"(?<=[0-9}])\s*\\(?:text|mathrm|mbox)\{[^{}]*\}(?:\^\{?[23]\}?)?[\s.]{0,9}$"
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox|operatorname)\{([^{}]*)\}")
@@ -89,36 +90,37 @@ _THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})++(?:\.[0-9]+)?")
 
 
 def normalised(latex: str) -> str:
-    """One form for the ways to write an answer in LaTeX: spaces, sizes, units, short fractions."""
+    """One spelling for the ways to write an answer: spaces, sizes, units, optional braces."""
     text = latex.replace("\u2212", "-").replace("\\!", "").replace("{,}", ",")
-    text = _UNIT_BEHIND.sub("", text)
+    text = _UNIT_AT_END.sub("", text)
     text = _DROPPED.sub("", _TEXT.sub(r"\1", text))
     text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
     text = re.sub(r"\\frac([0-9a-zA-Z])(?=[0-9a-zA-Z{\\])", r"\\frac{\1}", text)
     text = re.sub(r"(\\frac\{[^{}]*\})([0-9a-zA-Z])", r"\1{\2}", text)
-    text = re.sub(r"\\sqrt([0-9a-zA-Z])", r"\\sqrt{\1}", text)
+    text = re.sub(r"(\\sqrt|[\^_])([0-9a-zA-Z])", r"\1{\2}", text)
     text = re.sub(r"^[a-zA-Z]=(?=.)", "", text.rstrip(".,;:"))
     text = _UNIT.sub("", text)
     if _THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
-    whole = re.fullmatch(r"\{([^{}]*)\}", text)
-    return whole[1] if whole else text
+    braced = re.fullmatch(r"\{([^{}]*)\}", text)
+    return braced[1] if braced else text
 
 
 _DECIMAL = r"(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})"
 _NUMBER = re.compile(
-    rf"(?P<sign>[+-]?)(?:\\frac\{{(?P<over>-?{_DECIMAL})\}}\{{(?P<under>-?{_DECIMAL})\}}"
+    rf"(?P<sign>[+-]?)(?:(?:(?P<whole>[0-9]{{1,40}})(?!\\frac\{{-))?"
+    rf"\\frac\{{(?P<over>-?{_DECIMAL})\}}\{{(?P<under>-?{_DECIMAL})\}}"
     rf"|(?P<top>{_DECIMAL})(?:/(?P<bottom>{_DECIMAL}))?)"
 )
 
 
 def _value(text: str) -> Fraction | None:
-    """The value of a plain number or fraction; None for anything else."""
-    found = _NUMBER.fullmatch(text)
-    if found is None:
+    """The value of a plain number, fraction or mixed number; None for anything else."""
+    match = _NUMBER.fullmatch(text)
+    if match is None:
         return None
-    under = Fraction(found["under"] or found["bottom"] or 1)
+    under = Fraction(match["under"] or match["bottom"] or 1)
     if under == 0:
         return None
-    value = Fraction(found["over"] or found["top"]) / under
-    return -value if found["sign"] == "-" else value
+    value = Fraction(match["whole"] or 0) + Fraction(match["over"] or match["top"]) / under
+    return -value if match["sign"] == "-" else value

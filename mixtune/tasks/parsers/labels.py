@@ -1,4 +1,4 @@
-"""From a model's words to an answer: strict (the exact form) and lenient (the answer extracted).
+"""From a model's output to an answer: strict (the exact form) and lenient (the answer extracted).
 
 Knows: labels, numbers, text, and every parser by its name. Does not know: tasks, prompts, which
 answer is right for an example.
@@ -6,6 +6,7 @@ answer is right for an example.
 
 import re
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -32,11 +33,10 @@ class Parser:
 
     `version` is part of every score's id: raise it whenever an output could be read differently.
     `strict` and `lenient` take the output and the task's labels (of lists: the types allowed) and
-    give None for "no answer found". `same` compares a parsed answer with the gold answer; it is
-    also told what the user said, turn by turn, since a question may name the unit. `cut` is the
-    lenient reading of an output that was cut off, None where nothing can be read from one.
-    `lists`: the metric that counts the items of the answer, which is one item a line; "" where
-    the answer is a single thing.
+    return None for "no answer found". `same` compares a parsed answer with the gold answer; it also
+    takes the user's turns, since a question may name the unit. `cut` is the lenient reading of an
+    output that was cut off, None where nothing can be read from one. `list_metric` counts the items
+    of an answer that has one item a line; "" where the answer is a single thing.
     """
 
     name: str
@@ -45,42 +45,42 @@ class Parser:
     lenient: Parse
     same: Same
     cut: Parse | None = None
-    lists: str = ""
+    list_metric: str = ""
 
 
 NEGATIONS = (
     "not", "no", "non", "never", "neither", "nor", "cannot", "without", "hardly",
 )  # fmt: skip
-"""Words that, like "isn't", turn a label into its denial when one of the five words before it.
+"""Words that negate a label within the five words after them, as every "…n't" does.
 
 A word that is part of a label ("no" of yes and no) is no negation for that task.
 """
 
 
 def strict_label(text: str, labels: Sequence[str]) -> str | None:
-    """The label that the output is, letter for letter, but for white space at both ends."""
+    """The label that equals the output letter for letter, but for white space at both ends."""
     trimmed = text.strip()
     return trimmed if trimmed in labels else None
 
 
 def lenient_label(text: str, labels: Sequence[str]) -> str | None:
-    """The one label that the output names as a whole word, in any case; None if it denies it.
+    """The one label that the output names as a whole word, in any case.
 
     Longer labels are looked for first, so that "very good" is not read as "good". Two different
-    labels, a denial ("not positive") or no label give None.
+    labels, a negation ("not positive") or no label give None.
     """
     exact = strict_label(text, labels)
     if exact is not None:
         return exact
     folded = fold(text)
     by_fold = {fold(label): label for label in labels}
-    own = {word for label in by_fold for word in label.split()}
-    found = set()
-    for hit in _any_of(tuple(by_fold)).finditer(folded):
-        if _negated(folded[max(0, hit.start() - 200) : hit.start()], own):
+    label_words = {word for label in by_fold for word in label.split()}
+    named = set()
+    for match in _any_of(tuple(by_fold)).finditer(folded):
+        if _negated(folded[max(0, match.start() - 200) : match.start()], label_words):
             return None
-        found.add(hit.group())
-    return by_fold[found.pop()] if len(found) == 1 else None
+        named.add(match.group())
+    return by_fold[named.pop()] if len(named) == 1 else None
 
 
 def fold(text: str) -> str:
@@ -91,18 +91,18 @@ def fold(text: str) -> str:
 
 @lru_cache(maxsize=256)
 def _any_of(labels: tuple[str, ...]) -> re.Pattern[str]:
-    """A whole word that is one of the labels; "non-positive" and "neutral-ish" are other words."""
+    """Matches a label as a whole word; "non-positive" and "neutral-ish" are other words."""
     longest_first = sorted(labels, key=lambda label: (-len(label), label))
     words = "|".join(re.escape(label) for label in longest_first)
     before = r"(?<![^\W_])(?<![^\W_]-)(?<![^\W_]')"
     return re.compile(rf"{before}(?:{words})(?![^\W_])(?![-'][^\W_])")
 
 
-def _negated(before: str, own: AbstractSet[str]) -> bool:
-    """Whether one of the five words before a label denies it; punctuation ends a clause."""
+def _negated(before: str, label_words: AbstractSet[str]) -> bool:
+    """True if one of the five words before a label negates it; punctuation ends a clause."""
     clause = re.split(r"[\n.,;:!?()]", before)[-1]
     words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", clause)[-5:]
-    return any(w not in own and (w in NEGATIONS or w.endswith("n't")) for w in words)
+    return any(w not in label_words and (w in NEGATIONS or w.endswith("n't")) for w in words)
 
 
 _PLAIN = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
@@ -115,7 +115,7 @@ _LENIENT_NUMBER = re.compile(
 
 
 def strict_number(text: str, labels: Sequence[str] = ()) -> str | None:
-    """The number that the output is: digits, with sign, thousands commas and decimals at most."""
+    """The number that makes up the output: digits, with sign, thousands commas and decimals."""
     trimmed = text.strip()
     if not _STRICT_NUMBER.fullmatch(trimmed):
         return None
@@ -123,24 +123,23 @@ def strict_number(text: str, labels: Sequence[str] = ()) -> str | None:
 
 
 def lenient_number(text: str, labels: Sequence[str] = ()) -> str | None:
-    """The last number in the output; currency and percent signs are left out of account."""
-    last = None
-    for last in _LENIENT_NUMBER.finditer(text.replace("\u2212", "-")):  # noqa: B007 - the last one
-        pass
-    if last is None:
+    """The last number in the output; currency and percent signs are ignored."""
+    matches = deque(_LENIENT_NUMBER.finditer(text.replace("\u2212", "-")), maxlen=1)
+    if not matches:
         return None
+    last = matches.pop()
     sign = last["sign"] or last["inner"]
     return str(Decimal(f"{sign}{last['digits'].replace(',', '')}{last['power'] or ''}"))
 
 
-def same_number(parsed: str, gold: str, asked: Sequence[str] = ()) -> bool:
-    """Whether two numbers are equal, exactly; of a longer gold answer the last number counts."""
+def same_number(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
+    """True if two numbers are equal, exactly; of a longer gold answer the last number counts."""
     number = lenient_number(gold)
     return number is not None and Decimal(parsed) == Decimal(number)
 
 
 def whole_text(text: str, labels: Sequence[str] = ()) -> str | None:
-    """The output without white space at both ends; None if nothing is left.
+    """The output without white space at both ends; None if it is blank.
 
     Strict and lenient are the same for free text: to read more into it takes a judge.
     """
@@ -151,24 +150,25 @@ _FINAL = re.compile(r"####[^\S\n]*([^\n]*)")
 
 
 def strict_final_number(text: str, labels: Sequence[str] = ()) -> str | None:
-    """The number of the last line, which has to be `#### 18`; what stands before it is free."""
+    """The number of the last line, which has to be `#### 18`; the lines before it are free."""
     last = text.strip().rpartition("\n")[2].strip()
     return strict_number(last[5:]) if last.startswith("#### ") else None
 
 
 def lenient_final_number(text: str, labels: Sequence[str] = ()) -> str | None:
-    """The number behind the last `####` that has one, else the last number."""
-    marked = [number for said in _FINAL.findall(text) if (number := lenient_number(said))]
+    """The number after the last `####` that has one, else the last number."""
+    marked = [number for rest in _FINAL.findall(text) if (number := lenient_number(rest))]
     return marked[-1] if marked else lenient_number(text)
 
 
 def cut_final_number(text: str, labels: Sequence[str] = ()) -> str | None:
-    """Of a text that was cut off, the number behind `####`; its last word may be half a number."""
-    kept = text[: max(text.rfind(" "), text.rfind("\n")) + 1]
-    return lenient_final_number(kept) if any(map(lenient_number, _FINAL.findall(kept))) else None
+    """Of a text that was cut off, the number after `####`; its last word may be half a number."""
+    whole_words = text[: max(text.rfind(" "), text.rfind("\n")) + 1]
+    marked = any(map(lenient_number, _FINAL.findall(whole_words)))
+    return lenient_final_number(whole_words) if marked else None
 
 
-def _equal(parsed: str, gold: str, asked: Sequence[str] = ()) -> bool:
+def _equal(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
     return parsed == gold.strip()
 
 
@@ -183,9 +183,11 @@ PARSERS: dict[str, Parser] = {
             "final-number", 1, strict_final_number, lenient_final_number, same_number,
             cut=cut_final_number,
         ),
-        Parser("boxed", 1, strict_boxed, lenient_boxed, same_boxed, cut=strict_boxed),
-        Parser("spans", 1, strict_spans, lenient_spans, same_items, lists="span-f1"),
-        Parser("triplets", 1, strict_triplets, lenient_triplets, same_items, lists="triplet-f1"),
+        Parser("boxed", 2, strict_boxed, lenient_boxed, same_boxed, cut=strict_boxed),
+        Parser("spans", 1, strict_spans, lenient_spans, same_items, list_metric="span-f1"),
+        Parser(
+            "triplets", 1, strict_triplets, lenient_triplets, same_items, list_metric="triplet-f1",
+        ),
     )
 }  # fmt: skip
-"""Every parser by the name that a task file gives it."""
+"""Every parser by its name in task files."""
