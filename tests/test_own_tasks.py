@@ -141,7 +141,7 @@ class TestShortTaskFile:
         text = changed(labels=["True", "False"], prompt="{{ labels }} {{ text }}",
                        source="rows.jsonl")  # fmt: skip
         assert {e.target for e in examples(place, text)} == {"True", "False"}
-        with pytest.raises(DataError, match=r"label_values(.|\n)*'true' is there twice"):
+        with pytest.raises(DataError, match=r"label_values(.|\n)*'true' appears twice"):
             parse_task(changed(label_values={"True": "billing", "true": "returns"}), "t")
 
     def test_columns_give_names_that_templates_can_use(self, place):
@@ -305,7 +305,7 @@ class TestConversations:
             ({"prompt": "{{ a }}"}, "bring their own turns; remove prompt"),
             ({"labels": ["a", "b"], "kind": "open"}, "remove labels"),
             ({"columns": {"instrction": "x"}}, "did you mean 'instruction'"),
-            ({"columns": {"output": None}}, "columns.output: has to be there"),
+            ({"columns": {"output": None}}, "columns.output: is required"),
             ({"roles": {"a": "robot"}}, "roles.a"),
             ({"turns": "first"}, "turns"),
             ({"format": "alpacca"}, "format"),
