@@ -22,7 +22,7 @@ from mixtune.identity import unit_interval
 from mixtune.records import Example, OwnText, Split
 from mixtune.study.spec import Study
 from mixtune.tasks.context import Policy
-from mixtune.tasks.record import group_key
+from mixtune.tasks.record import text_group
 from mixtune.tasks.rendering import render_record
 from mixtune.tasks.task import Task
 from mixtune.tasks.task_file import parse_task
@@ -344,7 +344,7 @@ def own_texts(examples: Iterable[Example]) -> list[OwnText]:
 
 def _own_text(record: str, rows: list[Example]) -> OwnText:
     text, group = rows[0].compared_text, rows[0].group
-    apart = "" if group == group_key(text) else group
+    apart = "" if group == text_group(text) else group
     return OwnText(record, text, apart, tuple(row.target for row in rows))
 
 

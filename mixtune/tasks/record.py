@@ -70,7 +70,7 @@ def loose_text(text: str) -> str:
     return " ".join(words) or " ".join(folded.split())
 
 
-def group_key(text: str) -> str:
+def text_group(text: str) -> str:
     """The group of a text: its loose form; long ones are cut and end in a digest of the whole.
 
     It is stored with every score, so it has to be short.

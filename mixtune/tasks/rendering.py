@@ -14,11 +14,11 @@ from mixtune.tasks.makers import Part, Parts
 from mixtune.tasks.record import (
     Record,
     blank,
-    group_key,
     loose_text,
     missing_field,
     plain_text,
     spellings,
+    text_group,
 )
 from mixtune.tasks.task import Task
 from mixtune.tasks.templates import render
@@ -276,7 +276,7 @@ class _Renderer:
             return str(values[task.fields.group])
         if task.group_by is not None:
             content = self._render("group_by", task.group_by, {**values})
-        return group_key(content)
+        return text_group(content)
 
     def _own_text(self, values: Record, content: Iterable[object]) -> str:
         """The text that splits are compared by: the template's, else all of the content."""
