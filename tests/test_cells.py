@@ -108,7 +108,7 @@ class TestLevels:
         ]
         for cell, dose in zip(found.values(), (0, 0.1, 0.5), strict=True):
             pools = {name: examples(name, AVAILABLE[name]) for name in cell.cocktail}
-            got = {k: v.got for k, v in mix(pools, cell.amounts, 1600, 1).counts.items()}
+            got = {k: v.rows for k, v in mix(pools, cell.amounts, 1600, 1).counts.items()}
             assert sum(got.get(name, 0) for name in "cd") == 1600 * dose
             assert got["a"] / (got["a"] + got["b"]) == pytest.approx(100 / 160, abs=1e-3)
             if dose:
@@ -171,7 +171,7 @@ class TestControls:
         whole = mix(
             {n: examples(n, AVAILABLE[n]) for n in NAMES}, found["a+b+c+d"].amounts, 80, 1
         ).counts
-        a, b = whole["a"].got, whole["b"].got
+        a, b = whole["a"].rows, whole["b"].rows
         assert list(found) == ["a+b+c+d", f"a ({a} examples)", f"b ({b} examples)"]
         assert found[f"a ({a} examples)"].course.examples == a
         assert all(cell.course.examples_per_step == 8 for cell in found.values())

@@ -191,7 +191,7 @@ def test_the_base_model_says_where_it_comes_from(place):
         (["plan", "none.yaml"], "cannot read the file"),
         (["plan", "study.yaml", "tasks=[toy-sentimet]"], "toy-sentiment"),
         (["plan", "study.yaml", "sedes=[1]"], "did you mean 'seeds'"),
-        (["plan", "study.yaml", "ingredients.toy-rise.rows=100000"], "cannot give the rows"),
+        (["plan", "study.yaml", "ingredients.toy-rise.rows=100000"], "fewer rows than"),
         (["plan", "study.yaml", "model=smollm2-135n"], "smollm2-135m"),
         (["plan", "study.yaml", "--data-dir", "nowhere"], "data directory is not there"),
         (["results", "study.yaml", "--split", "tset"], "no such split"),

@@ -147,7 +147,7 @@ def test_another_choice_is_refused_unless_it_is_made_again(place, mixtune):
 def test_the_studys_own_seeds_cannot_be_fresh(mixtune):
     code, _, err = mixtune("plan", "study.yaml", "seeds=[1,2,1001]")
     assert code == 2
-    assert "kept for claims" in err
+    assert "reserved for claims" in err
 
 
 def test_a_choice_that_was_changed_by_hand_is_refused(place, mixtune):

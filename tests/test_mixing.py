@@ -107,7 +107,7 @@ def test_counts_say_asked_available_got_distinct():
 
 def test_largest_remainder_gives_ties_to_the_first_name():
     counts = mix(POOLS, {"b": 10, "a": 10, "c": 10}, 32, run_seed=1).counts
-    assert {name: count.got for name, count in counts.items()} == {"a": 11, "b": 11, "c": 10}
+    assert {name: count.rows for name, count in counts.items()} == {"a": 11, "b": 11, "c": 10}
 
 
 @settings(deadline=None)
@@ -121,12 +121,12 @@ def test_counts_sum_exactly_and_agree_with_the_order(amounts, examples):
     except SpecError as error:
         assert "would get no row" in str(error)
         return
-    assert len(mixture.order) == sum(c.got for c in mixture.counts.values()) == examples
+    assert len(mixture.order) == sum(c.rows for c in mixture.counts.values()) == examples
     assert Counter(name for name, _ in mixture.order) == {
-        name: count.got for name, count in mixture.counts.items()
+        name: count.rows for name, count in mixture.counts.items()
     }
     for name, count in mixture.counts.items():
-        assert abs(count.got - examples * amounts[name] / sum(amounts.values())) < 1
+        assert abs(count.rows - examples * amounts[name] / sum(amounts.values())) < 1
         assert len(set(ids(mixture, name))) == count.distinct
 
 
@@ -152,7 +152,7 @@ def test_every_window_stays_within_the_bound_of_even_spacing(amounts, window, se
     for start in range(0, len(names) - window + 1, 7):
         seen = Counter(names[start : start + window])
         for name, count in mixture.counts.items():
-            share = count.got / 400
+            share = count.rows / 400
             assert abs(seen[name] - window * share) <= 1 + share * len(amounts)
 
 
@@ -161,9 +161,9 @@ def test_every_window_stays_within_the_bound_of_even_spacing(amounts, window, se
     [
         ({}, 10, "needs an ingredient"),
         ({"d": None}, 10, "no rows for an ingredient"),
-        ({"a": 41}, 10, "cannot give the rows asked for"),
-        ({"a": 0}, 10, "cannot give the rows asked for"),
-        ({"empty": None}, 10, "cannot give the rows asked for"),
+        ({"a": 41}, 10, "has fewer rows than requested"),
+        ({"a": 0}, 10, "has fewer rows than requested"),
+        ({"empty": None}, 10, "has fewer rows than requested"),
         ({"a": 1, "c": 90}, 20, "'a' would get no row"),
         ({"a": None}, 0, "would get no row"),
     ],
@@ -179,7 +179,7 @@ def test_what_cannot_be_mixed_is_refused(amounts, examples, says):
 def got(amounts, examples, costs=None):
     """Rows that each ingredient gives."""
     counts = mix(POOLS, amounts, examples, 1, costs).counts
-    return {name: count.got for name, count in counts.items()}
+    return {name: count.rows for name, count in counts.items()}
 
 
 def test_repeat_weighs_an_ingredient_by_rows_times_repeat():
@@ -220,14 +220,14 @@ def test_a_share_of_cost_gives_fewer_rows_of_what_costs_more():
     # b and c keep their proportion of rows, 1 to 2, and cost 10 + 2 × 5 together.
     mixed = {"a": Ingredient(share=0.6), "b": 10, "c": 20}
     counts = mix(POOLS, mixed, 80, 1, costs).counts
-    assert {name: count.got for name, count in counts.items()} == {"a": 20, "b": 20, "c": 40}
+    assert {name: count.rows for name, count in counts.items()} == {"a": 20, "b": 20, "c": 40}
     assert counts["b"].share == counts["c"].share == Fraction(1, 5)
 
 
 def test_a_supply_that_stops_leaves_the_rest_to_the_others_in_proportion():
     stop = Ingredient(rows=10, when_exhausted="stop")
     mixture = mix(POOLS, {"a": stop, "b": 10, "c": 20}, 100, 1)
-    assert {name: count.got for name, count in mixture.counts.items()} == {
+    assert {name: count.rows for name, count in mixture.counts.items()} == {
         "a": 10,
         "b": 30,
         "c": 60,
@@ -257,10 +257,10 @@ def test_supplies_that_cannot_fill_the_budget_are_refused():
 def test_an_ingredient_that_may_not_repeat_is_refused_with_need_and_supply():
     amounts = {"a": Ingredient(rows=10, when_exhausted="error"), "b": 10}
     assert got(amounts, 20) == {"a": 10, "b": 10}
-    with pytest.raises(SpecError, match="12 examples needed, 10 there"):
+    with pytest.raises(SpecError, match="12 examples needed, 10 available"):
         got(amounts, 24)
     stopping = amounts | {"b": Ingredient(rows=10, when_exhausted="stop")}
-    with pytest.raises(SpecError, match="11 examples needed, 10 there"):
+    with pytest.raises(SpecError, match="11 examples needed, 10 available"):
         got(stopping, 21)
 
 
@@ -300,9 +300,9 @@ def test_any_amounts_fill_the_budget_exactly_with_prefixes_or_are_refused(amount
     assert sum(count.share for count in mixture.counts.values()) == 1
     for name, count in mixture.counts.items():
         alone = ids(mix(POOLS, {name: amounts[name].rows}, 300, 1), name)
-        assert ids(mixture, name) == alone[: count.got]
+        assert ids(mixture, name) == alone[: count.rows]
         supply = amounts[name].rows * (amounts[name].repeat or 1)
-        assert amounts[name].when_exhausted == "repeat" or count.got <= supply
+        assert amounts[name].when_exhausted == "repeat" or count.rows <= supply
 
 
 @settings(deadline=None)

@@ -145,7 +145,7 @@ class TestMix:
                 assert all(row.supervised_tokens > 0 for row in run.mix)
 
     def test_more_rows_than_there_are_is_refused(self, data, files):
-        with pytest.raises(SpecError, match="cannot give the rows asked for"):
+        with pytest.raises(SpecError, match="has fewer rows than requested"):
             plan(data, files, ingredients={"north": {"rows": 500}})
 
     def test_over_long_examples_follow_the_policy_and_are_counted(self, data, files):
@@ -232,7 +232,7 @@ class TestAmounts:
         with pytest.raises(SpecError, match="cannot fill the budget of 12 examples"):
             plan(data, files, ingredients=stop)
         error = {"north": {"rows": 2, "when_exhausted": "error"}}
-        with pytest.raises(SpecError, match="12 examples needed, 2 there"):
+        with pytest.raises(SpecError, match="12 examples needed, 2 available"):
             plan(data, files, ingredients=error, design=["singles"])
 
     def test_another_way_of_asking_for_the_same_rows_changes_no_id(self, data, files):

@@ -1,20 +1,16 @@
-"""Study and sizes of pools → cells: which cocktails are trained, in what amounts, for how long.
+"""A study and the sizes of its pools → cells: cocktails, amounts and training schedules.
 
-Knows: designs, doses, budgets, the controls that belong to them. Does not know: rows, tokens,
-seeds, models.
-
-    families, by hand        every cocktail, under the study's budget
-    levels                   base mix + an addition in growing shares
-    equal-exposure           each single task on as many of its rows as a cocktail saw of them
+    families, explicit       every cocktail, under the study's budget
+    levels                   a base mix plus an addition in growing shares
+    equal-exposure           each single task on as many of its rows as a cocktail has
     more_epochs              each single task for a multiple of the steps
-    claims.tune_lr                each single task at other learning rates, so that it is tuned too
+    claims.tune_lr           each single task at other learning rates
+    claims                   the cells that claims need, from selection.json
 
 A smaller amount of an ingredient is a prefix of a larger one (mixing.py), so a single task trained
-on n examples is trained on exactly the n that it contributed to a cocktail, in their order.
+on n examples sees exactly the n that it contributed to a cocktail, in their order.
 
-The runs that a claim takes: what was chosen and what it is held against, as cells.
-
-Knows: which cells a claim needs. Does not know: how a cell was chosen, what is claimed.
+Knows: designs, levels, budgets and their controls. Does not know: rows, tokens, seeds, models.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +18,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from mixtune.errors import SpecError
-from mixtune.planning.mixing import portions, wanted_shares
+from mixtune.planning.mixing import portions, requested_shares
 from mixtune.records import Selection
 from mixtune.study.design import cocktails, title
 from mixtune.study.spec import Course, Ingredient, Level, Study, exact
@@ -30,15 +26,15 @@ from mixtune.study.spec import Course, Ingredient, Level, Study, exact
 Amounts = Mapping[str, Ingredient]
 
 PUBLISHED_FEW = 3
-"""Up to so many ingredients the original study trains for one epoch more, without a warm-up."""
+"""Cocktails of up to so many ingredients train one epoch more and without warm-up."""
 PUBLISHED_EPOCHS = 2
 PUBLISHED_WARMUP = 10
-"""Steps of warm-up where there are more ingredients."""
+"""Warm-up steps of cocktails with more ingredients."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cocktail with amounts and a course; `note` tells it from others of the same cocktail."""
+    """A cocktail with amounts and a schedule; `note` distinguishes cells of the same cocktail."""
 
     cocktail: tuple[str, ...]
     amounts: Amounts
@@ -47,33 +43,33 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Display name in tables."""
         return title(self.cocktail, self.note)
 
 
 def cells(
     study: Study, available: Mapping[str, int], costs: Mapping[str, Fraction] | None = None
 ) -> list[Cell]:
-    """Every cell of a study, each name once: cocktails, doses, then controls.
+    """All cells of a study, each name once: cocktails, levels, then controls.
 
     Args:
         study: its design, ingredients and budget.
         available: ingredient → rows of its pool.
-        costs: what a row of each ingredient weighs, where shares are not of rows.
+        costs: ingredient → mean cost of a row, where shares are not of rows.
 
     Raises:
-        SpecError: an amount or budget that pools cannot give.
+        SpecError: an amount or budget that the pools cannot fill.
     """
-    found: dict[str, Cell] = {}
+    by_name: dict[str, Cell] = {}
     for cell in _treatments(study, available):
-        found.setdefault(cell.name, cell)
-    for cell in list(_controls(study, list(found.values()), available, costs)):
-        found.setdefault(cell.name, cell)
-    return list(found.values())
+        by_name.setdefault(cell.name, cell)
+    for cell in list(_controls(study, list(by_name.values()), available, costs)):
+        by_name.setdefault(cell.name, cell)
+    return list(by_name.values())
 
 
 def budget_parts(course: Course) -> dict[str, object]:
-    """What of a course is in a run's id; `kind` has stood there from when there was one only."""
+    """The schedule as it enters a run's id; `kind` is constant, so that ids stay as they are."""
     parts: dict[str, object] = {
         "kind": "equal-steps",
         "steps": course.steps,
@@ -92,7 +88,7 @@ def _treatments(study: Study, available: Mapping[str, int]) -> Iterator[Cell]:
         else:
             yield Cell(cocktail, amounts, _course(study))
     for level in study.design.levels:
-        yield from _doses(level, study, available)
+        yield from _level_cells(level, study, available)
 
 
 def _course(study: Study, times: int = 1) -> Course:
@@ -105,7 +101,7 @@ def _course(study: Study, times: int = 1) -> Course:
 def _published(
     cocktail: tuple[str, ...], amounts: Amounts, study: Study, available: Mapping[str, int]
 ) -> Cell:
-    """All rows of a cocktail, 3 or 2 times: rows asked for are a cap, as in the original."""
+    """All rows of a cocktail, 3 or 2 times; requested rows are a cap, as in the original study."""
     few = len(cocktail) <= PUBLISHED_FEW
     epochs = PUBLISHED_EPOCHS + few
     rows = {name: min(amounts[name].rows or available[name], available[name]) for name in cocktail}
@@ -121,11 +117,11 @@ def _published(
     return Cell(cocktail, whole, course)
 
 
-# ---- doses ---------------------------------------------------------------------------------------
+# ---- levels --------------------------------------------------------------------------------------
 
 
-def _doses(level: Level, study: Study, available: Mapping[str, int]) -> Iterator[Cell]:
-    """No dose is the plain cocktail, the same run for every series that begins with it."""
+def _level_cells(level: Level, study: Study, available: Mapping[str, int]) -> Iterator[Cell]:
+    """Share 0 is the plain base mix: the same run for every series that starts with it."""
     base = _parts(level.to, study, available)
     added = _parts(level.add, study, available)
     for share in level.shares:
@@ -133,9 +129,9 @@ def _doses(level: Level, study: Study, available: Mapping[str, int]) -> Iterator
             plain = {name: study.ingredients[name] for name in base}
             yield Cell(tuple(sorted(plain)), plain, _course(study))
             continue
-        dose = exact(share)
-        parts = {name: part * (1 - dose) for name, part in base.items()}
-        parts |= {name: part * dose for name, part in added.items()}
+        level_share = exact(share)
+        parts = {name: part * (1 - level_share) for name, part in base.items()}
+        parts |= {name: part * level_share for name, part in added.items()}
         amounts = {
             name: study.ingredients[name].model_copy(
                 update={"share": float(part), "repeat": None, "unit": "rows"}
@@ -147,12 +143,12 @@ def _doses(level: Level, study: Study, available: Mapping[str, int]) -> Iterator
 
 
 def _parts(names: Sequence[str], study: Study, available: Mapping[str, int]) -> dict[str, Fraction]:
-    """Proportions of ingredients among themselves, by their shares or their rows."""
+    """Proportions of some ingredients among themselves, by their shares or rows."""
     amounts = {name: study.ingredients[name] for name in names}
-    asked = {name: one.rows or available[name] for name, one in amounts.items()}
-    found = wanted_shares(amounts, asked, {})
-    total = sum(found.values(), Fraction(0))
-    return {name: part / total for name, part in found.items()}
+    sizes = {name: amount.rows or available[name] for name, amount in amounts.items()}
+    shares = requested_shares(amounts, sizes, {})
+    total = sum(shares.values(), Fraction(0))
+    return {name: share / total for name, share in shares.items()}
 
 
 # ---- controls ------------------------------------------------------------------------------------
@@ -164,69 +160,69 @@ def _controls(
     available: Mapping[str, int],
     costs: Mapping[str, Fraction] | None,
 ) -> Iterator[Cell]:
-    """Single tasks beside the cocktails; of tasks only, since nothing else has a target."""
+    """Single-task controls; of tasks only, since other ingredients are no target."""
     targets = [name for name in study.tasks if name in study.ingredients]
     if study.budget.kind == "equal-exposure":
         for cell in treated:
             counts = portions(available, cell.amounts, cell.course.examples, costs)
             for name in targets:
                 if name in counts and len(counts) > 1:
-                    yield exposed(study, name, counts[name].got)
+                    yield exposed(study, name, counts[name].rows)
     if study.budget.more_epochs is not None:
         for name in targets:
             yield exposed(study, name, study.budget.examples * study.budget.more_epochs)
     for lr in study.claims.tune_lr:
         for name in targets:
-            yield from _at_rate(name, lr, treated)
+            yield from _at_lr(name, lr, treated)
 
 
-def _at_rate(name: str, lr: float, treated: Sequence[Cell]) -> Iterator[Cell]:
-    """A single task that is trained, at another learning rate."""
+def _at_lr(name: str, lr: float, treated: Sequence[Cell]) -> Iterator[Cell]:
+    """A single task of the design at another learning rate."""
     for cell in treated:
         if cell.name == name:
             yield replace(cell, course=replace(cell.course, lr=lr), note=f"lr {lr:g}")
 
 
 def exposed(study: Study, name: str, examples: int) -> Cell:
-    """The single task trained on so many examples: at equal exposure, or for longer."""
+    """A single task trained on `examples` examples: at equal exposure, or for longer."""
     amount = study.ingredients[name].model_copy(update={"share": None, "unit": None})
     course = Course(examples, study.budget.examples_per_step)
     return Cell((name,), {name: amount}, course, exposure(examples))
 
 
 def exposure(examples: int) -> str:
-    """What tells a single task trained on so many examples from the step-matched one."""
+    """The note of a single task trained on a number of examples of its own."""
     return f"{examples} examples"
 
 
 def claimed_cells(
     study: Study, selection: Selection, planned: Mapping[str, Cell]
 ) -> dict[str, Cell]:
-    """Cells by name: of each target the chosen one, then those that it is held against.
+    """Cells of the claims by name: of each target the chosen one, then its comparison arms.
 
     Raises:
-        SpecError: the study no longer has a cell that was chosen, or has a seed of the claims.
+        SpecError: the study no longer has a chosen cell, or uses a seed reserved for claims.
     """
-    taken = sorted({*study.seeds} & {*selection.fresh, *selection.spent})
-    if taken:
+    reserved = sorted({*study.seeds} & {*selection.fresh, *selection.spent})
+    if reserved:
         raise SpecError(
-            "seeds: these are kept for claims, and nothing may be chosen by them",
-            found=taken,
-            remedy="give the study other seeds",
+            "seeds: these are reserved for claims and may not choose anything",
+            found=reserved,
+            remedy="use other seeds in the study",
         )
-    found: dict[str, Cell] = {}
+    cells_by_name: dict[str, Cell] = {}
     for choice in selection.choices:
-        known = dict(planned)
+        candidates = dict(planned)
         if choice.target in selection.exposed:
             control = exposed(study, choice.target, selection.exposed[choice.target])
-            known.setdefault(control.name, control)
+            candidates.setdefault(control.name, control)
         for name in (choice.cocktail, *selection.against[choice.target]):
-            if name not in known:
+            if name not in candidates:
                 raise SpecError(
-                    "selection.json: the study no longer has a cell that was chosen",
+                    "selection.json: the study no longer has a chosen cell",
                     found=name,
-                    remedy="give back the design that it was chosen from, or choose again: mixtune "
+                    remedy="restore the design that it was chosen from, or choose again: mixtune "
                     "confirm --again",
                 )
-            found.setdefault(name, known[name])
-    return found
+            cells_by_name.setdefault(name, candidates[name])
+    return cells_by_name

@@ -1,12 +1,8 @@
-"""Examples and amounts to one ordered training list; and which items are evaluated.
+"""Training mixtures: examples and amounts → one ordered list per run; evaluation items.
 
-Knows: pools, shares, supplies, named orders, interleaving, whole groups. Does not know: tokens
-(what a row costs is given), models, which cocktails exist (design.py), which rows leak (leakage.py
-removes them beforehand).
-
-What a run asked of each ingredient, against what it got.
-
-Knows: counts of a mixture, lengths of its rows. Does not know: how rows are mixed, ids.
+Knows: pools, shares, supplies, seeded orders, interleaving, whole groups. Does not know: tokens
+(the cost of a row is an argument), models, which cocktails exist, which rows leak (the gate removes
+them beforehand).
 """
 
 from collections import defaultdict
@@ -24,37 +20,44 @@ from mixtune.study.spec import Ingredient, UnitName, exact
 
 @dataclass(frozen=True, slots=True)
 class IngredientCount:
-    """Asked against got for one ingredient, in examples.
+    """Requested and actual amounts of one ingredient, in examples.
 
-    `asked`: size of the pool asked for. `available`: rows that could have entered it. `got`: rows
-    in the training list, repeats included. `distinct`: different rows among them. `share`: its
-    part of the mix as asked for, in what shares are measured in. `exhausted`: "stopped" where its
-    supply is used up (others take the rest), "repeated" where it went on beyond rows × repeat.
+    `requested`: rows of its pool that may be used, of `available` ones. `rows`: its rows in the
+    training list, repeats included, `distinct` of them different. `share`: its requested part of
+    the mix, in the study's unit. `exhausted`: "stopped" where its supply ran out and others filled
+    in, "repeated" where it continued beyond rows × repeat.
     """
 
-    asked: int
+    requested: int
     available: int
-    got: int
+    rows: int
     distinct: int
     share: Fraction
     exhausted: Literal["", "stopped", "repeated"] = ""
 
 
 @dataclass(frozen=True, slots=True)
+class Dropped:
+    """Ingredient → rows left out of its pool: over-long ones, and leaked ones."""
+
+    over_long: Mapping[str, int]
+    leaked: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Mixture:
-    """The training list of one run, in order, and what became of each ingredient's amount."""
+    """The training list of one run, in order, and the amount of each ingredient in it."""
 
     order: list[tuple[str, Example]]
     counts: dict[str, IngredientCount]
 
 
 def select_evaluation(examples: Sequence[Example], at_least: int | None) -> list[Example]:
-    """The items to evaluate: whole groups until there are `at_least`; all of them for None.
+    """Select the items to evaluate: whole groups until there are `at_least` items; None for all.
 
-    Groups are taken in an order that depends only on task, split and group, so every system,
-    seed and study sees the same items, and a larger `at_least` adds items without exchanging any.
-    A task with fewer items gives all it has (every result states its n). Sorted by task, split,
-    group, id; the order of `examples` does not matter.
+    The order of groups depends on task, split and group alone, so every system, seed and study
+    gets the same items, and a larger `at_least` only adds items. A task with fewer items returns
+    all. Sorted by task, split, group, id, whatever the order of `examples`.
 
     Raises:
         SpecError: `at_least` below one.
@@ -81,23 +84,29 @@ def mix(
     run_seed: int,
     costs: Mapping[str, Fraction] | None = None,
 ) -> Mixture:
-    """One training list of exactly `examples` rows from the ingredients that `amounts` names.
+    """Build the training list of a run: exactly `examples` rows of the ingredients in `amounts`.
 
-    `costs`: what a row of each ingredient weighs on average, where shares are not of rows. Orders
-    come from seeds by name: whatever else is in the cocktail, an ingredient gives a prefix of its
-    own order, and a smaller amount is a prefix of a larger one. The streams are spread evenly, so
-    every stretch of the list has near-proportional shares. Neither the order of the mappings nor
-    that of the pools matters.
+    Seeds depend on the ingredient's name: whatever else is in the cocktail, an ingredient
+    contributes a prefix of its own order, and a smaller amount is a prefix of a larger one. The
+    streams are interleaved evenly, so any stretch of the list has near-proportional shares. The
+    order of mappings and pools does not matter.
+
+    Args:
+        pools: ingredient → its rows.
+        amounts: ingredient → the requested amount.
+        examples: length of the list.
+        run_seed: seed of the run.
+        costs: ingredient → mean cost of a row, where shares are not of rows.
 
     Raises:
-        SpecError: no ingredient, no pool for one, an empty pool, more asked than there is, a budget
-            so small that an ingredient would get no row, or one that supplies cannot fill.
+        SpecError: no ingredient, no pool for one, more rows requested than available, a budget
+            that leaves an ingredient without a row, or one that the supplies cannot fill.
     """
     sizes = {name: len(pools[name]) for name in amounts if name in pools}
     counts = portions(sizes, amounts, examples, costs)
     streams = {
-        name: _stream(pools[name], name, one.asked, one.got, run_seed)
-        for name, one in counts.items()
+        name: _stream(pools[name], name, count.requested, count.rows, run_seed)
+        for name, count in counts.items()
     }
     return Mixture(order=_merge(streams, run_seed), counts=counts)
 
@@ -108,65 +117,67 @@ def portions(
     examples: int,
     costs: Mapping[str, Fraction] | None = None,
 ) -> dict[str, IngredientCount]:
-    """What `mix` of pools with `available` rows takes of each ingredient; the same for every seed.
+    """The rows that `mix` takes of each ingredient, from the sizes of pools; equal for all seeds.
 
     Raises:
         SpecError: as `mix`.
     """
     if not amounts:
         raise SpecError("a cocktail needs an ingredient", wanted="at least one name")
-    asked = {name: _asked(name, available, amounts[name].rows) for name in sorted(amounts)}
-    shares = wanted_shares(amounts, asked, costs or {})
-    supplies = {name: int(asked[name] * _passes(amounts[name])) for name in asked}
-    got = _fill(_per_row(shares, costs or {}), supplies, amounts, examples)
+    pool_sizes = {name: _pool_size(name, available, amounts[name].rows) for name in sorted(amounts)}
+    shares = requested_shares(amounts, pool_sizes, costs or {})
+    supplies = {name: int(size * _passes(amounts[name])) for name, size in pool_sizes.items()}
+    rows = _fill(_per_row(shares, costs or {}), supplies, amounts, examples)
     return {
         name: IngredientCount(
-            asked=asked[name],
+            requested=size,
             available=available[name],
-            got=got[name],
-            distinct=min(asked[name], got[name]),
+            rows=rows[name],
+            distinct=min(size, rows[name]),
             share=shares[name],
-            exhausted=_exhausted(amounts[name], got[name], supplies[name]),
+            exhausted=_exhausted(amounts[name], rows[name], supplies[name]),
         )
-        for name in asked
+        for name, size in pool_sizes.items()
     }
 
 
-def wanted_shares(
-    amounts: Mapping[str, Ingredient], asked: Mapping[str, int], costs: Mapping[str, Fraction]
+def requested_shares(
+    amounts: Mapping[str, Ingredient], pool_sizes: Mapping[str, int], costs: Mapping[str, Fraction]
 ) -> dict[str, Fraction]:
-    """Each ingredient's part of a cocktail as asked for, adding up to one.
+    """Requested part of each ingredient in a cocktail, summing to one.
 
-    Shares stand as they are, and what they leave goes to the ingredients without one by rows ×
-    repeat (× what a row costs); where all have a share, they are relative.
+    Stated shares are kept, and the remainder goes to the ingredients without one in proportion to
+    rows × repeat (× cost of a row). Where all have a share, shares are relative.
     """
-    given = {name: exact(one.share) for name, one in amounts.items() if one.share is not None}
-    total = sum(given.values(), Fraction(0))
-    if len(given) == len(amounts):
-        return {name: share / total for name, share in given.items()}
-    weights = {
-        name: asked[name] * _passes(one) * costs.get(name, Fraction(1))
-        for name, one in amounts.items()
-        if name not in given
+    stated = {
+        name: exact(amount.share) for name, amount in amounts.items() if amount.share is not None
     }
-    rest = (1 - total) / sum(weights.values(), Fraction(0))
-    return given | {name: weight * rest for name, weight in weights.items()}
+    total = sum(stated.values(), Fraction(0))
+    if len(stated) == len(amounts):
+        return {name: share / total for name, share in stated.items()}
+    weights = {
+        name: pool_sizes[name] * _passes(amount) * costs.get(name, Fraction(1))
+        for name, amount in amounts.items()
+        if name not in stated
+    }
+    scale = (1 - total) / sum(weights.values(), Fraction(0))
+    return stated | {name: weight * scale for name, weight in weights.items()}
 
 
-def _asked(name: str, sizes: Mapping[str, int], amount: int | None) -> int:
-    """Size of an ingredient's pool, checked against what there is."""
+def _pool_size(name: str, sizes: Mapping[str, int], amount: int | None) -> int:
+    """Requested size of an ingredient's pool, checked against the rows available."""
     if name not in sizes:
         raise SpecError("no rows for an ingredient", found=name, wanted=did_you_mean(name, sizes))
     available = sizes[name]
-    asked = available if amount is None else amount
-    if not 1 <= asked <= available:
+    size = available if amount is None else amount
+    if not 1 <= size <= available:
         raise SpecError(
-            f"ingredient {name!r} cannot give the rows asked for",
-            found=asked,
+            f"ingredient {name!r} has fewer rows than requested",
+            found=size,
             wanted=f"1 to {available} (rows left after leakage and length checks)",
-            remedy=f"lower ingredients.{name}.rows, or leave it out to take all there is",
+            remedy=f"lower ingredients.{name}.rows, or leave it out to use all rows",
         )
-    return asked
+    return size
 
 
 def _passes(amount: Ingredient) -> Fraction:
@@ -174,7 +185,7 @@ def _passes(amount: Ingredient) -> Fraction:
 
 
 def _per_row(shares: Mapping[str, Fraction], costs: Mapping[str, Fraction]) -> dict[str, Fraction]:
-    """Proportions of rows that give proportions of cost."""
+    """Proportions of rows that yield the requested proportions of cost."""
     return {name: share / costs.get(name, Fraction(1)) for name, share in shares.items()}
 
 
@@ -184,19 +195,19 @@ def _fill(
     amounts: Mapping[str, Ingredient],
     examples: int,
 ) -> dict[str, int]:
-    """Rows of each ingredient: by weight, and what a supply that stops leaves, by weight too."""
+    """Rows of each ingredient by weight; others share what an exhausted supply leaves open."""
     stopped: dict[str, int] = {}
-    while open_ := {name: weight for name, weight in weights.items() if name not in stopped}:
-        found = _apportion(open_, examples - sum(stopped.values()))
-        ended = {
+    while active := {name: weight for name, weight in weights.items() if name not in stopped}:
+        rows = _apportion(active, examples - sum(stopped.values()))
+        exhausted = {
             name: supplies[name]
-            for name, rows in found.items()
-            if rows > supplies[name] and amounts[name].when_exhausted == "stop"
+            for name, count in rows.items()
+            if count > supplies[name] and amounts[name].when_exhausted == "stop"
         }
-        if not ended:
-            _check_filled(stopped | found, supplies, amounts, examples)
-            return stopped | found
-        stopped |= ended
+        if not exhausted:
+            _check_filled(stopped | rows, supplies, amounts, examples)
+            return stopped | rows
+        stopped |= exhausted
     raise SpecError(
         f"the ingredients cannot fill the budget of {examples} examples, and all of them stop",
         found=", ".join(f"{name}: {rows}" for name, rows in sorted(supplies.items())),
@@ -206,10 +217,9 @@ def _fill(
 
 
 def _apportion(weights: Mapping[str, Fraction], examples: int) -> dict[str, int]:
-    """Rows proportional to weights, summing exactly to `examples`.
+    """Rows proportional to weights that sum to `examples` (largest remainders, ties by name).
 
-    Largest remainders get the rows that rounding down leaves, ties by name; in exact arithmetic,
-    so that no machine's rounding can differ.
+    In exact arithmetic, so that the result is the same on every machine.
     """
     total = sum(weights.values(), Fraction(0))
     quotas = {name: examples * weight / total for name, weight in weights.items()}
@@ -221,43 +231,43 @@ def _apportion(weights: Mapping[str, Fraction], examples: int) -> dict[str, int]
 
 
 def _check_filled(
-    got: Mapping[str, int],
+    rows: Mapping[str, int],
     supplies: Mapping[str, int],
     amounts: Mapping[str, Ingredient],
     examples: int,
 ) -> None:
-    """Refuse a list in which an ingredient has no row, or more than it may give."""
-    for name, rows in sorted(got.items()):
-        if rows == 0:
+    """Refuse a list in which an ingredient has no row, or more than its supply allows."""
+    for name, count in sorted(rows.items()):
+        if count == 0:
             raise SpecError(
                 f"ingredient {name!r} would get no row in a budget of {examples} examples",
-                found=", ".join(f"{other}: {count}" for other, count in sorted(got.items())),
+                found=", ".join(f"{key}: {value}" for key, value in sorted(rows.items())),
                 wanted="an amount that gives at least one row",
                 remedy="raise budget.steps, raise its amount, or leave it out of the cocktail",
             )
-        if rows > supplies[name] and amounts[name].when_exhausted == "error":
+        if count > supplies[name] and amounts[name].when_exhausted == "error":
             raise SpecError(
                 f"ingredient {name!r} is exhausted",
-                found=f"{rows} examples needed, {supplies[name]} there (rows × repeat)",
+                found=f"{count} examples needed, {supplies[name]} available (rows × repeat)",
                 wanted=f"no more than it has, as ingredients.{name}.when_exhausted is error",
                 remedy=f"lower budget.steps or its share, raise ingredients.{name}.rows or repeat, "
                 "or set when_exhausted: repeat",
             )
 
 
-def _exhausted(amount: Ingredient, got: int, supply: int) -> Literal["", "stopped", "repeated"]:
-    if got > supply:
+def _exhausted(amount: Ingredient, rows: int, supply: int) -> Literal["", "stopped", "repeated"]:
+    if rows > supply:
         return "repeated"
-    return "stopped" if got == supply and amount.when_exhausted == "stop" else ""
+    return "stopped" if rows == supply and amount.when_exhausted == "stop" else ""
 
 
 def _stream(
     pool: Sequence[Example], name: str, rows: int, length: int, run_seed: int
 ) -> list[Example]:
-    """The first `length` rows of an ingredient's endless order.
+    """The first `length` rows of an ingredient's order, epoch after epoch.
 
-    Epoch 0 is a seeded permutation cut to `rows`; every later epoch reshuffles those `rows`. The
-    pool is sorted by id first, so that the order of loading cannot matter.
+    Epoch 0 is a seeded permutation of the pool truncated to `rows`; every later epoch shuffles
+    those rows again. The pool is sorted by id first, so the order of loading does not matter.
     """
     by_id = sorted(pool, key=lambda example: example.id)
     first = generator(run_seed, "order", name).permutation(len(by_id))[:rows]
@@ -272,7 +282,7 @@ def _stream(
 
 
 def _merge(streams: Mapping[str, Sequence[Example]], run_seed: int) -> list[tuple[str, Example]]:
-    """Streams spread evenly over one list: row k of n goes to (k + u) / n, u seeded by name."""
+    """Streams interleaved evenly: row k of n is placed at (k + u) / n, with u seeded by name."""
     placed = []
     for name, stream in streams.items():
         offset = generator(run_seed, "interleave", name).random()
@@ -284,43 +294,43 @@ def mix_rows(
     mixture: Mixture,
     rows: Sequence[RowSize],
     unit: UnitName,
-    dropped: tuple[Mapping[str, int], Mapping[str, int]],
+    dropped: Dropped,
 ) -> tuple[MixRow, ...]:
-    """One row for each ingredient of a run, in the order of their names.
+    """Requested and actual amounts of a run, one row per ingredient, sorted by name.
 
     Args:
-        mixture: examples, counted.
-        rows: the same with their tokens; none where there is no tokenizer.
-        unit: what shares are measured in.
-        dropped: ingredient → rows that were too long, and rows that leak.
+        mixture: the run's examples, with counts.
+        rows: their sizes in tokens; empty without a tokenizer.
+        unit: the unit of shares.
+        dropped: rows that never entered the pools.
     """
-    counts, (too_long, leaked) = mixture.counts, dropped
+    counts = mixture.counts
     own = {name: [row for row in rows if row.ingredient == name] for name in counts}
-    got = {
-        name: one.got if unit == "rows" else sum(size_of(row, unit) for row in own[name])
-        for name, one in counts.items()
+    amounts = {
+        name: count.rows if unit == "rows" else sum(size_of(row, unit) for row in own[name])
+        for name, count in counts.items()
     }
     return tuple(
         MixRow(
             ingredient=name,
-            rows_asked=one.asked,
-            rows_available=one.available,
-            rows_got=one.got,
-            rows_distinct=one.distinct,
-            repeats=one.got / one.distinct,
+            rows_asked=count.requested,
+            rows_available=count.available,
+            rows_got=count.rows,
+            rows_distinct=count.distinct,
+            repeats=count.rows / count.distinct,
             supervised_tokens=sum(row.supervised for row in own[name]),
             tokens=sum(row.length for row in own[name]),
-            dropped_overlong=too_long.get(name, 0),
-            dropped_leaked=leaked.get(name, 0),
+            dropped_overlong=dropped.over_long.get(name, 0),
+            dropped_leaked=dropped.leaked.get(name, 0),
             unit=unit,
-            share_asked=float(one.share),
-            share_got=got[name] / sum(got.values()),
-            exhausted=one.exhausted,
+            share_asked=float(count.share),
+            share_got=amounts[name] / sum(amounts.values()),
+            exhausted=count.exhausted,
         )
-        for name, one in counts.items()
+        for name, count in counts.items()
     )
 
 
 def size_of(row: RowSize, unit: UnitName) -> int:
-    """What a row counts for where shares are of tokens."""
+    """Tokens of a row in the unit of shares."""
     return row.length if unit == "tokens" else row.supervised

@@ -178,7 +178,7 @@ def _examples(cell: Cell, datasets: Mapping[str, Dataset]) -> dict[str, int]:
     """Examples of each ingredient in one run."""
     available = {name: datasets[name].rows for name in cell.cocktail}
     counts = portions(available, cell.amounts, cell.course.examples)
-    return {name: one.got for name, one in counts.items()}
+    return {name: count.rows for name, count in counts.items()}
 
 
 # ---- datasets ------------------------------------------------------------------------------------

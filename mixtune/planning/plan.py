@@ -31,7 +31,7 @@ from mixtune.planning.corpus import (
     lower_labels,
 )
 from mixtune.planning.leaks import Leaks
-from mixtune.planning.mixing import Mixture, mix, mix_rows, portions, size_of
+from mixtune.planning.mixing import Dropped, Mixture, mix, mix_rows, portions, size_of
 from mixtune.planning.names import SystemKind, answerable, canonical
 from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
 from mixtune.planning.sizes import RowSize, Sizes, longest_answer
@@ -132,7 +132,7 @@ class Planner:
         available = {name: len(pool) for name, pool in self.corpus.pools.items()}
         found = self.cells[cell]
         counts = portions(available, found.amounts, found.course.examples, self._costs)
-        return counts[target].got if target in counts else 0
+        return counts[target].rows if target in counts else 0
 
     def training_rows(self, run: RunPlan) -> list[Row]:
         """Token rows of a run, in training order.
@@ -279,7 +279,7 @@ class Planner:
             kind="trained",
             cocktail=cell.cocktail,
             seed=seed,
-            mix=mix_rows(mixture, plain, unit, (self.dropped, self.corpus.leaked_train)),
+            mix=mix_rows(mixture, plain, unit, Dropped(self.dropped, self.corpus.leaked_train)),
             answers=self._answers(system),
             tokens=tokens,
             course=course,
