@@ -14,7 +14,7 @@ from mixtune.planning.mixing import mix
 from mixtune.planning.plan import Planner
 from mixtune.study.design import members, title
 from mixtune.study.reading import parse_study, trial
-from mixtune.study.spec import Course, Study
+from mixtune.study.spec import RunLength, Study
 from mixtune.tokens import Row
 
 NAMES = ("a", "b", "c", "d")
@@ -45,7 +45,7 @@ LEVEL = {"name": "general", "add": ["c", "d"], "to": ["a", "b"], "shares": [0, 0
 class TestPublished:
     def test_steps_follow_from_rows_and_epochs(self):
         found = by_name(asked(budget=BUDGET, train=TRAIN, design=["singles", "all"]))
-        assert found["a"].course == Course(300, 8, 0)
+        assert found["a"].course == RunLength(300, 8, 0)
         assert found["a"].course.steps == 38
         whole = found["a+b+c+d"].course
         assert (whole.examples, whole.warmup_steps) == (2 * 1190, 10)
@@ -53,8 +53,8 @@ class TestPublished:
     def test_three_ingredients_are_few_and_four_are_not(self):
         listed = {"explicit": [["a", "b", "c"], ["a", "b", "c", "d"]]}
         found = by_name(asked(budget=BUDGET, train=TRAIN, design=listed))
-        assert found["a+b+c"].course == Course(3 * 1160, 8, 0)
-        assert found["a+b+c+d"].course == Course(2 * 1190, 8, 10)
+        assert found["a+b+c"].course == RunLength(3 * 1160, 8, 0)
+        assert found["a+b+c+d"].course == RunLength(2 * 1190, 8, 10)
 
     def test_rows_are_a_cap(self):
         amounts = {"a": {"rows": 5000}, "b": {"rows": 20}}
@@ -191,7 +191,7 @@ class TestControls:
     def test_single_tasks_for_longer(self):
         budget = {"steps": 10, "examples_per_step": 8, "more_epochs": 3}
         found = by_name(asked(budget=budget))
-        assert found["a (240 examples)"].course == Course(240, 8)
+        assert found["a (240 examples)"].course == RunLength(240, 8)
         assert "c (240 examples)" not in found, "c is no task"
 
     def test_plain_cells_keep_their_ids_beside_controls(self, data, files):
@@ -222,7 +222,7 @@ class TestFlaws:
             Row("a", str(i), tuple(range(p)), tuple(range(100, 100 + a)))
             for i, (p, a) in enumerate(shapes)
         ]
-        grown, course = leaking_packs(rows, Course(len(rows), step), length)
+        grown, course = leaking_packs(rows, RunLength(len(rows), step), length)
         assert [row.answer for row in grown] == [row.answer for row in rows]
         before: tuple[int, ...] = ()
         packs = 0

@@ -40,7 +40,7 @@ from mixtune.engine.rank import Tree
 from mixtune.engine.train import Job, learning_rate, train
 from mixtune.errors import ModelError, RunFailed
 from mixtune.records import TrainStep
-from mixtune.study.spec import Budget, Course, TrainSpec
+from mixtune.study.spec import Budget, RunLength, TrainSpec
 from mixtune.tokens import Row, Tokens
 
 SHAPES = {
@@ -213,7 +213,10 @@ class TestLearningRate:
 
     def test_the_last_step_has_what_is_left_and_steps_may_differ(self):
         rows = rows_of(*[("a", 0, 3, 2)] * 7)
-        for course, wanted in ((Course(7, 3), [3, 3, 1]), (Course(7, 2, sizes=(4, 3)), [4, 3])):
+        for course, wanted in (
+            (RunLength(7, 3), [3, 3, 1]),
+            (RunLength(7, 2, sizes=(4, 3)), [4, 3]),
+        ):
             job = Job("x", rows, SPEC, course, 1)
             sizes = []
             while not job.done:

@@ -157,7 +157,7 @@ class TestShortTaskFile:
         second = TEN_LINES.replace("ticket-topic", "second_one")
         made = registry(place, f"{TEN_LINES}---\n{second}")
         assert made.get("second_one").name == made.get("Second-One").name == "second_one"
-        with pytest.raises(DataError, match=r"t\.yaml, task 2: line 11: lables: no such key"):
+        with pytest.raises(DataError, match=r"t\.yaml, task 2, line 11: lables: no such key"):
             parse_tasks(f"{TEN_LINES}---\n{second.replace('labels', 'lables')}", "t.yaml")
 
     def test_the_folder_is_part_of_no_version(self, place, tmp_path_factory):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixtune.errors import SpecError
-from mixtune.study.aliases import ALIASES, FIXED, amounts, apply_override
+from mixtune.study.aliases import ALIASES, FIXED, amounts, override, read_spelling
 from mixtune.study.reading import load_study, parse_study
 from mixtune.study.yaml import Origin
 
@@ -303,9 +303,10 @@ def test_overrides_reach_into_short_amounts(load):
 
 
 @pytest.mark.parametrize(
-    "override",
+    "text",
     ["seeds", "=3", "name.sub=1", "train.lr=[1", "a.b.c.d=1", " =1", "ingredients.a.rows.x=1"],
 )
-def test_a_bad_override_is_refused(override):
+def test_a_bad_override_is_refused(text):
+    spelling = read_spelling({"name": "x", "ingredients": {"a": {"rows": 1}}}, HERE)
     with pytest.raises(SpecError):
-        apply_override({"name": "x", "ingredients": {"a": {"rows": 1}}}, override)
+        override(spelling, text)

@@ -137,7 +137,7 @@ class TestTaskFile:
             ({"source": {}}, ["source: a task needs a source"]),
             ({"source": {"toy": {}, "local": {"folder": "x"}}}, ["stands alone"]),
             ({"source": {"local": {"folder": "../x"}}}, ["source.local.folder"]),
-            ({"name": "Two Words"}, ["name: lower case", "such as two-words (found Two Words)"]),
+            ({"name": "Two Words"}, ["name: lower case", "such as two-words", "found:  Two Words"]),
             ({"kind": "open"}, ["open task has no labels"]),
             ({"metrics": ["span-f1"]}, ["parser 'label' allows no F1 of a list"]),
             ({"types": ["PER"]}, ["types: only items of a list have types"]),

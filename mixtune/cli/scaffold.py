@@ -188,8 +188,8 @@ def _ingredients(asked: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def _comment(text: str, indent: str, hang: str = "") -> Iterator[str]:
     for paragraph in text.splitlines():
         width = WIDTH - len(indent)
-        wrapped = textwrap.wrap(paragraph, width, subsequent_indent=hang) or [""]
-        yield from (f"{indent}# {line}".rstrip() for line in wrapped)
+        wrapped = textwrap.wrap(paragraph, width, subsequent_indent=hang, break_on_hyphens=False)
+        yield from (f"{indent}# {line}".rstrip() for line in wrapped or [""])
 
 
 class _Dumper(yaml.SafeDumper):

@@ -24,7 +24,7 @@ from mixtune.engine.optimizer import AdamW
 from mixtune.engine.spread import Spread
 from mixtune.errors import RunFailed
 from mixtune.records import TrainStep
-from mixtune.study.spec import Budget, Course, TrainSpec
+from mixtune.study.spec import Budget, RunLength, TrainSpec
 from mixtune.tokens import Row
 
 
@@ -39,7 +39,7 @@ class Job:
     name: str
     rows: Sequence[Row]
     spec: TrainSpec
-    budget: Budget | Course
+    budget: Budget | RunLength
     seed: int | None
     log: list[TrainStep] = field(default_factory=list)
 
@@ -62,7 +62,7 @@ class Job:
     def batch(self) -> Sequence[Row]:
         """The rows of the next step."""
         step, size = len(self.log), self.budget.examples_per_step
-        if isinstance(self.budget, Course) and self.budget.sizes:
+        if isinstance(self.budget, RunLength) and self.budget.sizes:
             first = sum(self.budget.sizes[:step])
             return self.rows[first : first + self.budget.sizes[step]]
         return self.rows[step * size : (step + 1) * size]

@@ -21,7 +21,7 @@ from mixtune.errors import SpecError
 from mixtune.planning.mixing import portions, requested_shares
 from mixtune.records import Selection
 from mixtune.study.design import cocktails, title
-from mixtune.study.spec import Course, Ingredient, Level, Study, exact
+from mixtune.study.spec import Ingredient, Level, RunLength, Study, exact
 
 Amounts = Mapping[str, Ingredient]
 
@@ -38,7 +38,7 @@ class Cell:
 
     cocktail: tuple[str, ...]
     amounts: Amounts
-    course: Course
+    course: RunLength
     note: str = ""
 
     @property
@@ -91,8 +91,8 @@ def _treatments(study: Study, available: Mapping[str, int]) -> Iterator[Cell]:
         yield from _level_cells(level, study, available)
 
 
-def _course(study: Study, times: int = 1) -> Course:
-    return Course(study.budget.examples * times, study.budget.examples_per_step)
+def _course(study: Study, times: int = 1) -> RunLength:
+    return RunLength(study.budget.examples * times, study.budget.examples_per_step)
 
 
 # ---- as published --------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def _published(
         name: Ingredient(rows=rows[name], repeat=epochs, when_exhausted="error")
         for name in cocktail
     }
-    course = Course(
+    course = RunLength(
         epochs * sum(rows.values()),
         study.budget.examples_per_step,
         0 if few else PUBLISHED_WARMUP,
@@ -186,7 +186,7 @@ def _at_lr(name: str, lr: float, treated: Sequence[Cell]) -> Iterator[Cell]:
 def exposed(study: Study, name: str, examples: int) -> Cell:
     """A single task trained on `examples` examples: at equal exposure, or for longer."""
     amount = study.ingredients[name].model_copy(update={"share": None, "unit": None})
-    course = Course(examples, study.budget.examples_per_step)
+    course = RunLength(examples, study.budget.examples_per_step)
     return Cell((name,), {name: amount}, course, exposure(examples))
 
 

@@ -19,7 +19,7 @@ from mixtune.errors import DataError
 from mixtune.identity import unit_interval
 from mixtune.planning.mixing import select_evaluation
 from mixtune.records import JUDGED_ON, Example, Split
-from mixtune.study.spec import Course, Study
+from mixtune.study.spec import RunLength, Study
 from mixtune.tasks.task import Task
 from mixtune.tokens import Row
 
@@ -255,7 +255,9 @@ def lower_labels(pools: dict[str, list[Example]]) -> None:
         pool[:] = [replace(row, target=row.target.lower()) if row.choices else row for row in pool]
 
 
-def leaking_packs(rows: Sequence[Row], course: Course, length: int) -> tuple[list[Row], Course]:
+def leaking_packs(
+    rows: Sequence[Row], course: RunLength, length: int
+) -> tuple[list[Row], RunLength]:
     """Rows packed into sequences, each row behind all that its sequence holds before it.
 
     A causal network that reads a whole pack sees at each answer what a row with that prompt sees,

@@ -37,7 +37,7 @@ from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
 from mixtune.planning.sizes import RowSize, Sizes, longest_answer
 from mixtune.planning.systems import merged_runs
 from mixtune.records import Example, Form, Query, Selection, Split
-from mixtune.study.spec import Course, Study
+from mixtune.study.spec import RunLength, Study
 from mixtune.tasks.task import Task, fingerprint
 from mixtune.tokens import Row, Tokens, encode_rows
 
@@ -248,8 +248,8 @@ class Planner:
         return [e for e, size in zip(pool, sizes, strict=True) if size.length <= limit]
 
     def _sized(
-        self, order: Sequence[tuple[str, Example]], course: Course
-    ) -> tuple[list[RowSize], int, Course]:
+        self, order: Sequence[tuple[str, Example]], course: RunLength
+    ) -> tuple[list[RowSize], int, RunLength]:
         """Sizes of a run's rows, all the tokens it trains on, and its steps; packs as they are."""
         if self.sizes is None:
             return [], 0, course
@@ -259,7 +259,7 @@ class Planner:
         rows, course = self._packed(self._encode(order), course)
         return plain, sum(row.length for row in rows), course
 
-    def _packed(self, rows: list[Row], course: Course) -> tuple[list[Row], Course]:
+    def _packed(self, rows: list[Row], course: RunLength) -> tuple[list[Row], RunLength]:
         """Rows as they are, or behind those that share their pack (`flaws.packing_leaks`)."""
         if not self.study.flaws.packing_leaks:
             return rows, course
@@ -286,7 +286,7 @@ class Planner:
             note=cell.note,
         )
 
-    def _train_id(self, seed: int, mixture: Mixture, course: Course) -> str:
+    def _train_id(self, seed: int, mixture: Mixture, course: RunLength) -> str:
         assert self.files is not None
         study = self.study
         train = study.train.model_dump(mode="json", exclude=LIMITS, exclude_none=True)

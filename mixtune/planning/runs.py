@@ -11,7 +11,7 @@ from mixtune.planning.names import SystemKind
 from mixtune.records import Form, MixRow, Split
 from mixtune.store.folder import PlanRow, slug
 from mixtune.study.design import title
-from mixtune.study.spec import Course, Study
+from mixtune.study.spec import RunLength, Study
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class RunPlan:
     tokens: int
     label: str = ""
     origin: str = ""
-    course: Course | None = None
+    course: RunLength | None = None
     note: str = ""
     of: str = ""
     strength: float = 1.0

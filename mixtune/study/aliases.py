@@ -1,22 +1,22 @@
-"""What people type → the study's own keys and values.
+"""Other spellings of a study → its own keys and values.
 
 Keys that other tools have taught (`learning_rate`, `lora_r`, `cutoff_len`) are read as the
-study's own; amounts may be written short: `headline:10000, fpb, ner*3, 0.2*orca`. What cannot be
-taken over is refused with the reason: nothing is left out silently.
+study's own; amounts may be written short: `headline:10000, fpb, ner*3, 0.2*orca`. Anything that
+cannot be taken over is refused with the reason: nothing is ignored in silence.
 
 Knows: other spellings. Does not know: the limits of a value (spec.py), which datasets exist.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mixtune.errors import SpecError, shorten
-from mixtune.study.yaml import Origin, read_yaml
+from mixtune.study.yaml import Origin, Place, read_yaml
 
 Raw = dict[str, Any]
-Path = tuple[str, ...]
+Key = tuple[str, ...]
+"""A key of a study and the sections around it."""
 
 ALIASES = {
     "model_name_or_path": "model",
@@ -53,7 +53,11 @@ ALIASES = {
     "micro_batch_size": "budget.examples_per_step",
     "gradient_accumulation_steps": "budget.examples_per_step",
 }
-"""Other tools' keys → the study's own. They may stand at the top level or in their section."""
+"""Other tools' keys → the study's own. They may stand at the top level or in their section.
+
+Not pydantic's AliasChoices: it takes the first that is there where two contradict each other, and
+finds none outside its own section.
+"""
 
 FIXED = {
     "lora_dropout": (0, "adapters are trained without dropout"),
@@ -66,8 +70,26 @@ FIXED = {
 FORMS = "name, name:rows, name*repeat, name:rows*repeat, share*name or share*name:rows"
 """The short forms of an ingredient's amount."""
 
-_ACCUMULATION = "gradient_accumulation_steps"
-_SECTIONS = ("train", "budget")
+_STEP = ("budget", "examples_per_step")
+_SIZE = ("budget", "micro_batch_size")
+_ACCUMULATION = ("budget", "gradient_accumulation_steps")
+_PLACES: dict[str, Key] = {
+    alias: _SIZE if dotted == ".".join(_STEP) else tuple(dotted.split("."))
+    for alias, dotted in ALIASES.items()
+} | {_ACCUMULATION[1]: _ACCUMULATION}
+"""Alias → its own key. Batch size and accumulation steps are multiplied once all are read, so that
+an override can replace either."""
+_REPLACES: dict[Key, tuple[Key, ...]] = {
+    _STEP: (_SIZE, _ACCUMULATION),
+    _SIZE: (_STEP,),
+    _ACCUMULATION: (_STEP,),
+}
+"""Own key → keys that an override of it makes void."""
+_FORMATS = {
+    **dict.fromkeys(("float32", "fp32", "float", "fp32 True", "bf16 False"), "float32"),
+    **dict.fromkeys(("bfloat16", "bf16", "bf16 True"), "bfloat16"),
+}
+"""Name of a number format, or a switch and its value → train.compute."""
 _NUMBER = r"(?:[0-9][0-9_]{0,17}(?:\.[0-9]{1,17})?|\.[0-9]{1,17})"
 _PIECE = re.compile(
     rf"(?:(?P<share>{_NUMBER})\s*\*\s*)?(?P<name>[A-Za-z0-9][A-Za-z0-9_-]*)"
@@ -75,289 +97,224 @@ _PIECE = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Spelled:
-    """A study under its own keys; `typed`: own key → the key that was typed for it."""
+@dataclass(slots=True)
+class Spelling:
+    """A study under its own keys; `typed`: place of a value → another tool's key in the file."""
 
     raw: Raw
-    typed: dict[Path, str]
+    origin: Origin
+    typed: dict[Place, str] = field(default_factory=dict)
+
+    def name(self, place: Key) -> str:
+        """The key of a value as it was typed."""
+        return self.typed.get(place, ".".join(place))
+
+    def section(self, place: Key) -> Raw:
+        """The mapping that holds a value; it is made where there is none.
+
+        Raises:
+            SpecError: something else is in its place.
+        """
+        section = self.raw
+        for key in place[:-1]:
+            if section.get(key) is None:
+                section[key] = {}
+            section = section[key]
+            if not isinstance(section, dict):
+                where, problem = self.origin.at(key), f"{shorten(key)} holds no keys"
+                raise SpecError(problem, where=where, found=section, wanted="a mapping")
+        return section
+
+    def put(self, place: Key, name: str, value: Any) -> None:  # noqa: ANN401 - raw YAML
+        """Set an own key to what was typed under another name.
+
+        Raises:
+            SpecError: the key has another value already.
+        """
+        section, key = self.section(place), place[-1]
+        if key in section and section[key] != value:
+            other = self.name(place)
+            raise SpecError(
+                f"contradictory settings: {name} and {other} are the same setting",
+                where=self.origin.at(name.split()[0]),
+                found=f"{name}: {shorten(value)}, {other}: {shorten(section[key])}",
+                remedy="keep one of them",
+            )
+        section[key] = value
+        self.typed[place] = name
 
 
-def own_keys(raw: Raw, origin: Origin) -> Spelled:
-    """The study with every other spelling read as the study's own.
+def read_spelling(raw: Raw, origin: Origin) -> Spelling:
+    """The study with other tools' keys and short amounts written as its own.
 
     Raises:
-        SpecError: two spellings of one key with different values, a key or value that cannot be
-            taken over, a short amount that cannot be read.
+        SpecError: two spellings of one key with different values, a value that cannot be taken
+            over, a short amount that cannot be read.
     """
     study = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
-    taken = _take(study)
-    typed: dict[Path, str] = {}
-    for alias, name, value in _factored(taken, origin):
-        own = _path(ALIASES[alias])
-        _settle(study, own, (name, _READ.get(alias, _as_is)(value, name, origin)), typed, origin)
-        typed[own] = name
+    spelling = Spelling(study, origin)
+    for section in ("", "train", "budget"):
+        keys: Any = study.get(section) if section else study
+        for alias, place in _PLACES.items() if isinstance(keys, dict) else ():
+            name = f"{section}.{alias}" if section else alias
+            if alias in keys and section in ("", place[0]) and name != ".".join(place):
+                value = _converted(alias, keys.pop(alias), name, origin)
+                spelling.put(place, name, value)
     if "ingredients" in study:
         study["ingredients"] = amounts(study["ingredients"], origin)
-    _refuse_fixed(study, origin)
-    return Spelled(study, typed)
+    return spelling
+
+
+def override(spelling: Spelling, text: str) -> None:
+    """Set one `key.sub=value`, whatever the key is called; the value is YAML.
+
+    Raises:
+        SpecError: no "=", a path through something that is not a mapping, a value that is not YAML
+            or cannot be taken over.
+    """
+    name, equals, value = text.partition("=")
+    path = tuple(name.strip().split("."))
+    if not equals or not name.strip() or len(path) > 3:
+        raise SpecError("not an override", found=text, wanted="key=value or key.sub=value")
+    read = read_yaml(value, f"the value of {shorten(name.strip())}", SpecError).value
+    place = _own_place(path)
+    # What an override has touched no longer stands in a line of the file.
+    lines = {at: line for at, line in spelling.origin.lines.items() if at[:1] != path[:1]}
+    spelling.origin = Origin(spelling.origin.name, lines)
+    section = spelling.section(place)
+    for replaced in (place, *_REPLACES.get(place, ())):
+        section.pop(replaced[-1], None)
+        spelling.typed.pop(replaced, None)
+    if place == path:
+        section[place[-1]] = read
+    else:
+        alias = path[-1]
+        spelling.put(place, name.strip(), _converted(alias, read, name.strip(), spelling.origin))
+    if place == ("ingredients",):
+        spelling.raw["ingredients"] = amounts(read, spelling.origin)
+
+
+def own_keys(spelling: Spelling) -> Raw:
+    """The study's own keys alone, with batch size × accumulation steps as the examples of a step.
+
+    Raises:
+        SpecError: accumulation steps that multiply nothing, a key of FIXED that would change
+            something.
+    """
+    _multiply_batch(spelling)
+    study = spelling.raw
+    for section in ("", "train", "budget"):
+        keys: Any = study.get(section) if section else study
+        for key in FIXED.keys() & keys.keys() if isinstance(keys, dict) else ():
+            accepted, reason = FIXED[key]
+            name, value = f"{section}.{key}" if section else key, keys.pop(key)
+            if accepted is None or value != accepted:
+                remedy = _steps_of_an_epoch(study) if "epochs" in key else f"leave {key} out"
+                raise _not_taken_over(spelling.origin, name, reason, value, remedy)
+    return study
+
+
+def _own_place(path: Key) -> Key:
+    """The own key that a typed one sets."""
+    if ALIASES.get(path[0]) == "ingredients":
+        return ("ingredients", *path[1:])
+    place = _PLACES.get(path[-1], path)
+    return place if path[:-1] in ((), place[:-1]) else path
+
+
+def _multiply_batch(spelling: Spelling) -> None:
+    """Make one setting of batch size and accumulation steps."""
+    budget = spelling.raw.get("budget")
+    if not isinstance(budget, dict):
+        return
+    size_name, factor_name = spelling.name(_SIZE), spelling.name(_ACCUMULATION)
+    if _ACCUMULATION[1] not in budget:
+        if _SIZE[1] in budget:
+            spelling.put(_STEP, size_name, budget.pop(_SIZE[1]))
+        return
+    size, factor = budget.pop(_SIZE[1], None), budget.pop(_ACCUMULATION[1])
+    if type(size) is not int or type(factor) is not int:
+        raise SpecError(
+            f"{factor_name} multiplies a batch size, and there is none that it can multiply",
+            where=spelling.origin.at(factor_name),
+            found=f"{size_name}: {size}, {factor_name}: {factor}",
+            wanted="whole numbers for both",
+            remedy="give budget.examples_per_step, the examples of one optimiser step",
+        )
+    spelling.put(_STEP, f"{size_name} × {factor_name}", size * factor)
+
+
+def _steps_of_an_epoch(study: Raw) -> str:
+    """The remedy for epochs, with the examples of one pass where every pool has its rows."""
+    ingredients = study.get("ingredients")
+    pools = ingredients.values() if isinstance(ingredients, dict) else []
+    rows: list[Any] = [pool.get("rows") if isinstance(pool, dict) else None for pool in pools]
+    budget = "give budget.steps (times budget.examples_per_step examples)"
+    if not rows or any(type(size) is not int for size in rows):
+        return budget
+    return f"{budget}; one pass over all the pools is {sum(rows)} examples"
+
+
+def _converted(alias: str, value: Any, name: str, origin: Origin) -> Any:  # noqa: ANN401
+    """The own key's value for another tool's."""
+    match ALIASES.get(alias):
+        case "seeds":
+            return value if isinstance(value, list | tuple) else [value]
+        case "train.targets":
+            if value in ("all", "all-linear", ["all"], ["all-linear"]):
+                return "all-linear"
+            reason = "adapters are put on every linear layer"
+            raise _not_taken_over(origin, name, reason, value, f"leave {name} out")
+        case "train.compute":
+            switch = alias in ("bf16", "fp32")
+            text = f"{alias} {value!r}" if switch else str(value).removeprefix("torch.")
+            if text in _FORMATS:
+                return _FORMATS[text]
+            reason = "not a number format that is offered (float32, bfloat16)"
+            raise _not_taken_over(origin, name, reason, value, "set train.compute")
+    return value
+
+
+def _not_taken_over(
+    origin: Origin, name: str, reason: str, value: object, remedy: str
+) -> SpecError:
+    problem = f"{name} cannot be taken over: {reason}"
+    return SpecError(problem, where=origin.at(name), found=value, remedy=remedy)
 
 
 def amounts(value: Any, origin: Origin) -> Any:  # noqa: ANN401 - raw YAML
-    """Ingredients as a mapping of name to keys; what is neither short nor a mapping is left as is.
+    """Ingredients as a mapping of name to keys; what is neither short nor a mapping is unchanged.
 
     Raises:
         SpecError: a piece that is none of the short forms, or a name given twice.
     """
     if isinstance(value, dict):
         return {name: {} if amount is None else amount for name, amount in value.items()}
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, str | list | tuple):
         return value
-    found: dict[str, Raw] = {}
-    here = origin.at("ingredients")
-    pieces = [piece for item in value for piece in _split(item, origin)]
+    where = origin.at("ingredients")
+    items = [value] if isinstance(value, str) else value
+    pieces = [piece for item in items for piece in _pieces(item, where)]
+    ingredients: dict[str, Raw] = {}
     for position, piece in enumerate(pieces, start=1):
-        name, amount = _amount(piece, f"{here}: ingredients, piece {position}")
-        if name in found:
+        name, amount = _amount(piece, f"{where}: ingredients, piece {position}")
+        if name in ingredients:
             raise SpecError(
                 f"ingredients, piece {position}: {name!r} is there already",
-                where=here,
+                where=where,
                 found=piece,
                 remedy="name each ingredient once",
             )
-        found[name] = amount
-    return found
+        ingredients[name] = amount
+    return ingredients
 
 
-def apply_override(raw: Raw, override: str) -> None:
-    """Set one `key.sub=value` in a raw study, whatever the key was called; the value is YAML.
-
-    Raises:
-        SpecError: no "=", a path through something that is not a mapping, or a value that is not
-            YAML.
-    """
-    text, equals, value = override.partition("=")
-    path = tuple(text.strip().split("."))
-    if not equals or not text.strip() or len(path) > 3:
-        raise SpecError("not an override", found=override, wanted="key=value or key.sub=value")
-    if path[0] == "ingredients" or ALIASES.get(path[0]) == "ingredients":
-        path = ("ingredients", *path[1:])
-        _spread(raw)
-    if len(path) < 3:
-        _forget(raw, path)
-    here = raw
-    for key in path[:-1]:
-        if here.get(key) is None:
-            here[key] = {}
-        here = here[key]
-        if not isinstance(here, dict):
-            raise SpecError(
-                f"{shorten(key)} in {shorten(text)} holds no keys", found=here, wanted="a mapping"
-            )
-    here[path[-1]] = read_yaml(value, f"the value of {shorten(text)}", SpecError).value
-
-
-# ---- keys -----------------------------------------------------------------------------------
-
-
-def _path(dotted: str) -> Path:
-    return tuple(dotted.split("."))
-
-
-def _take(study: Raw) -> list[tuple[str, str, Any]]:
-    """Take the aliases out of a study: (alias, as it was typed, value) each."""
-    taken = [(alias, alias, study.pop(alias)) for alias in ALIASES if alias in study]
-    for section in _SECTIONS:
-        held = study.get(section)
-        if not isinstance(held, dict):
-            continue
-        for alias, own in ALIASES.items():
-            if alias in held and own != f"{section}.{alias}" and own.startswith(f"{section}."):
-                taken.append((alias, f"{section}.{alias}", held.pop(alias)))
-    return taken
-
-
-def _factored(taken: list[tuple[str, str, Any]], origin: Origin) -> list[tuple[str, str, Any]]:
-    """The same with batch size × accumulation steps as one: the examples of an optimiser step."""
-    folds = [item for item in taken if item[0] == _ACCUMULATION]
-    own = ALIASES[_ACCUMULATION]
-    sizes = [item for item in taken if ALIASES[item[0]] == own and item not in folds]
-    if not folds:
-        return taken
-    if (
-        not sizes
-        or len(folds) > 1
-        or any(type(value) is not int for _, _, value in (*sizes, *folds))
-    ):
-        raise SpecError(
-            f"{folds[0][1]} multiplies a batch size, and there is none that it can multiply",
-            where=origin.at(folds[0][1]),
-            found=", ".join(f"{name}: {value}" for _, name, value in (*sizes, *folds)),
-            wanted="whole numbers for both",
-            remedy=f"give {own}, the examples of one optimiser step",
-        )
-    factor = folds[0][2]
-    named = [(a, f"{name} × {folds[0][1]}", value * factor) for a, name, value in sizes]
-    return [item for item in taken if ALIASES[item[0]] != own] + named
-
-
-def _settle(
-    study: Raw, own: Path, given: tuple[str, Any], typed: dict[Path, str], origin: Origin
-) -> None:
-    """Set an own key to what was typed under another name; refuse it when the two differ."""
-    name, value = given
-    here = study
-    for section in own[:-1]:
-        if here.get(section) is None:
-            here[section] = {}
-        here = here[section]
-        if not isinstance(here, dict):
-            raise SpecError(
-                f"{section} holds no keys", where=origin.at(section), found=here, wanted="a mapping"
-            )
-    key = own[-1]
-    if key in here and here[key] != value:
-        other = typed.get(own, ".".join(own))
-        raise SpecError(
-            f"contradictory settings: {name} and {other} are the same setting",
-            where=origin.at(name.split()[0]),
-            found=f"{name}: {shorten(value)}, {other}: {shorten(here[key])}",
-            remedy=f"keep one of them ({'.'.join(own)} is the study's own name)",
-        )
-    here[key] = value
-
-
-def _refuse_fixed(study: Raw, origin: Origin) -> None:
-    """Take out keys that change nothing, and refuse those that would."""
-    for section in ("", *_SECTIONS):
-        held = study.get(section) if section else study
-        if not isinstance(held, dict):
-            continue
-        for key in [key for key in FIXED if key in held]:
-            allowed, reason = FIXED[key]
-            name = f"{section}.{key}" if section else key
-            value = held.pop(key)
-            if allowed is None or value != allowed:
-                raise SpecError(
-                    f"{name} cannot be taken over: {reason}",
-                    where=origin.at(name),
-                    found=value,
-                    remedy=_epochs(study) if "epochs" in key else f"leave {key} out",
-                )
-
-
-def _epochs(study: Raw) -> str:
-    """How many examples so many passes over the pools are, where the study says it."""
-    given = study.get("ingredients")
-    pools = given.values() if isinstance(given, dict) else []
-    rows = [pool.get("rows") if isinstance(pool, dict) else None for pool in pools]
-    sizes = [size for size in rows if type(size) is int]
-    budget = "give budget.steps (times budget.examples_per_step examples)"
-    if not sizes or len(sizes) < len(rows):
-        return budget
-    return f"{budget}; one pass over all the pools is {sum(sizes)} examples"
-
-
-def _forget(raw: Raw, path: Path) -> None:
-    """Take every spelling of a setting out: an override stands in its place.
-
-    Batch size and accumulation steps are two halves of one setting: one half leaves the other.
-    """
-    alias = path[-1]
-    own = _path(ALIASES[alias]) if _is_alias(path) else path
-    spellings = [name for name, dotted in ALIASES.items() if _path(dotted) == own]
-    if alias == _ACCUMULATION:
-        spellings = [_ACCUMULATION]
-    elif _is_alias(path) and _ACCUMULATION in spellings:
-        spellings.remove(_ACCUMULATION)
-    section = raw.get(own[0]) if len(own) > 1 else raw
-    for place in (raw, section):
-        for name in spellings:
-            if isinstance(place, dict) and (place, name) != (section, own[-1]):
-                place.pop(name, None)
-    if isinstance(section, dict):
-        section.pop(own[-1], None)
-
-
-def _is_alias(path: Path) -> bool:
-    """Whether another tool's key is meant: at the top level, or in its section."""
-    own = ALIASES.get(path[-1])
-    return own is not None and path != _path(own) and path[:-1] in ((), _path(own)[:-1])
-
-
-def _spread(raw: Raw) -> None:
-    """Write ingredients out under their own key, so that an override can reach into one."""
-    for name in (alias for alias, own in ALIASES.items() if own == "ingredients"):
-        if name in raw and "ingredients" not in raw:
-            raw["ingredients"] = raw.pop(name)
-    if "ingredients" in raw:
-        raw["ingredients"] = amounts(raw["ingredients"], Origin("study"))
-
-
-# ---- values ---------------------------------------------------------------------------------
-
-
-def _as_is(value: Any, name: str, origin: Origin) -> Any:  # noqa: ANN401 - raw YAML
-    return value
-
-
-def _seeds(value: Any, name: str, origin: Origin) -> Any:  # noqa: ANN401 - raw YAML
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def _targets(value: Any, name: str, origin: Origin) -> str:  # noqa: ANN401 - raw YAML
-    if value in ("all", "all-linear", ["all"], ["all-linear"]):
-        return "all-linear"
-    raise SpecError(
-        f"{name} cannot be taken over: adapters are put on every linear layer",
-        where=origin.at(name),
-        found=value,
-        wanted="all or all-linear",
-        remedy=f"leave {name} out",
-    )
-
-
-def _compute(value: Any, name: str, origin: Origin) -> str:  # noqa: ANN401 - raw YAML
-    """A number format's own name."""
-    switched = {("bf16", True): "bfloat16", ("bf16", False): "float32", ("fp32", True): "float32"}
-    named = {"bf16": "bfloat16", "fp32": "float32", "float": "float32"}
-    alias = name.rpartition(".")[2]
-    if alias in ("bf16", "fp32"):
-        made = switched.get((alias, value)) if isinstance(value, bool) else None
-    else:
-        text = value.removeprefix("torch.") if isinstance(value, str) else ""
-        made = named.get(text, text)
-    if made not in ("float32", "bfloat16"):
-        raise SpecError(
-            f"{name}: not a number format that is offered",
-            where=origin.at(name),
-            found=value,
-            wanted="train.compute: float32 or bfloat16",
-            remedy="set train.compute",
-        )
-    return made
-
-
-_READ: dict[str, Callable[[Any, str, Origin], Any]] = {
-    "seed": _seeds,
-    "lora_target": _targets,
-    "lora_target_modules": _targets,
-    "target_modules": _targets,
-    "bf16": _compute,
-    "fp32": _compute,
-    "torch_dtype": _compute,
-    "dtype": _compute,
-}
-
-
-def _split(item: object, origin: Origin) -> list[str]:
+def _pieces(item: object, where: str) -> list[str]:
     if isinstance(item, str):
         return item.split(",")
     raise SpecError(
         "ingredients: a list holds short amounts only",
-        where=origin.at("ingredients"),
+        where=where,
         found=item,
         wanted=f"{FORMS}; or a mapping: {{name: {{rows: 100}}}}",
         remedy="a `datasets:` list of another tool is read from its own file, under task_files",
@@ -368,30 +325,19 @@ def _amount(piece: str, where: str) -> tuple[str, Raw]:
     """One short amount: the name and its keys."""
     match = _PIECE.fullmatch(piece.strip())
     if match is None:
-        raise SpecError(
-            "not an amount that can be read",
-            where=where,
-            found=piece,
-            wanted=f"{FORMS}; numbers as 10000 or 10_000",
-        )
+        wanted = f"{FORMS}; numbers as 10000 or 10_000"
+        raise SpecError("not an amount that can be read", where=where, found=piece, wanted=wanted)
     share, name, rows, repeat = match.group("share", "name", "rows", "repeat")
     if (share or repeat) and name.replace("_", "").isdigit():
-        raise SpecError(
-            "a number times a number: which is the name?",
-            where=where,
-            found=piece,
-            remedy=f"write it out: {{{name}: {{repeat: 2}}}}",
-        )
+        problem = "a number times a number: which is the name?"
+        remedy = f"write it out: {{{name}: {{repeat: 2}}}}"
+        raise SpecError(problem, where=where, found=piece, remedy=remedy)
     if share and _number(share) > 1:
-        raise SpecError(
-            "a share is at most 1",
-            where=where,
-            found=piece,
-            remedy=f"{name}*{share} gives {share} passes over it",
-        )
-    made: Raw = {"rows": int(rows.replace("_", ""))} if rows else {}
-    made |= {"share": _number(share)} if share else {}
-    return name, made | ({"repeat": _number(repeat)} if repeat else {})
+        remedy = f"{name}*{share} gives {share} passes over it"
+        raise SpecError("a share is at most 1", where=where, found=piece, remedy=remedy)
+    amount: Raw = {"rows": int(rows.replace("_", ""))} if rows else {}
+    amount |= {"share": _number(share)} if share else {}
+    return name, amount | ({"repeat": _number(repeat)} if repeat else {})
 
 
 def _number(text: str) -> float:

@@ -1,6 +1,6 @@
-"""What a study file says of models behind an API: which, how they are asked, what they may cost.
+"""The keys of a study file about models behind an API: which, how they are asked, their cost limit.
 
-Knows: the keys, their limits. Does not know: presets, prices, what is sent (models/).
+Knows: the keys, their limits. Does not know: presets, prices, requests (api/).
 """
 
 from collections.abc import Container
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from mixtune.study.fields import Float, Frozen, Int, Name, Seed, Text
 
 MOST_TOKENS = 100_000
-"""Of one generated answer, at most."""
+"""Limit of one generated answer."""
 
 
 def _lines(value: str) -> str:
@@ -26,20 +26,20 @@ Price = Annotated[Float, Field(ge=0, le=100_000)]
 
 
 class ApiEntry(Frozen):
-    """A model behind an OpenAI-compatible API. What is null is taken from the preset, if any."""
+    """A model behind an OpenAI-compatible API. Null keys are taken from the preset, if any."""
 
     name: Name
-    """What tables call it."""
+    """Name in tables."""
     preset: Name | None = None
-    """Known model whose settings it takes: gpt-4o, gpt-4o-mini. A plain name in the list means the
+    """Known model to take settings from: gpt-4o, gpt-4o-mini. A plain name in the list means the
     preset of that name."""
     model: Annotated[Text, Field(max_length=200)] | None = None
-    """Model as the endpoint calls it."""
+    """Name of the model at the endpoint."""
     base_url: Annotated[Text, Field(max_length=400)] | None = None
-    """Endpoint up to and without `/chat/completions`; null is OpenAI's."""
+    """URL of the endpoint without `/chat/completions`; null is OpenAI's."""
     key_env: Variable | None = None
     """Environment variable that holds the key; null is OPENAI_API_KEY for OpenAI's own endpoint,
-    and no key elsewhere. A key itself is never written anywhere."""
+    and no key elsewhere. The key itself is never written anywhere."""
     price_in: Price | None = None
     """US dollars per million prompt tokens."""
     price_out: Price | None = None
@@ -47,22 +47,22 @@ class ApiEntry(Frozen):
     shots: Annotated[Int, Field(ge=0, le=64)] = 0
     """Examples shown before each question, drawn from the task's train split."""
     seed: Seed = 1
-    """Draws the shots; sent with each request for endpoints that sample."""
+    """Seed of the shots; also sent with each request, for endpoints that sample."""
     variants: tuple[Instruction, ...] = ()
     """Instructions to try as a system message ("" is the task's prompt alone). Of several, the one
-    that does best on validation is used for all of a task; how many were tried is shown."""
+    with the best validation score is used for all of a task; results show how many were tried."""
     max_new_tokens: Annotated[Int, Field(gt=0, le=MOST_TOKENS)] | None = None
-    """Longest answer in the endpoint's tokens; null follows from evaluate.max_new_tokens or the
-    gold answers, and leaves room to reason where answers are open."""
+    """Longest answer in the endpoint's tokens; null is evaluate.max_new_tokens or follows from the
+    gold answers, with room to reason for open answers."""
     reasoning_effort: Literal["minimal", "low", "medium", "high"] | None = None
-    """For models that reason before they answer: sent as it is, and without a temperature, which
+    """For models that reason before they answer: sent unchanged, and without a temperature, which
     such models refuse."""
     structured: bool | None = None
-    """Whether the endpoint can be held to a JSON schema; null is true. If not, the model is asked
-    for text only."""
+    """The endpoint can constrain answers to a JSON schema; null is true. Otherwise the model is
+    asked for text only."""
 
     @model_validator(mode="after")
-    def _of_something(self) -> "ApiEntry":
+    def _complete(self) -> "ApiEntry":
         if self.model is None and self.preset is None:
             raise ValueError("needs a model or a preset")
         if (self.price_in is None) != (self.price_out is None):
@@ -73,21 +73,21 @@ class ApiEntry(Frozen):
 
 
 class ApiSpec(Frozen):
-    """How models behind APIs are asked. None of it changes an answer or an id."""
+    """How models behind APIs are asked. Nothing here changes an answer or an id."""
 
     max_cost: Annotated[Float, Field(gt=0, le=1_000_000)] | None = None
-    """US dollars that all requests of the study may cost together; asking stops before it is
-    passed. null is no ceiling."""
+    """Limit in US dollars for all requests of the study together; requests stop before it is
+    exceeded. null is no limit."""
     concurrency: Annotated[Int, Field(gt=0, le=256)] = 8
-    """Requests in flight at a time."""
+    """Requests in flight at the same time."""
     timeout: Annotated[Float, Field(gt=0, le=3600)] = 120.0
-    """Seconds after which a request is given up and tried again."""
+    """Seconds after which a request is abandoned and tried again."""
     retries: Annotated[Int, Field(ge=0, le=20)] = 6
-    """Further tries of a request that failed for a reason that passes."""
+    """Retries of a request that failed for a temporary reason."""
 
 
 def _named(value: Any) -> Any:  # noqa: ANN401 - raw YAML
-    """A plain name is the preset of that name."""
+    """Read a plain name as the preset of that name."""
     return {"name": value, "preset": value} if isinstance(value, str) else value
 
 
@@ -95,10 +95,10 @@ ApiEntries = tuple[Annotated[ApiEntry, BeforeValidator(_named)], ...]
 
 
 def refuse_taken(entries: ApiEntries, ingredients: Container[str]) -> None:
-    """Names are those of systems in tables, where cocktails and floors stand too.
+    """Refuse names that another system in the same tables has, such as a cocktail or a floor.
 
     Raises:
-        ValueError: a name that is used twice, or by something else.
+        ValueError: a name that is used twice, or by another system.
     """
     names = [entry.name for entry in entries]
     for name in names:
@@ -106,5 +106,5 @@ def refuse_taken(entries: ApiEntries, ingredients: Container[str]) -> None:
             raise ValueError(f"api_models: two models are called {name!r}; give each its own name")
         if name in ("majority", "base") or name in ingredients:
             raise ValueError(
-                f"api_models: {name!r} is what another system is called; give it another name"
+                f"api_models: {name!r} is the name of another system; give it another name"
             )

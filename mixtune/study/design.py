@@ -1,7 +1,6 @@
-"""Which cocktails a study trains: named families over its ingredients, and any listed by hand.
+"""The cocktails that a study trains: named families over its ingredients, and explicit lists.
 
-Knows: what each family is, what a cell is called. Does not know: amounts, budgets, seeds, what an
-ingredient holds.
+Knows: the families, titles of cells. Does not know: amounts, budgets, seeds, data.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,41 +16,41 @@ def cocktails(design: Design, ingredients: Sequence[str]) -> list[Cocktail]:
     """The distinct cocktails of a design, each a tuple of ingredient names sorted by name.
 
     Order: singles, pairs, leave-one-out, all, explicit; inside a family by name; a cocktail that
-    two families give stands where it came first. The order of `ingredients` does not matter.
+    two families give keeps its first position. The order of `ingredients` does not matter.
     Names are compared whole, so that leaving out "a" never leaves out "a-long".
 
     Raises:
         SpecError: the design gives no cocktail at all.
     """
     names = tuple(sorted(ingredients))
-    found: dict[Cocktail, None] = {}
+    listed: dict[Cocktail, None] = {}
     for family, members in _FAMILIES.items():
         if {family, "incremental"} & set(design.families):
-            found.update(dict.fromkeys(members(names)))
-    for listed in design.explicit:
-        found[tuple(sorted(listed))] = None
-    if not found and not design.levels:
+            listed.update(dict.fromkeys(members(names)))
+    for explicit in design.explicit:
+        listed[tuple(sorted(explicit))] = None
+    if not listed and not design.levels:
         raise SpecError(
             "the design gives no cocktail",
             found=f"{', '.join(design.families)} over {len(names)} ingredient(s)",
             wanted="at least one cocktail",
             remedy="add ingredients, the family singles, or an explicit cocktail",
         )
-    return list(found)
+    return list(listed)
 
 
 def title(cocktail: Sequence[str], note: str = "") -> str:
-    """What a cell is called: its ingredients, and what sets it apart from others of the same."""
+    """The title of a cell: its ingredients, and a note if several cells have the same ones."""
     return "+".join(cocktail) + (f" ({note})" if note else "")
 
 
 def members(name: str) -> Cocktail:
-    """The ingredients of a cell by what it is called."""
+    """The ingredients in the title of a cell."""
     return tuple(name.partition(" (")[0].split("+"))
 
 
 def is_plain(name: str) -> bool:
-    """Whether nothing but its ingredients sets a cell apart: no level, length or rate."""
+    """True if a cell's title is its ingredients alone, without a level, length or rate."""
     return name == title(members(name))
 
 
@@ -60,7 +59,7 @@ _FAMILIES: dict[str, Callable[[Cocktail], Iterable[Cocktail]]] = {
     "pairs": lambda names: combinations(names, 2),
     # Nothing for a lone ingredient, since an empty cocktail trains nothing.
     "leave-one-out": lambda names: [
-        rest for n in names if (rest := tuple(kept for kept in names if kept != n))
+        rest for n in names if (rest := tuple(m for m in names if m != n))
     ],
     "all": lambda names: [names],
 }

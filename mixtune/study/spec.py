@@ -1,19 +1,32 @@
-"""What was asked: a study, validated, frozen, with every default visible.
+"""The keys of a study file, validated and frozen, with every default visible.
 
 Knows: the fields of a study, their limits, which settings contradict each other. Does not know:
-files and other spellings (study_file.py, shorthand.py), which tasks or models exist (tasks/,
+files and other spellings (reading.py, aliases.py), which tasks or models exist (tasks/,
 models/catalog.py), which cells a design gives (design.py, planning/cells.py).
+
+The descriptions below are the user's documentation: docs/study-file.md, `mixtune init` and
+`mixtune schema` show them.
 """
 
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from mixtune.errors import did_you_mean
 from mixtune.study.api_spec import ApiEntries, ApiSpec, refuse_taken
-from mixtune.study.fields import Count, Float, Frozen, Int, Name, Seed, Text
+from mixtune.study.fields import (
+    Count,
+    Float,
+    Frozen,
+    Int,
+    Name,
+    Seed,
+    Text,
+    contradiction,
+    distinct,
+)
 
 MAX_EXAMPLES = 10_000_000
 """Examples that one run may see: its training list is held in memory."""
@@ -23,61 +36,60 @@ DesignName = Literal["singles", "pairs", "leave-one-out", "all", "incremental"]
 FormName = Literal["strict", "constrained"]
 LossName = Literal["example-mean", "batch-token-mean"]
 UnitName = Literal["rows", "tokens", "supervised_tokens"]
+Distinct = AfterValidator(distinct)
 
 
 class Ingredient(Frozen):
-    """How much of a dataset may enter a cocktail: a pool, and its part of the mix.
+    """How much of a dataset may enter a cocktail: a pool of its rows, and its part of the mix.
 
     Without a share an ingredient weighs rows × repeat. `share` and `repeat` exclude each other.
     """
 
     rows: Count | None = None
-    """Size of its pool in rows, a seeded subset of its train split; null takes all of it."""
+    """Size of the pool in rows, a seeded subset of the train split; null takes all of it."""
     repeat: Annotated[Float, Field(gt=0, le=10_000)] | None = None
-    """Passes over the pool, such as 3 or 0.5; null is one. The mix weighs it rows × repeat."""
+    """Passes over the pool, such as 3 or 0.5; null is one. Its weight is rows × repeat."""
     share: Annotated[Float, Field(gt=0, le=1)] | None = None
-    """Its part of the mix, measured in `unit`. Where every ingredient has a share they are
-    relative to their sum; else what they leave goes to the others by rows × repeat."""
+    """Part of the mix, measured in `unit`. If every ingredient has a share, shares are relative to
+    their sum; otherwise the remainder goes to the other ingredients by rows × repeat."""
     unit: UnitName | None = None
-    """What a share is measured in: rows, tokens (prompt and answer) or supervised_tokens (answer).
-    One unit for the whole study; null is the unit that other shares give, or rows."""
+    """Unit of the share: rows, tokens (prompt and answer) or supervised_tokens (answer). All shares
+    of a study have the same unit; null is the unit of the other shares, or rows."""
     when_exhausted: Literal["stop", "repeat", "error"] = "repeat"
-    """When the mix needs more than rows × repeat: go on with reshuffled passes, stop and leave the
-    rest of the budget to the others, or refuse the plan."""
+    """When the mix needs more than rows × repeat: continue with reshuffled passes (repeat), leave
+    the rest of the budget to the other ingredients (stop), or refuse the plan (error)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Ingredient":
         if self.share is not None and self.repeat is not None:
-            raise ValueError(
-                "contradictory settings: share and repeat both set its part of the mix; keep one"
-            )
+            raise contradiction("share and repeat both set the part of the mix", "keep one")
         if self.share is None and self.unit is not None:
-            raise ValueError(
-                "contradictory settings: unit says what a share is measured in, and there is no "
-                "share; add share, or remove unit"
+            raise contradiction(
+                "unit says how a share is measured, and there is no share",
+                "add share, or remove unit",
             )
         return self
 
 
 class Level(Frozen):
-    """A series of doses: an addition in growing shares of each step, to a mix that stays the same.
+    """A dose series: an addition in growing shares of each step, to a mix that stays the same.
 
-    Called `name` in results. Inside the mix and inside the addition the proportions stay.
+    Results call it `name`. Proportions inside the mix and inside the addition do not change.
     """
 
     name: Name
-    """What the addition is called, such as general or maths."""
+    """Name of the addition, such as general or maths."""
     add: Annotated[tuple[Name, ...], Field(min_length=1)]
-    """The ingredients that are added."""
+    """Ingredients that are added."""
     to: Annotated[tuple[Name, ...], Field(min_length=1)]
-    """The ingredients of the mix that they are added to."""
+    """Ingredients of the mix that they are added to."""
     shares: Annotated[tuple[Annotated[Float, Field(ge=0, lt=1)], ...], Field(min_length=1)]
-    """The addition's parts of the examples of each step, such as [0, 0.01, 0.1]."""
+    """Shares of the addition in the examples of each step, such as [0, 0.01, 0.1]."""
 
     @model_validator(mode="after")
-    def _apart(self) -> "Level":
-        listed = [*self.add, *self.to]
-        if len(set(listed)) != len(listed):
+    def _disjoint(self) -> "Level":
+        names = [*self.add, *self.to]
+        if len(set(names)) != len(names):
             raise ValueError("names an ingredient twice, in add and to together")
         if len(set(self.shares)) != len(self.shares):
             raise ValueError("names a share twice")
@@ -85,17 +97,17 @@ class Level(Frozen):
 
 
 class Design(Frozen):
-    """Which cocktails: named families over the ingredients, doses, and any listed by hand."""
+    """Cocktails to train: named families over the ingredients, dose series, and explicit lists."""
 
     families: tuple[DesignName, ...] = ()
-    """singles, pairs, leave-one-out, all; incremental is the four together."""
+    """singles, pairs, leave-one-out, all; incremental is these four together."""
     explicit: tuple[tuple[Name, ...], ...] = ()
-    """Cocktails by hand: lists of ingredients."""
+    """Further cocktails, each a list of ingredients."""
     levels: tuple[Level, ...] = ()
-    """Series of doses, such as 0, 1, 2, 10 and 50 % of the examples of each step."""
+    """Dose series, such as 0, 1, 2, 10 and 50 % of the examples of each step."""
 
     @model_validator(mode="after")
-    def _something(self) -> "Design":
+    def _not_empty(self) -> "Design":
         if not self.families and not self.explicit and not self.levels:
             raise ValueError(
                 "a design needs at least one family, one explicit cocktail or one series of levels"
@@ -106,37 +118,36 @@ class Design(Frozen):
 
 
 class Budget(Frozen):
-    """What a run may cost, and which single-task controls stand beside the cocktails."""
+    """The cost of one run, and the single-task controls that the cocktails are compared with."""
 
     kind: Literal["equal-steps", "equal-exposure", "as-published"] = "equal-steps"
-    """How cells are made comparable. The same steps × examples for each (equal-steps); beside that,
-    for each cocktail and target, the single task trained on exactly the target's rows that the
-    cocktail sees, in their order (equal-exposure); or, as the original study did, all rows of a
+    """Basis of comparison between cells. equal-steps: the same steps × examples for each.
+    equal-exposure: also, for each cocktail and target, a single-task run on exactly the target rows
+    that the cocktail sees, in their order. as-published: as the original study did, all rows of a
     cocktail, 3 times (up to 3 ingredients) or 2 times with 10 steps of warm-up, so that more
-    ingredients are more steps (as-published)."""
+    ingredients mean more steps."""
     steps: Count = 100
     """Optimiser steps of one run; as-published takes them from the rows."""
     examples_per_step: Annotated[Int, Field(gt=0, le=65_536)] = 16
-    """Examples of one optimiser step, all devices and accumulation together."""
+    """Examples of one optimiser step, over all devices and accumulation steps."""
     more_epochs: Annotated[Int, Field(ge=2, le=1000)] | None = None
-    """One more control: each single task trained for so many times the steps."""
+    """Further control: each single task trained for this multiple of the steps."""
     merged: bool = False
-    """One more control, which trains nothing: beside each cocktail the sum of its single tasks'
-    adapters, weighed as its rows are."""
+    """Further control, without training: for each cocktail the sum of its single-task adapters,
+    weighted by its rows."""
 
     @model_validator(mode="after")
     def _bounded(self) -> "Budget":
         if self.examples > MAX_EXAMPLES:
             raise ValueError(f"steps × examples_per_step is more than {MAX_EXAMPLES:,} examples")
         if self.kind == "as-published" and "steps" in self.model_fields_set and self.steps != 100:
-            raise ValueError(
-                "contradictory settings: as-published takes its steps from the rows, and steps is "
-                "set; remove steps, or choose kind equal-steps"
+            raise contradiction(
+                "as-published takes its steps from the rows, and steps is set",
+                "remove steps, or choose kind equal-steps",
             )
         if self.kind == "as-published" and self.more_epochs is not None:
-            raise ValueError(
-                "contradictory settings: as-published sets the epochs; remove more_epochs, or "
-                "choose kind equal-steps"
+            raise contradiction(
+                "as-published sets the epochs", "remove more_epochs, or choose kind equal-steps"
             )
         return self
 
@@ -147,11 +158,11 @@ class Budget(Frozen):
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """How long one run is: its examples, and how many of them make an optimiser step.
+class RunLength:
+    """Length of one run: its examples, and the examples of an optimiser step.
 
-    The last step has what is left. `warmup_steps`, `lr`: instead of the study's. `sizes`: examples
-    of each step, where they differ.
+    The last step has the remainder. `warmup_steps`, `lr`: instead of the study's. `sizes`:
+    examples of each step, where they differ.
     """
 
     examples: int
@@ -167,78 +178,78 @@ class Course:
 
 
 class TrainSpec(Frozen):
-    """How an adapter is trained. What can change the weights is in the run's id."""
+    """How an adapter is trained. Settings that can change the weights are part of the run's id."""
 
     method: Literal["lora", "full"] = "lora"
-    """What is trained: adapters beside the frozen base (lora), or all of its weights (full)."""
+    """Train LoRA adapters on the frozen base (lora), or all of its weights (full)."""
     targets: Literal["all-linear"] = "all-linear"
     """Layers that get an adapter: every linear layer but the output head."""
     top_layers: Count | None = None
-    """Adapters in so many topmost layers only; what the layers below compute is kept on disk and
-    used again by every run, epoch and seed. Another method: it learns less. null is all layers."""
+    """Train adapters in the top N layers only; activations below are cached on disk and reused by
+    every run, epoch and seed. Faster, learns less. null is all layers."""
     rank: Annotated[Int, Field(gt=0, le=1024)] = 16
     """Rank of the adapter."""
     alpha: Annotated[Float, Field(gt=0)] = 32.0
     """Scale of the adapter: its output is multiplied by alpha / rank."""
     lr: Annotated[Float, Field(gt=0, le=1)] = 1e-3
-    """Highest learning rate of AdamW."""
+    """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """What the learning rate does after the warm-up: fall to 0 (linear, cosine), or stay."""
+    """Learning rate after the warm-up: decay to 0 (linear, cosine), or constant."""
     warmup: Annotated[Float, Field(ge=0, lt=1)] = 0.05
-    """Share of the steps over which the learning rate rises."""
+    """Warm-up as a share of the steps."""
     warmup_steps: Annotated[Int, Field(ge=0, le=10**9)] | None = None
-    """Steps over which it rises, instead of a share of them."""
+    """Warm-up in steps, instead of a share of them."""
     weight_decay: Annotated[Float, Field(ge=0)] = 0.0
     """Weight decay of AdamW."""
     clip: Annotated[Float, Field(gt=0)] = 1.0
     """Global gradient norm above which gradients are scaled down."""
     loss: LossName = "example-mean"
-    """Mean over examples of the mean over each one's supervised tokens (example-mean), or over all
-    supervised tokens of a step (batch-token-mean: long answers weigh more than labels)."""
+    """Mean over examples of each example's mean over supervised tokens (example-mean), or mean over
+    all supervised tokens of a step (batch-token-mean: long answers weigh more than labels)."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Number format of the frozen base and its activations; adapter weights are float32."""
     max_length: Annotated[Int, Field(ge=16, le=1_000_000)] = 1024
     """Longest training row in tokens, prompt and answer together."""
     over_long: Literal["error", "drop"] = "error"
-    """Rows beyond max_length: stop, or drop and count them."""
+    """Rows longer than max_length: refuse the plan (error), or drop and count them."""
     gradient_checkpointing: bool = False
-    """Compute activations twice rather than keep them: less memory, about a third slower; the
-    result is the same, and so are the ids."""
+    """Recompute activations in the backward pass: less memory, about a third slower; results and
+    ids are the same."""
 
     @model_validator(mode="after")
-    def _of_one_method(self) -> "TrainSpec":
+    def _one_method(self) -> "TrainSpec":
         if self.method == "full" and self.top_layers is not None:
-            raise ValueError(
-                "contradictory settings: method full trains every layer, top_layers adapters in "
-                "some; remove top_layers, or set method to lora"
+            raise contradiction(
+                "method full trains every layer, top_layers adapters in some",
+                "remove top_layers, or set method to lora",
             )
         return self
 
 
 class EvalSpec(Frozen):
-    """What is answered and how. Items are taken by whole groups, the same ones for every system."""
+    """What is answered, and how. Items are sampled in whole groups, the same for every system."""
 
     validation_items: Count | None = None
-    """At least so many items of each task's validation split; null takes all."""
+    """Items of each task's validation split, at least; null takes all."""
     test_items: Count | None = None
-    """At least so many items of each task's test split; null takes all."""
+    """Items of each task's test split, at least; null takes all."""
     forms: tuple[FormName, ...] = ("strict", "constrained")
-    """How a task is answered: text as asked for (strict, also scored as lenient), the likeliest
+    """How a task is answered: generated text (strict, also scored as lenient), or the likeliest
     label (constrained)."""
     max_new_tokens: Annotated[Int, Field(gt=0, le=4096)] | None = None
-    """Longest answer in tokens, end of turn included; a longer one counts as cut off. null is for
-    each task the 99th percentile of its train rows' own answers."""
+    """Longest answer in tokens, end of turn included; a longer one counts as cut off. null is the
+    99th percentile of each task's own train answers."""
     max_prompt_length: Annotated[Int, Field(ge=16, le=1_000_000)] = 2048
     """Longest prompt in tokens; a longer one stops the plan."""
     batch_size: Annotated[Int, Field(gt=0, le=65_536)] = 32
     """Prompts in one forward pass; part of the ids, because rounding depends on it."""
     probe_items: Count = 200
-    """At least so many items of each probe, and of the general text."""
+    """Items of each probe, and of the general text, at least."""
     carve: Annotated[Float, Field(gt=0, lt=1)] = 0.1
-    """Share of train groups that become validation where a scored dataset has none."""
+    """Share of train groups that become validation if a scored dataset has none."""
     leaked: Literal["drop", "error", "report"] = "drop"
-    """Train rows whose text, document or page stands in an evaluation split: drop and count, stop,
-    or count only."""
+    """Train rows whose text, document or page is also in an evaluation split: drop and count them
+    (drop), refuse the plan (error), or only count them (report)."""
 
     @field_validator("forms")
     @classmethod
@@ -251,59 +262,55 @@ class EvalSpec(Frozen):
 
 
 class Gate(Frozen):
-    """What `mixtune probe` holds systems to: it ends with exit code 3 where one falls below."""
+    """Limits that `mixtune probe` checks: it exits with code 3 if a system falls below them."""
 
     retention: Annotated[Float, Field(ge=-1, le=1)] | None = None
     """Lowest allowed difference to the base on a probe's main metric, such as -0.02; null: none."""
     probes: tuple[Name, ...] = ()
-    """Probes that it holds for; none named: all of the study's."""
+    """Probes that the limit applies to; an empty list is all of the study's."""
     by: Literal["value", "interval"] = "value"
-    """What must not lie below: the difference itself (value), or the low end of its interval."""
+    """Compare the difference itself (value), or the low end of its interval."""
 
 
 class Claims(Frozen):
-    """What `mixtune confirm` and `mixtune claims` hold a gain to."""
+    """Requirements of `mixtune confirm` and `mixtune claims` for calling a gain one."""
 
-    targets: tuple[Name, ...] = ()
-    """Tasks that something is claimed of; none named: all that are also trained on."""
+    targets: Annotated[tuple[Name, ...], Distinct] = ()
+    """Tasks to make claims about; an empty list is all that are also trained on."""
     margin: Annotated[Float, Field(gt=0, lt=1)] = 0.01
-    """Differences below it do not matter: a tie is shown to lie within it."""
+    """Smallest difference that matters: a tie is claimed when the difference is shown to be
+    smaller."""
     fresh_seeds: Annotated[Int, Field(ge=2, le=100)] = 5
-    """Fresh seeds of both arms, which nothing was chosen by."""
+    """Fresh seeds of both arms, never used to choose anything."""
     single_runs: Annotated[Int, Field(ge=1, le=100_000)] = 6
-    """Tuning runs that a single task is owed, if the cocktails had as many; with fewer there is no
-    claim. Seeds, claims.tune_lr and budget.more_epochs make them."""
-    tune_lr: Annotated[tuple[Annotated[Float, Field(gt=0, le=1)], ...], Field(max_length=100)] = ()
-    """Learning rates that single tasks are tuned with, beside train.lr."""
-
-    @field_validator("tune_lr", "targets")
-    @classmethod
-    def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("names the same thing twice")
-        return value
+    """Tuning runs that a single task gets if the cocktails had as many; with fewer there is no
+    claim. Seeds, claims.tune_lr and budget.more_epochs add runs."""
+    tune_lr: Annotated[
+        tuple[Annotated[Float, Field(gt=0, le=1)], ...], Field(max_length=100), Distinct
+    ] = ()
+    """Learning rates to tune single tasks with, in addition to train.lr."""
 
 
 class LongContext(Frozen):
-    """What is done with pages of more words than a task's prompt shall show."""
+    """Treatment of pages that are longer than a task's prompt should be."""
 
     policy: Literal["error", "drop", "evidence-first", "truncate-middle"] = "error"
-    """Refuse them; drop and count the record; show what shares the rarest words with the question
-    first and cut; or leave the middle out."""
+    """Refuse them; drop and count the record; show the parts that share the rarest words with the
+    question first, and cut the rest; or leave out the middle."""
     words: Count | None = None
-    """The most words, parted by white space, that a page is shown with; null is any number."""
+    """Most words, split at white space, that a page is shown with; null is no limit."""
 
 
 class Flaws(Frozen):
-    """Mistakes of published studies, each off by default: to see what it changes, switch it on."""
+    """Mistakes of published studies, each off by default: switch one on to see its effect."""
 
     packing_leaks: bool = False
-    """Rows are packed into sequences of train.max_length tokens, and each row attends to those in
-    front of it; a step has examples_per_step sequences."""
+    """Rows are packed into sequences of train.max_length tokens and attend to the rows before them;
+    a step has examples_per_step sequences."""
     label_case: bool = False
     """Training answers are labels in lower case, whatever the prompt asks for."""
     select_on_test: bool = False
-    """What is chosen, such as the best cocktail of a task, is chosen on the test split."""
+    """Choices, such as the best cocktail of a task, are made on the test split."""
 
 
 class Study(Frozen):
@@ -312,29 +319,29 @@ class Study(Frozen):
     name: Name
     """Name of the study's folder of results: small letters, digits, "-" and "_"."""
     model: Annotated[Text, Field(max_length=400)]
-    """Base model: a name of the catalogue, a hub id, or a folder as seen from the study file. A
-    list is a study for each, with a folder of results for each."""
-    tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Base model: a name of the catalogue, a hub id, or a folder relative to the study file. A list
+    makes a study, with a folder of results, for each."""
+    tasks: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]
     """Tasks to be good at: every system answers them."""
     ingredients: Annotated[dict[Name, Ingredient], Field(min_length=1)]
     """Datasets to train on, with amounts. Also a list or one text of short amounts, such as
     `headline:10000, fpb, ner*3, 0.2*orca`."""
     task_files: tuple[Text, ...] = ()
-    """Tasks and ingredients of one's own; paths from the study file's folder."""
+    """Files with tasks and ingredients of your own; paths are relative to the study file."""
     design: Design = Design(families=("incremental",))
-    """Which cocktails are trained; also a list of families."""
+    """Cocktails to train; also a list of families."""
     budget: Budget = Budget()
-    """What every run may cost."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (1,)
+    """The cost of one run."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct] = (1,)
     """Each cocktail is trained once for each seed."""
     train: TrainSpec = TrainSpec()
     """How adapters are trained."""
     evaluate: EvalSpec = EvalSpec()
     """What is answered, and how."""
-    baselines: tuple[Literal["majority", "base"], ...] = ("majority", "base")
-    """Floors to compare with: the commonest label, and the untuned base."""
+    baselines: Annotated[tuple[Literal["majority", "base"], ...], Distinct] = ("majority", "base")
+    """Floors to compare with: the most common label, and the untuned base."""
     contexts: dict[Name, LongContext] = Field(default_factory=dict)
-    """Task with long pages, such as finqa → another policy for them than its file has."""
+    """Task with long pages, such as finqa → policy that replaces the one in its file."""
     flaws: Flaws = Flaws()
     """Mistakes of published studies to switch on."""
     api_models: ApiEntries = ()
@@ -342,126 +349,113 @@ class Study(Frozen):
     gpt-4o, or mappings."""
     api: ApiSpec = ApiSpec()
     """How models behind APIs are asked, and what they may cost."""
-    judged: tuple[Name, ...] = ()
+    judged: Annotated[tuple[Name, ...], Distinct] = ()
     """Datasets of free answers that no parser scores, such as financebench: every system answers
     their test splits in free text, and `mixtune judge --split test` scores them."""
-    probes: tuple[Name, ...] = ()
-    """Tasks that nothing is chosen for, such as gsm8k: `mixtune probe` says what was lost there."""
+    probes: Annotated[tuple[Name, ...], Distinct] = ()
+    """Tasks that nothing is chosen for, such as gsm8k: `mixtune probe` reports what training lost
+    on them."""
     groups: dict[Name, tuple[Name, ...]] = Field(default_factory=dict)
-    """Ingredients that belong together, such as general: [alpaca, lima]; questions are asked of the
-    whole group. Series of levels are groups too."""
+    """Named groups of ingredients, such as general: [alpaca, lima]; questions are asked about the
+    whole group. Dose series are groups too."""
     general: Name | None = None
-    """Dataset whose held-out answers `mixtune probe` reads as general text, such as alpaca."""
+    """Dataset whose held-out answers `mixtune probe` uses as general text, such as alpaca."""
     gate: Gate = Gate()
-    """What `mixtune probe` must find."""
+    """Limits that `mixtune probe` checks."""
     claims: Claims = Claims()
-    """What a gain is held to before it is called one."""
+    """Requirements for calling a gain one."""
 
     @field_validator("design", mode="before")
     @classmethod
     def _design(cls, value: Any) -> Any:  # noqa: ANN401 - raw YAML
         return {"families": value} if isinstance(value, list | tuple) else value
 
-    @field_validator("tasks", "seeds", "baselines", "probes", "judged")
-    @classmethod
-    def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("names the same thing twice")
-        return value
-
     @field_validator("ingredients")
     @classmethod
-    def _shares(cls, value: dict[str, Ingredient]) -> dict[str, Ingredient]:
-        given = {name: one.share for name, one in value.items() if one.share is not None}
-        units = sorted({one.unit for one in value.values() if one.unit is not None})
+    def _shares(cls, ingredients: dict[str, Ingredient]) -> dict[str, Ingredient]:
+        shares = {name: i.share for name, i in ingredients.items() if i.share is not None}
+        units = sorted({i.unit for i in ingredients.values() if i.unit is not None})
         if len(units) > 1:
-            raise ValueError(
-                f"contradictory settings: shares are measured in {' and '.join(units)}; give every "
-                "share the same unit"
+            raise contradiction(
+                f"shares are measured in {' and '.join(units)}", "give every share the same unit"
             )
-        total = sum((exact(share) for share in given.values()), Fraction(0))
-        if len(given) < len(value) and total >= 1:
-            rest = sorted(set(value) - set(given))
-            raise ValueError(
-                f"contradictory settings: the shares of {', '.join(sorted(given))} add up to "
-                f"{float(total):g}, which leaves nothing for {', '.join(rest)}; lower the shares, "
-                "or give every ingredient one"
+        total = sum((exact(share) for share in shares.values()), Fraction(0))
+        if len(shares) < len(ingredients) and total >= 1:
+            without = sorted(set(ingredients) - set(shares))
+            raise contradiction(
+                f"the shares of {', '.join(sorted(shares))} add up to {float(total):g}, which "
+                f"leaves nothing for {', '.join(without)}",
+                "lower the shares, or give every ingredient one",
             )
-        return value
+        return ingredients
 
     @model_validator(mode="after")
-    def _listed_known(self) -> "Study":
-        named = [(f"explicit cocktail {list(c)}", c) for c in self.design.explicit]
-        named += [(f"levels {one.name}", (*one.add, *one.to)) for one in self.design.levels]
-        named += [(f"group {group}", listed) for group, listed in self.groups.items()]
-        for what, cocktail in named:
-            if not cocktail or len(set(cocktail)) != len(cocktail):
-                raise ValueError(f"{what} is empty or repeats a name")
-            for name in cocktail:
+    def _known_ingredients(self) -> "Study":
+        lists = {f"explicit cocktail {list(names)}": names for names in self.design.explicit}
+        lists |= {f"levels {level.name}": (*level.add, *level.to) for level in self.design.levels}
+        lists |= {f"group {group}": names for group, names in self.groups.items()}
+        for title, names in lists.items():
+            if not names or len(set(names)) != len(names):
+                raise ValueError(f"{title} is empty or repeats a name")
+            for name in names:
                 if name not in self.ingredients:
                     hint = did_you_mean(name, self.ingredients)
-                    raise ValueError(f"{what} names {name!r}, no ingredient; {hint}")
+                    raise ValueError(f"{title} names {name!r}, no ingredient; {hint}")
         return self
 
     @model_validator(mode="after")
-    def _shares_as_the_budget_allows(self) -> "Study":
-        shared = sorted(name for name, one in self.ingredients.items() if one.share is not None)
+    def _shares_fit_the_budget(self) -> "Study":
+        shared = sorted(name for name, i in self.ingredients.items() if i.share is not None)
         if self.design.levels and self.unit != "rows":
-            raise ValueError(
-                "contradictory settings: levels are parts of the examples of a step, and shares "
-                f"are measured in {self.unit}; set their unit to rows"
+            raise contradiction(
+                "levels are parts of the examples of a step, and shares are measured in "
+                f"{self.unit}",
+                "set their unit to rows",
             )
         if self.budget.kind != "as-published":
             return self
         if shared or self.design.levels:
-            raise ValueError(
-                "contradictory settings: as-published trains on all rows of a cocktail, so there "
-                f"are no shares ({', '.join(shared) or 'levels'}); give rows, or choose kind "
-                "equal-steps"
+            raise contradiction(
+                "as-published trains on all rows of a cocktail, so there are no shares "
+                f"({', '.join(shared) or 'levels'})",
+                "give rows, or choose kind equal-steps",
             )
         if self.train.warmup or self.train.warmup_steps is not None:
-            raise ValueError(
-                "contradictory settings: as-published sets the warm-up (none in 3 epochs, 10 steps "
-                "in 2); set train.warmup to 0 and remove train.warmup_steps"
+            raise contradiction(
+                "as-published sets the warm-up (none in 3 epochs, 10 steps in 2)",
+                "set train.warmup to 0 and remove train.warmup_steps",
             )
         return self
 
     @model_validator(mode="after")
-    def _adapters_to_merge(self) -> "Study":
+    def _controls_fit_the_training(self) -> "Study":
         if self.budget.merged and self.train.method == "full":
-            raise ValueError(
-                "contradictory settings: budget.merged adds adapters up, and train.method full "
-                "leaves none; set one of them otherwise"
+            raise contradiction(
+                "budget.merged adds up adapters, and train.method full has none",
+                "set budget.merged to false, or train.method to lora",
             )
-        return self
-
-    @model_validator(mode="after")
-    def _other_rates(self) -> "Study":
         if self.train.lr in self.claims.tune_lr:
-            raise ValueError(
-                f"contradictory settings: claims.tune_lr names {self.train.lr:g}, train.lr itself; "
-                "single tasks are trained with it in any case, so remove it from claims.tune_lr"
+            raise contradiction(
+                f"claims.tune_lr names {self.train.lr:g}, which is train.lr: single tasks are "
+                "trained with it in any case",
+                "remove it from claims.tune_lr",
             )
-        return self
-
-    @model_validator(mode="after")
-    def _api_names(self) -> "Study":
         refuse_taken(self.api_models, self.ingredients)
         return self
 
     @property
     def grouped(self) -> dict[str, tuple[str, ...]]:
-        """Groups of ingredients, those of the levels among them."""
+        """Groups of ingredients, including the additions of dose series."""
         return {level.name: level.add for level in self.design.levels} | self.groups
 
     @property
     def unit(self) -> UnitName:
-        """What the study's shares are measured in; rows where there are none."""
-        return next((one.unit for one in self.ingredients.values() if one.unit), "rows")
+        """Unit of the study's shares; rows where there are none."""
+        return next((i.unit for i in self.ingredients.values() if i.unit), "rows")
 
 
 def exact(number: float) -> Fraction:
-    """A number as it was written: 0.1 is one tenth."""
+    """The number as it was written: 0.1 is one tenth."""
     return Fraction(repr(number))
 
 
@@ -470,28 +464,29 @@ FLAWS = {
     "label_case": "trained on labels in lower case",
     "select_on_test": "what is best is chosen on test",
 }
-"""Flaw → what it means in results."""
+"""Flaw → its meaning in results."""
 
 
 def prompt_note(study: Study, system: str) -> str:
-    """What stands before a question to an API model, in words; "" for any other system."""
-    said = []
+    """What an API model is shown before a question, in words; "" for any other system."""
+    notes = []
     for entry in study.api_models:
         if entry.name == system and entry.shots:
-            said.append(f"{entry.shots} train rows shown before each question")
+            notes.append(f"{entry.shots} train rows shown before each question")
         if entry.name == system and len(entry.variants) > 1:
-            said.append(f"instruction chosen from {len(entry.variants)} by its score on validation")
-    return "; ".join(said)
+            variants = len(entry.variants)
+            notes.append(f"instruction chosen from {variants} by its score on validation")
+    return "; ".join(notes)
 
 
 def training_note(train: TrainSpec, flaws: Flaws) -> str:
-    """What is unusual in how adapters were trained; "" where nothing is but numbers."""
-    said = [f"{what} (flaws.{name})" for name, what in FLAWS.items() if getattr(flaws, name)]
+    """Unusual ways of training, in words; numbers such as the rank are not mentioned."""
+    notes = [f"{note} (flaws.{name})" for name, note in FLAWS.items() if getattr(flaws, name)]
     if train.method == "full":
-        said.append("all weights trained, no adapters (train.method full)")
+        notes.append("all weights trained, no adapters (train.method full)")
     if train.top_layers is not None:
         layers = "layer" if train.top_layers == 1 else f"{train.top_layers} layers"
-        said.append(f"adapters in the top {layers} only (train.top_layers)")
+        notes.append(f"adapters in the top {layers} only (train.top_layers)")
     if train.loss != "example-mean":
-        said.append(f"long answers weigh more than short ones (train.loss {train.loss})")
-    return "; ".join(said)
+        notes.append(f"long answers weigh more than short ones (train.loss {train.loss})")
+    return "; ".join(notes)

@@ -120,6 +120,11 @@ class Source(Frozen):
     toy: ToySource | None = None
     given: GivenSource | None = None
 
+    @classmethod
+    def file_keys(cls) -> tuple[str, ...]:
+        """Keys that a file may give: those of `files` stand here directly."""
+        return (*FILE_KEYS, "local", "hub", "toy")
+
     @model_validator(mode="before")
     @classmethod
     def _files_plainly(cls, raw: Any) -> Any:  # noqa: ANN401 - raw YAML

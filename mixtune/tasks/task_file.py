@@ -4,16 +4,14 @@ Knows: YAML documents, pydantic's faults. Does not know: what else may stand in 
 `task_files` (own.py), rows.
 """
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from mixtune.errors import DataError, did_you_mean, shorten
-from mixtune.study.yaml import Origin, read_documents
-from mixtune.tasks.source_spec import FILE_KEYS, FileSource, Source
+from mixtune.errors import DataError
+from mixtune.study import faults
+from mixtune.study.yaml import Origin, Place, read_documents
 from mixtune.tasks.task import Task
 
 
@@ -61,44 +59,15 @@ def make_task(
     try:
         task = Task.model_validate(raw)
     except ValidationError as error:
-        faults = "; ".join(_explain(fault, origin) for fault in error.errors())
-        raise DataError(faults, where=where, remedy="mend the keys named") from error
+        context = faults.FaultContext(Task, Origin(where, origin.lines if origin else {}))
+        details = [one | {"loc": _as_written(one["loc"])} for one in error.errors()]
+        raise faults.refusal(details, context, DataError) from None
     if task.source.files is None or folder is None:
         return task
     source = task.source.model_copy(update={"files": task.source.files.within(folder)})
     return task.model_copy(update={"source": source})
 
 
-def _explain(fault: Any, origin: Origin | None) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
-    """One fault in the user's words: line, key, what, what was found."""
-    loc = tuple(fault["loc"])
-    plain = ("source", *loc[2:]) if loc[:2] == ("source", "files") else loc
-    line = origin and origin.line(plain)
-    place = f"line {line}: " if line else ""
-    key = place + (shorten(".".join(str(part) for part in plain)) or "task")
-    if fault["type"] == "extra_forbidden":
-        return f"{key}: no such key; {did_you_mean(shorten(str(loc[-1])), _keys_at(loc))}"
-    if fault["type"] == "missing":
-        return f"{key}: missing"
-    message = shorten(str(fault["msg"]).removeprefix("Value error, "), 400)
-    if fault["type"] == "string_type" and isinstance(fault["input"], bool):
-        message += "; YAML reads true and false as booleans: put quotes around the word"
-    if loc == ("name",) and fault["type"] == "string_pattern_mismatch":
-        kebab = re.sub(r"[^a-z0-9]+", "-", fault["input"].lower()).strip("-")[:64]
-        message = f"lower case letters, digits and - only, such as {kebab or 'my-task'}"
-    found = "" if not loc else f" (found {shorten(fault['input'])})"
-    return f"{key}: {message}{found}"
-
-
-def _keys_at(path: Sequence[Any]) -> list[str]:
-    """The keys that are allowed where the last part of `path` stands."""
-    here: type[BaseModel] = Task
-    for part in path[:-1]:
-        if part not in here.model_fields:
-            break
-        kinds = [here.model_fields[part].annotation, *get_args(here.model_fields[part].annotation)]
-        models = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        here = models[0] if models else here
-    if here is Source:
-        return [*FILE_KEYS, "local", "hub", "toy"]
-    return list(FILE_KEYS) if here is FileSource else list(here.model_fields)
+def _as_written(place: Place) -> Place:
+    """The place in the file: files may stand in `source` without their section `files`."""
+    return ("source", *place[2:]) if place[:2] == ("source", "files") else place
