@@ -68,7 +68,7 @@ def cells(
     return list(by_name.values())
 
 
-def budget_parts(course: Course) -> dict[str, object]:
+def budget_parts(course: RunLength) -> dict[str, object]:
     """The schedule as it enters a run's id; `kind` is constant, so that ids stay as they are."""
     parts: dict[str, object] = {
         "kind": "equal-steps",
