@@ -10,7 +10,7 @@ from mixtune.datasets.registry import Registry
 from mixtune.datasets.sources import Own
 from mixtune.errors import SpecError
 from mixtune.planning.names import canonical
-from mixtune.planning.outline import Rates, known_rows, outline
+from mixtune.planning.outline import Rates, dataset_facts, outline
 from mixtune.study.presets import names, preset
 from mixtune.study.reading import load_studies, parse_study
 from mixtune.tasks.task_file import parse_task
@@ -168,9 +168,9 @@ class TestOutline:
         made = parse_task(TASK.format(name="north"), "north.yaml")
         registry = Registry.builtin(None).with_own([Own(made, "here")])
         given = {**SMALL, "ingredients": {"north": {}}}
-        with pytest.raises(SpecError, match="nothing is known of 'north'"):
+        with pytest.raises(SpecError, match="the size of 'north' is not known"):
             outline([parse_study(given)], registry, Rates(1, 1))
 
     def test_what_is_known_is_of_tasks_that_there_are(self):
         registry = Registry.builtin(None)
-        assert all(name in registry for name in known_rows())
+        assert all(name in registry for name in dataset_facts())

@@ -1,8 +1,8 @@
-"""What a study would be and cost before its data and weights are there: an outline of its plan.
+"""An estimate of a study's size and cost before its data and weights are on this machine.
 
-Rows are declared by the study, or read where the data is at hand; tokens come from the model's own
-tokenizer if it is on this machine, else from another one, else from what is known of each dataset
-(rows.yaml). Each part says where it comes from. No ids: an outline cannot be run.
+Rows are those declared by the study, or read where the data is available; tokens come from the
+model's own tokenizer if it is here, else from another one, else from rows.yaml. Each number names
+its source. There are no ids: an outline cannot be run.
 
 Knows: cells, sizes, tokenizers on this machine, arithmetic of cost. Does not know: torch, GPUs.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from statistics import fmean
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -32,18 +32,18 @@ from mixtune.study.yaml import read_yaml
 from mixtune.tokens import Tokens
 
 SAMPLE = 100
-"""Rows of a dataset whose tokens are counted."""
+"""Rows per dataset whose tokens are counted."""
 FORWARD, BACKWARD = 2, 2
-"""Floating-point operations for each weight and token: forward, and backward to the inputs. All
-weights trained take as much again for their gradients."""
+"""FLOPs per weight and token: forward, and backward to the inputs. Full fine-tuning needs as much
+again for the weight gradients."""
 STATE_BYTES = 16
-"""For each weight that is trained: itself, its gradient and two moments in float32."""
+"""Bytes per trained weight: weight, gradient and two moments in float32."""
 TERAFLOPS, DOLLARS = 400.0, 2.5
-"""Rates where none are given: about 40 % of an H100's data sheet in bfloat16, and a price."""
+"""Default rates: about 40 % of an H100's data sheet in bfloat16, and a price per hour."""
 
 
-class Known(Frozen):
-    """What is known of a dataset without reading it."""
+class DatasetFacts(Frozen):
+    """Sizes of a dataset and mean tokens of its rows, known without reading it (rows.yaml)."""
 
     train: Annotated[int, Field(ge=0)] = 0
     validation: Annotated[int, Field(ge=0)] = 0
@@ -56,14 +56,14 @@ class Known(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the estimate of cost rests on; `teraflops` is what a GPU reaches, not its data sheet."""
+    """Assumptions of the cost estimate; `teraflops` as achieved, not as in the data sheet."""
 
     teraflops: float
     dollars_per_hour: float
 
     @property
     def about(self) -> str:
-        """For people: a stated rate, no measurement."""
+        """The rates in words."""
         return (
             f"at {self.teraflops:g} TFLOP/s and {self.dollars_per_hour:g} USD an hour a GPU "
             "(stated, not measured)"
@@ -72,7 +72,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Rows and tokens of one dataset, with where they come from."""
+    """Rows and mean tokens of one dataset, with their sources."""
 
     name: str
     rows: int
@@ -85,11 +85,10 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class OutlineRow:
-    """One cell with one seed on one model: what it trains on, and what it would cost.
+    """Size and estimated cost of one cell with one seed on one model.
 
-    `rows`: distinct rows at most; `examples`: with repeats. Tokens of prompts and answers, shared
-    headers counted each time. `disk_gb`: of its weights; None for adapters of a model whose shapes
-    are not here.
+    `rows`: distinct rows at most; `examples`: with repeats. Tokens include shared headers each
+    time. `disk_gb`: of full weights; None for adapters.
     """
 
     model: str
@@ -110,7 +109,7 @@ class OutlineRow:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """All rows of a study on one or several models, the datasets they rest on, the rates."""
+    """All rows of a study on one or several models, its datasets and the rates."""
 
     name: str
     rows: tuple[OutlineRow, ...]
@@ -119,26 +118,26 @@ class Outline:
 
 
 def outline(studies: Sequence[Study], registry: Registry, rates: Rates) -> Outline:
-    """An outline of one study on each of its models.
+    """Outline one study on each of its models.
 
     Raises:
-        SpecError: a name that does not exist; an amount without rows of a dataset that is neither
-            here nor known.
+        SpecError: an unknown name, or a dataset without declared rows that is neither on this
+            machine nor in rows.yaml.
     """
     rows: list[OutlineRow] = []
     datasets = {}
-    for given in studies:
-        study = canonical(given, registry)
-        found = _datasets(study, registry)
-        datasets[study.model] = tuple(found.values())
-        rows += _rows(study, found, rates)
+    for spec in studies:
+        study = canonical(spec, registry)
+        by_name = _datasets(study, registry)
+        datasets[study.model] = tuple(by_name.values())
+        rows += _rows(study, by_name, rates)
     return Outline(studies[0].name, tuple(rows), datasets, rates)
 
 
 def _rows(study: Study, datasets: Mapping[str, Dataset], rates: Rates) -> list[OutlineRow]:
     available = {name: datasets[name].rows for name in study.ingredients}
-    made = cells(study, available)
-    return [_row(study, cell, seed, datasets, rates) for seed in study.seeds for cell in made]
+    planned = cells(study, available)
+    return [_row(study, cell, seed, datasets, rates) for seed in study.seeds for cell in planned]
 
 
 def _row(
@@ -146,12 +145,12 @@ def _row(
 ) -> OutlineRow:
     parts = _examples(cell, datasets)
     training = sum(n * (datasets[k].prompt + datasets[k].answer) for k, n in parts.items())
-    asked = [datasets[name] for name in (*study.tasks, *study.judged)]
-    scoring = sum(one.items * one.prompt for one in asked)
+    evaluated = [datasets[name] for name in (*study.tasks, *study.judged)]
+    scoring = sum(dataset.items * dataset.prompt for dataset in evaluated)
     weights = parameters(study.model)
     full = study.train.method == "full"
-    each = FORWARD + BACKWARD + (BACKWARD if full else 0)
-    hours = weights * (training * each + scoring * FORWARD) / (rates.teraflops * 1e12) / 3600
+    flops = FORWARD + BACKWARD + (BACKWARD if full else 0)
+    hours = weights * (training * flops + scoring * FORWARD) / (rates.teraflops * 1e12) / 3600
     number_bytes = 2 if study.train.compute == "bfloat16" else 4
     return OutlineRow(
         model=study.model,
@@ -181,61 +180,64 @@ def _examples(cell: Cell, datasets: Mapping[str, Dataset]) -> dict[str, int]:
     return {name: count.rows for name, count in counts.items()}
 
 
+class _Tokenizer(NamedTuple):
+    """A tokenizer, or None for an estimate from characters; `source` in words."""
+
+    tokens: Tokens | None
+    source: str
+
+
 # ---- datasets ------------------------------------------------------------------------------------
 
 
 def _datasets(study: Study, registry: Registry) -> dict[str, Dataset]:
-    tokens, about = _tokenizer(study.model)
+    tokenizer = _tokenizer(study.model)
     names = dict.fromkeys([*study.ingredients, *study.tasks, *study.judged])
-    return {name: _dataset(name, study, registry, (tokens, about)) for name in names}
+    return {name: _dataset(name, study, registry, tokenizer) for name in names}
 
 
-def _dataset(
-    name: str, study: Study, registry: Registry, tokenizer: tuple[Tokens | None, str]
-) -> Dataset:
-    known, absent = known_rows().get(name), _absent(registry, name, study.evaluate.carve)
-    if absent is None:
+def _dataset(name: str, study: Study, registry: Registry, tokenizer: _Tokenizer) -> Dataset:
+    facts, reason = dataset_facts().get(name), _unavailable(registry, name, study.evaluate.carve)
+    if reason is None:
         return _read(name, study, registry, tokenizer)
     amount = study.ingredients.get(name)
     declared = amount.rows if amount else None
-    if known is None:
+    if facts is None:
         raise SpecError(
-            f"nothing is known of {name!r} before it is read",
-            found=absent,
+            f"the size of {name!r} is not known before it is read",
+            found=reason,
             remedy=f"give its data (--data-dir), or let mixtune data show {name} fetch it first",
         )
     evaluate = study.evaluate
-    note = f", {known.note}" if known.note else ""
+    note = f", {facts.note}" if facts.note else ""
     items = sum(
-        min(there, asked or there)
-        for there, asked in (
-            (known.validation, evaluate.validation_items),
-            (known.test, evaluate.test_items),
+        min(available, limit or available)
+        for available, limit in (
+            (facts.validation, evaluate.validation_items),
+            (facts.test, evaluate.test_items),
         )
     )
     return Dataset(
         name,
-        rows=declared or known.train,
+        rows=declared or facts.train,
         items=items,
-        prompt=known.prompt,
-        answer=known.answer,
-        rows_from="declared by the study" if declared else known.origin,
-        tokens_from=f"{known.origin} with another tokenizer{note}",
+        prompt=facts.prompt,
+        answer=facts.answer,
+        rows_from="declared by the study" if declared else facts.origin,
+        tokens_from=f"{facts.origin} with another tokenizer{note}",
     )
 
 
-def _absent(registry: Registry, name: str, carve: float) -> str | None:
-    """Why a dataset cannot be read here; None where it can."""
+def _unavailable(registry: Registry, name: str, carve: float) -> str | None:
+    """The reason a dataset cannot be read here; None where it can."""
     try:
         return registry.dataset(name, carve).unavailable
-    except DataError as error:  # it lies in a data folder, and none was named
+    except DataError as error:  # it is in a data folder, and none is given
         return str(error)
 
 
-def _read(
-    name: str, study: Study, registry: Registry, tokenizer: tuple[Tokens | None, str]
-) -> Dataset:
-    """A dataset that is at hand; its rows are counted before the leakage gate."""
+def _read(name: str, study: Study, registry: Registry, tokenizer: _Tokenizer) -> Dataset:
+    """A dataset that can be read; rows are counted before the leakage gate."""
     dataset = registry.dataset(name, study.evaluate.carve)
     train = dataset.examples("train") if name in study.ingredients else []
     items = 0
@@ -246,58 +248,56 @@ def _read(
     }
     for task, split in answered(study):
         if task == name and split in dataset.splits:
-            there = dataset.examples(split)
-            items += min(len(there), limits[split] or len(there))
-            sample = sample or there
+            examples = dataset.examples(split)
+            items += min(len(examples), limits[split] or len(examples))
+            sample = sample or examples
     prompt, answer, tokens_from = _lengths(sample, tokenizer)
     return Dataset(name, len(train), items, prompt, answer, "read", tokens_from)
 
 
-def _lengths(
-    rows: Sequence[Example], tokenizer: tuple[Tokens | None, str]
-) -> tuple[float, float, str]:
+def _lengths(rows: Sequence[Example], tokenizer: _Tokenizer) -> tuple[float, float, str]:
     """Mean tokens of prompt and answer over a sample of rows."""
-    tokens, about = tokenizer
-    chosen = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
+    tokens, source = tokenizer
+    sample = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
     if tokens is None:
-        prompt = fmean(sum(len(m.content) for m in row.messages) / 4 for row in chosen)
-        return prompt, fmean(len(row.target) / 4 + 1 for row in chosen), about
-    prompt = fmean(len(tokens.prompt_ids(row.messages)) for row in chosen)
-    return prompt, fmean(len(tokens.answer_ids(row.target)) for row in chosen), about
+        prompt = fmean(sum(len(m.content) for m in row.messages) / 4 for row in sample)
+        return prompt, fmean(len(row.target) / 4 + 1 for row in sample), source
+    prompt = fmean(len(tokens.prompt_ids(row.messages)) for row in sample)
+    return prompt, fmean(len(tokens.answer_ids(row.target)) for row in sample), source
 
 
-def _tokenizer(model: str) -> tuple[Tokens | None, str]:
-    """The model's own tokenizer, else another one on this machine, else none; and which."""
+def _tokenizer(model: str) -> _Tokenizer:
+    """The model's own tokenizer, else another one on this machine, else none."""
     for name in (model, *catalogue()):
-        found = _at_hand(name)
-        if found is not None:
+        files = _local_files(name)
+        if files is not None:
             own = "the model's own tokenizer" if name == model else f"estimated with {name}'s"
-            return Tokens.load(found.folder), own
-    return None, "estimated, four characters a token"
+            return _Tokenizer(Tokens.load(files.folder), own)
+    return _Tokenizer(None, "estimated, four characters a token")
 
 
 @cache
-def _at_hand(name: str) -> BaseModelFiles | None:
+def _local_files(name: str) -> BaseModelFiles | None:
     try:
-        found = locate(name, download=False)
+        located = locate(name, download=False)
     except MixtuneError:
         return None
-    return found if isinstance(found, BaseModelFiles) else None
+    return located if isinstance(located, BaseModelFiles) else None
 
 
 def parameters(model: str) -> int:
-    """How many weights a base model has.
+    """Number of parameters of a base model.
 
     Raises:
-        SpecError: it is neither in the catalogue nor on this machine.
+        SpecError: the model is neither in the catalogue nor on this machine.
     """
     entry = catalogue().get(model)
     if entry is not None:
         return entry.parameters
-    files = _at_hand(model)
+    files = _local_files(model)
     if files is None:
         raise SpecError(
-            "how large the base model is is not known before it is here",
+            "the size of the base model is not known before it is on this machine",
             found=model,
             wanted=f"one of {', '.join(catalogue())}, or a model on this machine",
             remedy=f"mixtune models --prepare {model}",
@@ -306,8 +306,8 @@ def parameters(model: str) -> int:
 
 
 @cache
-def known_rows() -> dict[str, Known]:
-    """What ships with the package: dataset → sizes and lengths."""
+def dataset_facts() -> dict[str, DatasetFacts]:
+    """Dataset → sizes and lengths, as they ship with the package."""
     text = (resources.files("mixtune.planning") / "rows.yaml").read_text(encoding="utf-8")
     raw = read_yaml(text, "mixtune/planning/rows.yaml", DataError).value or {}
-    return {name: Known.model_validate(one) for name, one in raw.items()}
+    return {name: DatasetFacts.model_validate(facts) for name, facts in raw.items()}

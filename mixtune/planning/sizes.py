@@ -1,13 +1,9 @@
-"""How long rows and prompts are in tokens: each text encoded once, however many runs have it.
+"""Lengths of rows, prompts and answers in tokens, each text encoded once.
 
-A plan needs lengths only, of some thousand rows a run and the same rows in most runs. Rows in
-tokens are made when a run is trained (tokens.encode_rows, which refuses what is refused here).
+A plan needs lengths only, of the same few thousand rows in most runs. Token rows are made when a
+run is trained (tokens.encode_rows, which refuses what is refused here).
 
-Knows: examples, texts, the tokenizer. Does not know: cocktails, ids, policies for long rows.
-
-How long an answer may be, from the answers that are known to be right.
-
-Knows: gold answers, tokens. Does not know: splits, tasks, what models answer.
+Knows: examples, gold answers, the tokenizer. Does not know: cocktails, ids, policies for long rows.
 """
 
 from collections import Counter
@@ -21,9 +17,9 @@ from mixtune.tokens import Tokens, refuse_answers, refuse_long
 
 @dataclass(frozen=True, slots=True)
 class RowSize:
-    """Tokens of one training row; `supervised` are those of its answer, its end of turn among them.
+    """Tokens of one training row: `length` of prompt and answer, `supervised` of the answer.
 
-    `length`: of prompt and answer together.
+    The answer includes its end of turn.
     """
 
     ingredient: str
@@ -33,7 +29,7 @@ class RowSize:
 
 
 class Sizes:
-    """Lengths of examples; they are known by identity, since a study's pools outlive this."""
+    """Cached lengths of examples, keyed by identity, since a study's pools outlive this object."""
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
@@ -44,26 +40,26 @@ class Sizes:
     def rows(
         self, named: Sequence[tuple[str, Example]], max_length: int | None = None
     ) -> list[RowSize]:
-        """The sizes of (ingredient, example) pairs as training rows, in their order.
+        """Sizes of (ingredient, example) pairs as training rows, in order.
 
         Raises:
-            DataError: an empty answer, one that holds a control token, or a row over `max_length`.
+            DataError: an empty answer, one with a control token, or a row over `max_length`.
         """
         self._refuse(named)
         examples = [example for _, example in named]
         pairs = zip(named, self.prompts(examples), self.answers(examples), strict=True)
-        found = [
+        sizes = [
             RowSize(ingredient, example.id, prompt + answer, answer)
             for (ingredient, example), prompt, answer in pairs
         ]
-        for row in found:
+        for row in sizes:
             if max_length is not None and row.length > max_length:
                 parts = (row.length - row.supervised, row.supervised)
                 refuse_long(row.ingredient, row.example_id, parts, max_length)
-        return found
+        return sizes
 
     def prompts(self, examples: Sequence[Example]) -> list[int]:
-        """Tokens of the examples' prompts."""
+        """Tokens of each example's prompt."""
         new = {id(e): e for e in examples if id(e) not in self._prompts}
         lengths = map(len, self._tokens.prompts_ids(e.messages for e in new.values()))
         self._prompts |= {
@@ -73,12 +69,12 @@ class Sizes:
         return [self._prompts[id(example)][1] for example in examples]
 
     def answers(self, examples: Sequence[Example]) -> list[int]:
-        """Tokens of the examples' answers, with their end of turn; nothing is refused."""
-        self.learn(example.target for example in examples)
+        """Tokens of each example's answer with its end of turn; nothing is refused."""
+        self.encode(example.target for example in examples)
         return [self._answers[example.target] for example in examples]
 
-    def learn(self, texts: Iterable[str]) -> None:
-        """Encode the answers that are not known yet."""
+    def encode(self, texts: Iterable[str]) -> None:
+        """Encode the answers that are not cached yet."""
         new = [text for text in dict.fromkeys(texts) if text not in self._answers]
         lengths = map(len, self._tokens.answers_ids(new))
         self._answers |= dict(zip(new, lengths, strict=True))
@@ -92,15 +88,12 @@ class Sizes:
         self._usable |= new.keys()
 
 
-PERCENT = 99
-"""Of the gold answers that are no longer than the limit, at least."""
+PERCENTILE = 99
+"""Percentile of gold answer lengths that limits generated answers."""
 
 
 def longest_answer(gold: Sequence[str], tokens: Tokens) -> int:
-    """The 99th percentile of the answers' lengths in tokens, end of turn included.
-
-    By nearest rank: the length of an answer that exists, the smallest that at least 99 of 100 do
-    not exceed.
+    """The 99th percentile (nearest rank) of answer lengths in tokens, end of turn included.
 
     Raises:
         DataError: no answers.
@@ -111,14 +104,14 @@ def longest_answer(gold: Sequence[str], tokens: Tokens) -> int:
             wanted="train or validation rows",
             remedy="set evaluate.max_new_tokens to a number",
         )
-    rank = -(-PERCENT * len(gold) // 100)
+    rank = -(-PERCENTILE * len(gold) // 100)
     counts: Counter[int] = Counter()
-    asked = Counter(gold)
-    for ids, count in zip(tokens.answers_ids(list(asked)), asked.values(), strict=True):
+    texts = Counter(gold)
+    for ids, count in zip(tokens.answers_ids(list(texts)), texts.values(), strict=True):
         counts[len(ids)] += count
-    seen = 0
+    cumulative = 0
     for length in sorted(counts):
-        seen += counts[length]
-        if seen >= rank:
+        cumulative += counts[length]
+        if cumulative >= rank:
             return length
     raise AssertionError("a rank is at most the number of answers")

@@ -10,7 +10,7 @@ import numpy as np
 
 from mixtune.identity import environment
 from mixtune.models.memory import gigabytes
-from mixtune.planning.kept import kept_states
+from mixtune.planning.activation_cache import activation_cache_size
 from mixtune.planning.plan import Planner
 from mixtune.planning.sizes import Sizes
 from mixtune.records import Example
@@ -73,7 +73,7 @@ def sizes_of(planner: Planner) -> dict[str, object]:
     `max_new_tokens`: task → longest strict answer; empty where none is asked for or there is no
     tokenizer yet. `top_layers`: texts, tokens and bytes that are kept on disk, or None.
     """
-    kept = kept_states(planner)
+    kept = activation_cache_size(planner)
     return {"max_new_tokens": _limits(planner), "top_layers": kept and asdict(kept)}
 
 
@@ -93,7 +93,7 @@ def size_lines(planner: Planner) -> list[str]:
         why = "evaluate.max_new_tokens" if given else "99th percentile of the gold answers"
         each = ", ".join(f"{task} {tokens}" for task, tokens in limits.items())
         found.append(f"longest answer in tokens: {each} ({why})")
-    if kept := kept_states(planner):
+    if kept := activation_cache_size(planner):
         found.append(
             f"kept on disk for train.top_layers: {kept.texts:,} texts, {kept.tokens:,} tokens, "
             f"{gigabytes(kept.bytes)}"

@@ -13,7 +13,7 @@ from mixtune.engine.rank import Tree
 from mixtune.engine.train import accumulate
 from mixtune.engine.trunk import Trunk
 from mixtune.errors import ModelError
-from mixtune.planning.kept import kept_states, tree_of
+from mixtune.planning.activation_cache import activation_cache_size, trie_of
 from mixtune.planning.plan import Planner
 from mixtune.planning.summary import size_lines, sizes_of
 from mixtune.tasks.task import query_of
@@ -88,7 +88,7 @@ def written(planner, files, folder):
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_the_plan_says_what_the_engine_writes(made, files, tmp_path, compute):
     planner = made(train={**TRAIN, "compute": compute})
-    found = kept_states(planner)
+    found = activation_cache_size(planner)
     files_ = written(planner, files, tmp_path / "states")
     states = [np.load(path) for path in files_]
     assert found.texts == len(states) > 40
@@ -100,18 +100,18 @@ def test_the_plan_says_what_the_engine_writes(made, files, tmp_path, compute):
 def test_strict_answers_of_label_tasks_alone_are_ranked_as_well(made, files, tmp_path):
     evaluate = {"forms": ["strict"], "validation_items": 6, "test_items": 8, "batch_size": 4}
     planner = made(evaluate=evaluate)
-    assert kept_states(planner).texts == len(written(planner, files, tmp_path / "states"))
+    assert activation_cache_size(planner).texts == len(written(planner, files, tmp_path / "states"))
 
 
 def test_nothing_without_top_layers_or_a_tokenizer(made, tmp_path, files):
-    assert kept_states(made(train={"rank": 2})) is None
+    assert activation_cache_size(made(train={"rank": 2})) is None
     unresolved = Planner(study(train=TRAIN), registry(tmp_path / "data"), None)
-    assert kept_states(unresolved) is None
+    assert activation_cache_size(unresolved) is None
 
 
 def test_it_is_shown_with_the_plan(made):
     planner = made()
-    found = kept_states(planner)
+    found = activation_cache_size(planner)
     assert sizes_of(planner)["top_layers"] == asdict(found)
     assert size_lines(planner)[1] == (
         f"kept on disk for train.top_layers: {found.texts} texts, {found.tokens:,} tokens, "
@@ -123,8 +123,8 @@ def test_a_model_without_a_width_is_refused(made, tmp_path):
     planner = made()
     (tmp_path / "config.json").write_text(json.dumps({"n_embd": 64}))
     planner.files = replace(planner.files, folder=tmp_path)
-    with pytest.raises(ModelError, match="how wide its hidden states are"):
-        kept_states(planner)
+    with pytest.raises(ModelError, match="size of its hidden states"):
+        activation_cache_size(planner)
 
 
 @pytest.mark.parametrize(
@@ -132,4 +132,4 @@ def test_a_model_without_a_width_is_refused(made, tmp_path):
 )
 def test_the_tree_is_the_engines(choices):
     tree = Tree.of(choices)
-    assert tree_of(choices) == (tree.tokens, tree.parents)
+    assert trie_of(choices) == (tree.tokens, tree.parents)
