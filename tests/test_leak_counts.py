@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from mixtune.datasets.leakage import SHORTEST_LOOSE, loose, words
+from mixtune.datasets.leakage import SHORTEST_LOOSE, loose, own_texts, words
 from mixtune.datasets.overlap import Overlaps, Part
-from mixtune.datasets.registry import Registry, own_texts
+from mixtune.datasets.registry import Registry
 from mixtune.tasks.task_file import parse_task
 
 PAGE = "{{ pre_text }} {{ post_text }}"

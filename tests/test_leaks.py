@@ -7,7 +7,8 @@ from own_kit import examples_of
 from study_kit import TASK, record, registry, study, write_data, write_rows
 from test_execution import run
 
-from mixtune.datasets.registry import Registry, own_texts
+from mixtune.datasets.leakage import own_texts
+from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, StoreError
 from mixtune.planning.corpus import load_corpus
 from mixtune.planning.leaks import changed_by_tasks, leak_lines

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixtune.datasets import overlap
 from mixtune.datasets.leakage import SHORTEST_LOOSE, loose, normalise, words
 from mixtune.datasets.overlap import NOTIONS, Overlaps, Part, shared_runs
 from mixtune.records import OwnText
@@ -186,8 +187,18 @@ def test_counts_are_those_of_comparing_every_pair(test, train, length):
         assert found[notion] == wanted
 
 
+def test_a_collision_of_hashes_makes_no_match(monkeypatch):
+    """The multiplier 1 gives the sum of the words, which two orders of them have in common."""
+    texts = [["a", "b", "c"], ["c", "b", "a"], ["x", "a", "b"]]
+    multipliers = iter([np.uint64(1), np.uint64(3), np.uint64(5)])
+    monkeypatch.setattr(overlap, "_multipliers", lambda: multipliers)
+    owners, numbers = shared_runs(texts, 2)
+    assert (list(owners), len(set(numbers))) == ([0, 2], 1)
+    assert len(list(multipliers)) == 1
+
+
 def test_equal_numbers_mean_equal_words_for_a_hundred_thousand_runs():
-    """A number is a rank, so no two runs can share one by chance."""
+    """A number is the place of a run's first occurrence, so no two runs can share one."""
     rng = np.random.default_rng(0)
     texts = [[str(w) for w in rng.integers(0, 6, 60)] for _ in range(2000)]
     owners, numbers = shared_runs(texts, 5)

@@ -1,4 +1,4 @@
-"""What splits have in common: data leaks, and results on the items that no training row repeats."""
+"""Data leaks between splits, and results on the items that no training row repeats."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +16,9 @@ from mixtune.cli import complete
 from mixtune.cli import show as terminal
 from mixtune.cli.app import DataDir, Json
 from mixtune.cli.data import TaskFiles, data
+from mixtune.datasets.leakage import own_texts
 from mixtune.datasets.overlap import NOTIONS, RUN, Notion, Overlap, Overlaps, Part
-from mixtune.datasets.registry import Registry, own_texts
+from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, UserError, shorten
 from mixtune.planning.corpus import answered
 from mixtune.planning.names import canonical
@@ -27,12 +28,13 @@ from mixtune.study.reading import load_study
 from mixtune.study.spec import EvalSpec, Study
 
 STRICT: tuple[Notion, ...] = ("exact", "loose", "words")
-"""What --fail-on takes; each holds those before it."""
+"""Choices of --fail-on; each includes those before it."""
 _EARLIER: dict[str, tuple[str, ...]] = {
     "validation": ("train",),
     "test": ("train", "validation"),
 }
-Wanted = list[tuple[str, Split]]
+Splits = list[tuple[str, Split]]
+"""Dataset and split."""
 
 
 @data.command()
@@ -71,79 +73,80 @@ def leaks(  # noqa: PLR0913 - a verb's options
             found=f"{study_file} and --task or --task-file",
             remedy="leave one of them out",
         )
-    study = None if study_file is None else load_study(study_file)
-    own = map(str, task_file or ())
-    registry = Registry.of(study, data_dir) if study else Registry.open(own, data_dir)
     left_out: dict[str, str] = {}
-    if study is not None:
-        wanted, carve = _of_study(canonical(study, registry)), study.evaluate.carve
+    if study_file is not None:
+        study = load_study(study_file)
+        registry, carve = Registry.of(study, data_dir), study.evaluate.carve
+        splits = _of_study(canonical(study, registry))
     else:
-        carve = EvalSpec().carve
-        wanted = _of_tasks(registry, task, carve, left_out)
-    found = _compared(registry, wanted, carve, words)
-    pairs = _pairs(found)
+        registry, carve = Registry.open(map(str, task_file or ()), data_dir), EvalSpec().carve
+        splits = _of_tasks(registry, task, carve) if task else _local(registry, carve, left_out)
+    overlaps = _compare(registry, splits, carve, words)
+    report = {"words_of_a_run": words, **_report(overlaps, examples), "left_out": left_out}
     if as_json:
-        _print(found, pairs, words, examples, left_out)
+        print(json.dumps(report, indent=1))
     else:
-        _show(terminal.console(), found, pairs, (words, examples), left_out)
+        _show(terminal.console(), report)
     notions = STRICT[: STRICT.index(fail_on) + 1] if fail_on else ()
-    if any(getattr(pair, notion) for pair in pairs for notion in notions):
+    if any(pair[notion] for pair in report["overlaps"] for notion in notions):
         raise typer.Exit(3)
 
 
-def _of_study(study: Study) -> Wanted:
-    """Train of its ingredients, and what every system answers."""
-    trained: Wanted = [(name, "train") for name in study.ingredients]
+def _of_study(study: Study) -> Splits:
+    """Train of its ingredients, and the splits that every system answers."""
+    trained: Splits = [(name, "train") for name in study.ingredients]
     return trained + answered(study)
 
 
-def _of_tasks(
-    registry: Registry, names: Sequence[str] | None, carve: float, left_out: dict[str, str]
-) -> Wanted:
-    """All splits of the named datasets; without names, of all that are at hand.
-
-    What is made up, or would have to be fetched, has to be named; why one is not at hand goes into
-    `left_out`.
+def _of_tasks(registry: Registry, names: Sequence[str], carve: float) -> Splits:
+    """All splits of the named datasets.
 
     Raises:
-        SpecError: no such task. DataError: there is no place to read it from; none is at hand.
+        SpecError: no such task. DataError: there is no place to read it from.
     """
-    if names:
-        own = dict.fromkeys(registry.get(name).name for name in names)
-        return [(name, split) for name in own for split in registry.dataset(name, carve).splits]
-    wanted: Wanted = []
+    own = dict.fromkeys(registry.get(name).name for name in names)
+    return [(name, split) for name in own for split in registry.dataset(name, carve).splits]
+
+
+def _local(registry: Registry, carve: float, left_out: dict[str, str]) -> Splits:
+    """All splits of datasets on this machine, without synthetic ones.
+
+    Others are added to `left_out`, with the reason.
+
+    Raises:
+        DataError: there is none.
+    """
+    splits: Splits = []
     for name in registry.names():
         if registry.get(name).synthetic:
             continue
         try:
             dataset = registry.dataset(name, carve)
-            why, splits = dataset.unavailable, dataset.splits
+            reason, available = dataset.unavailable, dataset.splits
         except DataError as error:
-            left_out[name] = str(error).splitlines()[0]
-            continue
-        if why is not None:
-            left_out[name] = why
+            reason, available = str(error).splitlines()[0], ()
+        if reason is not None:
+            left_out[name] = reason
         else:
-            wanted += [(name, split) for split in splits]
-    if not wanted:
+            splits += [(name, split) for split in available]
+    if not splits:
         raise DataError(
             "no dataset is at hand",
             found=f"{len(left_out)} that would have to be fetched",
             remedy="name the folder of datasets with --data-dir, or the datasets with --task",
         )
-    return wanted
+    return splits
 
 
-def _compared(registry: Registry, wanted: Wanted, carve: float, words: int) -> Overlaps:
-    """The splits, read and numbered."""
-    with _bar(len(wanted) + len(NOTIONS)) as note:
+def _compare(registry: Registry, splits: Splits, carve: float, words: int) -> Overlaps:
+    """Read the splits and number their keys."""
+    with _bar(len(splits) + len(NOTIONS)) as progress:
         parts = []
-        for name, split in wanted:
-            note(f"reading {name}/{split}")
-            parts.append(
-                Part(name, split, own_texts(registry.dataset(name, carve).examples(split)))
-            )
-        return Overlaps(parts, words, lambda notion: note(f"comparing: {notion}"))
+        for name, split in splits:
+            progress(f"reading {name}/{split}")
+            examples = registry.dataset(name, carve).split(split).examples
+            parts.append(Part(name, split, own_texts(examples)))
+        return Overlaps(parts, words, lambda notion: progress(f"comparing: {notion}"))
 
 
 @contextmanager
@@ -154,77 +157,63 @@ def _bar(steps: int) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
         task = bar.add_task("", total=steps, completed=-1)
 
-        def note(text: str) -> None:
+        def advance(text: str) -> None:
             bar.update(task, advance=1, description=terminal.safe(text))
 
-        yield note
+        yield advance
 
 
-def _pairs(found: Overlaps) -> list[Overlap]:
-    """Every later split against every earlier one, where they have anything in common."""
-    made = [
-        found.between(later.name, earlier.name)
-        for later, earlier in product(found.parts.values(), repeat=2)
+def _report(overlaps: Overlaps, limit: int) -> dict[str, Any]:
+    """Every later split against every earlier one where they have anything in common, as JSON.
+
+    `limit`: pairs of ids listed as examples for each pair of splits and notion.
+    """
+    parts = overlaps.parts.values()
+    pairs = [
+        overlaps.between(later.name, earlier.name)
+        for later, earlier in product(parts, repeat=2)
         if earlier.split in _EARLIER.get(later.split, ())
     ]
-    return [pair for pair in made if pair.found]
 
+    def examples(pair: Overlap) -> dict[str, list[tuple[str, str]]]:
+        notions = [notion for notion in NOTIONS if limit and getattr(pair, notion)]
+        return {str(n): overlaps.pairs(n, pair.split, pair.against, limit) for n in notions}
 
-def _examples(found: Overlaps, pair: Overlap, most: int) -> dict[str, list[tuple[str, str]]]:
-    """Notion → ids of records that match, a few of each."""
-    made = {
-        notion: found.pairs(notion, pair.split, pair.against, most)
-        for notion in NOTIONS
-        if most and getattr(pair, notion)
+    return {
+        "records": {part.name: len(part.records) for part in parts},
+        "overlaps": [{**asdict(p), "examples": examples(p)} for p in pairs if p.found],
+        "repeats": [asdict(overlaps.within(part.name)) for part in parts],
     }
-    return {str(notion): ids for notion, ids in made.items()}
 
 
-def _print(
-    found: Overlaps, pairs: Sequence[Overlap], words: int, most: int, left_out: dict[str, str]
-) -> None:
-    shown = [{**asdict(p), "examples": _examples(found, p, most)} for p in pairs]
-    repeats = [asdict(found.within(name)) for name in found.parts]
-    records = {name: len(part.records) for name, part in found.parts.items()}
-    made = {"words_of_a_run": words, "records": records, "overlaps": shown, "repeats": repeats}
-    print(json.dumps({**made, "left_out": left_out}, indent=1))
+def _show(out: Console, report: dict[str, Any]) -> None:
+    def table(title: str, columns: dict[str, str], rows: list[dict[str, Any]]) -> None:
+        cells = [["–" if row[key] is None else row[key] for key in columns] for row in rows]
+        out.print(terminal.table(title, list(columns.values()), cells))
 
-
-def _show(
-    out: Console,
-    found: Overlaps,
-    pairs: Sequence[Overlap],
-    asked: tuple[int, int],
-    left_out: dict[str, str],
-) -> None:
-    words, most = asked
-    columns = ("split", "also in", "records", "exact", "loose", f"{words} words", "group")
-    rows = [
-        (p.split, p.against, p.records, p.exact, p.loose, p.words, p.group,
-         "–" if p.relabelled is None else p.relabelled,
-         p.repeated_by)
-        for p in pairs
-    ]  # fmt: skip
-    title = "Records of a split that an earlier one has"
-    out.print(terminal.table(title, (*columns, "other answer", "dropped there"), rows))
-    repeats = [found.within(name) for name in found.parts]
-    inside = [
-        (r.split, r.records, r.exact, r.loose, r.ambiguous) for r in repeats if r.exact or r.loose
+    counts = {"split": "split", "against": "also in", "records": "records", "exact": "exact"}
+    counts |= {"loose": "loose", "words": f"{report['words_of_a_run']} words", "group": "group"}
+    counts |= {"relabelled": "other answer", "repeated_by": "dropped there"}
+    table("Records of a split that an earlier one has", counts, report["overlaps"])
+    repeats = {key: key for key in ("split", "records", "exact", "loose")}
+    repeats |= {"ambiguous": "texts with several answers"}
+    rows = [row for row in report["repeats"] if row["exact"] or row["loose"]]
+    table("Repeats inside one split", repeats, rows)
+    lines = [
+        f"{notion}: {pair['split']} {shorten(one)} = {pair['against']} {shorten(other)}"
+        for pair in report["overlaps"]
+        for notion, ids in pair["examples"].items()
+        for one, other in ids
     ]
-    counted = ("split", "records", "exact", "loose", "texts with several answers")
-    out.print(terminal.table("Repeats inside one split", counted, inside))
-    for pair in pairs:
-        for notion, ids in _examples(found, pair, most).items():
-            for one, other in ids:
-                line = f"{notion}: {pair.split} {shorten(one)} = {pair.against} {shorten(other)}"
-                out.print(line, markup=False, soft_wrap=True)
-    for name, why in left_out.items():
-        out.print(f"left out: {shorten(f'{name}: {why}', 300)}", markup=False, soft_wrap=True)
-    records = sum(len(part.records) for part in found.parts.values())
+    left_out = report["left_out"].items()
+    lines += [f"left out: {shorten(f'{name}: {reason}', 300)}" for name, reason in left_out]
+    for line in lines:
+        out.print(line, markup=False, soft_wrap=True)
+    records = report["records"].values()
     out.print(
-        f"{records:,} records in {len(found.parts)} splits compared. exact: up to case and space; "
-        "loose: letters and digits, links dropped; group: same document or page; dropped there: "
-        "by a study, for an exact or loose match",
+        f"{sum(records):,} records in {len(records)} splits compared. exact: up to case and "
+        "space; loose: letters and digits, links dropped; group: same document or page; dropped "
+        "there: by a study, for an exact or loose match",
         markup=False,
     )
 
@@ -233,18 +222,17 @@ def _show(
 
 
 def show_clean(facts: StudyFacts, measured: SplitResults, as_json: bool) -> None:
-    """Results on all items, and beside them on those that no training row repeats."""
+    """Print results on all items next to those on items that no training row repeats."""
     flagged = facts.store.read_value("flagged.json")
-    clean = {_place(row): row for row in measured.without_items(flagged)}
+    clean = {_identity(row): row for row in measured.without_items(flagged)}
     rows = measured.results
     if as_json:
-        print(
-            json.dumps([{**asdict(row), "clean": _clean(clean.get(_place(row)))} for row in rows])
-        )
+        both = [{**asdict(row), "clean": _clean(clean.get(_identity(row)))} for row in rows]
+        print(json.dumps(both))
         return
     cells = [
         (row.task, row.form, row.metric, row.cocktail, "–" if row.seed is None else row.seed,
-         *_value(row), *_value(clean.get(_place(row))))
+         *_value(row), *_value(clean.get(_identity(row))))
         for row in rows
     ]  # fmt: skip
     columns = ("task", "form", "metric", "system", "seed", "value", "95 %", "n")
@@ -256,7 +244,7 @@ def show_clean(facts: StudyFacts, measured: SplitResults, as_json: bool) -> None
     terminal.show_training(out, facts)
 
 
-def _place(row: Result) -> tuple[str, ...]:
+def _identity(row: Result) -> tuple[str, ...]:
     return (row.system, row.task, row.form, row.metric)
 
 

@@ -19,10 +19,9 @@ from mixtune.datasets.trainer_formats import RefusingReader
 from mixtune.datasets.user_tasks import installed, read_own
 from mixtune.errors import DataError, SpecError, did_you_mean, shorten
 from mixtune.identity import unit_interval
-from mixtune.records import Example, OwnText, Split
+from mixtune.records import Example, Split
 from mixtune.study.spec import Study
 from mixtune.tasks.context import Policy
-from mixtune.tasks.record import text_group
 from mixtune.tasks.rendering import render_record
 from mixtune.tasks.task import Task
 from mixtune.tasks.task_file import parse_task
@@ -119,7 +118,7 @@ class Dataset:
             DataError: no such split, or a record that cannot be used.
         """
         if split not in self._splits:
-            self._splits[split] = self._carved(split) if self._shares else self._load(split)
+            self._splits[split] = self._carved(split) if self._shares else self._stored_split(split)
         return self._splits[split]
 
     def examples(self, split: Split) -> list[Example]:
@@ -141,14 +140,14 @@ class Dataset:
                 faults.append(error)
                 fault(error)
 
-            loaded = _load(self.task, self._reader, split, collect)
+            loaded = _read_split(self.task, self._reader, split, collect)
             if not faults:
                 self._stored[split] = loaded
 
     def _carved(self, split: Split) -> LoadedSplit:
         """A split of a dataset of which at least one is carved."""
         shares = self._shares
-        stored = self._load("train" if split in shares else split)
+        stored = self._stored_split("train" if split in shares else split)
         if split != "train" and split not in shares:
             return stored
         rows = [e for e in stored.examples if _carved_split(e.group, shares) == split]
@@ -166,7 +165,7 @@ class Dataset:
         examples = tuple(replace(e, split=split) for e in rows)
         return replace(stored, examples=examples, source=source)
 
-    def _load(self, split: Split) -> LoadedSplit:
+    def _stored_split(self, split: Split) -> LoadedSplit:
         """A stored split."""
         if split not in self._stored:
             if not self._reader.has(split):
@@ -178,7 +177,7 @@ class Dataset:
                     found=f"{self.source}{why}",
                     remedy="ask for another split, or add the file",
                 )
-            self._stored[split] = _load(self.task, self._reader, split)
+            self._stored[split] = _read_split(self.task, self._reader, split)
         return self._stored[split]
 
 
@@ -334,21 +333,7 @@ class Registry:
         return self._readers[task.name]
 
 
-def own_texts(examples: Iterable[Example]) -> list[OwnText]:
-    """What the records say that examples were made of, in their order."""
-    made: dict[str, list[Example]] = {}
-    for example in examples:
-        made.setdefault(example.record or example.id, []).append(example)
-    return [_own_text(record, rows) for record, rows in made.items()]
-
-
-def _own_text(record: str, rows: list[Example]) -> OwnText:
-    text, group = rows[0].compared_text, rows[0].group
-    apart = "" if group == text_group(text) else group
-    return OwnText(record, text, apart, tuple(row.target for row in rows))
-
-
-def _load(task: Task, reader: Reader, split: Split, fault: Fault = refuse) -> LoadedSplit:
+def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse) -> LoadedSplit:
     """Read and render a stored split; every record is kept or counted as dropped.
 
     A row with a fault is neither, and goes to `fault`.
