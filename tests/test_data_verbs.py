@@ -9,7 +9,7 @@ from engine_oracle import write_base
 from own_kit import MESSAGES, changed, csv_text, many
 
 from mixtune.datasets.registry import Registry
-from mixtune.datasets.user_tasks import read_own, starter
+from mixtune.datasets.user_tasks import draft_task, read_task_file
 
 
 class TestVerbs:
@@ -77,10 +77,10 @@ class TestVerbs:
     def test_a_file_of_rows_gets_a_task_file_that_works(self, tmp_path, mixtune, name, body, found):
         body = body if name == "a.csv" else body * (60 if name == "a.jsonl" else 1)
         (tmp_path / name).write_text(body, encoding="utf-8", newline="")
-        made = starter(tmp_path / name)
+        made = draft_task(tmp_path / name)
         assert found in made.found
         (tmp_path / "task.yaml").write_text(made.text, encoding="utf-8")
-        (task,) = read_own(tmp_path / "task.yaml")
+        (task,) = read_task_file(tmp_path / "task.yaml")
         assert Registry([task]).dataset(task.task.name, 1e-9).examples("train")
         assert mixtune("data", "check", tmp_path / name)[0] == 0
 

@@ -9,7 +9,7 @@ from own_kit import TEN_LINES, changed, csv_text, examples_of
 
 from mixtune.datasets import rows as files
 from mixtune.datasets.rows import read_rows
-from mixtune.datasets.user_tasks import read_own, starter
+from mixtune.datasets.user_tasks import draft_task, read_task_file
 from mixtune.errors import UserError
 from mixtune.tasks.conversations import read_dialogue
 from mixtune.tasks.task_file import parse_task
@@ -113,7 +113,7 @@ class TestAnything:
         path = tmp_path / "task.yaml"
         path.write_text(yaml.safe_dump(raw, allow_unicode=True), encoding="utf-8")
         try:
-            assert read_own(path)[0].task.name
+            assert read_task_file(path)[0].task.name
         except UserError as error:
             assert str(error)
 
@@ -128,7 +128,7 @@ class TestAnything:
         rows = [{names[0]: f"a text {n}", names[1]: labels[n % len(labels)]} for n in range(40)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         try:
-            made = starter(path)
+            made = draft_task(path)
         except UserError as error:
             assert "fit no form" in str(error)
             return
@@ -153,7 +153,7 @@ class TestAnything:
         path = tmp_path / "dataset_info.json"
         path.write_text(json.dumps(entries), encoding="utf-8")
         try:
-            for made in read_own(path):
+            for made in read_task_file(path):
                 assert made.task.name
         except UserError:
             pass

@@ -8,7 +8,7 @@ import pytest
 
 from mixtune.datasets import user_tasks as own
 from mixtune.datasets.registry import Registry
-from mixtune.datasets.user_tasks import PythonTask, read_own
+from mixtune.datasets.user_tasks import PythonTask, read_task_file
 from mixtune.errors import DataError
 
 PYTHON = """
@@ -150,7 +150,7 @@ class TestPython:
         (tmp_path / "folder").mkdir()
         (tmp_path / "tasks.txt").write_text("x", encoding="utf-8")
         with pytest.raises(DataError):
-            read_own(tmp_path / name)
+            read_task_file(tmp_path / name)
 
 
 FACTORY = {
@@ -275,10 +275,10 @@ class TestImports:
     def test_what_is_no_dataset_info(self, tmp_path, text):
         (tmp_path / "dataset_info.json").write_text(text, encoding="utf-8")
         with pytest.raises(DataError):
-            read_own(tmp_path / "dataset_info.json")
+            read_task_file(tmp_path / "dataset_info.json")
 
     @pytest.mark.parametrize("text", ["datasets: 3", "datasets: [3]", "datasets: [{type: alpaca}]"])
     def test_what_are_no_axolotl_datasets(self, tmp_path, text):
         (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match="datasets"):
-            read_own(tmp_path / "a.yaml")
+            read_task_file(tmp_path / "a.yaml")

@@ -7,7 +7,7 @@ import pytest
 from study_kit import TASK
 
 from mixtune.datasets.registry import Registry
-from mixtune.datasets.sources import Own
+from mixtune.datasets.sources import RegisteredTask
 from mixtune.errors import SpecError
 from mixtune.planning.names import canonical
 from mixtune.planning.outline import Rates, dataset_facts, outline
@@ -166,7 +166,7 @@ class TestOutline:
 
     def test_a_dataset_of_which_nothing_is_known_has_to_be_here(self):
         made = parse_task(TASK.format(name="north"), "north.yaml")
-        registry = Registry.builtin(None).with_own([Own(made, "here")])
+        registry = Registry.builtin(None).with_tasks([RegisteredTask(made, "here")])
         given = {**SMALL, "ingredients": {"north": {}}}
         with pytest.raises(SpecError, match="the size of 'north' is not known"):
             outline([parse_study(given)], registry, Rates(1, 1))

@@ -14,7 +14,7 @@ from study_kit import TASK, record, write_rows
 from mixtune.analysis.measures import SystemInfo
 from mixtune.analysis.readings import readings
 from mixtune.datasets.registry import Registry
-from mixtune.datasets.sources import Own
+from mixtune.datasets.sources import RegisteredTask
 from mixtune.engine import probe
 from mixtune.engine.forest import BASE
 from mixtune.errors import DataError, RunFailed, SpecError
@@ -186,8 +186,8 @@ NOTES = TASK.format(name="notes").replace("kind: label", "kind: label\nscored: f
 @pytest.fixture
 def registry(tmp_path):
     """The tasks that ship with the package, and a set that is only trained on, of 600 rows."""
-    return Registry.builtin(write_notes(tmp_path)).with_own(
-        [Own(parse_task(NOTES, "notes"), "test")]
+    return Registry.builtin(write_notes(tmp_path)).with_tasks(
+        [RegisteredTask(parse_task(NOTES, "notes"), "test")]
     )
 
 

@@ -25,8 +25,8 @@ from mixtune.datasets.check import (
 from mixtune.datasets.leakage import find_leaked
 from mixtune.datasets.registry import LoadedSplit, Registry
 from mixtune.datasets.rows import is_rows
-from mixtune.datasets.sources import Own
-from mixtune.datasets.user_tasks import Starter, read_own, starter
+from mixtune.datasets.sources import RegisteredTask
+from mixtune.datasets.user_tasks import Draft, draft_task, read_task_file
 from mixtune.errors import UserError, shorten
 from mixtune.models.catalog import locate
 from mixtune.models.files import BaseModelFiles
@@ -74,12 +74,12 @@ def check(
     builtin = Registry.open((), data_dir)
     made = _started(file, write, builtin)
     if made is None:
-        owns = read_own(file)
+        owns = read_task_file(file)
     else:
         origin = f"the task made for {shorten(file.name)}"
         folder = file.parent if write is None else write.parent
-        owns = [Own(parse_task(made.text, origin, folder), origin)]
-    registry, names = builtin.with_own(owns), [own.task.name for own in owns]
+        owns = [RegisteredTask(parse_task(made.text, origin, folder), origin)]
+    registry, names = builtin.with_tasks(owns), [own.task.name for own in owns]
     count, note = _counter(model)
     measures = Measures(EvalSpec().carve, find_leaked, count, TrainSpec().max_length)
     checks = [check_task(registry, name, measures) for name in names]
@@ -147,7 +147,7 @@ def _task_row(registry: Registry, name: str) -> dict[str, Any]:
     }
 
 
-def _started(file: Path, write: Path | None, builtin: Registry) -> Starter | None:
+def _started(file: Path, write: Path | None, builtin: Registry) -> Draft | None:
     """The task made for a file of rows, written where that was asked for; None for a task file."""
     if not is_rows(file):
         if write is not None:
@@ -158,7 +158,7 @@ def _started(file: Path, write: Path | None, builtin: Registry) -> Starter | Non
             )
         return None
     if write is None:
-        return starter(file, builtin)
+        return draft_task(file, builtin)
     if write.suffix not in (".yaml", ".yml") or write.exists():
         raise UserError(
             "there is a file already" if write.exists() else "a task file is YAML",
@@ -166,7 +166,7 @@ def _started(file: Path, write: Path | None, builtin: Registry) -> Starter | Non
             wanted="a new file that ends in .yaml",
             remedy="choose another name",
         )
-    made = starter(file, builtin, write.parent)
+    made = draft_task(file, builtin, write.parent)
     write_whole(write, lambda path: path.write_text(made.text, encoding="utf-8"))
     return made
 
@@ -190,7 +190,7 @@ def _counter(model: str | None) -> tuple[CountTokens | None, str]:
     return count, f"tokens are those of {model}"
 
 
-def _show_checks(out: Console, checks: list[TaskCheck], made: Starter | None, note: str) -> None:
+def _show_checks(out: Console, checks: list[TaskCheck], made: Draft | None, note: str) -> None:
     if made is not None:
         _say(out, f"found: {made.found}. A task file to start from:\n\n{made.text}")
     for found in checks:

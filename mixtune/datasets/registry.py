@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import get_args
 
 from mixtune.datasets.rows import Fault, Row, refuse
-from mixtune.datasets.sources import HubReader, Own, Reader, reader_for
-from mixtune.datasets.trainer_formats import RefusingReader
-from mixtune.datasets.user_tasks import installed, read_own
+from mixtune.datasets.sources import Reader, RegisteredTask, reader_for
+from mixtune.datasets.user_tasks import packaged_tasks, read_task_file
 from mixtune.errors import DataError, SpecError, did_you_mean, shorten
 from mixtune.identity import unit_interval
 from mixtune.records import Example, Split
@@ -80,9 +79,7 @@ class Dataset:
     @property
     def unavailable(self) -> str | None:
         """Reason why rows cannot be read from this machine, or not at all; None where they can."""
-        if isinstance(self._reader, HubReader):
-            return f"{self.source}: not fetched; mixtune data show {self.task.name} does that"
-        return self.source if isinstance(self._reader, RefusingReader) else None
+        return self._reader.unavailable
 
     @cached_property
     def splits(self) -> tuple[Split, ...]:
@@ -184,7 +181,9 @@ class Dataset:
 class Registry:
     """Tasks by name, with the place that each is read from."""
 
-    def __init__(self, tasks: Iterable[Task | Own], data_dir: Path | None = None) -> None:
+    def __init__(
+        self, tasks: Iterable[Task | RegisteredTask], data_dir: Path | None = None
+    ) -> None:
         if data_dir is not None and not data_dir.is_dir():
             raise DataError(
                 "the data directory is not there",
@@ -193,12 +192,14 @@ class Registry:
                 remedy="check --data-dir, or leave it out to use the hub",
             )
         self._data_dir = data_dir
-        self._tasks: dict[str, Own] = {}
+        self._tasks: dict[str, RegisteredTask] = {}
         self._aliases: dict[str, str] = {}
         self._readers: dict[str, Reader] = {}
         self._datasets: dict[tuple[str, float], Dataset] = {}
         for task in tasks:
-            self._add(task if isinstance(task, Own) else Own(task, "the package"))
+            self._add(
+                task if isinstance(task, RegisteredTask) else RegisteredTask(task, "the package")
+            )
 
     @classmethod
     def builtin(cls, data_dir: Path | None = None) -> "Registry":
@@ -216,7 +217,7 @@ class Registry:
         Raises:
             DataError: the data directory is not there; a file or package that cannot be used.
         """
-        return cls.builtin(data_dir).with_own(installed()).with_files(map(Path, task_files))
+        return cls.builtin(data_dir).with_tasks(packaged_tasks()).with_files(map(Path, task_files))
 
     @classmethod
     def of(cls, study: Study, data_dir: Path | None = None) -> "Registry":
@@ -231,14 +232,14 @@ class Registry:
         return registry
 
     def with_files(self, paths: Iterable[Path]) -> "Registry":
-        """A registry with tasks of the user's own added: see own.py for the kinds of files.
+        """A registry with the tasks of users' files added; user_tasks.py reads them.
 
         Raises:
             DataError: a file that cannot be read or used, a name that is already taken.
         """
-        return self.with_own(own for path in paths for own in read_own(path))
+        return self.with_tasks(task for path in paths for task in read_task_file(path))
 
-    def with_own(self, more: Iterable[Own]) -> "Registry":
+    def with_tasks(self, more: Iterable[RegisteredTask]) -> "Registry":
         """A registry with more tasks.
 
         Raises:
@@ -311,7 +312,7 @@ class Registry:
             self._datasets[key] = Dataset(task, self._reader(task), carve)
         return self._datasets[key]
 
-    def _add(self, own: Own) -> None:
+    def _add(self, own: RegisteredTask) -> None:
         task = own.task
         keys = {_key(alias): task.name for alias in (task.name, *task.aliases)}
         for name in (task.name, *keys):

@@ -1,6 +1,6 @@
-"""Datasets that other trainers' files describe, as ingredients: LLaMA-Factory and Axolotl.
+"""Import dataset entries of other trainers' files as ingredients: LLaMA-Factory and Axolotl.
 
-An entry that cannot be represented here is listed, and refused with its reason when it is used:
+An entry that has no equivalent here is listed, and refused with its reason when it is used, so that
 one strange entry does not make the others unusable.
 
 Knows: dataset_info.json, Axolotl's `datasets:`. Does not know: how rows are read.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mixtune.datasets.rows import Fault, Row, refuse
-from mixtune.datasets.sources import Own
+from mixtune.datasets.sources import Reader, RegisteredTask
 from mixtune.errors import DataError, did_you_mean, shorten
 from mixtune.records import Split
 from mixtune.study.yaml import read_file
@@ -27,28 +27,20 @@ _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class _Unsupported(Exception):
-    """Why an entry cannot be used here."""
+    """Reason why an entry cannot be used here."""
 
 
-class RefusingReader:
-    """Stands for an entry that cannot be used: it says so when it is asked for rows."""
-
-    carve_test = None
+class _RefusingReader(Reader):
+    """Reader of an unsupported entry: raises the reason on every use."""
 
     def __init__(self, where: str, reason: str) -> None:
         self._where = where
-        self.about = f"cannot be used: {reason}"
+        self.about = self.unavailable = f"cannot be used: {reason}"
 
     def has(self, split: Split) -> bool:
-        """Raises: see `rows`."""
         self._refuse()
 
     def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:
-        """Says why there are none.
-
-        Raises:
-            DataError: always.
-        """
         self._refuse()
 
     def _refuse(self) -> NoReturn:
@@ -59,7 +51,7 @@ class RefusingReader:
         )
 
 
-def factory_tasks(path: Path) -> list[Own]:
+def factory_tasks(path: Path) -> list[RegisteredTask]:
     """The datasets of LLaMA-Factory's dataset_info.json; file names start from its folder.
 
     Raises:
@@ -78,10 +70,10 @@ def factory_tasks(path: Path) -> list[Own]:
             wanted='{"name": {"file_name": …, "formatting": …}, …}',
             remedy="to read a file of rows, name it as the source of a task YAML",
         )
-    return _imported(raw, _factory, path, where)
+    return _import(raw, _factory, path, where)
 
 
-def axolotl_tasks(config: Raw, path: Path) -> list[Own]:
+def axolotl_tasks(config: Raw, path: Path) -> list[RegisteredTask]:
     """The datasets of an Axolotl configuration; local paths start from its folder.
 
     Raises:
@@ -96,58 +88,54 @@ def axolotl_tasks(config: Raw, path: Path) -> list[Own]:
             "datasets: not a list of entries with a path", where=where, found=entries,
             wanted="datasets: [{path: …, type: …}, …]",
         )  # fmt: skip
-    named: dict[str, Raw] = {}
+    by_name: dict[str, Raw] = {}
     for entry in entries:
         files = entry.get("data_files")
         name = files if isinstance(files, str) else entry["path"]
         if ending(name):
             name = Path(name).name.removesuffix(ending(name) or "")
-        while name in named:
-            head, _, count = name.rpartition("-")
-            name = f"{head}-{int(count) + 1}" if head and count.isdigit() else f"{name}-2"
-        named[name] = {"train_on_inputs": config.get("train_on_inputs"), **entry}
-    return _imported(named, lambda entry: _axolotl(entry, path.parent), path, where)
+        while name in by_name:
+            stem, _, count = name.rpartition("-")
+            name = f"{stem}-{int(count) + 1}" if stem and count.isdigit() else f"{name}-2"
+        by_name[name] = {"train_on_inputs": config.get("train_on_inputs"), **entry}
+    return _import(by_name, lambda entry: _axolotl(entry, path.parent), path, where)
 
 
-def _imported(
-    entries: Mapping[str, Raw], read: Callable[[Raw], Raw], path: Path, where: str
-) -> list[Own]:
-    made: list[Own] = []
-    taken: dict[str, str] = {}
+def _import(
+    entries: Mapping[str, Raw], convert: Callable[[Raw], Raw], path: Path, where: str
+) -> list[RegisteredTask]:
+    """A task per entry; `convert` gives the keys of a task file, or raises _Unsupported."""
+    tasks: list[RegisteredTask] = []
+    names: dict[str, str] = {}
     for name, entry in entries.items():
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64].strip("-") or "dataset"
-        if slug in taken:
+        if slug in names:
             raise DataError(
                 "two entries get the same name here", where=where,
-                found=f"{taken[slug]} and {name}", wanted=slug, remedy="rename one of them",
+                found=f"{names[slug]} and {name}", wanted=slug, remedy="rename one of them",
             )  # fmt: skip
-        taken[slug] = name
+        names[slug] = name
         base: Raw = {"name": slug, "title": shorten(name, 80) or slug, "scored": False}
-        place = f"{where}: {shorten(name)}"
+        place, reader = f"{where}: {shorten(name)}", None
         try:
-            task = make_task({**base, **read(entry)}, place, folder=path.parent)
-            made.append(Own(task, where))
-        except _Unsupported as error:
-            made.append(_refusing(base, place, where, str(error)))
-        except DataError as error:
-            made.append(_refusing(base, place, where, str(error).splitlines()[0]))
-    return made
+            task = make_task({**base, **convert(entry)}, place, folder=path.parent)
+        except (_Unsupported, DataError) as error:
+            stub = {**base, "format": "messages", "source": {"given": {"what": where}}}
+            task = make_task(stub, place)
+            reader = _RefusingReader(place, str(error).splitlines()[0])
+        tasks.append(RegisteredTask(task, where, reader))
+    return tasks
 
 
-def _refusing(base: Raw, place: str, where: str, reason: str) -> Own:
-    raw = {**base, "format": "messages", "source": {"given": {"what": where}}}
-    return Own(make_task(raw, place), where, RefusingReader(place, reason))
-
-
-def _known(entry: Raw, known: Mapping[str, str | None], what: str) -> None:
-    """Refuse keys that mean something else here, with the reason, and those nobody knows."""
+def _refuse_unknown(entry: Raw, known: Mapping[str, str | None], kind: str) -> None:
+    """Refuse keys that are not in `known`, and those that have a reason there."""
     for key, value in entry.items():
         if value is None or value is False or value == [] or value == {}:
             continue
         if key not in known:
-            raise _Unsupported(f"{what} {shorten(key)!r} is unknown; {did_you_mean(key, known)}")
+            raise _Unsupported(f"{kind} {shorten(key)!r} is unknown; {did_you_mean(key, known)}")
         if known[key] is not None:
-            raise _Unsupported(f"{what} {key!r}: {known[key]}")
+            raise _Unsupported(f"{kind} {key!r}: {known[key]}")
 
 
 # ---- LLaMA-Factory ------------------------------------------------------------------------------
@@ -183,7 +171,7 @@ _FACTORY_NAMES = {
     },
     "sharegpt": {"messages": "messages", "system": "system"},
 }  # fmt: skip
-_FACTORY_USUAL: dict[str, Raw] = {
+_FACTORY_DEFAULTS: dict[str, Raw] = {
     "columns": {
         "prompt": "instruction", "query": "input", "response": "output",
         "messages": "conversations",
@@ -197,22 +185,22 @@ _OTHER_PLACES = ("file_name", "script_url", "cloud_file_name", "ms_hub_url", "om
 
 
 def _factory(entry: Raw) -> Raw:
-    """The keys of a task that an entry of dataset_info.json stands for."""
+    """Keys of a task file for an entry of dataset_info.json."""
     if entry.get("hf_hub_url"):
         entry = {key: value for key, value in entry.items() if key not in _OTHER_PLACES}
-    _known(entry, _FACTORY_KEYS, "key")
+    _refuse_unknown(entry, _FACTORY_KEYS, "key")
     form = entry.get("formatting", "alpaca")
     if form not in ("alpaca", "sharegpt"):
         raise _Unsupported(f"formatting {shorten(form)!r}; alpaca and sharegpt can be")
-    # Its own names hold only where `columns`, or `tags`, is left out altogether.
-    columns = entry.get("columns", _FACTORY_USUAL["columns"])
-    tags = entry.get("tags", _FACTORY_USUAL["tags"])
+    # LLaMA-Factory's defaults apply only where `columns`, or `tags`, is left out altogether.
+    columns = entry.get("columns", _FACTORY_DEFAULTS["columns"])
+    tags = entry.get("tags", _FACTORY_DEFAULTS["tags"])
     for part, value in (("columns", columns), ("tags", tags)):
         if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
             raise _Unsupported(f"{part} is not an object of names")
-    _known(columns, _FACTORY_COLUMNS, "column")
-    _known(tags, _FACTORY_TAGS, "tag")
-    names = {ours: columns.get(theirs) for theirs, ours in _FACTORY_NAMES[form].items()}
+    _refuse_unknown(columns, _FACTORY_COLUMNS, "column")
+    _refuse_unknown(tags, _FACTORY_TAGS, "tag")
+    names = {own: columns.get(name) for name, own in _FACTORY_NAMES[form].items()}
     raw: Raw = {"format": form, "columns": names, "source": _factory_source(entry)}
     if form == "alpaca":
         _need(columns, "columns", "prompt", "response")
@@ -224,9 +212,9 @@ def _factory(entry: Raw) -> Raw:
     return {**raw, "roles": {tags[f"{role}_tag"]: role for role in roles}}
 
 
-def _need(given: Raw, part: str, *keys: str) -> None:
+def _need(names: Raw, part: str, *keys: str) -> None:
     for key in keys:
-        if not given.get(key):
+        if not names.get(key):
             raise _Unsupported(f"{part} has no {key!r}, which LLaMA-Factory cannot do without")
 
 
@@ -279,8 +267,8 @@ _BUILDERS = ("json", "csv", "parquet")
 
 
 def _axolotl(entry: Raw, folder: Path) -> Raw:
-    """The keys of a task that an entry of Axolotl's `datasets:` stands for."""
-    _known(entry, _AXOLOTL_KEYS, "key")
+    """Keys of a task file for an entry of Axolotl's `datasets:`."""
+    _refuse_unknown(entry, _AXOLOTL_KEYS, "key")
     source = _axolotl_source(entry, folder)
     kind = entry.get("type")
     if isinstance(kind, dict):
@@ -297,7 +285,7 @@ def _axolotl(entry: Raw, folder: Path) -> Raw:
 
 
 def _user_columns(kind: Raw) -> Raw:
-    """Columns of a prompt that the user put together."""
+    """Columns of a prompt that the user composed field by field."""
     for key in kind.keys() - set(_USER_FIELDS):
         raise _Unsupported(f"type.{shorten(key)}: prompts put together by hand are not imported")
     return {"history": None, **{_USER_FIELDS[key]: value for key, value in kind.items()}}
@@ -307,10 +295,10 @@ def _message_columns(entry: Raw, form: str) -> Raw:
     mapped = entry.get("message_property_mappings") or {}
     if not isinstance(mapped, dict) or mapped.keys() - {"role", "content"}:
         raise _Unsupported(f"message_property_mappings {shorten(mapped)}; role and content can be")
-    usual = COLUMNS[form]
-    role = mapped.get("role") or entry.get("message_field_role") or usual["role"]
-    content = mapped.get("content") or entry.get("message_field_content") or usual["content"]
-    messages = entry.get("field_messages") or usual["messages"]
+    default = COLUMNS[form]
+    role = mapped.get("role") or entry.get("message_field_role") or default["role"]
+    content = mapped.get("content") or entry.get("message_field_content") or default["content"]
+    messages = entry.get("field_messages") or default["messages"]
     system = entry.get("field_system") or "system"
     return {"messages": messages, "role": role, "content": content, "system": system}
 
@@ -321,7 +309,7 @@ def _roles(entry: Raw) -> Raw:
     roles = entry.get("roles") or {}
     if not isinstance(roles, dict) or not all(isinstance(v, list) for v in roles.values()):
         raise _Unsupported("roles is not a mapping of lists")
-    return {str(theirs): ours for ours, names in roles.items() for theirs in names}
+    return {str(name): role for role, names in roles.items() for name in names}
 
 
 def _axolotl_source(entry: Raw, folder: Path) -> Raw | str:
