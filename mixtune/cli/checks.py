@@ -269,7 +269,7 @@ def _split(task: Task, source: HubSource, split: Split) -> Line:
     try:
         for row in HubReader(task.name, source, stream=True).rows(split):
             rendered = render_record(
-                task, row.record, split, where=row.where, number=row.number, question=row.only
+                task, row.record, split, where=row.where, number=row.number, question=row.question
             )
             if rendered.dropped is None:
                 target = shorten(rendered.examples[0].target, 40)

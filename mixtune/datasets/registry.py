@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import get_args
 
-from mixtune.datasets.rows import Fault, Row, refuse
+from mixtune.datasets.rows import Fault, refuse
 from mixtune.datasets.sources import Reader, RegisteredTask, reader_for
 from mixtune.datasets.user_tasks import packaged_tasks, read_task_file
 from mixtune.errors import DataError, SpecError, did_you_mean, shorten
@@ -179,7 +179,7 @@ class Dataset:
 
 
 class Registry:
-    """Tasks by name, with the place that each is read from."""
+    """Tasks by name, each with the place that its records are read from."""
 
     def __init__(
         self, tasks: Iterable[Task | RegisteredTask], data_dir: Path | None = None
@@ -254,14 +254,12 @@ class Registry:
             SpecError: no such task, or one without a long context.
         """
         changed = self.get(name).with_context(policy, words)
-        owns = (
-            replace(own, task=changed) if own.task.name == changed.name else own
-            for own in self._tasks.values()
-        )
-        return Registry(owns, self._data_dir)
+        tasks = dict(self._tasks)
+        tasks[changed.name] = replace(tasks[changed.name], task=changed)
+        return Registry(tasks.values(), self._data_dir)
 
     def __contains__(self, name: object) -> bool:
-        """Whether a task has the name, or has it among its aliases."""
+        """True if a task has the name or alias."""
         return name in self._tasks or _key(str(name)) in self._aliases
 
     def names(self) -> list[str]:
@@ -285,7 +283,7 @@ class Registry:
         return self._tasks[key].task
 
     def source_of(self, name: str) -> str:
-        """Where a task is read from, for people.
+        """Name of the place that a task is read from.
 
         Raises:
             SpecError: no such task. DataError: there is no place to read it from.
@@ -293,7 +291,7 @@ class Registry:
         return self._reader(self.get(name)).about
 
     def origin_of(self, name: str) -> str:
-        """What brought a task: the package, an installed package, a file.
+        """Origin of a task's definition: the package, an installed package, a file.
 
         Raises:
             SpecError: no such task.
@@ -301,7 +299,7 @@ class Registry:
         return self._tasks[self.get(name).name].origin
 
     def dataset(self, name: str, carve: float) -> Dataset:
-        """A task's splits; the same object each time, so that a split is read once.
+        """The splits of a task; the same object each time, so that a split is read once.
 
         Raises:
             SpecError: no such task. DataError: no place to read it from.
@@ -312,50 +310,48 @@ class Registry:
             self._datasets[key] = Dataset(task, self._reader(task), carve)
         return self._datasets[key]
 
-    def _add(self, own: RegisteredTask) -> None:
-        task = own.task
+    def _add(self, registered: RegisteredTask) -> None:
+        task = registered.task
         keys = {_key(alias): task.name for alias in (task.name, *task.aliases)}
         for name in (task.name, *keys):
             if name in self:
                 holder = self._tasks[self._aliases.get(name, name)]
                 raise DataError(
                     f"the name {shorten(name)!r} is already taken",
-                    where=f"{own.origin}, task {task.name}",
+                    where=f"{registered.origin}, task {task.name}",
                     found=f"{holder.task.name}, from {holder.origin}",
                     remedy="give the task another name or alias",
                 )
-        self._tasks[task.name] = own
+        self._tasks[task.name] = registered
         self._aliases |= keys
 
     def _reader(self, task: Task) -> Reader:
         if task.name not in self._readers:
-            given = self._tasks[task.name].reader
-            self._readers[task.name] = given or reader_for(task, self._data_dir)
+            own = self._tasks[task.name].reader
+            self._readers[task.name] = own or reader_for(task, self._data_dir)
         return self._readers[task.name]
 
 
 def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse) -> LoadedSplit:
-    """Read and render a stored split; every record is kept or counted as dropped.
+    """Read and render a stored split; every record is used or counted as dropped.
 
-    A row with a fault is neither, and goes to `fault`.
+    A bad record is neither, and goes to `fault`.
     """
     examples: list[Example] = []
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
-    seen: dict[str, str] = {}
-    records = kept = faults = 0
+    places: dict[str, str] = {}
+    records = used = faults = 0
     for row in reader.rows(split, fault):
         records += 1
         try:
             rendered = render_record(
-                task,
-                row.record,
-                split,
-                where=row.where,
-                number=row.number,
-                question=row.only,
+                task, row.record, split, where=row.where, number=row.number, question=row.question
             )
-            _refuse_repeats(rendered.examples, seen, row)
+            for example in rendered.examples:
+                if example.id in places:
+                    raise _repeated_id(example.id, row.where, places[example.id])
+                places[example.id] = row.where
         except DataError as error:
             fault(error)
             faults += 1
@@ -364,37 +360,29 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
             dropped[rendered.dropped] += 1
             continue
         examples += rendered.examples
-        kept += 1
+        used += 1
         notes.update(rendered.notes)
     if not examples and not faults:
-        fault(_unusable(task, split, records, reader.about, dropped))
-    assert records == kept + faults + dropped.total()
+        unusable = DataError(
+            f"the {split} split has no usable record",
+            where=task.name,
+            found=f"{records} records in {reader.about}, dropped: {dict(dropped)}",
+            wanted="at least one record",
+            remedy="check that the file is the right one and has rows",
+        )
+        fault(unusable)
+    assert records == used + faults + dropped.total()
     return LoadedSplit(tuple(examples), reader.about, split, records, dropped, notes)
 
 
-def _unusable(
-    task: Task, split: Split, records: int, about: str, dropped: Mapping[str, int]
-) -> DataError:
+def _repeated_id(example_id: str, where: str, first: str) -> DataError:
     return DataError(
-        f"the {split} split has no usable record",
-        where=task.name,
-        found=f"{records} records in {about}, dropped: {dict(dropped)}",
-        wanted="at least one record",
-        remedy="check that the file is the right one and has rows",
+        "the id is there twice",
+        where=where,
+        found=f"{example_id}, first at {first}",
+        wanted="an id that no other record of the split has",
+        remedy="fix the ids, or set fields: {id: null} to number the records",
     )
-
-
-def _refuse_repeats(made: Iterable[Example], seen: dict[str, str], row: Row) -> None:
-    for example in made:
-        if example.id in seen:
-            raise DataError(
-                "the id is there twice",
-                where=row.where,
-                found=f"{example.id}, first at {seen[example.id]}",
-                wanted="an id that no other record of the split has",
-                remedy="mend the ids, or set fields: {id: null} to number the records",
-            )
-        seen[example.id] = row.where
 
 
 def _carved_split(group: str, shares: Mapping[Split, float]) -> Split:
@@ -407,5 +395,5 @@ def _carved_split(group: str, shares: Mapping[Split, float]) -> Split:
 
 
 def _key(name: str) -> str:
-    """The spelling that names are compared in: kebab-case, lower case."""
+    """The form that names are compared in: kebab-case, lower case."""
     return name.strip().lower().replace("_", "-").replace(" ", "-")

@@ -30,15 +30,15 @@ Fault = Callable[[DataError], None]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record, where it is (for messages), its number from 0, and the one question asked of it.
+    """One record, where it is (for messages) and its number from 0.
 
-    `only` is None but for sources that have one row per question.
+    `question`: the one question that a row is about, for sources that have a row per question.
     """
 
     where: str
     number: int
     record: Mapping[str, Any]
-    only: str | None = None
+    question: str | None = None
 
 
 def refuse(fault: DataError) -> None:

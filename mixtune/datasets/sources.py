@@ -249,7 +249,7 @@ def _unflatten(row: Row, flat: FlatQuestions) -> Row:
             wanted=", ".join(sorted(flat.values)),
             remedy="add it to source.hub.flat.values in the task file",
         )
-    return Row(row.where, row.number, {**record, name: record[flat.answer]}, only=name)
+    return Row(row.where, row.number, {**record, name: record[flat.answer]}, question=name)
 
 
 def _letters(text: str) -> str:
