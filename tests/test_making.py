@@ -430,7 +430,7 @@ class TestTaskFile:
             task(text, **keys)
 
     def test_spans_stand_alone(self):
-        with pytest.raises(DataError, match="spans stands alone"):
+        with pytest.raises(DataError, match="spans cannot be combined"):
             changed(FIND, "make", amount={"value": "text"})
 
     def test_versions_from_before_there_were_makers_stay(self):

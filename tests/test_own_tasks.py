@@ -302,7 +302,7 @@ class TestConversations:
     @pytest.mark.parametrize(
         ("keys", "words"),
         [
-            ({"prompt": "{{ a }}"}, "bring their own turns; remove prompt"),
+            ({"prompt": "{{ a }}"}, "have their own turns; remove prompt"),
             ({"labels": ["a", "b"], "kind": "open"}, "remove labels"),
             ({"columns": {"instrction": "x"}}, "did you mean 'instruction'"),
             ({"columns": {"output": None}}, "columns.output: is required"),

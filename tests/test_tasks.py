@@ -135,7 +135,10 @@ class TestTaskFile:
             ({"metrics": []}, ["metrics: a scored task needs at least one"]),
             ({"metrics": ["acuracy"]}, ["no metric 'acuracy'", "'accuracy'"]),
             ({"source": {}}, ["source: a task needs a source"]),
-            ({"source": {"toy": {}, "local": {"folder": "x"}}}, ["stands alone"]),
+            (
+                {"source": {"toy": {}, "local": {"folder": "x"}}},
+                ["toy cannot be combined, only local and hub"],
+            ),
             ({"source": {"local": {"folder": "../x"}}}, ["source.local.folder"]),
             ({"name": "Two Words"}, ["name: lower case", "such as two-words", "found:  Two Words"]),
             ({"kind": "open"}, ["open task has no labels"]),

@@ -73,7 +73,7 @@ def reader_for(task: Task, data_dir: Path | None) -> Reader:
         return _folder_reader(task.name, source.local, data_dir)
     if source.hub is not None:
         return HubReader(task.name, source.hub)
-    if source.given is not None:
+    if source.external is not None:
         raise DataError(
             "source.given is for Python files and imports, not for task files",
             where=task.name,

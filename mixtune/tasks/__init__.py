@@ -1,1 +1,1 @@
-"""Datasets one can train on and be scored on."""
+"""Tasks: datasets to train on or to be scored on, and everything that a task file can say."""

@@ -1,21 +1,19 @@
-"""The text of a numeric answer: one rule from an executed result and what the annotators wrote.
+"""The text of a numeric answer, from an executed result and its annotation by people.
 
-The executed result is the truth; the annotators' text says how it is written. What comes out is
-"yes", "no", a plain decimal such as "-1234.5" (no thousands commas, no exponent) or a percentage
-such as "10.1%".
+The executed result is the truth; the annotation shows the number format. The text is "yes", "no", a
+plain decimal such as "-1234.5" (no commas, no exponent) or a percentage such as "10.1%".
 
-1. "yes" and "no" stay.
-2. Annotators who wrote a percentage: the result times 100, or the result itself, whichever agrees
-   with them, with as many decimals as they wrote.
-3. Annotators who wrote a plain number that agrees with the result: a plain number with as many
-   decimals. One that agrees with the result times 100, where the question asks for a percentage:
-   a percentage.
-4. Where they wrote nothing that agrees: a percentage if they or the question name one, else a
-   plain number. A result over RATIO is taken to be in percent already, or no percentage at all.
-   Percentages get one decimal, under 1 % two significant digits; numbers get two decimals, under 1
-   three significant digits.
+1. "yes" and "no" are kept.
+2. The annotation is a percentage: the result times 100, or the result itself, whichever agrees with
+   it, with as many decimals.
+3. The annotation is a plain number that agrees with the result: a plain number with as many
+   decimals. If it agrees with the result times 100 and the question asks for a percentage: a
+   percentage.
+4. The annotation does not agree: a percentage if it or the question names one, else a plain number.
+   A result over RATIO is taken to be in percent already, or no percentage at all. Percentages get
+   one decimal, under 1 % two significant digits; numbers two, under 1 three significant digits.
 
-Knows: decimals, per cent. Does not know: how an answer is read and compared (amounts.py), tasks,
+Knows: decimals, per cent. Does not know: how an answer is parsed and compared (amounts.py), tasks,
 records.
 """
 
@@ -24,88 +22,81 @@ from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from typing import NamedTuple
 
 RATIO = Decimal(10)
-"""A result up to this can be the ratio behind a percentage: 10 is a growth of 1,000 %."""
-LONGEST = 100
-"""Digits that a number may have; a longer one is no amount."""
+"""A result up to this can be a ratio shown as a percentage: 10 is a growth of 1,000 %."""
+MAX_DIGITS = 100
+"""A number with more digits is no amount."""
 
-_WIDE = Context(prec=4 * LONGEST)
+_WIDE = Context(prec=4 * MAX_DIGITS)
 _SLACK = Decimal("0.000005")
 """Half of the last of five decimals, to which executed results are rounded upstream."""
 _NUMBER = re.compile(r"(?<![\w.])(-?)\s?[$€£]?\s?(-?)((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)")
 _PERCENT = re.compile(r"%|\bper\s?cent", re.IGNORECASE)
-# "at 5 percent" and "a 10% rise" tell of one that is given; only the others ask for one.
-_ASKED = re.compile(r"(?<!\d)(?<!\d[ -])(?:%|per\s?cent)", re.IGNORECASE)
+# "at 5 percent" and "a 10% rise" state a percentage; "what percent" asks for one.
+_ASKS_PERCENT = re.compile(r"(?<!\d)(?<!\d[ -])(?:%|per\s?cent)", re.IGNORECASE)
 
 
-class _Told(NamedTuple):
-    """What annotators wrote: the one number in it (None: none, or several), its decimals, "%"."""
+class _Annotation(NamedTuple):
+    """The one number of an annotation (None: none, or several), its decimals, and its "%"."""
 
     number: Decimal | None
     decimals: int
     percent: bool
 
 
-def write_amount(value: object, told: object = None, question: str = "") -> str | None:
-    """The text of a result; None where neither the result nor the annotators say anything.
+def write_amount(value: object, annotation: object = None, question: str = "") -> str | None:
+    """The text of a result; None where neither the result nor the annotation has an answer.
 
-    `value`: a number, its text, "yes", "no" or None. `told`: the annotators' text, which is the
-    truth only where there is no result. `question`: looked at for whether it asks for a percentage.
+    `value`: a number, its text, "yes", "no" or None. `annotation`: text, which is the truth only
+    where there is no result. `question`: searched for words that ask for a percentage.
     """
-    written = "" if told is None else str(told).replace("\\n", " ").strip()
-    result, said = _decimal(value), _read(written)
-    for text in (str(value).strip().lower(), written.lower() if value is None else ""):
-        if text in ("yes", "no"):
-            return text
+    text = "" if annotation is None else str(annotation).replace("\\n", " ").strip()
+    result, parsed = _decimal(value), _read(text)
+    for word in (str(value).strip().lower(), text.lower() if value is None else ""):
+        if word in ("yes", "no"):
+            return word
     if result is None:
-        if value is not None or said.number is None:
+        if value is not None or parsed.number is None:
             return None
-        return _with_decimals(said.number, said.decimals, said)
-    return _agreed(result, said, question) or _by_default(result, said, question)
+        return _with_decimals(parsed.number, parsed.decimals, parsed.percent)
+    return _as_annotated(result, parsed, question) or _by_default(result, parsed, question)
 
 
-def _agreed(result: Decimal, said: _Told, question: str) -> str | None:
-    """The result in the annotators' form, where it is the number that they wrote."""
-    if said.number is None:
+def _as_annotated(result: Decimal, annotation: _Annotation, question: str) -> str | None:
+    """The result in the annotation's format, if that is the same number."""
+    if annotation.number is None:
         return None
-    hundredfold = said._replace(percent=True)
-    tried: tuple[tuple[Decimal, _Told], ...]
-    if said.percent:
-        tried = ((result * 100, hundredfold), (result, hundredfold))
-    elif _ASKED.search(question):
-        tried = ((result, said), (result * 100, hundredfold))
+    if annotation.percent:
+        readings = [(result * 100, True), (result, True)]
+    elif _ASKS_PERCENT.search(question):
+        readings = [(result, False), (result * 100, True)]
     else:
-        tried = ((result, said),)
-    for scaled, form in tried:
-        if _agree(scaled, said, form.percent):
-            return _with_decimals(scaled, said.decimals, form)
+        readings = [(result, False)]
+    for scaled, percent in readings:
+        # Signs may differ: annotators often write a fall without one.
+        unit = Decimal(1).scaleb(-annotation.decimals)
+        slack = _SLACK * (100 if percent else 1)
+        if abs(abs(scaled) - abs(annotation.number)) <= unit / 2 + slack:
+            return _with_decimals(scaled, annotation.decimals, percent)
     return None
 
 
-def _by_default(result: Decimal, said: _Told, question: str) -> str:
-    small = abs(result) <= RATIO
-    if said.percent or (small and _ASKED.search(question)):
-        scaled = result * 100 if small else result
-        return f"{_plain(scaled, _sensible(scaled, 1, 2))}%"
-    return _plain(result, _sensible(result, 2, 3))
+def _by_default(result: Decimal, annotation: _Annotation, question: str) -> str:
+    ratio = abs(result) <= RATIO
+    if annotation.percent or (ratio and _ASKS_PERCENT.search(question)):
+        scaled = result * 100 if ratio else result
+        return f"{_plain(scaled, _rounded(scaled, 1, 2))}%"
+    return _plain(result, _rounded(result, 2, 3))
 
 
-def _agree(scaled: Decimal, said: _Told, percent: bool) -> bool:
-    """Whether the annotators' number is the result, rounded as they rounded; signs are theirs."""
-    assert said.number is not None
-    unit = Decimal(1).scaleb(-said.decimals)
-    slack = _SLACK * (100 if percent else 1)
-    return abs(abs(scaled) - abs(said.number)) <= unit / 2 + slack
-
-
-def _with_decimals(number: Decimal, decimals: int, form: _Told) -> str:
+def _with_decimals(number: Decimal, decimals: int, percent: bool) -> str:
     rounded = _round(number, Decimal(1).scaleb(-decimals))
-    if number and not rounded:  # so few decimals would say that there is nothing
-        rounded = _sensible(number, 1, 2)
-    return _plain(number, rounded) + ("%" if form.percent else "")
+    if number and not rounded:  # too few decimals: the text would be 0
+        rounded = _rounded(number, 1, 2)
+    return _plain(number, rounded) + ("%" if percent else "")
 
 
-def _sensible(number: Decimal, decimals: int, significant: int) -> Decimal:
-    """So many decimals, or under 1 so many significant digits."""
+def _rounded(number: Decimal, decimals: int, significant: int) -> Decimal:
+    """Rounded to a number of decimals, under 1 to a number of significant digits."""
     places = decimals if abs(number) >= 1 or not number else significant - 1 - number.adjusted()
     return _round(number, Decimal(1).scaleb(-places))
 
@@ -115,7 +106,7 @@ def _round(number: Decimal, unit: Decimal) -> Decimal:
 
 
 def _plain(number: Decimal, rounded: Decimal) -> str:
-    """Digits without an exponent; zeros at the end only where they come from rounding."""
+    """Digits without an exponent; trailing zeros only where rounding made them."""
     text = f"{rounded:f}"
     if rounded == number and "." in text:
         text = text.rstrip("0").rstrip(".")
@@ -129,17 +120,17 @@ def _decimal(value: object) -> Decimal | None:
         number = Decimal(str(value).strip())
     except InvalidOperation:
         return None
-    return number if number.is_finite() and abs(number.adjusted()) < LONGEST else None
+    return number if number.is_finite() and abs(number.adjusted()) < MAX_DIGITS else None
 
 
-def _read(told: str) -> _Told:
-    percent = bool(_PERCENT.search(told))
-    found = _NUMBER.findall(told)
-    if len(found) != 1:
-        return _Told(None, 0, percent)
-    outer, inner, digits = found[0]
+def _read(text: str) -> _Annotation:
+    percent = bool(_PERCENT.search(text))
+    numbers = _NUMBER.findall(text)
+    if len(numbers) != 1:
+        return _Annotation(None, 0, percent)
+    outer_sign, inner_sign, digits = numbers[0]
     number = Decimal(digits.replace(",", "").rstrip("."))
     decimals = len(digits.rstrip(".").partition(".")[2])
-    if max(len(digits), decimals) > LONGEST:
-        return _Told(None, 0, percent)
-    return _Told(-number if outer or inner else number, decimals, percent)
+    if max(len(digits), decimals) > MAX_DIGITS:
+        return _Annotation(None, 0, percent)
+    return _Annotation(-number if outer_sign or inner_sign else number, decimals, percent)

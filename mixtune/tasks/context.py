@@ -100,6 +100,7 @@ def _evidence_first(page: str, question: str, words: int) -> str:
     budget = words
     order = sorted(range(len(pieces)), key=lambda place: (-weights[place], place))
     for place in order:
+        # dict.fromkeys: a first row is its own header, and is used once.
         new = [p for p in dict.fromkeys((pieces[place].header, place)) if p not in chosen]
         size = sum(len(pieces[p].text.split()) for p in new)
         if size > budget:

@@ -228,9 +228,9 @@ class _Reader:
         message: str,
         field: str,
         value: object,
-        wanted: str,
+        expected: str,
         remedy: str = "fix the row or leave it out",
     ) -> NoReturn:
         where = f"{self.where}: field {shorten(field)!r}"
         shown = value if isinstance(value, str) and value.strip() else repr(value)
-        raise DataError(message, where=where, found=shown, wanted=wanted, remedy=remedy)
+        raise DataError(message, where=where, found=shown, wanted=expected, remedy=remedy)

@@ -1,8 +1,8 @@
-"""Labels as a JSON schema that an endpoint can hold a model to, and answers in that form.
+"""Labels as a JSON schema for an endpoint's structured output, and answers in that form.
 
-A model so held is constrained, but by the endpoint's grammar and token by token: what it says is
-not the likeliest label. Its answers have the form `schema` and are never compared with
-`constrained` ones, which are ranked by likelihood.
+The endpoint's grammar constrains the model token by token, so its answer is not the likeliest
+label. Such answers have the form `schema` and are never compared with `constrained` ones, which are
+ranked by likelihood.
 
 Knows: one flat schema with one enum. Does not know: HTTP, which label is right.
 """
@@ -15,7 +15,7 @@ KEY = "answer"
 
 
 def response_format(choices: Sequence[str]) -> dict[str, Any]:
-    """What a request says to get one of the choices and nothing else."""
+    """The `response_format` of a request that allows one of the choices and nothing else."""
     schema = {
         "type": "object",
         "properties": {KEY: {"type": "string", "enum": list(choices)}},
@@ -34,12 +34,12 @@ def as_json(choice: str) -> str:
 
 
 def chosen(output: str, choices: Sequence[str]) -> str | None:
-    """The choice that an answer in this form names; None where it breaks the schema."""
+    """The choice in an answer of this form; None where it breaks the schema."""
     try:
         value = json.loads(output)
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or value.keys() != {KEY}:
         return None
-    named = value[KEY]
-    return named if isinstance(named, str) and named in choices else None
+    choice = value[KEY]
+    return choice if isinstance(choice, str) and choice in choices else None

@@ -206,7 +206,7 @@ class Make(Frozen):
         if self.spans is None and self.turns is None and self.amount is None:
             raise ValueError("nothing is made; name spans, turns or amount")
         if self.spans is not None and (self.turns is not None or self.amount is not None):
-            raise ValueError("spans stands alone")
+            raise ValueError("spans cannot be combined with turns or amount")
         return self
 
     @property

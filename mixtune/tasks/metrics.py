@@ -1,18 +1,18 @@
-"""Metrics: which there are, which way is better, and how each follows from gold and parsed labels.
+"""Metrics: names, directions, and their values from gold and parsed labels.
 
 A metric is a function of counts that add up over items, so that a value and thousands of resamples
-of it are computed alike. Tests hold it to scikit-learn's value of the same answers.
+of it are computed alike. Tests compare it with scikit-learn.
 
-Knows: label codes, lists of items, counts. Does not know: tasks, systems, how an answer was read.
+Knows: label codes, lists of items, counts. Does not know: tasks, systems, how an answer was parsed.
 
-Label codes are 0 … n_labels - 1; an answer that could not be read has the code n_labels and counts
-as wrong. Macro and weighted F1 run over the labels that occur in gold or in the parsed answers
-(scikit-learn's own choice of labels, less the code for unread answers); a label that nobody used
-is left out instead of counting as 0 or 1.
+Label codes are 0 … n_labels - 1; an unparsed answer has the code n_labels and counts as wrong.
+Macro and weighted F1 average over the labels that occur in gold or in the parsed answers
+(scikit-learn's default, without the code for unparsed answers); a label that does not occur is
+left out instead of counting as 0 or 1.
 
 An answer that is a list is text with one item a line (or `none`). Its F1 is pooled over all items
-of a corpus, as entity F1 is counted for CoNLL and by seqeval: an item counts as often as both gold
-and answer have it, and an answer that could not be read has no items.
+of a corpus, as CoNLL and seqeval count entity F1: an item counts as often as both gold and answer
+have it, and an unparsed answer has no items.
 """
 
 from collections import Counter
@@ -26,24 +26,23 @@ from numpy.typing import NDArray
 from mixtune.errors import DataError
 
 VERSION = 1
-"""Raised whenever a metric's value could change; part of every score id."""
+"""Increased whenever a metric's value could change; part of every score id."""
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 RIGHT, GOLD, PARSED = 0, 1, 2
-"""Rows of a tally: how often a label (an item of a list) was answered rightly, was gold, was
-answered."""
+"""Rows of a tally: counts of right answers, gold answers and parsed answers, per label or item."""
 
 NOTHING = "none"
-"""The answer of a list without items."""
+"""The text of a list without items."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric with its direction and what it counts.
+    """A metric: its direction, and the unit that it counts.
 
-    `counts`: "answers" (right or wrong, of any task), "labels" (means nothing for open answers) or
+    `counts`: "answers" (right or wrong, of any task), "labels" (undefined for open answers) or
     "items" (of answers that are lists).
     """
 
@@ -52,9 +51,9 @@ class Metric:
     counts: Literal["answers", "labels", "items"]
     from_tallies: Callable[[FloatArray], FloatArray]
     lowest: float = 0.0
-    """The least that it can be; the most is 1."""
+    """The lowest possible value; the highest is 1."""
     per_label: bool = False
-    """Whether each label weighs the same, however rare it is."""
+    """True if each label weighs the same, however rare it is."""
 
     def chance(self, gold: FloatArray) -> float:
         """Value expected of uniform guessing, from the gold counts per label `gold` [labels].
@@ -62,6 +61,7 @@ class Metric:
         The metric of the expected counts: exactly 1/labels for accuracy; for F1 the value at the
         expected counts, which is what uniform guessing tends to as items grow.
         """
+        # A guess hits a label with probability 1/labels, whatever the gold label is.
         share = 1.0 / len(gold)
         expected = np.stack([gold * share, gold, np.full(len(gold), gold.sum() * share)])
         return float(self.from_tallies(expected))
@@ -75,6 +75,7 @@ def tallies(gold: IntArray, parsed: IntArray, n_labels: int) -> FloatArray:
     """
     _check(gold, parsed, n_labels)
     items = np.arange(len(gold))
+    # One column more, for unparsed answers: they count as no label's answer.
     counts = np.zeros((len(gold), 3, n_labels + 1))
     counts[items, GOLD, gold] = 1.0
     counts[items, PARSED, parsed] = 1.0
@@ -83,9 +84,9 @@ def tallies(gold: IntArray, parsed: IntArray, n_labels: int) -> FloatArray:
 
 
 def items(answer: str | None) -> Counter[str]:
-    """Items of a list, each as often as it is there; spaces are one, `none` and no answer are none.
+    """Items of a list with one a line, counted; empty for `none` and for None.
 
-    `answer`: one item a line.
+    Runs of white space count as one space.
     """
     lines = [" ".join(line.split()) for line in (answer or "").splitlines()]
     return Counter() if lines == [NOTHING] else Counter(line for line in lines if line)
@@ -94,9 +95,11 @@ def items(answer: str | None) -> Counter[str]:
 def item_tallies(gold: Sequence[str], parsed: Sequence[str | None]) -> FloatArray:
     """Counts per answer that is a list, [answers, 3, 1], that add up as `tallies` do."""
     counts = np.zeros((len(gold), 3, 1))
-    for place, (wanted, found) in enumerate(zip(map(items, gold), map(items, parsed), strict=True)):
-        right = (wanted & found).total()
-        counts[place, :, 0] = right, wanted.total(), found.total()
+    for place, (golds, answers) in enumerate(
+        zip(map(items, gold), map(items, parsed), strict=True)
+    ):
+        right = (golds & answers).total()
+        counts[place, :, 0] = right, golds.total(), answers.total()
     return counts
 
 
@@ -110,7 +113,7 @@ def _check(gold: IntArray, parsed: IntArray, n_labels: int) -> None:
         raise DataError(
             "a label code is out of range",
             found=f"gold up to {gold.max()}, parsed up to {parsed.max()}",
-            wanted=f"gold below {n_labels}, parsed at most {n_labels} (unread)",
+            wanted=f"gold below {n_labels}, parsed at most {n_labels} (unparsed)",
         )
 
 
@@ -120,7 +123,7 @@ def _accuracy_from(counts: FloatArray) -> FloatArray:
 
 
 def _f1_per_label(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """F1 [..., labels] (0 where a label does not occur) and whether it occurs, as 0 or 1."""
+    """F1 [..., labels] (0 where a label does not occur), and 1 where it occurs, else 0."""
     both = counts[..., GOLD, :] + counts[..., PARSED, :]
     used = (both > 0).astype(np.float64)
     return 2 * counts[..., RIGHT, :] / np.where(both > 0, both, 1.0), used
@@ -128,7 +131,7 @@ def _f1_per_label(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def _macro_from(counts: FloatArray) -> FloatArray:
     f1, used = _f1_per_label(counts)
-    mean: FloatArray = f1.sum(-1) / used.sum(-1)
+    mean: FloatArray = f1.sum(-1) / used.sum(-1)  # unused labels have an F1 of 0
     return mean
 
 
@@ -140,20 +143,21 @@ def _weighted_from(counts: FloatArray) -> FloatArray:
 
 
 def _mcc_from(counts: FloatArray) -> FloatArray:
-    """Matthews correlation of many labels (Gorodkin 2004); unread answers are a label of theirs."""
+    """Matthews correlation of many labels (Gorodkin 2004); unparsed answers are a label too."""
     right = counts[..., RIGHT, :].sum(-1)
     gold, parsed = counts[..., GOLD, :], counts[..., PARSED, :]
     n = gold.sum(-1)
-    unread = n - parsed.sum(-1)
+    unparsed = n - parsed.sum(-1)
+    # The covariance of gold and parsed over the root of both variances, each of them times n².
     of_gold = n**2 - (gold**2).sum(-1)
-    of_parsed = n**2 - (parsed**2).sum(-1) - unread**2
+    of_parsed = n**2 - (parsed**2).sum(-1) - unparsed**2
     both = np.sqrt(of_gold * of_parsed)
-    found: FloatArray = (right * n - (gold * parsed).sum(-1)) / np.where(both > 0, both, 1.0)
-    return np.where(both > 0, found, 0.0)
+    mcc: FloatArray = (right * n - (gold * parsed).sum(-1)) / np.where(both > 0, both, 1.0)
+    return np.where(both > 0, mcc, 0.0)
 
 
 def _items_from(counts: FloatArray) -> FloatArray:
-    """F1 of pooled items; 0 where neither gold nor an answer has any, as seqeval has it."""
+    """F1 of pooled items; 0 where neither gold nor an answer has any, as in seqeval."""
     both = counts[..., GOLD, :].sum(-1) + counts[..., PARSED, :].sum(-1)
     f1: FloatArray = 2 * counts[..., RIGHT, :].sum(-1) / np.where(both > 0, both, 1.0)
     return f1

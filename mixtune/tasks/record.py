@@ -65,7 +65,7 @@ def loose_text(text: str) -> str:
     A text without letters and digits keeps its own characters, so that two of them are in one
     group only when they are equal.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = unicodedata.normalize("NFKC", text).casefold()  # full-width letters, ß → ss
     words = re.findall(r"[^\W_]+", re.sub(r"(?:https?://|www\.)\S+", " ", folded))
     return " ".join(words) or " ".join(folded.split())
 

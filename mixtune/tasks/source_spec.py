@@ -1,12 +1,12 @@
-"""What the `source:` of a task file may say: files, a folder, the hub, the toy generator, code.
+"""`source:` of a task file: files, a folder, the hub, the toy generator, code.
 
-Knows: keys and their limits. Does not know: how anything is read (sources.py, files.py).
+Knows: keys and their limits. Does not know: how anything is read (datasets/).
 """
 
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from mixtune.records import Split
 from mixtune.study.fields import Frozen
@@ -15,20 +15,20 @@ Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".jsonl.gz", ".json", ".parquet")
-"""The kinds of files that rows are read from."""
+"""File formats that rows are read from."""
 
 FILE_KEYS = ("train", "validation", "test", "carve_test")
 
 
 def ending(name: str) -> str | None:
-    """The ending that says how a file is read; None for any other file."""
+    """The file name's ending, which tells the format; None for any other file."""
     return next((e for e in ENDINGS if name.lower().endswith(e)), None)
 
 
 class FileSource(Frozen):
     """A file per split; paths from the task file's folder.
 
-    `carve_test`: the share of train groups that become test where no file is given for it.
+    `carve_test`: the share of train groups that become test where there is no test file.
     """
 
     train: Text
@@ -46,7 +46,7 @@ class FileSource(Frozen):
     @model_validator(mode="after")
     def _one_test(self) -> "FileSource":
         if self.test is not None and self.carve_test is not None:
-            raise ValueError("carve_test: there is a test file already; remove one of the two")
+            raise ValueError("carve_test: the source has a test file; remove one of the two")
         return self
 
     def within(self, folder: Path) -> "FileSource":
@@ -56,9 +56,9 @@ class FileSource(Frozen):
 
     def paths(self) -> dict[Split, Path]:
         """The file of every split that has one."""
-        named: dict[Split, str | None]
-        named = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {split: Path(path) for split, path in named.items() if path is not None}
+        paths: dict[Split, str | None]
+        paths = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {split: Path(path) for split, path in paths.items() if path is not None}
 
 
 class LocalSource(Frozen):
@@ -71,7 +71,7 @@ class LocalSource(Frozen):
 
 
 class FlatQuestions(Frozen):
-    """How a hub set that gives one row per question says which question a row is about."""
+    """Fields of a hub dataset with one row per question: the question's name and its answer."""
 
     question: Text
     answer: Text
@@ -82,8 +82,8 @@ class HubSource(Frozen):
     """A dataset on the hub, as `datasets.load_dataset` takes it.
 
     `splits` maps our splits to the hub's. `rename` maps hub fields to ours. `carve_test` is the
-    share of train groups that become test where the hub has one split only. `unverified` says
-    that the entry was written without a look at the hub.
+    share of train groups that become test where the hub has one split only. `unverified`: the
+    entry was never compared with the hub.
     """
 
     path: Text
@@ -102,23 +102,27 @@ class ToySource(Frozen):
     """Records come from the seeded generator under the task's own name."""
 
 
-class GivenSource(Frozen):
-    """Records come from Python code or an import, which brings its own reader; `what` names it."""
+class ExternalSource(Frozen):
+    """Records come from Python code or an import, which has its own reader; `origin` names it."""
 
-    what: Text
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    origin: Text = Field(alias="what")
 
 
 class Source(Frozen):
-    """Where records can be read from; only `local` and `hub` go together.
+    """The places to read records from; only `local` and `hub` can be combined.
 
     A path alone, or a path for each split, is `files`.
     """
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     files: FileSource | None = None
     local: LocalSource | None = None
     hub: HubSource | None = None
     toy: ToySource | None = None
-    given: GivenSource | None = None
+    external: ExternalSource | None = Field(None, alias="given")
 
     @classmethod
     def file_keys(cls) -> tuple[str, ...]:
@@ -136,9 +140,10 @@ class Source(Frozen):
 
     @model_validator(mode="after")
     def _some(self) -> "Source":
-        named = [key for key in type(self).model_fields if getattr(self, key) is not None]
-        if not named:
+        fields = type(self).model_fields.items()
+        keys = [field.alias or key for key, field in fields if getattr(self, key) is not None]
+        if not keys:
             raise ValueError("a task needs a source: a file, local, hub or toy")
-        if len(named) > 1 and set(named) != {"local", "hub"}:
-            raise ValueError(f"{' and '.join(named)}: each stands alone, but for local with hub")
+        if len(keys) > 1 and set(keys) != {"local", "hub"}:
+            raise ValueError(f"{' and '.join(keys)} cannot be combined, only local and hub")
         return self

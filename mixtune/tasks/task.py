@@ -294,7 +294,7 @@ def _check_format(task: Task) -> None:
     unused = {"prompt", "target", "labels", "questions", "may_be_empty"} & task.model_fields_set
     if unused:
         names = ", ".join(sorted(unused))
-        raise ValueError(f"format: {task.format} rows bring their own turns; remove {names}")
+        raise ValueError(f"format: {task.format} rows have their own turns; remove {names}")
     if task.fields.label is not None:
         raise ValueError(f"fields.label: {task.format} rows have none; use columns")
 

@@ -21,10 +21,10 @@ def parse_task(text: str, where: str, folder: Path | None = None) -> Task:
     Raises:
         DataError: as `parse_tasks`, or another number of tasks than one.
     """
-    found = parse_tasks(text, where, folder)
-    if len(found) != 1:
-        raise DataError("one task is wanted here", where=where, found=f"{len(found)} tasks")
-    return found[0]
+    tasks = parse_tasks(text, where, folder)
+    if len(tasks) != 1:
+        raise DataError("the file has to hold one task", where=where, found=f"{len(tasks)} tasks")
+    return tasks[0]
 
 
 def parse_tasks(text: str, where: str, folder: Path | None = None) -> list[Task]:
@@ -36,11 +36,11 @@ def parse_tasks(text: str, where: str, folder: Path | None = None) -> list[Task]
     documents = read_documents(text, where, DataError)
     if not documents:
         raise DataError("the file is empty", where=where, wanted="name: …, prompt: …, source: …")
-    made = []
+    tasks = []
     for number, document in enumerate(documents, start=1):
         place = f"{where}, task {number}" if len(documents) > 1 else where
-        made.append(make_task(document.value, place, document.origin, folder))
-    return made
+        tasks.append(make_task(document.value, place, document.origin, folder))
+    return tasks
 
 
 def make_task(

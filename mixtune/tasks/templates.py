@@ -114,18 +114,19 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401 - jinja2's own interface
+    def call_binop(self, context: Any, operator: str, a: Any, b: Any) -> Any:  # noqa: ANN401 - jinja2's own interface
         """An operator that could build something huge, bounded."""
-        numbers = all(isinstance(value, int | float) for value in (left, right))
+        numbers = all(isinstance(value, int | float) for value in (a, b))
         if operator == "**" or (operator in "*%" and not numbers):
             only = "not available" if operator == "**" else "for two numbers only"
             raise SecurityError(f"{operator} is {only}")
         if numbers:
-            if max(abs(left), abs(right)) > 1e15:
+            # Repeated squaring would else double the digits each time.
+            if max(abs(a), abs(b)) > 1e15:
                 raise SecurityError("a number over 1e15")
-        elif len(left) + len(right) > MAX_TEXT:
+        elif len(a) + len(b) > MAX_TEXT:
             raise SecurityError(f"a text gets longer than {MAX_TEXT} characters")
-        return super().call_binop(context, operator, left, right)
+        return super().call_binop(context, operator, a, b)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source) > MAX_TEMPLATE:
@@ -138,8 +139,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 def _limit(tree: nodes.Template) -> None:
     """Refuse nodes that have no bound, and count the rounds of every loop.
 
-    `{% set a = a ~ a %}` doubles a text each time it stands there, `[a, a]` a list: so names count
-    for as many copies of fields as their value holds.
+    Each `{% set a = a ~ a %}` doubles a text, `[a, a]` a list: so a name counts for as many copies
+    of fields as its value holds.
     """
     copies: dict[str, int] = {}
     for node in tree.find_all(nodes.Node):  # parents first, in the order of the text
@@ -215,6 +216,7 @@ def _join(items: Iterable[Any], separator: str = "", attribute: str | None = Non
 def _replace(value: Any, old: str, new: str) -> str:  # noqa: ANN401 - any field
     """jinja2's `replace`, with a bound."""
     text = str(value)
+    # An empty `old` matches between all characters; counting is only needed for long results.
     if len(text) * len(new) > MAX_TEXT and text.count(old) * len(new) > MAX_TEXT:
         raise FilterArgumentError(f"replace: longer than {MAX_TEXT} characters")
     return text.replace(old, new)
@@ -244,6 +246,7 @@ def _quantifiers(pattern: str) -> int:
 
     Groups and alternatives are refused for the same reason.
     """
+    # Classes and escapes become letters: "*" in a class is no quantifier. Back references stay.
     bare = re.sub(r"\[\^?\]?(?:\\.|[^\]\\])*\]", "C", re.sub(r"\\[^\d]", "E", pattern))
     if re.search(r"[()|]|\\\d", bare):
         raise FilterArgumentError("regex_replace: no groups, alternatives or back references")

@@ -1,1 +1,1 @@
-"""."""
+"""Parsers of models' outputs."""

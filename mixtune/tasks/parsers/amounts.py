@@ -1,10 +1,10 @@
-"""Amounts: money, counts, shares and yes/no, read from text and compared with a gold amount.
+"""Amounts: money, counts, shares and yes/no, parsed from text and compared with a gold amount.
 
-Knows: signs, currencies, scale words, percents; what is a number and no amount (years, dates,
-ranges, formulas). Does not know: tasks, tables, how an answer is computed.
+Knows: signs, currencies, scale words, percents; numbers that are no amounts (years, dates, ranges,
+formulas). Does not know: tasks, tables, how an answer is computed.
 
-An amount that was read is kept as `yes`, `no`, a plain decimal (`-1234.5`), a percent (`10.1%`), or
-a decimal with the scale that was said (`1.5e6` for "1.5 million").
+A parsed amount is `yes`, `no`, a plain decimal (`-1234.5`), a percent (`10.1%`), or a decimal with
+its scale (`1.5e6` for "1.5 million").
 """
 
 import re
@@ -23,6 +23,7 @@ _SPACE = r"[^\S\n]{0,2}"
 _CODE = r"(?:USD|EUR|GBP|JPY|CHF|CAD|AUD|CNY|HKD|INR)(?![^\W\d])"
 _CURRENCY = rf"(?:(?:US|HK|C|A|S)?\$|[€£¥₹]|{_CODE})"
 _NAMED_CURRENCY = rf"(?:[$€£¥₹]|{_CODE}|(?i:dollars?|euros?|pounds?|yen)(?!\w))"
+# Possessive (++), so that a long row of digits is not split in every possible way.
 # Groups of three are joined by commas or by no-break spaces; anything else is no number.
 _DIGITS = (
     r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})++|[0-9]{1,3}(?:\xa0[0-9]{3})++|[0-9]++)(?:\.[0-9]++)?"
@@ -65,7 +66,7 @@ _NOISE = "|".join(
         r"\s[0-9]{1,4}(?![\w%]|[.,][0-9])",
     )
 )
-"""Numbers that are no amounts; what stands before them counts."""
+"""Numbers that are no amounts; the last amount before them counts."""
 _OPERAND = (
     rf"(?:{_CURRENCY}{_SPACE})?[+-]?(?:{_CURRENCY}{_SPACE})?{_DIGITS}"
     rf"(?:{_SPACE}{_PERCENT}|(?:{_SPACE}{_SCALE})?(?:{_SPACE}{_NAMED_CURRENCY})?)"
@@ -75,66 +76,64 @@ _UNDECIDED = (
     rf"|(?i:between)\s{_OPERAND}{_SPACE}(?i:and)\s{_OPERAND}{_END}"
     rf"|{_OPERAND}(?:{_SPACE}(?:[-+*/×÷x]|(?i:to|or)\s){_SPACE}{_OPERAND})+{_END}"
 )
-"""A range, a choice, a formula without its result, digits set apart by spaces: no one amount."""
+"""A range, a choice, a formula without its result, digits in groups: not one amount."""
 _TOKEN = re.compile(
     # Not inside a word or another number; "COVID-19" and the divisor of a formula are none either.
     rf"(?<![\w.,/$€£¥₹])(?<!\w-)(?<![/*×÷]\s)"
     rf"(?:(?P<noise>{_NOISE})|(?P<undecided>{_UNDECIDED})|{_AMOUNT})"
 )
 _BARE_YEAR = re.compile(_YEAR)
-_ASIDE = re.compile(r"\([^()\n]{0,200}\)%?")
+_PARENTHESES = re.compile(r"\([^()\n]{0,200}\)%?")
 _ANSWERING = re.compile(r"(?:^|[=:]|\b(?i:is|was|were|equals|by|of))\s*(?:[$€£¥₹]\s?)?$")
 _MARK = re.compile(r"####|\\boxed\{|(?i:\banswer\b)[^.\n=:]{0,80}?(?:(?i:\bis\b)|[=:])")
 _YES_NO = re.compile(r"[\W_]*(?i:(yes|no))(?=[\W_]*$|\s*[.,;:!\n\"')\]}*—])")
 _DENIED = re.compile(r"[\W_]*(?i:not|never|neither|nor)\b")
-_NEAR, _WORDS_BETWEEN = 200, 2
-"""Characters and words behind "the answer is" in which the answer begins."""
+_MAX_GAP_CHARS, _MAX_GAP_WORDS = 200, 2
+"""Characters and words after "the answer is" within which the answer has to begin."""
 
 
 def strict_amount(text: str, labels: Sequence[str] = ()) -> str | None:
-    """The one amount that the whole output is, or `yes` or `no`."""
+    """The amount, `yes` or `no` that makes up the whole output."""
     trimmed = text.strip()
     if trimmed in ("yes", "no"):
         return trimmed
-    found = _WHOLE.fullmatch(trimmed.translate(_SIGNS))
-    return _canonical(found) if found else None
+    match = _WHOLE.fullmatch(trimmed.translate(_SIGNS))
+    return _canonical(match) if match else None
 
 
 def lenient_amount(text: str, labels: Sequence[str] = ()) -> str | None:
-    """What follows "the answer is", else the first line if it is an amount, else the last amount.
+    """The amount after "the answer is", else the first line if it is one, else the last amount.
 
-    Years, dates and asides in parentheses are passed over. A range, a choice or a formula at the
-    end leaves the answer open: None.
+    Years, dates and remarks in parentheses are skipped. A range, a choice or a formula at the end
+    leaves the answer open: None.
     """
     exact = strict_amount(text)
     if exact is not None:
         return exact
     plain = _plain(text)
-    said = _announced(plain)
-    if said is not None:
-        return said or None
+    announced = _announced(plain)
+    if announced is not None:
+        return announced or None
     return _opening(plain) or _last(plain)
 
 
 def cut_amount(text: str, labels: Sequence[str] = ()) -> str | None:
-    """The amount of a text that was cut off: only one that was announced, or stands first.
+    """The amount of a text that was cut off: only one that is announced, or comes first.
 
     The last number of reasoning that was cut off is an intermediate result; the last word may be
     half a number.
     """
-    kept = text[: max(text.rfind(" "), text.rfind("\n")) + 1]
-    plain = _plain(kept)
-    said = _announced(plain)
-    return _opening(plain) if said is None else said or None
+    plain = _plain(text[: max(text.rfind(" "), text.rfind("\n")) + 1])
+    announced = _announced(plain)
+    return _opening(plain) if announced is None else announced or None
 
 
-def same_amount(parsed: str, gold: str, asked: Sequence[str] = ()) -> bool:
-    """Whether an amount is within half a unit of the gold's last digit, exactly; yes/no as words.
+def same_amount(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
+    """True if an amount is within half a unit of the gold's last digit, exactly; yes/no as words.
 
-    `asked`: what the user said, turn by turn. A factor of 100 is granted where the gold is a
-    percent or the question (the last line of the last turn, or the one that begins "Question")
-    names percent; an answer's own "%" is never left out of account. "5.8 million" is 5.8 where
-    what was asked speaks "in millions".
+    `turns`: those of the user. A factor of 100 is granted where the gold is a percent or the
+    question (the last line of the last turn, or the one that begins "Question") names percent; an
+    answer's own "%" is never ignored. "5.8 million" is 5.8 where a turn says "in millions".
     """
     goal = strict_amount(gold) or lenient_amount(gold)
     if goal is None or goal in ("yes", "no") or parsed in ("yes", "no"):
@@ -142,34 +141,34 @@ def same_amount(parsed: str, gold: str, asked: Sequence[str] = ()) -> bool:
     target = Decimal(goal.removesuffix("%"))
     exponent = target.as_tuple().exponent
     assert isinstance(exponent, int)
-    half = Decimal((0, (5,), exponent - 1))
+    half = Decimal((0, (5,), exponent - 1))  # half a unit of the last digit: 0.05 for 10.1
     low, high = _EXACT.subtract(target, half), _EXACT.add(target, half)
-    readings = _as_percent(parsed) if goal.endswith("%") else _as_number(parsed, asked)
+    readings = _as_percent(parsed) if goal.endswith("%") else _as_number(parsed, turns)
     return any(low <= reading <= high for reading in readings)
 
 
 def _as_percent(parsed: str) -> Iterator[Decimal]:
-    """A parsed amount in percent points: as it is said, and as a ratio unless it says "%"."""
+    """A parsed amount in percent points: as written, and as a ratio unless it has a "%"."""
     number = Decimal(parsed.removesuffix("%"))
     yield number
     if not parsed.endswith("%"):
         yield _shifted(number, 2)
 
 
-def _as_number(parsed: str, asked: Sequence[str]) -> Iterator[Decimal]:
+def _as_number(parsed: str, turns: Sequence[str]) -> Iterator[Decimal]:
     """A parsed amount as a number; in the question's own unit where that names one."""
     number = Decimal(parsed.removesuffix("%"))
-    percent_asked = bool(asked) and _names_percent(_question(asked[-1]))
+    percent_asked = bool(turns) and _names_percent(_question(turns[-1]))
     if parsed.endswith("%"):
         yield _shifted(number, -2)
         if percent_asked:
             yield number
         return
     yield number
-    if percent_asked:
+    if percent_asked:  # the gold may be the ratio or the percentage
         yield from (_shifted(number, 2), _shifted(number, -2))
     if "e" in parsed:
-        yield from (_shifted(number, -scale) for scale in _named_scales(asked))
+        yield from (_shifted(number, -scale) for scale in _named_scales(turns))
 
 
 def _shifted(number: Decimal, places: int) -> Decimal:
@@ -180,71 +179,73 @@ def _question(turn: str) -> str:
     """The line that asks: the last that begins "Question", else the last; "Answer:" is none."""
     lines = [line for line in turn.splitlines() if re.search(r"\w", line)]
     lines = [line for line in lines if not re.fullmatch(r"\W*\w+\s?:\W*", line)]
-    named = [line for line in lines if re.match(r"\W*question\b", line, re.IGNORECASE)]
-    return (named or lines or [""])[-1]
+    questions = [line for line in lines if re.match(r"\W*question\b", line, re.IGNORECASE)]
+    return (questions or lines or [""])[-1]
 
 
 def _names_percent(question: str) -> bool:
-    """Whether percent is named as such; "a rate of 5 percent" names five of them."""
+    """True if the question asks for a percentage; "a rate of 5 percent" does not."""
     return bool(re.search(r"(?<![0-9])(?<![0-9]\s)(?i:%|percent|per cent|pct)", question))
 
 
-def _named_scales(asked: Sequence[str]) -> set[int]:
+def _named_scales(turns: Sequence[str]) -> set[int]:
     words = re.findall(
         r"(?i:\b(thousand|million|billion|trillion)s\b|\bin (thousand|million|billion)\b)",
-        "\n".join(asked),
+        "\n".join(turns),
     )
     return {_SCALES[(plural or single).lower()] for plural, single in words}
 
 
-def _canonical(found: re.Match[str]) -> str:
-    digits = found["digits"].replace(",", "").replace("\xa0", "")
-    number = f"{Decimal(digits + (found['power'] or '')):f}"
-    minus = found["paren"] or found["word"] or "-" in (found["sign"], found["inner"])
-    scale = (found["scale"] or "").lower()
+def _canonical(match: re.Match[str]) -> str:
+    digits = match["digits"].replace(",", "").replace("\xa0", "")
+    number = f"{Decimal(digits + (match['power'] or '')):f}"
+    # Accountants write a loss in parentheses.
+    minus = match["paren"] or match["word"] or "-" in (match["sign"], match["inner"])
+    scale = (match["scale"] or "").lower()
     if scale:
         end = f"e{_SCALES.get(scale) or _SCALES[scale.removesuffix('s')]}"
     else:
-        end = "%" if found["percent"] or found["late"] else ""
+        end = "%" if match["percent"] or match["late"] else ""
     return f"{'-' if minus else ''}{number}{end}"
 
 
 def _plain(text: str) -> str:
-    """A text without colours, markdown, LaTeX signs and asides (an answer is none)."""
+    """A text without colours, markdown, LaTeX signs and remarks in parentheses."""
     text = re.sub(r"\x1b\[[0-9;]{0,20}[A-Za-z]", "", text)
     text = text.translate(_SIGNS).replace("**", "").replace("`", "")
     text = re.sub(r"\\([$%])", r"\1", re.sub(r"\\[()\[\]]", " ", text))
     text = re.sub(r"\\[dt]?frac\{([^{}]{0,40})\}\{([^{}]{0,40})\}", r"\1/\2", text)
 
-    def keep(aside: re.Match[str]) -> str:
-        before = text[max(0, aside.start() - 20) : aside.start()]
-        if aside.start() > 20:
+    def keep_answer(match: re.Match[str]) -> str:
+        """An amount in parentheses where an answer is expected is a negative number."""
+        before = text[max(0, match.start() - 20) : match.start()]
+        if match.start() > 20:
             before = f"x{before}"  # so that "^" is the start of the text only
-        return aside[0] if _ANSWERING.search(before) and _WHOLE.fullmatch(aside[0]) else " "
+        return match[0] if _ANSWERING.search(before) and _WHOLE.fullmatch(match[0]) else " "
 
-    return _ASIDE.sub(keep, text)
+    return _PARENTHESES.sub(keep_answer, text)
 
 
 def _announced(plain: str) -> str | None:
-    """What "the answer is", "####" or a box announces: an amount, `yes`, `no`.
+    """The amount, `yes` or `no` after "the answer is", "####" or the start of a box.
 
-    None: nothing is announced. "": something that cannot be read as one amount.
+    None: nothing is announced. "": something that cannot be parsed as one amount.
     """
     marks = list(_MARK.finditer(plain))
     if not marks:
         return None
-    said = plain[marks[-1].end() :]
-    if _DENIED.match(said):
+    rest = plain[marks[-1].end() :]
+    if _DENIED.match(rest):
         return ""
-    word = _YES_NO.match(said)
-    return word[1].lower() if word else _first(said)
+    word = _YES_NO.match(rest)
+    return word[1].lower() if word else _first(rest)
 
 
-def _first(said: str) -> str | None:
+def _first(rest: str) -> str | None:
     """The amount that an announced answer begins with; as `_announced`."""
-    for token in _TOKEN.finditer(said):
-        words = re.findall(r"\w+", said[: min(token.start(), _NEAR)])
-        if token.start() > _NEAR or len(words) > _WORDS_BETWEEN:
+    for token in _TOKEN.finditer(rest):
+        words = re.findall(r"\w+", rest[: min(token.start(), _MAX_GAP_CHARS)])
+        if token.start() > _MAX_GAP_CHARS or len(words) > _MAX_GAP_WORDS:
             return None
         if token["noise"] is None and not (words and _BARE_YEAR.fullmatch(token[0])):
             return "" if token["undecided"] else _canonical(token)
@@ -261,11 +262,11 @@ def _opening(plain: str) -> str | None:
 
 
 def _last(plain: str) -> str | None:
-    """The last amount, None where what stands last leaves it open.
+    """The last amount, None where a range, choice or formula comes last.
 
-    What looks like a year is one, unless it is all there is or the result of a formula.
+    A number that looks like a year is one, unless it is the whole text or the result of a formula.
     """
-    alone = re.search(r"\w[^\w.,]+\w", plain) is None
+    alone = re.search(r"\w[^\w.,]+\w", plain) is None  # not two words
     last = None
     for token in _TOKEN.finditer(plain):
         before = plain[max(0, token.start() - 20) : token.start()].rstrip(" $")

@@ -77,6 +77,7 @@ def lenient_label(text: str, labels: Sequence[str]) -> str | None:
     label_words = {word for label in by_fold for word in label.split()}
     named = set()
     for match in _any_of(tuple(by_fold)).finditer(folded):
+        # 200 characters hold five words, and bound the time for outputs with many labels.
         if _negated(folded[max(0, match.start() - 200) : match.start()], label_words):
             return None
         named.add(match.group())
@@ -108,7 +109,7 @@ def _negated(before: str, label_words: AbstractSet[str]) -> bool:
 _PLAIN = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 _STRICT_NUMBER = re.compile(rf"[+-]?{_PLAIN}", re.ASCII)
 _LENIENT_NUMBER = re.compile(
-    # Not inside a word or another number; a sign only where no digit stands before it.
+    # Not inside a word or another number; a sign only where no digit precedes it.
     rf"(?<![\w.,])(?P<sign>[+-]?)[$€£¥]?(?P<inner>[+-]?)"
     rf"(?P<digits>{_PLAIN}|\.\d+)(?P<power>[eE][+-]?\d{{1,3}})?(?![\w]|[.,]\d)",
 )

@@ -1,9 +1,9 @@
 """Answers that are lists: entities (`TYPE: text`) and triplets (`head | relation | tail`).
 
-One item a line, or `none`. A parsed list is kept as such lines, so that it can be counted later
-without a parser (metrics.items). Which order, and how often a space, make no difference.
+One item a line, or `none`. A parsed list is stored as such lines, so that metrics.items can count
+it without a parser. Order and runs of white space make no difference.
 
-Knows: lines, tables, JSON. Does not know: tokens, where in a sentence an item stands.
+Knows: lines, tables, JSON. Does not know: tokens, the places of items in a sentence.
 """
 
 import json
@@ -25,30 +25,30 @@ _BULLET = re.compile(r"\s*(?:[-*•·]\s+|[0-9]{1,3}[.)]\s+)")
 
 
 def strict_spans(text: str, labels: Sequence[str] = ()) -> str | None:
-    """Entities, if every line is `TYPE: text` with a type that is known (`labels`), or `none`."""
+    """Entities, if every line is `TYPE: text` with a type of `labels`, or `none`."""
     return _strict(text, labels, _span)
 
 
 def lenient_spans(text: str, labels: Sequence[str] = ()) -> str | None:
-    """Entities from the lines that name one: also behind bullets, quoted, as JSON, `text (TYPE)`.
+    """Entities from the lines that name one: also after bullets, quoted, as JSON, `text (TYPE)`.
 
-    Other lines are passed over; types are read in any case.
+    Other lines are skipped; types may be in any case.
     """
     return _lenient(text, labels, _span, _loose_span, _span_objects)
 
 
 def strict_triplets(text: str, labels: Sequence[str] = ()) -> str | None:
-    """Triplets, if every line is `head | relation | tail` with a known relation, or `none`."""
+    """Triplets, if every line is `head | relation | tail`, relation in `labels`, or `none`."""
     return _strict(text, labels, _triplet)
 
 
 def lenient_triplets(text: str, labels: Sequence[str] = ()) -> str | None:
-    """Triplets from the lines that have one: also in tables, brackets, JSON, behind bullets."""
+    """Triplets from the lines that have one: also in tables, brackets, JSON, after bullets."""
     return _lenient(text, labels, _triplet, _loose_triplet, _triplet_objects)
 
 
-def same_items(parsed: str, gold: str, asked: Sequence[str] = ()) -> bool:
-    """Whether two lists hold the same items as often, in any order."""
+def same_items(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
+    """True if two lists hold the same items as often, in any order."""
     return items(parsed) == items(gold)
 
 
@@ -56,8 +56,8 @@ def _strict(text: str, labels: Sequence[str], read: ReadLine) -> str | None:
     lines = text.strip().splitlines()
     if lines == [NOTHING]:
         return NOTHING
-    found = [item for item in (read(line, labels) for line in lines) if item is not None]
-    return "\n".join(found) if found and len(found) == len(lines) else None
+    parsed = [item for item in (read(line, labels) for line in lines) if item is not None]
+    return "\n".join(parsed) if parsed and len(parsed) == len(lines) else None
 
 
 def _lenient(
@@ -70,11 +70,11 @@ def _lenient(
     exact = _strict(text, labels, read)
     if exact is not None:
         return exact
-    found = [item for value in _json_values(text) for item in objects(value, labels)]
-    if not found:
-        found = [item for line in text.splitlines() if (item := read_loose(line, labels))]
-    if found:
-        return "\n".join(found)
+    parsed = [item for value in _json_values(text) for item in objects(value, labels)]
+    if not parsed:
+        parsed = [item for line in text.splitlines() if (item := read_loose(line, labels))]
+    if parsed:
+        return "\n".join(parsed)
     return NOTHING if _empty_list(text) or _SAYS_NOTHING.fullmatch(text.strip()[:80]) else None
 
 
@@ -83,13 +83,13 @@ def _tidy(text: str) -> str:
 
 
 def _bare(line: str) -> str:
-    """A line without what marks it as an item: bullets, bold, code, quotes, a comma behind."""
-    line = line[found.end() :] if (found := _BULLET.match(line)) else line
+    """A line without bullet, bold, code and quotation marks, and without a comma at its end."""
+    line = line[bullet.end() :] if (bullet := _BULLET.match(line)) else line
     return line.replace("**", "").replace("`", "").strip().strip("\"'").rstrip(",").strip("\"'")
 
 
 def _known(word: str, labels: Sequence[str]) -> str | None:
-    """A type or relation as it is declared, whatever its case and underscores."""
+    """The declared type or relation that equals a word but for case and underscores."""
     if not labels:
         return word if _WORD.fullmatch(word) else None
     return {_folded(label): label for label in labels}.get(_folded(word))
@@ -115,14 +115,14 @@ def _loose_span(line: str, types: Sequence[str]) -> str | None:
         first, sign, rest = line.partition(" - ")
     kind = _known(first.strip(" \"'"), types) if sign else None
     if kind is not None:
-        return _made_span(kind, rest)
-    behind = re.fullmatch(r"([^()\n]+)\(([^()\n]+)\)", line) if types else None
-    if behind is not None:
-        kind = _known(behind[2], types)
-    return _made_span(kind, behind[1]) if behind and kind else None
+        return _clean_span(kind, rest)
+    match = re.fullmatch(r"([^()\n]+)\(([^()\n]+)\)", line) if types else None  # "Acme (ORG)"
+    if match is not None:
+        kind = _known(match[2], types)
+    return _clean_span(kind, match[1]) if match and kind else None
 
 
-def _made_span(kind: str, text: str) -> str | None:
+def _clean_span(kind: str, text: str) -> str | None:
     text = _tidy(text).strip("\"'`")
     return None if text.casefold() in ("", "none", "null", "n/a") else f"{kind}: {text}"
 
@@ -137,25 +137,25 @@ def _span_objects(value: Any, types: Sequence[str]) -> Iterator[str]:  # noqa: A
             for key, texts in value.items():
                 yield from _spans_of(key, texts if isinstance(texts, list) else [texts], types)
     elif isinstance(value, list) and types and len(value) == 2:
-        one, two = value
-        if isinstance(one, str) and isinstance(two, str):
-            kind, text = (one, two) if _known(one, types) else (two, one)
+        first, second = value
+        if isinstance(first, str) and isinstance(second, str):
+            kind, text = (first, second) if _known(first, types) else (second, first)
             yield from _spans_of(kind, [text], types)
 
 
 def _spans_of(kind: str, texts: Iterable[Any], types: Sequence[str]) -> Iterator[str]:
     known = _known(kind, types)
     for text in texts if known else ():
-        found = _made_span(known, text) if known and isinstance(text, str) else None
-        if found:
-            yield found
+        span = _clean_span(known, text) if known and isinstance(text, str) else None
+        if span:
+            yield span
 
 
 # ---- triplets -----------------------------------------------------------------------------------
 
 
 def _triplet(line: str, relations: Sequence[str]) -> str | None:
-    """Three parts; a bar within head or tail is theirs where only one part is a known relation."""
+    """A triplet; head and tail may hold " | " where only one part is a known relation."""
     parts = [_tidy(part) for part in line.split(" | ")]
     middle = [i for i in range(1, len(parts) - 1) if not relations or parts[i] in relations]
     if len(middle) != 1 or "" in parts:
@@ -170,16 +170,16 @@ def _loose_triplet(line: str, relations: Sequence[str]) -> str | None:
     parts = [part.strip(" \t\"'") for part in line.strip("| \t").split("|")]
     if len(parts) != 3 and line[:1] in "([<" and line[-1:] in ")]>":
         parts = [part.strip(" \t\"'") for part in line[1:-1].split(",")]
-    return _made_triplet(parts, relations) if len(parts) == 3 else None
+    return _clean_triplet(parts, relations) if len(parts) == 3 else None
 
 
-def _made_triplet(parts: Sequence[str], relations: Sequence[str]) -> str | None:
+def _clean_triplet(parts: Sequence[str], relations: Sequence[str]) -> str | None:
     head, word, tail = parts
     if [part.casefold() for part in parts] == ["head", "relation", "tail"]:
-        return None  # the head of a table
+        return None  # the header of a table
     relation = _known(word, relations) if relations else _tidy(word)
-    named = all(re.search(r"\w", part) for part in (head, relation or "", tail))
-    return f"{_tidy(head)} | {relation} | {_tidy(tail)}" if named else None
+    complete = all(re.search(r"\w", part) for part in (head, relation or "", tail))
+    return f"{_tidy(head)} | {relation} | {_tidy(tail)}" if complete else None
 
 
 def _triplet_objects(value: Any, relations: Sequence[str]) -> Iterator[str]:  # noqa: ANN401 - JSON
@@ -190,22 +190,23 @@ def _triplet_objects(value: Any, relations: Sequence[str]) -> Iterator[str]:  # 
     elif isinstance(value, list):
         parts = value
     if len(parts) == 3 and all(isinstance(part, str) and part for part in parts):
-        found = _made_triplet(parts, relations)
-        if found:
-            yield found
+        triplet = _clean_triplet(parts, relations)
+        if triplet:
+            yield triplet
 
 
 # ---- JSON ---------------------------------------------------------------------------------------
 
 
 def _json_values(text: str) -> Iterator[Any]:
-    """Every object and array of the JSON that an output holds, outermost first; none otherwise."""
+    """Every object and array of the JSON in an output, outermost first; nothing without JSON."""
     start = min((i for i in (text.find("{"), text.find("[")) if i >= 0), default=-1)
     end = max(text.rfind("}"), text.rfind("]"))
     try:
+        # From the first bracket to the last: prose and code fences around it are skipped.
         todo = [json.loads(text[start : end + 1])] if 0 <= start < end else []
     except (ValueError, RecursionError):
-        return  # no JSON: read line by line
+        return  # no JSON: parsed line by line
     while todo:
         value = todo.pop()
         if isinstance(value, dict | list):
@@ -215,15 +216,13 @@ def _json_values(text: str) -> Iterator[Any]:
 
 
 def _empty_list(text: str) -> bool:
-    """Whether the output is JSON that holds no item: `[]`, `{"PER": []}`."""
-    found = list(_json_values(text))
-    held = [
-        inner for value in found for inner in (value.values() if isinstance(value, dict) else value)
-    ]
-    return bool(found) and all(inner in ([], {}) for inner in held)
+    """True if the output is JSON without items: `[]`, `{"PER": []}`."""
+    values = list(_json_values(text))
+    inner = [item for v in values for item in (v.values() if isinstance(v, dict) else v)]
+    return bool(values) and all(item in ([], {}) for item in inner)
 
 
 def _text_at(value: dict[str, Any], names: Sequence[str]) -> str:
     """The text under the first of some names, "" without one."""
-    found = (value[name] for name in names if isinstance(value.get(name), str))
-    return next(found, "")
+    texts = (value[name] for name in names if isinstance(value.get(name), str))
+    return next(texts, "")
