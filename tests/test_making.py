@@ -433,6 +433,12 @@ class TestTaskFile:
         with pytest.raises(DataError, match="spans cannot be combined"):
             changed(FIND, "make", amount={"value": "text"})
 
+    def test_keys_keep_the_names_that_files_use(self):
+        with pytest.raises(DataError, match=r"make\.amount\.tolt(.|\n)*'told'"):
+            changed(TALK, "make.amount", tolt="answer")
+        dumped = task(TALK).model_dump(mode="json", exclude_unset=True)["make"]["amount"]
+        assert dumped == {"value": "result", "told": "told", "question": "question"}
+
     def test_versions_from_before_there_were_makers_stay(self):
         plain = (
             "name: a\nlabels: [x, y]\nprompt: 'x y {{ t }}'\nfields: {label: l}\nsource: a.csv\n"

@@ -46,7 +46,7 @@ class Frozen(BaseModel):
     @classmethod
     def file_keys(cls) -> tuple[str, ...]:
         """Keys that a file may give here, for hints."""
-        return tuple(cls.model_fields)
+        return tuple(field.alias or name for name, field in cls.model_fields.items())
 
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:

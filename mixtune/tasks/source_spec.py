@@ -126,7 +126,7 @@ class Source(Frozen):
 
     @classmethod
     def file_keys(cls) -> tuple[str, ...]:
-        """Keys that a file may give: those of `files` stand here directly."""
+        """Keys that a file may use: those of `files` directly, without `given`."""
         return (*FILE_KEYS, "local", "hub", "toy")
 
     @model_validator(mode="before")

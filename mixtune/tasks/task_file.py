@@ -1,7 +1,6 @@
-"""From the text of a YAML task file to tasks, and what is wrong with it in the user's words.
+"""YAML task files → tasks.
 
-Knows: YAML documents, pydantic's faults. Does not know: what else may stand in a study's
-`task_files` (own.py), rows.
+Knows: YAML documents. Does not know: other kinds of `task_files`, rows.
 """
 
 from pathlib import Path
@@ -69,5 +68,5 @@ def make_task(
 
 
 def _as_written(place: Place) -> Place:
-    """The place in the file: files may stand in `source` without their section `files`."""
+    """The place in the file, where the keys of `source.files` may be keys of `source`."""
     return ("source", *place[2:]) if place[:2] == ("source", "files") else place
