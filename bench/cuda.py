@@ -33,7 +33,7 @@ from bench.cuda_exact import exact
 from bench.cuda_made import FPB, LONG, Lengths, phi3_mini, random_network, rows_of, write_tiny
 from bench.cuda_plain import ALPHA, RANK, Solo
 from bench.machine import commit, machine
-from mixtune.engine.adapter_format import Form
+from mixtune.engine.adapter_format import AdapterConfig
 from mixtune.engine.decoder import Decoder
 from mixtune.engine.model import LocalModel
 from mixtune.errors import ModelError
@@ -327,7 +327,7 @@ def _grown(bench: Bench, config: PreTrainedConfig, bank: int, sizes: dict[str, L
         decoder.checkpoint_layers()
         decoder.checkpointing = True
     tokens = Tokens.load(bench.tiny())  # of another model: nothing is spelled out here
-    model = LocalModel.adapted(decoder, Form(RANK, ALPHA), tokens, EvalSpec(), bank)
+    model = LocalModel.with_adapters(decoder, AdapterConfig(RANK, ALPHA), tokens, EvalSpec(), bank)
     profiled = bank == max(bench.options.large_banks)
     return _measured(bench, (model, held), sizes, profiled=profiled)
 

@@ -16,10 +16,11 @@ from bench.cuda_device import Peak, free_memory, matmul_rates, release, timed
 from bench.cuda_made import Lengths, rows_of
 from bench.cuda_plain import ALPHA, RANK, RATE
 from bench.work import Counts, Shape, counts, training_flops
-from mixtune.engine.bank import stack
-from mixtune.engine.batching import PASS_TOKENS, passes, text_of
-from mixtune.engine.forest import plant
-from mixtune.engine.loss import LOGIT_ROWS, token_weights
+from mixtune.engine.bank import batched_slots
+from mixtune.engine.batching import PASS_TOKENS, Pass, make_passes, training_sequence
+from mixtune.engine.decoder import LOGIT_ROWS
+from mixtune.engine.forest import pack_forest
+from mixtune.engine.loss import token_weights
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import Job, Trainer, accumulate
 from mixtune.study.spec import Budget, TrainSpec
@@ -84,7 +85,7 @@ def measure(model: LocalModel, lengths: Lengths, steps: Steps) -> dict[str, Any]
     trainer = Trainer(model)
     jobs = jobs_of(model.bank.slots, steps, lengths, _vocabulary(model))
     for job in jobs:
-        trainer.seat(job)
+        trainer.assign_slot(job)
     model.pass_tokens = steps.pass_tokens or _fitting(model, jobs)
     batches = [job.batch() for job in jobs]
     for _ in range(steps.warm):
@@ -178,7 +179,7 @@ def _fitting(model: LocalModel, jobs: Sequence[Job]) -> int:
 
 
 def _most(rows: Sequence[Row]) -> int:
-    """What `passes` counts at most for a step of one adapter, headers shared."""
+    """What `make_passes` counts at most for a step of one adapter, headers shared."""
     return counts(rows).unique
 
 
@@ -202,18 +203,24 @@ def _bytes_per_token(model: LocalModel, rows: Sequence[Row]) -> float:
 def _batched(model: LocalModel, batches: Sequence[Sequence[Row]]) -> list[bool]:
     """For each pass of a step: whether low-rank products are batched, or a loop over adapters."""
     return [
-        stack(plant(work.branches, torch.device("cpu"), stacked=_stacked(model)).slices) is not None
-        for work in passes(_texts(batches), model.pass_tokens, model.decoder.span)
+        batched_slots(
+            pack_forest(work.branches, torch.device("cpu"), stacked=_stacked(model)).slices
+        )
+        is not None
+        for work in _passes(model, batches)
     ]
 
 
 def _stacked(model: LocalModel) -> bool:
-    """How the engine plants on this device."""
+    """Whether the engine packs stacked forests on this device."""
     return model.decoder.device.type != "cpu"
 
 
-def _texts(batches: Sequence[Sequence[Row]]) -> list[Any]:
-    return [text_of(row, slot) for slot, batch in enumerate(batches) for row in batch]
+def _passes(model: LocalModel, batches: Sequence[Sequence[Row]]) -> list[Pass]:
+    sequences = [
+        training_sequence(row, slot) for slot, batch in enumerate(batches) for row in batch
+    ]
+    return make_passes(sequences, model.pass_tokens, model.decoder.packing_limit)
 
 
 def _host(model: LocalModel, batches: Sequence[Sequence[Row]]) -> dict[str, float]:
@@ -222,18 +229,16 @@ def _host(model: LocalModel, batches: Sequence[Sequence[Row]]) -> dict[str, floa
     `filling`: share of the packed tokens that only make adapters equally long.
     """
     began = time.perf_counter()
-    found = passes(_texts(batches), model.pass_tokens, model.decoder.span)
-    seated = time.perf_counter()
-    planted = [
-        plant(work.branches, model.decoder.device, stacked=_stacked(model)) for work in found
-    ]
-    packed = sum(forest.size for forest in planted)
+    passes = _passes(model, batches)
+    grouped = time.perf_counter()
+    forests = [work.pack(model.decoder.device) for work in passes]
+    packed = sum(forest.num_tokens for forest in forests)
     return {
-        "passes": len(found),
+        "passes": len(passes),
         "packed_tokens": packed,
-        "filling": 1 - sum(work.tokens for work in found) / packed,
-        "seat_seconds": seated - began,
-        "plant_seconds": time.perf_counter() - seated,
+        "filling": 1 - sum(work.num_tokens for work in passes) / packed,
+        "seat_seconds": grouped - began,
+        "plant_seconds": time.perf_counter() - grouped,
     }
 
 
@@ -243,7 +248,7 @@ def profile(model: LocalModel, lengths: Lengths, pass_tokens: int) -> dict[str, 
     steps = Steps(warm=1, timed=1)
     trainer = Trainer(model)
     for job in jobs_of(model.bank.slots, steps, lengths, _vocabulary(model)):
-        trainer.seat(job)
+        trainer.assign_slot(job)
     model.pass_tokens = pass_tokens
     trainer.step()
     activities = [torch.profiler.ProfilerActivity.CPU]

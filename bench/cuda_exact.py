@@ -27,10 +27,9 @@ from bench.cuda_plain import (
     plain_network,
     wrap,
 )
-from mixtune.engine import attention, loss
-from mixtune.engine import rank as score
-from mixtune.engine.bank import stack
-from mixtune.engine.forest import plant
+from mixtune.engine import attention, batching
+from mixtune.engine.bank import batched_slots
+from mixtune.engine.forest import pack_forest
 from mixtune.engine.loss import token_weights
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import accumulate
@@ -148,16 +147,16 @@ def _paths(way: str) -> Iterator[None]:
     if "," not in way:
         yield
         return
-    keep, stacked = attention.KEEP, "GPU" in way
-    loss.plant = score.plant = lambda branches, device, past=None, **_: plant(
-        branches, device, stacked=stacked, past=past
+    most, stacked = attention.MAX_EAGER_KEYS, "GPU" in way
+    batching.pack_forest = lambda branches, device, prefix=None, **_: pack_forest(
+        branches, device, stacked=stacked, prefix=prefix
     )
-    attention.KEEP = 0
+    attention.MAX_EAGER_KEYS = 0
     try:
         yield
     finally:
-        loss.plant = score.plant = plant
-        attention.KEEP = keep
+        batching.pack_forest = pack_forest
+        attention.MAX_EAGER_KEYS = most
 
 
 def _compare(
@@ -215,7 +214,7 @@ def _is_batched(sides: _Sides, bank: int) -> bool | None:
         return None
     lengths = _RAGGED.equal
     _engine(sides.model, [rows_of(s, 4, lengths, _vocabulary(sides)) for s in range(bank)], None)
-    return stack(sides.model.decoder.routes.slices) is not None
+    return batched_slots(sides.model.decoder.routing.slices) is not None
 
 
 def _answers(device: str, folder: Path) -> list[dict[str, Any]]:
@@ -236,14 +235,13 @@ def _answered(
     wanted: Sequence[tuple[list[list[float]], list[str]]],
     way: str,
 ) -> dict[str, Any]:
-    """One way: adapters together and alone; texts with choices to follow and without."""
+    """One way: log-probabilities of each adapter; texts with choices to follow and without."""
     open_ones = [replace(query, choices=()) for query in queries]
     worst, differing = 0.0, 0
     with _paths(way):
-        together = model.rank_all(queries, range(_ANSWERING))
         for slot, (sums, texts) in enumerate(wanted):
             model.use_adapter(slot)
-            worst = max(worst, _apart(together[slot], sums), _apart(model.rank(queries), sums))
+            worst = max(worst, _apart(model.rank(queries), sums))
             for asked in (open_ones, queries):
                 said = model.generate(asked, _NEW_TOKENS)
                 differing += sum(a.output != text for a, text in zip(said, texts, strict=True))

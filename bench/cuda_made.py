@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from mixtune.engine.decoder import quiet
+from mixtune.engine.decoder import quiet_transformers
 from mixtune.tokens import Row
 
 _SPECIAL = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|pad|>")
@@ -87,7 +87,7 @@ def write_tiny(folder: Path) -> Path:
         bos_token_id=None,
         pad_token_id=_BYTES + _SPECIAL.index("<|pad|>"),
     )
-    with quiet():
+    with quiet_transformers():
         LlamaForCausalLM(config).save_pretrained(folder)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))

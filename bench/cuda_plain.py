@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bench.cuda_device import Peak, timed
-from mixtune.engine.decoder import quiet
+from mixtune.engine.decoder import quiet_transformers
 from mixtune.tokens import Row
 
 RANK = 16
@@ -50,7 +50,7 @@ class PlainLora(nn.Module):
 def plain_network(folder: Path, device: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """The base model as anyone loads it."""
     auto: Any = AutoModelForCausalLM
-    with quiet():
+    with quiet_transformers():
         network: PreTrainedModel = auto.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention
         )

@@ -14,12 +14,12 @@ from bench.errors import NotThere
 from bench.machine import Memory, device_name, synchronise, use_threads
 from bench.pipe import Channel
 from bench.work import Counts, Shape, counts, training_flops
-from mixtune.engine.batching import text_of
+from mixtune.engine.batching import training_sequence
 from mixtune.engine.convert import prepare
+from mixtune.engine.lower_layers import LowerLayerCache
 from mixtune.engine.model import LocalModel
 from mixtune.engine.rates import matmul_rates
 from mixtune.engine.train import Job, Trainer, train
-from mixtune.engine.trunk import Trunk
 from mixtune.study.spec import Budget, EvalSpec, TrainSpec
 from mixtune.tokens import Row, Tokens, encode_rows
 
@@ -76,9 +76,9 @@ def measure_training(arguments: dict[str, Any], channel: Channel) -> None:
 
 def _keep_states(model: LocalModel, rows: Sequence[Row], folder: Path) -> None:
     """What the lower layers compute of every row: done once for a whole study, so not timed."""
-    model.trunk = Trunk(model.decoder, folder, "bench")
+    model.lower_layers = LowerLayerCache(model.decoder, folder, "bench")
     for row in rows:
-        model.trunk.of_text(text_of(row))
+        model.lower_layers.sequence_states(training_sequence(row))
 
 
 def _needed(rows: Sequence[Row], shape: Shape, rank: int) -> dict[str, float]:
@@ -106,7 +106,7 @@ def measure_scoring(arguments: dict[str, Any], channel: Channel) -> None:
     channel.ready(choices=len(queries[0].choices), items=len(queries))
     while (order := channel.next()) is not None:
         asked = queries[order["start"] : order["stop"]]
-        model.forget()
+        model.clear_answers()
         began = time.perf_counter()
         answers = model.rank(asked)
         synchronise(arguments["device"])
@@ -157,7 +157,7 @@ def train_bank(model: LocalModel, jobs: Sequence[Job]) -> None:
     """Train one adapter for each job in the same passes over the base."""
     trainer = Trainer(model)
     for job in jobs:
-        trainer.seat(job)
+        trainer.assign_slot(job)
     while trainer.jobs:
         trainer.step()
 

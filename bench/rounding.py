@@ -135,7 +135,7 @@ def _answers(folder: Path, tokens: Tokens, jobs: Sequence[Job], how: How) -> lis
     model = LocalModel.load(folder, tokens, jobs[0].spec, EvalSpec(), slots=len(jobs))
     trainer = Trainer(model)
     for job in jobs:
-        trainer.seat(job)
+        trainer.assign_slot(job)
     while trainer.jobs:
         trainer.step()
     queries = [

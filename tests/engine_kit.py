@@ -7,7 +7,7 @@ import pytest
 import torch
 from engine_oracle import END
 
-from mixtune.engine.forest import Branch, plant
+from mixtune.engine.forest import Branch, pack_forest
 from mixtune.engine.loss import token_weights
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import accumulate
@@ -36,8 +36,8 @@ def randomise(model, seed=5):
 
 def hidden(model, ids):
     """Last hidden states of one plain row under the adapter that answers."""
-    row = Branch(ids, adapter=model.slot)
-    return model.decoder.run(plant([row], model.decoder.device))
+    row = Branch(ids, slot=model.slot)
+    return model.decoder.forward(pack_forest([row], model.decoder.device))
 
 
 def rows_of(*shapes, seed=0):
@@ -56,7 +56,7 @@ def gradients(model, rows):
     model.bank.gradients.zero_()
     weights = token_weights(rows, "example-mean")
     loss = sum(part for _, part in accumulate(model, rows, [0] * len(rows), weights))
-    return loss, {key: grad.clone() for key, grad in model.bank.named(0, gradients=True)}
+    return loss, {key: grad.clone() for key, grad in model.bank.named_parameters(0, gradients=True)}
 
 
 def assert_same(found, wanted):

@@ -3,10 +3,7 @@ equal to the plain way."""
 
 import itertools
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -35,17 +32,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from mixtune.engine import batching, fused, loss
-from mixtune.engine import optimizer as optimiser_module
+from mixtune.engine import batching, fused
+from mixtune.engine import optimizer as optimizer_module
 from mixtune.engine import train as train_module
-from mixtune.engine.bank import stack
-from mixtune.engine.forest import BASE, plant
+from mixtune.engine.bank import batched_slots
+from mixtune.engine.forest import pack_forest
 from mixtune.engine.fused import fuse
 from mixtune.engine.loss import token_weights
+from mixtune.engine.lower_layers import LowerLayerCache
 from mixtune.engine.model import LocalModel
-from mixtune.engine.optimizer import AdamW
+from mixtune.engine.optimizer import AdamW, StepSettings
 from mixtune.engine.train import Diverged, Job, Trainer, accumulate, train
-from mixtune.engine.trunk import Trunk
 from mixtune.errors import ModelError
 from mixtune.study.spec import Budget, TrainSpec
 from mixtune.tokens import Tokens
@@ -75,11 +72,16 @@ def trained(folder, jobs, slots):
     trainer = Trainer(model)
     waiting, weights = list(jobs), {}
     while waiting or trainer.jobs:
-        while waiting and trainer.free:
-            trainer.seat(waiting.pop(0))
+        while waiting and trainer.free_slots:
+            trainer.assign_slot(waiting.pop(0))
         for slot, done in trainer.step():
             weights[done.name] = model.bank.weights[slot].clone()
     return weights
+
+
+def repack(branches, device, *, stacked, **_):
+    """`pack_forest` as if on a GPU (stacked) or a CPU."""
+    return pack_forest(branches, device, stacked=stacked)
 
 
 @pytest.fixture(scope="module")
@@ -137,24 +139,24 @@ class TestBank:
         for slot, part in accumulate(model, rows, slots_of, weights):
             losses[slot] += part
         for slot, oracle in enumerate(oracles):
-            grads = {key: g.clone() for key, g in model.bank.named(slot, gradients=True)}
+            grads = {key: g.clone() for key, g in model.bank.named_parameters(slot, gradients=True)}
             assert_same((losses[slot], grads), oracle)
 
     def test_equally_long_slices_are_one_product(self, made, monkeypatch):
         """The path of many adapters on a GPU, here on the CPU: stacked blocks, batched products."""
         model, oracles = made
-        monkeypatch.setattr(loss, "plant", lambda b, device, **_: plant(b, device, stacked=True))
+        monkeypatch.setattr(batching, "pack_forest", partial(repack, stacked=True))
         model.bank.gradients.zero_()
         shapes = [[("a", 50, 6 + i + 3 * s * i, 2) for i in range(3)] for s in range(4)]
         batches = [rows_of(*shapes[s], seed=s) for s in range(4)]
         slots = [slot for slot in range(4) for _ in range(3)]
         with_mean = [1 / (3 * len(row.answer)) for batch in batches for row in batch]
         accumulate(model, list(itertools.chain(*batches)), slots, with_mean)
-        assert stack(model.decoder.routes.slices) is not None
+        assert batched_slots(model.decoder.routing.slices) is not None
         for slot, (network, batch) in enumerate(zip(oracles, batches, strict=True)):
             network.zero_grad()
             wanted = loss_and_gradients(network, batch)
-            grads = dict(model.bank.named(slot, gradients=True))
+            grads = dict(model.bank.named_parameters(slot, gradients=True))
             assert_same((wanted[0], grads), wanted)
 
     @given(
@@ -194,14 +196,14 @@ class TestBank:
                 continue
             _, wanted = loss_and_gradients(network, mine)
             share = len(mine) / len(rows)
-            grads = dict(model.bank.named(slot, gradients=True))
+            grads = dict(model.bank.named_parameters(slot, gradients=True))
             assert_same((0.0, grads), (0.0, {key: g * share for key, g in wanted.items()}))
 
     def test_interrupted_is_uninterrupted(self, folders):
         """Three adapters, stopped after every step, in a fresh process's stead: the same bits."""
         through = Trainer(bank(folders("llama"), 3))
         for number in range(3):
-            through.seat(job(number))
+            through.assign_slot(job(number))
         for _ in range(BUDGET.steps):
             through.step()
         jobs = {number: job(number) for number in range(3)}
@@ -210,20 +212,20 @@ class TestBank:
             trainer = Trainer(bank(folders("llama"), 3))
             if state is None:
                 for each in jobs.values():
-                    trainer.seat(each)
+                    trainer.assign_slot(each)
             else:
-                trainer.restore(jobs, state)
+                trainer.resume(jobs, state)
             last = dict(trainer.jobs)
             trainer.step()
             assert len(jobs[0].log) == step + 1
             trainer.jobs = trainer.jobs or last
-            state = {key: value.clone() for key, value in trainer.state().items()}
+            state = {key: value.clone() for key, value in trainer.state_dict().items()}
         assert torch.equal(through.model.bank.weights, trainer.model.bank.weights)
 
     def test_a_job_that_diverges_leaves_the_others_alone(self, folders):
         trainer = Trainer(bank(folders("llama"), 2))
         for number in range(2):
-            trainer.seat(job(number))
+            trainer.assign_slot(job(number))
         trainer.model.bank.weights[1] = math.nan
         with pytest.raises(Diverged, match="step 0: loss nan") as caught:
             trainer.step()
@@ -235,7 +237,7 @@ class TestBank:
     @pytest.mark.parametrize("stacked", [False, True])
     def test_not_a_number_stays_with_its_adapter(self, folders, monkeypatch, stacked):
         """Rows that are padded in one block, and zero times what is masked there."""
-        monkeypatch.setattr(loss, "plant", lambda b, device, **_: plant(b, device, stacked=stacked))
+        monkeypatch.setattr(batching, "pack_forest", partial(repack, stacked=stacked))
         grads = []
         for broken in (False, True):
             model = bank(folders("llama"), 3)
@@ -254,30 +256,16 @@ class TestBank:
     def test_another_rank_is_refused(self, folders):
         trainer = Trainer(bank(folders("llama"), 2))
         with pytest.raises(ValueError, match=r"job0 has rank 7.*its bank rank 4"):
-            trainer.seat(job(0, rank=7))
+            trainer.assign_slot(job(0, rank=7))
 
     def test_a_full_bank_is_said(self, folders):
         trainer = Trainer(bank(folders("llama"), 1))
-        trainer.seat(job(0))
+        trainer.assign_slot(job(0))
         with pytest.raises(ValueError, match="no slot for job1"):
-            trainer.seat(job(1))
-
-    def test_adapters_answer_together_as_alone(self, folders):
-        model = bank(folders("llama"), 3)
-        for slot in range(3):
-            model.bank.reset(slot, slot)
-            with torch.no_grad():
-                for layer in model.bank.layers.values():
-                    layer.B[slot].fill_(0.03 * (slot + 1))
-        together = model.rank_all(MIXED, [2, 0, BASE, 1])
-        for slot, answers in zip([2, 0, BASE, 1], together, strict=True):
-            model.use_adapter(slot)
-            for one, other in zip(answers, model.rank(MIXED), strict=True):
-                assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
-                assert one.output == other.output
+            trainer.assign_slot(job(1))
 
 
-class TestPast:
+class TestPrefix:
     """What all prompts of a task begin with is computed once for all chunks."""
 
     MANY = (*QUERIES, *(query(20 + i, HEADER + "and" + " so" * i) for i in range(6)))
@@ -289,8 +277,11 @@ class TestPast:
             model = bank(folders(family), 2)
             randomise(model)
             if not kept:
-                monkeypatch.setattr(LocalModel, "_past", lambda *_: None)
-            answers = [model.rank(self.MANY), *model.rank_all(self.MANY, [BASE, 0])]
+                monkeypatch.setattr(LocalModel, "_prefill_prefix", lambda *_: None)
+            answers = [model.rank(self.MANY)]
+            model.use_base()
+            answers.append(model.rank(self.MANY))
+            model.use_adapter()
             texts = [a.output for a in model.generate(self.MANY, 6)]
             found.append(([[a.logprobs for a in each] for each in answers], texts))
         (sums, texts), (plain_sums, plain_texts) = found
@@ -301,40 +292,15 @@ class TestPast:
 
     def test_it_is_used(self, models, monkeypatch):
         model, lengths = models(), []
-        begin = model.decoder.begin
+        prefill = model.decoder.prefill
         monkeypatch.setattr(
-            model.decoder, "begin", lambda *args: lengths.append(len(args[0])) or begin(*args)
+            model.decoder, "prefill", lambda *args: lengths.append(len(args[0])) or prefill(*args)
         )
         model.rank(self.MANY)
         (length,) = lengths
         assert length > 30
         model.rank(self.MANY[:3])  # one chunk: nothing to save
         assert len(lengths) == 1
-
-
-class TestSpread:
-    """Two processes on a CPU; on several GPUs this was never run."""
-
-    def test_two_processes_train_what_one_trains(self, folders, tmp_path):
-        code = Path(__file__).with_name("spread_script.py")
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        launch += ["--nproc_per_node", "2", str(code)]
-        done = subprocess.run(
-            [*launch, str(folders("llama")), str(tmp_path)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        alone = trained(folders("llama"), [job(0), job(1)], 2)
-        for rank in range(2):
-            found = torch.load(tmp_path / f"{rank}.pt")
-            assert found["world"] == 2
-            assert 0 < found["passes"] < found["all_passes"], "both must have had work"
-            for name, weights in alone.items():
-                moved = found["weights"][name]
-                assert float((moved - weights).norm() / weights.norm()) < 1e-5
 
 
 class TestLoss:
@@ -358,7 +324,7 @@ class TestLoss:
         model.bank.gradients.zero_()
         weights = token_weights(rows, "batch-token-mean")
         mine = sum(part for _, part in accumulate(model, rows, [0, 0, 0], weights))
-        assert_same((mine, dict(model.bank.named(0, gradients=True))), (wanted, grads))
+        assert_same((mine, dict(model.bank.named_parameters(0, gradients=True))), (wanted, grads))
 
 
 class TestFused:
@@ -479,7 +445,7 @@ class TestTopLayers:
     def model(self, folder, cache):
         model = load(folder, self.TOP)
         if cache is not None:
-            model.trunk = Trunk(model.decoder, cache, "base")
+            model.lower_layers = LowerLayerCache(model.decoder, cache, "base")
         randomise(model)
         return model
 
@@ -508,9 +474,9 @@ class TestTopLayers:
         files = sorted(tmp_path.iterdir())
         assert len(files) == 4
         assert np.load(files[0]).dtype == np.int32
-        monkeypatch.setattr(model.decoder, "below", None)
+        monkeypatch.setattr(model.decoder, "forward_lower", None)
         other = self.model(folders("llama"), tmp_path)
-        monkeypatch.setattr(other.decoder, "below", None)
+        monkeypatch.setattr(other.decoder, "forward_lower", None)
         again = gradients(other, rows)
         assert again[0] == first[0]
         assert all(torch.equal(again[1][key], grad) for key, grad in first[1].items())
@@ -519,7 +485,7 @@ class TestTopLayers:
         model = self.model(folders("llama"), tmp_path)
         rows = rows_of(("a", 20, 3, 2))
         gradients(model, rows)
-        model.trunk = Trunk(model.decoder, tmp_path, "another base")
+        model.lower_layers = LowerLayerCache(model.decoder, tmp_path, "another base")
         gradients(model, rows)
         assert len(list(tmp_path.iterdir())) == 2
 
@@ -558,12 +524,12 @@ class TestFull:
             optimiser.step()
             assert log[step].loss == pytest.approx(wanted_loss, abs=1e-5)
         wanted = dict(network.named_parameters())
-        for name, weight in model.bank.named():
+        for name, weight in model.bank.named_parameters():
             assert torch.allclose(weight, wanted[name], atol=2e-4), name
         model.save_adapter(tmp_path, "base")
         again = plain_network(tmp_path)
         for name, parameter in again.named_parameters():
-            assert torch.equal(parameter, dict(model.bank.named())[name])
+            assert torch.equal(parameter, dict(model.bank.named_parameters())[name])
 
     def test_base_and_trained_model_answer_in_turn(self, folders, tmp_path):
         model = load(folders("llama"), self.FULL)
@@ -601,9 +567,9 @@ class TestFull:
             bank(folders("llama"), 2, method="full")
 
 
-@pytest.mark.parametrize("part", [16, optimiser_module.PART])
+@pytest.mark.parametrize("part", [16, optimizer_module.CHUNK])
 def test_adamw_is_torchs(monkeypatch, part):
-    monkeypatch.setattr(optimiser_module, "PART", part)
+    monkeypatch.setattr(optimizer_module, "CHUNK", part)
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(2, 50, generator=generator)
     theirs = torch.nn.Parameter(weights[1].clone())
@@ -613,8 +579,8 @@ def test_adamw_is_torchs(monkeypatch, part):
     for step in range(20):
         gradient = torch.randn(50, generator=generator) * 10 ** (step % 4 - 2)
         mine.gradients[1] = gradient
-        norm = mine.norms()[1]
-        mine.step(1, norm, (0.01 * step, 0.3, 1.0))
+        norm = mine.grad_norms()[1]
+        mine.step(1, norm, StepSettings(0.01 * step, 0.3, 1.0))
         theirs.grad = gradient.clone()
         wanted = float(torch.nn.utils.clip_grad_norm_([theirs], 1.0))
         optimiser.param_groups[0]["lr"] = 0.01 * step

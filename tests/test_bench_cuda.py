@@ -11,7 +11,7 @@ from bench.cuda_bank import Steps, jobs_of, measure, shape_of
 from bench.cuda_made import FPB, LONG, VOCABULARY, phi3_mini, rows_of, write_tiny
 from bench.cuda_plain import Solo
 from bench.work import counts
-from mixtune.engine.bank import stack
+from mixtune.engine.bank import batched_slots
 from mixtune.engine.model import LocalModel
 from mixtune.study.spec import EvalSpec, TrainSpec
 from mixtune.tokens import Tokens
@@ -189,7 +189,7 @@ class TestRows:
         model = bank(3)
         found = measure(model, FPB.equal, Steps(warm=0, timed=1, matmul=0.001))
         assert found["batched_products"] == [True]
-        assert stack(model.decoder.routes.slices) is not None
+        assert batched_slots(model.decoder.routing.slices) is not None
 
     def test_long_rows(self):
         assert {row.length for row in rows_of(0, 3, LONG, 32064)} == {513}

@@ -33,10 +33,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mixtune.engine import decoder as forward
-from mixtune.engine.batching import Text, passes, text_of
-from mixtune.engine.forest import Branch, plant
+from mixtune.engine.batching import InputSequence, make_passes, training_sequence
+from mixtune.engine.forest import Branch, pack_forest
 from mixtune.engine.model import LocalModel
-from mixtune.engine.rank import Tree
+from mixtune.engine.rank import ChoiceTree
 from mixtune.engine.train import Job, learning_rate, train
 from mixtune.errors import ModelError, RunFailed
 from mixtune.records import TrainStep
@@ -85,15 +85,15 @@ class TestTraining:
         model.save_adapter(tmp_path, "base")
         oracle = peft_network(folders("llama"), tmp_path, trainable=True)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(passes, "__defaults__", (limit, None))
+            patch.setattr(make_passes, "__defaults__", (limit, None))
             found = gradients(model, rows)
         assert_same(found, loss_and_gradients(oracle, rows))
 
     def test_headers_are_shared_in_these_tests(self, models):
         """Without this the equivalence tests could pass on the plain path alone."""
         rows = rows_of(*SHAPES["two-headers"], *SHAPES["header"])
-        (work,) = passes([text_of(row) for row in rows])
-        assert sum(seat.skip > 40 for seat in work.seats) > 4
+        (work,) = make_passes([training_sequence(row) for row in rows])
+        assert sum(row.shared > 40 for row in work.rows) > 4
 
     def test_logits_in_blocks_change_nothing(self, models, monkeypatch):
         rows = rows_of(*[("a", 0, 5, 9)] * 4)
@@ -139,7 +139,7 @@ class TestTraining:
             assert steps[step].supervised_tokens == sum(len(row.answer) for row in part)
         assert seen == steps
         assert norm > 0.5, "clipping was not exercised"
-        found = dict(model.bank.named(0))
+        found = dict(model.bank.named_parameters(0))
         for name, parameter in oracle.named_parameters():
             if parameter.requires_grad:
                 mine = found[name.replace(".default", "")]
@@ -229,15 +229,16 @@ class TestBatching:
     @staticmethod
     def seated(rows, slots=None, **limits):
         texts = [
-            text_of(row, slot) for row, slot in zip(rows, slots or [0] * len(rows), strict=True)
+            training_sequence(row, slot)
+            for row, slot in zip(rows, slots or [0] * len(rows), strict=True)
         ]
-        return texts, passes(texts, **limits)
+        return texts, make_passes(texts, **limits)
 
     def test_every_row_once_within_the_budget(self):
         rows = rows_of(*[("abc"[i % 3], 70, 1 + 37 * i % 200, 2) for i in range(40)])
-        _, found = self.seated(rows, budget=900)
-        assert sorted(seat.row for work in found for seat in work.seats) == list(range(40))
-        assert all(work.tokens <= 900 for work in found)
+        _, found = self.seated(rows, max_tokens=900)
+        assert sorted(row.index for work in found for row in work.rows) == list(range(40))
+        assert all(work.num_tokens <= 900 for work in found)
         assert len(found) > 1
 
     def test_a_row_is_what_stands_on_its_way_to_the_root(self):
@@ -249,23 +250,23 @@ class TestBatching:
         _, found = self.seated(rows, slots)
         levels = set()
         for work in found:
-            for seat in work.seats:
-                way, index, level = [], seat.branch, 0
+            for row in work.rows:
+                way, index, level = [], row.branch, 0
                 while index >= 0:
                     branch = work.branches[index]
-                    assert branch.adapter == seat.slot == slots[seat.row]
+                    assert branch.slot == row.slot == slots[row.index]
                     way[:0] = branch.tokens
                     index, level = branch.parent, level + 1
                 levels.add(level)
-                assert way == [*rows[seat.row].prompt, *rows[seat.row].answer[:-1]]
-                skipped = len(way) - len(work.branches[seat.branch].tokens)
-                assert seat.skip == skipped < len(rows[seat.row].prompt)
+                assert way == [*rows[row.index].prompt, *rows[row.index].answer[:-1]]
+                skipped = len(way) - len(work.branches[row.branch].tokens)
+                assert row.shared == skipped < len(rows[row.index].prompt)
         assert max(levels) == 3, "no header of two levels in this test"
 
     def test_headers_only_where_they_pay(self):
         def tokens(*prompts):
-            texts = [Text(0, prompt, (9,)) for prompt in prompts]
-            return [work.tokens for work in passes(texts)]
+            texts = [InputSequence(0, prompt, (9,)) for prompt in prompts]
+            return [work.num_tokens for work in make_passes(texts)]
 
         long = [[*range(90), row] for row in range(3)]
         assert tokens(*long) == [90 + 3 * 2]
@@ -280,10 +281,10 @@ class TestBatching:
 
     def test_rows_too_long_for_the_limit_go_alone(self):
         rows = rows_of(("a", 0, 3000, 2), ("a", 0, 3000, 2), ("a", 0, 30, 2))
-        _, found = self.seated(rows, budget=2000)
-        assert sorted(len(work.seats) for work in found) == [1, 1, 1]
-        _, found = self.seated(rows, span=100, budget=10**6)
-        assert sorted(len(work.seats) for work in found) == [1, 1, 1]
+        _, found = self.seated(rows, max_tokens=2000)
+        assert sorted(len(work.rows) for work in found) == [1, 1, 1]
+        _, found = self.seated(rows, packing_limit=100, max_tokens=10**6)
+        assert sorted(len(work.rows) for work in found) == [1, 1, 1]
 
     def test_order_of_rows_does_not_matter(self):
         rows = rows_of(*[("ab"[i % 2], 60, 5 + i, 2) for i in range(9)])
@@ -295,11 +296,11 @@ class TestBatching:
     def test_rows_with_nothing_in_them_are_refused(self, part):
         (row,) = rows_of(("a", 0, 3, 2))
         with pytest.raises(ValueError, match="a/0"):
-            text_of(dataclasses.replace(row, **{part: ()}))
+            training_sequence(dataclasses.replace(row, **{part: ()}))
 
     def test_children_of_strangers_are_refused(self):
         with pytest.raises(ValueError, match="branch 1 cannot continue branch 0"):
-            plant([Branch([1]), Branch([2], parent=0, adapter=1)], torch.device("cpu"))
+            pack_forest([Branch([1]), Branch([2], parent=0, slot=1)], torch.device("cpu"))
 
 
 class TestRank:
@@ -338,12 +339,12 @@ class TestRank:
         assert models().rank([]) == []
 
     def test_tree_shares_starts(self):
-        tree = Tree.of([[1, 2, 9], [1, 9], [3, 9], [1, 2, 4, 9]])
+        tree = ChoiceTree.build([[1, 2, 9], [1, 9], [3, 9], [1, 2, 4, 9]])
         assert tree.tokens == [1, 2, 3, 4]
         assert tree.parents == [-1, 0, -1, 1]
         assert tree.depths() == [0, 1, 0, 2]
         assert tree.paths[1] == [(-1, 1), (0, 9)]
-        assert tree.lineage().int().tolist() == [
+        assert tree.mask().int().tolist() == [
             [1, 0, 0, 0],
             [1, 1, 0, 0],
             [0, 0, 1, 0],
@@ -523,8 +524,8 @@ class TestAdapterFiles:
 class TestLoading:
     def test_windows_need_no_span(self, models):
         """Sliding windows are exact in any pass; only stretched rotations are not."""
-        assert models("gemma3").decoder.span is None
-        assert models("llama").decoder.span is None
+        assert models("gemma3").decoder.packing_limit is None
+        assert models("llama").decoder.packing_limit is None
 
     def test_no_folder(self, folders, tmp_path):
         with pytest.raises(ModelError, match="cannot be loaded"):

@@ -8,10 +8,10 @@ import torch
 from engine_oracle import peft_network, plain_network, write_base
 from peft import LoraConfig, get_peft_model
 
-from mixtune.engine.adapter_format import CONFIG_FILE, WEIGHTS_FILE, Form
+from mixtune.engine.adapter_format import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig
 from mixtune.engine.bank import Bank
 from mixtune.engine.decoder import Decoder
-from mixtune.engine.forest import Branch, plant
+from mixtune.engine.forest import Branch, pack_forest
 from mixtune.errors import ModelError
 
 IDS = torch.arange(3, 40).unsqueeze(0)
@@ -51,9 +51,9 @@ def by_peft(base, folder):
 @torch.no_grad()
 def by_mixtune(base, folder):
     decoder = Decoder.load(base, torch.float32, "cpu")
-    bank = Bank(decoder, Form.read(folder))
+    bank = Bank(decoder, AdapterConfig.read(folder))
     bank.load(0, folder)
-    return decoder.logits(decoder.run(plant([Branch(IDS[0].tolist())], decoder.device)))
+    return decoder.logits(decoder.forward(pack_forest([Branch(IDS[0].tolist())], decoder.device)))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def plain(base, tmp_path):
 def test_whatever_may_compute_something_else_is_refused_by_name(plain, key, value):
     change(plain, {key: value})
     with pytest.raises(ModelError, match=rf"(?s)differs in {key}: more than plain.*merge_and"):
-        Form.read(plain)
+        AdapterConfig.read(plain)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_form_that_is_no_form(plain, key, written, words):
     config = json.loads(path.read_text()) | {key: "HERE"}
     path.write_text(json.dumps(config).replace('"HERE"', written))
     with pytest.raises(ModelError, match=words) as caught:
-        Form.read(plain)
+        AdapterConfig.read(plain)
     assert len(str(caught.value)) < 1000
 
 
@@ -169,7 +169,7 @@ def test_lora_alpha_is_never_supposed(plain):
     del config["lora_alpha"]
     (plain / CONFIG_FILE).write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"(?s)lora_alpha.*no such key.*save_pretrained"):
-        Form.read(plain)
+        AdapterConfig.read(plain)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_lora_alpha_is_never_supposed(plain):
 )
 def test_targets_are_compared_by_the_layers_that_they_name(base, plain, targets, accepted):
     decoder = Decoder.load(base, torch.float32, "cpu")
-    bank = Bank(decoder, Form.read(plain))
+    bank = Bank(decoder, AdapterConfig.read(plain))
     change(plain, {"target_modules": targets})
     if accepted:
         bank.load(0, plain)
@@ -198,4 +198,4 @@ def test_weights_without_a_rank(plain, held):
 
     save_file(held, plain / WEIGHTS_FILE)
     with pytest.raises(ModelError, match="differs in r from its weights"):
-        Form.read(plain)
+        AdapterConfig.read(plain)

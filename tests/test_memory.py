@@ -4,8 +4,8 @@ import pytest
 import torch
 from engine_oracle import write_base
 
-from mixtune.engine.batching import PASS_TOKENS, passes, text_of
-from mixtune.engine.loss import LOGIT_ROWS
+from mixtune.engine.batching import PASS_TOKENS, make_passes, training_sequence
+from mixtune.engine.decoder import LOGIT_ROWS
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import Trainer, accumulate
 from mixtune.models.memory import (
@@ -56,8 +56,8 @@ def folders(tmp_path_factory):
 def test_weights_and_adapters_are_exact(folders, family, train):
     folder = folders(family)
     model = load(folder, train, SLOTS)
-    optimiser = Trainer(model).optimiser
-    held = (model.bank.weights, model.bank.gradients, optimiser.first, optimiser.second)
+    optimizer = Trainer(model).optimizer
+    held = (model.bank.weights, model.bank.gradients, optimizer.exp_avg, optimizer.exp_avg_sq)
     told = need(shape_of(folder), train, SLOTS, Load(PASS_TOKENS, LOGIT_ROWS, 100, 50))
     assert told.adapters == sum(tensor.nbytes for tensor in held)
     own = {id(p): p.nbytes for p in model.decoder.network.parameters() if not p.requires_grad}
@@ -90,8 +90,10 @@ def test_activations_are_of_the_right_order(folders, count, length):
     slots = [number % 2 for number in range(count)]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         accumulate(model, batch, slots, [0.1] * count)
-    (work,) = passes([text_of(row, slot) for row, slot in zip(batch, slots, strict=True)])
-    per_step = work.tokens // 2
+    (work,) = make_passes(
+        [training_sequence(row, slot) for row, slot in zip(batch, slots, strict=True)]
+    )
+    per_step = work.num_tokens // 2
     told = need(
         shape_of(folders("llama")), RANK, 2, Load(PASS_TOKENS, LOGIT_ROWS, per_step, length)
     )

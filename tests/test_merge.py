@@ -11,9 +11,9 @@ from engine_oracle import peft_network, plain_network, write_base
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from mixtune.engine.adapter_format import CONFIG_FILE, WEIGHTS_FILE, Form
+from mixtune.engine.adapter_format import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig
 from mixtune.engine.decoder import Decoder
-from mixtune.engine.forest import Branch, plant
+from mixtune.engine.forest import Branch, pack_forest
 from mixtune.engine.merge import MERGE_FILE, base_of, merge
 from mixtune.engine.model import LocalModel
 from mixtune.engine.train import train
@@ -98,9 +98,11 @@ def by_peft_alone(base, folder):
 def by_mixtune(base, folder, strength=1.0):
     """Logits by a bank of the adapter's own form."""
     decoder = Decoder.load(base, torch.float32, "cpu")
-    model = LocalModel.adapted(decoder, Form.read(folder), Tokens.load(base), EvalSpec())
+    model = LocalModel.with_adapters(
+        decoder, AdapterConfig.read(folder), Tokens.load(base), EvalSpec()
+    )
     model.load_adapter(folder, strength=strength)
-    return decoder.logits(decoder.run(plant([Branch(IDS[0].tolist())], decoder.device)))
+    return decoder.logits(decoder.forward(pack_forest([Branch(IDS[0].tolist())], decoder.device)))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_parts_and_base_are_written_beside_it(base, adapters, tmp_path):
     assert [part["scale"] for part in kept["parts"]] == [2.0, 1.5]
     assert kept["base"] == {"name": str(base), "digest": None}
     merge([tmp_path / "sum", adapters[2]], [1, 1], tmp_path / "more")
-    assert Form.read(tmp_path / "more").rank == 14
+    assert AdapterConfig.read(tmp_path / "more").rank == 14
 
 
 # ---- what is refused ------------------------------------------------------------
@@ -252,7 +254,7 @@ def test_the_verb_merges_and_says_so(mixtune, adapters, tmp_path):
     code, text, err = mixtune("merge", *adapters[:2], "--weights", "0.5,2", "--out", out, "--json")
     assert code == 0, err
     assert [part["weight"] for part in json.loads(text)["parts"]] == [0.5, 2.0]
-    assert Form.read(out).rank == 6
+    assert AdapterConfig.read(out).rank == 6
     code, text, _ = mixtune("merge", *adapters[:2], "--out", tmp_path / "mean")
     assert code == 0
     assert "rank 6" in text

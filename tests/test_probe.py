@@ -84,7 +84,7 @@ def test_neither_blocks_of_logits_nor_the_order_of_rows_nor_passes_change_anythi
     monkeypatch.setattr(probe, "BLOCK", 259 * 2)
     for budget in (4096, 60):
         system = probe.Reader(model.decoder, 0)
-        small = probe.read(system, probe.Reader(model.decoder), ROWS, budget)
+        small = probe.read_answers(system, probe.Reader(model.decoder), ROWS, budget)
         for one, other in zip(small, whole, strict=True):
             assert (one.logprob, one.base_logprob, one.kl) == pytest.approx(
                 (other.logprob, other.base_logprob, other.kl), abs=2e-5

@@ -99,5 +99,5 @@ def label_sets(draw):
 @given(sets=st.lists(label_sets(), min_size=1, max_size=3), tail=st.integers(0, 3))
 def test_any_label_sets(pair, sets, tail):
     asked = [query(i, HEADER + "it went" + " so" * tail * i, each) for i, each in enumerate(sets)]
-    pair[0].forget()  # questions here are told apart by number, prompt and choices
+    pair[0].clear_answers()  # questions here are told apart by number, prompt and choices
     assert_plain(pair, asked)

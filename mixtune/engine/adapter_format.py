@@ -1,8 +1,9 @@
-"""What an adapter looks like, and whether one made elsewhere is plain LoRA.
+"""LoRA adapters in PEFT's two files; refuses whatever is more than plain LoRA.
 
-Knows: the keys of PEFT's adapter_config.json. Does not know: networks, arithmetic.
+Knows: the keys of adapter_config.json, names of tensors. Does not know: networks, arithmetic.
 """
 
+import json
 import math
 import re
 import sys
@@ -12,19 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mixtune.errors import ModelError, shorten
 from mixtune.store.files import read_object
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-_PLAIN = {
+
+KEY_PREFIX = "base_model.model."
+LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
+"""A tensor's key is the prefix, the name of its layer and one of the two ends."""
+
+_PLAIN_VALUES = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
-"""Values under which PEFT computes what `LoraLinear` computes. Other ways to begin (PiSSA, OLoRA,
+"""Values under which PEFT computes what `LoraLinear` computes. Other initialisations (PiSSA, OLoRA,
 CorDA, LoftQ and more) change the base model's weights, also when the adapter is loaded."""
 
 _HARMLESS = {
@@ -32,77 +39,89 @@ _HARMLESS = {
     *("eva_config", "layers_pattern", "lora_dropout", "megatron_core", "qalora_group_size"),
     *("runtime_config", "task_type"),
 }
-"""Keys that say nothing about the computation, or only beside a key that is refused."""
+"""Keys that do not change what is computed, or only together with a key that is refused."""
 
-_FORM = {"r", "lora_alpha", "target_modules", "use_rslora"}
+_USED = {"r", "lora_alpha", "target_modules", "use_rslora"}
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """What an adapter looks like: its rank, alpha, which layers it wraps, how it is scaled.
+class AdapterConfig:
+    """Rank, alpha and layers of a plain LoRA adapter: what PEFT's LoraConfig says of it.
 
-    `targets`: None for every linear layer but the head; names or last parts of names; or one
-    regular expression over whole names (PEFT's `target_modules`). `rslora`: alpha / √rank instead
-    of alpha / rank (arXiv 2312.03732).
+    `target_modules`: None for every linear layer but the head; names or last parts of names; or one
+    regular expression over whole names. `use_rslora`: alpha / √rank instead of alpha / rank (arXiv
+    2312.03732).
     """
 
     rank: int
     alpha: float
-    targets: tuple[str, ...] | str | None = None
-    rslora: bool = False
+    target_modules: tuple[str, ...] | str | None = None
+    use_rslora: bool = False
 
     @classmethod
-    def read(cls, folder: Path) -> "Form":
-        """The form of an adapter in PEFT's format, whoever made it.
+    def read(cls, folder: Path) -> "AdapterConfig":
+        """The configuration of an adapter in PEFT's format, whoever wrote it.
 
         Raises:
-            ModelError: a file that cannot be read, more than plain LoRA, or a form that is not
-                said or is not that of the weights.
+            ModelError: a file that cannot be read, more than plain LoRA, a value that is missing,
+                or a rank that is not that of the weights.
         """
         path = folder / CONFIG_FILE
         config = read_object(path, ModelError)
         if not config:
-            raise unreadable(path, "there is nothing in it")
+            raise unreadable(path, "it is missing or empty")
         _refuse_more_than_lora(config, path)
         rank: Any = config.get("r")
         alpha: Any = config.get("lora_alpha")
         targets: Any = config.get("target_modules")
         if type(rank) is not int or rank < 1:
-            raise _not_said(path, "r", rank, "a whole number from 1")
+            raise _bad_value(path, "r", rank, "a whole number from 1")
         if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max:
-            raise _not_said(path, "lora_alpha", alpha, "a number")
-        if not _is_pattern(targets):
-            wanted = "names of modules, or one regular expression"
-            raise _not_said(path, "target_modules", targets, wanted)
+            raise _bad_value(path, "lora_alpha", alpha, "a number")
+        if not _is_target_modules(targets):
+            expected = "names of modules, or one regular expression"
+            raise _bad_value(path, "target_modules", targets, expected)
         _check_rank(folder / WEIGHTS_FILE, rank)
-        named = tuple(targets) if isinstance(targets, list) else targets
-        every = None if isinstance(named, str) and named.lower() == "all-linear" else named
-        return cls(rank, float(alpha), every, bool(config.get("use_rslora")))
+        if isinstance(targets, list):
+            targets = tuple(targets)
+        elif targets.lower() == "all-linear":
+            targets = None
+        return cls(rank, float(alpha), targets, bool(config.get("use_rslora")))
 
     @property
-    def scale(self) -> float:
-        """What the product of B and A is multiplied by."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+    def scaling(self) -> float:
+        """The factor of the product of B and A."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     def wraps(self, name: str) -> bool:
         """Whether a linear layer of that name gets an adapter."""
-        if self.targets is None:
+        if self.target_modules is None:
             return True
-        if isinstance(self.targets, str):
-            return re.fullmatch(self.targets, name) is not None
-        return any(name == target or name.endswith(f".{target}") for target in self.targets)
+        if isinstance(self.target_modules, str):
+            return re.fullmatch(self.target_modules, name) is not None
+        return any(name == target or name.endswith(f".{target}") for target in self.target_modules)
 
 
-def peft_config(form: Form, targets: list[str] | str, base_name: str) -> dict[str, object]:
-    """PEFT's description of an adapter (its LoraConfig, the fields that matter).
+def write_adapter(
+    folder: Path,
+    config: AdapterConfig,
+    target_modules: list[str] | str,
+    tensors: Mapping[str, Tensor],
+    base_name: str,
+) -> None:
+    """Write the two files that `peft.PeftModel.from_pretrained` reads.
 
     Args:
-        form: rank, alpha and how it is scaled.
-        targets: the layers, as PEFT is to name them.
-        base_name: the base model that it names.
+        folder: created if need be.
+        config: rank, alpha and how it is scaled.
+        target_modules: the layers, as PEFT is to name them.
+        tensors: by PEFT's keys.
+        base_name: the base model that the adapter names.
     """
-    alpha = form.alpha
-    return {
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(dict(tensors), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    alpha = config.alpha
+    written = {
         "base_model_name_or_path": base_name,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -112,18 +131,33 @@ def peft_config(form: Form, targets: list[str] | str, base_name: str) -> dict[st
         "lora_dropout": 0.0,
         "modules_to_save": None,
         "peft_type": "LORA",
-        "r": form.rank,
-        "target_modules": targets,
+        "r": config.rank,
+        "target_modules": target_modules,
         "task_type": "CAUSAL_LM",
         "use_dora": False,
-        "use_rslora": form.rslora,
+        "use_rslora": config.use_rslora,
     }
+    text = json.dumps(written, indent=2, sort_keys=True) + "\n"
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """An adapter's tensors by PEFT's keys.
+
+    Raises:
+        ModelError: the file is missing or broken.
+    """
+    path = folder / WEIGHTS_FILE
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise unreadable(path, error) from error
 
 
 def _refuse_more_than_lora(config: Mapping[str, Any], path: Path) -> None:
-    """Whatever would compute something else than `LoraLinear`, known here or not."""
-    beyond = [key for key, plain in _PLAIN.items() if config.get(key) not in plain]
-    for key in sorted(config.keys() - _PLAIN.keys() - _HARMLESS - _FORM):
+    """Refuse all that would compute something else than `LoraLinear`, unknown keys included."""
+    beyond = [key for key, plain in _PLAIN_VALUES.items() if config.get(key) not in plain]
+    for key in sorted(config.keys() - _PLAIN_VALUES.keys() - _HARMLESS - _USED):
         if config[key] is not False and config[key] not in (None, [], {}):
             beyond.append(key)
     if beyond:
@@ -137,12 +171,12 @@ def _refuse_more_than_lora(config: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _is_pattern(targets: object) -> bool:
-    """Whether a value is one of the forms of `target_modules`."""
-    if isinstance(targets, list):
-        return bool(targets) and all(isinstance(target, str) for target in targets)
+def _is_target_modules(value: object) -> bool:
+    """Whether a value is a list of names or a regular expression that compiles."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(name, str) for name in value)
     try:
-        return isinstance(targets, str) and targets != "" and bool(re.compile(targets))
+        return isinstance(value, str) and value != "" and bool(re.compile(value))
     except (re.error, OverflowError, RecursionError):
         return False
 
@@ -150,27 +184,27 @@ def _is_pattern(targets: object) -> bool:
 def _check_rank(path: Path, rank: int) -> None:
     """Refuse weights of another rank, before memory is taken for what the configuration says."""
     try:
-        with safe_open(path, framework="pt") as held:
-            keys = [key for key in held.keys() if ".lora_A." in key]  # noqa: SIM118 - no mapping
-            ranks = sorted({tuple(held.get_slice(key).get_shape()[:1]) for key in keys})
+        with safe_open(path, framework="pt") as file:
+            keys = [key for key in file.keys() if ".lora_A." in key]  # noqa: SIM118 - no mapping
+            ranks = sorted({tuple(file.get_slice(key).get_shape()[:1]) for key in keys})
     except (OSError, SafetensorError) as error:
         raise unreadable(path, error) from error
     if ranks != [(rank,)]:
         raise ModelError(
             "the adapter differs in r from its weights",
             where=str(path),
-            found=", ".join(str(one) for shape in ranks for one in shape),
+            found=", ".join(str(size) for shape in ranks for size in shape),
             wanted=f"{shorten(rank)}, as {CONFIG_FILE} says",
             remedy="use the configuration and the weights of one adapter",
         )
 
 
-def _not_said(path: Path, key: str, found: object, wanted: str) -> ModelError:
+def _bad_value(path: Path, key: str, value: object, expected: str) -> ModelError:
     return ModelError(
         f"the adapter does not say what it is: {key}",
         where=str(path),
-        found=found if found is not None else "null, or no such key",
-        wanted=wanted,
+        found=value if value is not None else "null, or no such key",
+        wanted=expected,
         remedy="save the adapter again with PEFT's save_pretrained",
     )
 

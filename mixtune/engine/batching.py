@@ -1,7 +1,4 @@
-"""Which rows share a pass, and which starts of their prompts are computed once.
-
-Knows: token ids, common prefixes, what a pass may hold. Does not know: networks, what the tokens
-mean.
+"""Decides which rows share a pass, and which starts of their prompts are computed once.
 
 Headers are found by themselves: among the rows of one adapter, sorted by their prompts, whatever
 start several of them share is computed once, in trees of up to two levels:
@@ -9,181 +6,204 @@ start several of them share is computed once, in trees of up to two levels:
     system prompt ─┬─ instruction of task A ─┬─ text 1, answer
                    │                         └─ text 2, answer
                    └─ instruction of task B ─── text 3, answer      (alone: no header of its own)
+
+Knows: token ids, common prefixes, tokens that a pass may hold. Does not know: networks, the meaning
+of tokens.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from mixtune.engine.forest import ROOT, Branch
+from mixtune.engine.forest import ROOT, Branch, Forest, pack_forest
+from mixtune.engine.kv_cache import PrefixCache
 from mixtune.tokens import Row
 
 PASS_TOKENS = 4096
 """Tokens of one pass on a CPU: beyond it products get no faster, and activations cost memory."""
 
-WORTH = 24
+MIN_SAVED_TOKENS = 24
 """Tokens that a header must save: it costs a block of attention more."""
 
-LEVELS = 2
+MAX_HEADERS = 2
 """Headers behind one another."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
-    """A row in a pass: whose it is, and where its branch and header are.
+class InputSequence:
+    """Tokens of one row, to be computed under the adapter in `slot`; only prompts are shared.
 
-    `row`: its number among the rows that were given. `skip`: tokens of it that stand in headers.
-    """
-
-    slot: int
-    row: int
-    branch: int
-    skip: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """What one pass computes: branches (headers among them) and the seats of its rows."""
-
-    branches: tuple[Branch, ...]
-    seats: tuple[Seat, ...]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that go through the network."""
-        return sum(len(branch.tokens) for branch in self.branches)
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A row to seat: its prompt, what follows it, and the adapter that reads it.
-
-    `lineage`, `depths`: of the rest, where that is a tree of tokens (see `Branch`).
+    `tree_mask`, `tree_depths`: of the continuation, where that is a tree of tokens (see `Branch`).
     """
 
     slot: int
     prompt: Sequence[int]
-    rest: Sequence[int] = ()
-    lineage: Tensor | None = None
-    depths: Sequence[int] = ()
+    continuation: Sequence[int] = ()
+    tree_mask: Tensor | None = None
+    tree_depths: Sequence[int] = ()
 
     @property
-    def size(self) -> int:
-        """Tokens without shared headers."""
-        return len(self.prompt) + len(self.rest)
+    def length(self) -> int:
+        """Tokens, shared headers included."""
+        return len(self.prompt) + len(self.continuation)
 
 
-def text_of(row: Row, slot: int = 0) -> Text:
-    """A training row; the last token of its answer is only ever a target.
+@dataclass(frozen=True, slots=True)
+class PassRow:
+    """A row of a pass: sequence number `index`, whose last tokens are in branch `branch`.
+
+    `shared`: tokens of its prompt that stand in headers.
+    """
+
+    slot: int
+    index: int
+    branch: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The branches that one pass computes, headers among them, and its rows."""
+
+    branches: tuple[Branch, ...]
+    rows: tuple[PassRow, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that go through the network."""
+        return sum(len(branch.tokens) for branch in self.branches)
+
+    def pack(self, device: torch.device, prefix: PrefixCache | None = None) -> Forest:
+        """The pass as a forest, laid out as suits the device."""
+        return pack_forest(self.branches, device, stacked=device.type != "cpu", prefix=prefix)
+
+
+def training_sequence(row: Row, slot: int = 0) -> InputSequence:
+    """A training row as input; the last token of its answer is only ever a target.
 
     Raises:
         ValueError: the row has no prompt or no answer.
     """
     if not row.prompt or not row.answer:
         raise ValueError(f"{row.ingredient}/{row.example_id} has no prompt or no answer")
-    return Text(slot, row.prompt, row.answer[:-1])
+    return InputSequence(slot, row.prompt, row.answer[:-1])
 
 
-def passes(texts: Sequence[Text], budget: int = PASS_TOKENS, span: int | None = None) -> list[Pass]:
-    """Seat every text in a pass of at most `budget` tokens; a function of the texts alone.
+def answer_indices(forest: Forest, row: PassRow, tokens: Row) -> range:
+    """Packed indices of the states that predict the tokens of a training row's answer."""
+    # The state of the prompt's last token predicts the first token of the answer.
+    first = forest.branch_starts[row.branch] + len(tokens.prompt) - 1 - row.shared
+    return range(first, first + len(tokens.answer))
 
-    Texts are taken by adapter and in the order of their prompts, so that shared starts meet; one
-    that is longer than the budget, or than `span`, goes alone.
+
+def make_passes(
+    sequences: Sequence[InputSequence],
+    max_tokens: int = PASS_TOKENS,
+    packing_limit: int | None = None,
+) -> list[Pass]:
+    """Put every sequence into a pass of at most `max_tokens`; a function of the sequences alone.
+
+    They are taken by slot and in the order of their prompts, so that shared starts meet; one that
+    is longer than `max_tokens`, or than `packing_limit`, goes alone.
     """
-    order = sorted(range(len(texts)), key=lambda i: (texts[i].slot, *_key(texts[i])))
-    found: list[Pass] = []
+    order = sorted(range(len(sequences)), key=lambda i: _sort_key(sequences[i]))
+    passes: list[Pass] = []
     waiting: list[int] = []
     used = 0
     for index in order:
-        text = texts[index]
-        if span is not None and text.size > span:
-            found.append(seat(texts, [index]))
+        sequence = sequences[index]
+        if packing_limit is not None and sequence.length > packing_limit:
+            passes.append(make_pass(sequences, [index]))
             continue
-        # What a text adds at most: all of it that its forerunner does not share.
-        adds = text.size
-        if waiting and texts[waiting[-1]].slot == text.slot:
-            adds -= common_start(texts[waiting[-1]].prompt, text.prompt)
-        if waiting and used + adds > budget:
-            found.append(seat(texts, waiting))
-            waiting, used, adds = [], 0, text.size
+        # What it adds at most: all of it that the sequence before it does not share.
+        adds = sequence.length
+        if waiting and sequences[waiting[-1]].slot == sequence.slot:
+            adds -= common_prefix_length(sequences[waiting[-1]].prompt, sequence.prompt)
+        if waiting and used + adds > max_tokens:
+            passes.append(make_pass(sequences, waiting))
+            waiting, used, adds = [], 0, sequence.length
         waiting.append(index)
         used += adds
-    return [*found, *([seat(texts, waiting)] if waiting else [])]
+    return [*passes, *([make_pass(sequences, waiting)] if waiting else [])]
 
 
-def _key(text: Text) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple(text.prompt), tuple(text.rest)
+def _sort_key(sequence: InputSequence) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    return sequence.slot, tuple(sequence.prompt), tuple(sequence.continuation)
 
 
-def seat(texts: Sequence[Text], order: Sequence[int], levels: int = LEVELS) -> Pass:
-    """One pass for these texts, sorted by adapter and prompt, with the headers that pay."""
-    branches: list[Branch] = []
-    seats: list[Seat] = []
-    slots: dict[int, list[int]] = {}
+def make_pass(
+    sequences: Sequence[InputSequence], order: Sequence[int], max_headers: int = MAX_HEADERS
+) -> Pass:
+    """One pass of sequences, in an order by slot and prompt, with the headers that pay."""
+    builder = _PassBuilder(sequences, [], [])
+    by_slot: dict[int, list[int]] = {}
     for index in order:
-        slots.setdefault(texts[index].slot, []).append(index)
-    for members in slots.values():
-        _grow(texts, members, (ROOT, 0, levels, 0), (branches, seats))
-    return Pass(tuple(branches), tuple(seats))
+        by_slot.setdefault(sequences[index].slot, []).append(index)
+    for members in by_slot.values():
+        builder.add(members, _Position(ROOT, 0, max_headers), common=0)
+    return Pass(tuple(builder.branches), tuple(builder.rows))
 
 
-def _grow(
-    texts: Sequence[Text],
-    members: Sequence[int],
-    place: tuple[int, int, int, int],
-    into: tuple[list[Branch], list[Seat]],
-) -> None:
-    """Add members' branches behind a place.
+class _Position(NamedTuple):
+    """Where branches are added: behind `parent`, with `shared` tokens in front of them."""
 
-    A place: parent, tokens in front, levels of headers left, tokens that all members share.
-    """
-    parent, skip, levels, known = place
-    branches, seats = into
-    for cluster in _clusters(texts, members, known):
-        first = texts[cluster[0]]
-        shared = _shared([texts[i].prompt for i in cluster])
-        if not levels or len(cluster) == 1 or shared <= known:
-            for index in cluster:
-                text = texts[index]
-                seats.append(Seat(text.slot, index, len(branches), skip))
-                branches.append(
-                    Branch(
-                        [*text.prompt[skip:], *text.rest],
-                        parent,
-                        text.slot,
-                        text.lineage,
-                        text.depths,
-                    )
-                )
-        elif (shared - skip) * (len(cluster) - 1) >= WORTH:
-            branches.append(Branch(first.prompt[skip:shared], parent, first.slot))
-            _grow(texts, cluster, (len(branches) - 1, shared, levels - 1, shared), into)
-        else:  # some of them may still share more
-            _grow(texts, cluster, (parent, skip, levels, shared), into)
+    parent: int
+    shared: int
+    headers_left: int
 
 
-def _clusters(texts: Sequence[Text], members: Sequence[int], known: int) -> Iterator[list[int]]:
-    """Runs of neighbours that share more tokens than `known`."""
-    run = [members[0]]
-    for before, index in pairwise(members):
-        if common_start(texts[before].prompt, texts[index].prompt) <= known:
-            yield run
-            run = []
-        run.append(index)
-    yield run
+@dataclass(frozen=True, slots=True)
+class _PassBuilder:
+    """Branches and rows of a pass, as they are added."""
+
+    sequences: Sequence[InputSequence]
+    branches: list[Branch]
+    rows: list[PassRow]
+
+    def add(self, members: Sequence[int], at: _Position, common: int) -> None:
+        """Add sequences, sorted by prompt, whose first `common` tokens are the same."""
+        for cluster in self._clusters(members, common):
+            prompts = [self.sequences[index].prompt for index in cluster]
+            # Prompts are sorted: what the first and the last share is shared by all between them.
+            # Each keeps a token of its own, whose state predicts what follows the prompt.
+            shared = min(common_prefix_length(prompts[0], prompts[-1]), min(map(len, prompts)) - 1)
+            if not at.headers_left or len(cluster) == 1 or shared <= common:
+                for index in cluster:
+                    self._add_row(index, at)
+            elif (shared - at.shared) * (len(cluster) - 1) >= MIN_SAVED_TOKENS:
+                slot = self.sequences[cluster[0]].slot
+                self.branches.append(Branch(prompts[0][at.shared : shared], at.parent, slot))
+                header = _Position(len(self.branches) - 1, shared, at.headers_left - 1)
+                self.add(cluster, header, shared)
+            else:  # some of them may still share more
+                self.add(cluster, at, shared)
+
+    def _add_row(self, index: int, at: _Position) -> None:
+        sequence = self.sequences[index]
+        tokens = [*sequence.prompt[at.shared :], *sequence.continuation]
+        tree = (sequence.tree_mask, sequence.tree_depths)
+        self.rows.append(PassRow(sequence.slot, index, len(self.branches), at.shared))
+        self.branches.append(Branch(tokens, at.parent, sequence.slot, *tree))
+
+    def _clusters(self, members: Sequence[int], common: int) -> Iterator[list[int]]:
+        """Runs of neighbours that share more tokens than `common`."""
+        prompts = {index: self.sequences[index].prompt for index in members}
+        run = [members[0]]
+        for previous, index in pairwise(members):
+            if common_prefix_length(prompts[previous], prompts[index]) <= common:
+                yield run
+                run = []
+            run.append(index)
+        yield run
 
 
-def _shared(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens that all prompts begin with; each keeps one of its own."""
-    # Prompts are sorted: what the first and the last share is shared by all between them.
-    return min(common_start(prompts[0], prompts[-1]), min(map(len, prompts)) - 1)
-
-
-def common_start(one: Sequence[int], other: Sequence[int]) -> int:
+def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
     """Tokens that two sequences begin with."""
-    for position, (mine, theirs) in enumerate(zip(one, other, strict=False)):
-        if mine != theirs:
+    for position, (token, other) in enumerate(zip(a, b, strict=False)):
+        if token != other:
             return position
-    return min(len(one), len(other))
+    return min(len(a), len(b))

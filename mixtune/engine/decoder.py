@@ -15,24 +15,38 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from mixtune.engine.attention import NAME
-from mixtune.engine.forest import BASE, Branch, Forest, Past, Routes, plant
-from mixtune.engine.kv_cache import Memory
+from mixtune.engine.attention import ATTENTION_NAME
+from mixtune.engine.forest import (
+    BASE,
+    AdapterRouting,
+    AdapterSlice,
+    Branch,
+    Forest,
+    pack_forest,
+)
+from mixtune.engine.kv_cache import DecodeCache, PrefixCache
 from mixtune.errors import ModelError
 
-_LAYERS = {"full_attention", "sliding_attention"}
-_STRETCHED = {"dynamic", "longrope"}
-_PROBE = 4
-_AGREE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Relative distance to the network's own logits up to which the rest is rounding."""
+LOGIT_ROWS = 512
+"""Positions whose logits exist at once: bounds memory at 512 x vocabulary x 4 bytes."""
+
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+_PROBE_TOKENS = 4
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Relative distance to the network's own logits up to which it is rounding."""
 
 
-class _ReachedError(Exception):
-    """The layers that were wanted have run."""
+class _TopLayersReachedError(Exception):
+    """Ends a forward pass behind the lower layers."""
 
 
 class Decoder:
-    """A causal language model, split into the decoder and the head on top of it."""
+    """A causal language model, split into the decoder and the head on top of it.
+
+    `packing_limit`: tokens up to which a row may share a pass (None: any). `max_length`: positions
+    that the model was made for. `num_lower_layers`: see `split_layers`.
+    """
 
     def __init__(self, network: Any) -> None:
         """Take a network in evaluation mode.
@@ -46,16 +60,13 @@ class Decoder:
         self.softcap: float | None = getattr(network.config, "final_logit_softcapping", None)
         self.dtype: torch.dtype = network.dtype
         self.device: torch.device = network.device
-        self.span = _span(network.config)
-        self.context: int | None = getattr(network.config, "max_position_embeddings", None)
-        self.routes = Routes()
-        self.cut = 0
-        """Layers whose work may be taken from what was kept (see `cut_below`)."""
-        self.checkpointing = False
-        """Whether a layer's activations are computed again in the backward pass, not kept."""
-        self._given: Tensor | None = None
+        self.packing_limit = _packing_limit(network.config)
+        self.max_length: int | None = getattr(network.config, "max_position_embeddings", None)
+        self.routing = AdapterRouting()
+        self.num_lower_layers = 0
+        self._lower_states: Tensor | None = None
         _check_layers(network)
-        self._check()
+        self._check_attention()
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype, device: str) -> "Decoder":
@@ -66,7 +77,7 @@ class Decoder:
         """
         auto: Any = AutoModelForCausalLM
         try:
-            with quiet():  # its report of missing weights: the error below says it
+            with quiet_transformers():  # its report of missing weights: the error below says it
                 network, info = auto.from_pretrained(
                     folder,
                     dtype=dtype,
@@ -95,112 +106,33 @@ class Decoder:
             )
         return cls(network.to(device).eval())
 
-    @torch.inference_mode()
-    def begin(self, start: Sequence[int], slots: Sequence[int]) -> Past:
-        """Compute a start that many rows share, under some adapters, once for all later passes.
+    # ---- passes ---------------------------------------------------------------------------------
 
-        Args:
-            start: at least one token.
-            slots: adapters, each once.
-        """
-        ordered = tuple(sorted(slots))  # the order of the packed tokens
-        past = Past(len(start), ordered)
-        forest = plant([Branch(start, adapter=slot) for slot in ordered], self.device)
-        self.routes.slices = forest.slices
-        self._run(forest.ids, forest.positions, forest=forest, record=past)
-        return past
-
-    def run(self, forest: Forest, memory: Memory | None = None) -> Tensor:
+    def forward(self, forest: Forest, decode_cache: DecodeCache | None = None) -> Tensor:
         """Last hidden states [N, width] of a forest's packed tokens.
 
         Args:
             forest: tokens and what each sees.
-            memory: keeps keys and values for tokens that follow (see `follow`).
-        """
-        self.check_length(forest.longest)
-        self.routes.slices = forest.slices
-        return self._run(forest.ids, forest.positions, forest=forest, memory=memory)
-
-    def cut_below(self, top: int) -> None:
-        """Make the layers below the `top` topmost ones skippable.
+            decode_cache: filled with keys and values of the last block's rows (see `decode`).
 
         Raises:
-            ModelError: the model has no more layers than that.
+            ModelError: a text is longer than the model's context.
         """
-        layers = self.layers
-        if not 0 < top < len(layers):
-            raise ModelError(
-                "train.top_layers leaves no layer below",
-                found=top,
-                wanted=f"1 to {len(layers) - 1} of the model's {len(layers)} layers",
-                remedy="lower it, or leave it out to train all layers",
-            )
-        self.cut = len(layers) - top
-        for number, layer in enumerate(layers[: self.cut]):
-            layer.forward = self._skippable(layer.forward, last=number == self.cut - 1)
+        self.check_length(forest.max_length)
+        return self._run_forest(forest, decode_cache=decode_cache)
 
-    @property
-    def layers(self) -> list[nn.Module]:
-        """The decoder's layers, from the bottom."""
-        found: Any = self.inner.layers
-        return list(found)
+    @torch.inference_mode()
+    def prefill(self, prefix: Sequence[int], slot: int) -> PrefixCache:
+        """Keys and values of a prefix under one adapter, computed once for many passes."""
+        cache = PrefixCache(len(prefix))
+        forest = pack_forest([Branch(prefix, slot=slot)], self.device)
+        self._run_forest(forest, prefix_cache=cache)
+        return cache
 
-    def _skippable(self, forward: Callable[..., Tensor], *, last: bool) -> Callable[..., Tensor]:
-        """A lower layer: computes, or, where states are given, hands them on at the last one."""
-
-        def layer(hidden: Tensor, *args: Any, **more: Any) -> Tensor:
-            if self._given is None:
-                return forward(hidden, *args, **more)
-            return self._given.unsqueeze(0) if last else hidden
-
-        return layer
-
-    def below(self, forest: Forest) -> Tensor:
-        """[N, width]: what enters the top layers, computed by those below."""
-        found: list[Tensor] = []
-
-        def reached(_layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found.append(args[0][0].clone())
-            raise _ReachedError
-
-        self.routes.slices = ((BASE, 0, forest.size),)
-        handle = self.layers[self.cut].register_forward_pre_hook(reached)
-        try:
-            self._run(forest.ids, forest.positions, forest=forest)
-        except _ReachedError:
-            return found[0]
-        finally:
-            handle.remove()
-        raise AssertionError("a network calls all of its layers")
-
-    def above(self, forest: Forest, states: Tensor) -> Tensor:
-        """`run` with the states that enter the top layers given."""
-        self._given = states
-        try:
-            return self.run(forest)
-        finally:
-            self._given = None
-
-    def checkpoint_layers(self) -> None:
-        """Let every layer compute its activations again in the backward pass if asked to."""
-        for layer in self.layers:
-            layer.forward = self._twice(layer.forward)
-
-    def _twice(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def layer(hidden: Tensor, *args: Any, **more: Any) -> Tensor:
-            if not (self.checkpointing and torch.is_grad_enabled()):
-                return forward(hidden, *args, **more)
-            # The routes of the pass are those of its backward pass too: it comes before the next.
-            found: Tensor = checkpoint(forward, hidden, *args, use_reentrant=False, **more)
-            return found
-
-        return layer
-
-    def follow(self, ids: Tensor, memory: Memory) -> Tensor:
-        """Last hidden states [rows, width] of one more token for each row of a memory."""
-        positions = memory.advance()
-        self.routes.slices = memory.slices
-        return self._run(ids, positions, memory=memory)
+    def decode(self, ids: Tensor, cache: DecodeCache, slot: int) -> Tensor:
+        """Last hidden states [R, width] of one more token for each row of a cache."""
+        self.routing.slices = (AdapterSlice(slot, 0, len(ids)),)
+        return self._run(ids, cache.next_positions(), decode_cache=cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., width] → [..., vocabulary], float32."""
@@ -209,60 +141,131 @@ class Decoder:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
 
+    def _run_forest(self, forest: Forest, **caches: object) -> Tensor:
+        self.routing.slices = forest.slices
+        return self._run(forest.input_ids, forest.position_ids, forest=forest, **caches)
+
+    def _run(self, ids: Tensor, positions: Tensor, **attention_options: object) -> Tensor:
+        out = self.inner(
+            input_ids=ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            use_cache=False,
+            **attention_options,
+        )
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+    # ---- layers ---------------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder's layers, from the bottom."""
+        layers: Any = self.inner.layers
+        return list(layers)
+
+    def split_layers(self, num_top_layers: int) -> None:
+        """Make the layers below the top ones skippable (see `forward_top`).
+
+        Raises:
+            ModelError: the model has no more layers than that.
+        """
+        layers = self.layers
+        if not 0 < num_top_layers < len(layers):
+            raise ModelError(
+                "train.top_layers leaves no layer below",
+                found=num_top_layers,
+                wanted=f"1 to {len(layers) - 1} of the model's {len(layers)} layers",
+                remedy="lower it, or leave it out to train all layers",
+            )
+        self.num_lower_layers = len(layers) - num_top_layers
+        for number, layer in enumerate(layers[: self.num_lower_layers]):
+            is_last = number == self.num_lower_layers - 1
+            layer.forward = self._skippable(layer.forward, is_last=is_last)
+
+    def _skippable(self, forward: Callable[..., Tensor], *, is_last: bool) -> Callable[..., Tensor]:
+        """A lower layer that computes nothing, or at the last one returns the states, if given."""
+
+        def layer(hidden: Tensor, *args: Any, **options: Any) -> Tensor:
+            if self._lower_states is None:
+                return forward(hidden, *args, **options)
+            return self._lower_states.unsqueeze(0) if is_last else hidden
+
+        return layer
+
+    def forward_lower(self, forest: Forest) -> Tensor:
+        """Hidden states [N, width] that enter the top layers, under the base alone."""
+        states: list[Tensor] = []
+
+        def stop(_layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            states.append(args[0][0].clone())
+            raise _TopLayersReachedError
+
+        handle = self.layers[self.num_lower_layers].register_forward_pre_hook(stop)
+        self.routing.slices = (AdapterSlice(BASE, 0, forest.num_tokens),)
+        try:
+            self._run(forest.input_ids, forest.position_ids, forest=forest)
+        except _TopLayersReachedError:
+            return states[0]
+        finally:
+            handle.remove()
+        raise AssertionError("a network calls all of its layers")
+
+    def forward_top(self, forest: Forest, lower_states: Tensor) -> Tensor:
+        """`forward` from the states [N, width] that enter the top layers."""
+        self._lower_states = lower_states
+        try:
+            return self.forward(forest)
+        finally:
+            self._lower_states = None
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute every layer's activations again in the backward pass rather than keep them."""
+        for layer in self.layers:
+            layer.forward = _checkpointed(layer.forward)
+
+    # ---- what can be run ------------------------------------------------------------------------
+
     def check_length(self, tokens: int) -> None:
         """Refuse a text beyond the positions that the model was made for.
 
         Raises:
             ModelError: it is longer; networks go on computing there, and what comes is no use.
         """
-        if self.context is not None and tokens > self.context:
+        if self.max_length is not None and tokens > self.max_length:
             raise ModelError(
                 "a text is longer than the model's context",
                 found=f"{tokens} tokens",
-                wanted=f"at most {self.context}, as config.json says (max_position_embeddings)",
+                wanted=f"at most {self.max_length}, as config.json says (max_position_embeddings)",
                 remedy="lower train.max_length or evaluate.max_prompt_length, shorten the texts, "
                 "or use another base model",
             )
 
-    def alone(self, length: int) -> bool:
-        """Whether a row this long must be run by itself to be exact."""
-        return self.span is not None and length > self.span
-
-    def _run(self, ids: Tensor, positions: Tensor, **more: object) -> Tensor:
-        out = self.inner(
-            input_ids=ids.unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
-            use_cache=False,
-            **more,
-        )
-        hidden: Tensor = out.last_hidden_state[0]
-        return hidden
+    def must_run_alone(self, length: int) -> bool:
+        """Whether a row this long must have a pass to itself to be exact."""
+        return self.packing_limit is not None and length > self.packing_limit
 
     @torch.no_grad()
-    def _check(self) -> None:
+    def _check_attention(self) -> None:
         """Compare with the network's own attention and logits: architectures may do more to them.
 
-        The probe has a shared start, so that a layer that looks across tokens in another way than
-        by attention is found out. Its tokens are taken from all over the vocabulary, and the
-        median token decides: in bfloat16 single tokens, special ones above all, are so sensitive
-        that two of transformers' own attention functions differ by a third of their logits there.
+        The two probes share a start, so that a layer that looks across tokens in another way than
+        by attention is found out. Tokens are taken from all over the vocabulary, and the median
+        token decides: in bfloat16 single tokens, special ones above all, are so sensitive that two
+        of transformers' own attention functions differ by a third of their logits there.
         """
         vocabulary = int(self.network.config.get_text_config().vocab_size)
-        probe = [vocabulary * (1 + place) // (1 + _PROBE) for place in range(_PROBE)]
-        other = [*probe[:2], *reversed(probe[2:])]
-        own = [
+        probe = [vocabulary * (1 + i) // (1 + _PROBE_TOKENS) for i in range(_PROBE_TOKENS)]
+        second = [*probe[:2], *reversed(probe[2:])]
+        expected = [
             self.network(input_ids=torch.tensor([row], device=self.device), use_cache=False)
-            for row in (probe, other)
+            for row in (probe, second)
         ]
-        self.network.set_attn_implementation(NAME)
-        forest = plant(
-            [Branch(probe[:2]), Branch(probe[2:], parent=0), Branch(other[2:], parent=0)],
-            self.device,
-        )
-        mine = self.logits(self.run(forest))
-        theirs = torch.cat([own[0].logits[0], own[1].logits[0, 2:]]).float()
-        apart = (mine - theirs).norm(dim=1) / theirs.norm(dim=1)
-        if not float(apart.sort().values[len(apart) // 2]) < _AGREE[self.dtype]:
+        self.network.set_attn_implementation(ATTENTION_NAME)
+        branches = [Branch(probe[:2]), Branch(probe[2:], parent=0), Branch(second[2:], parent=0)]
+        logits = self.logits(self.forward(pack_forest(branches, self.device)))
+        reference = torch.cat([expected[0].logits[0], expected[1].logits[0, 2:]]).float()
+        distance = (logits - reference).norm(dim=1) / reference.norm(dim=1)
+        if not float(distance.sort().values[len(distance) // 2]) < _TOLERANCE[self.dtype]:
             raise ModelError(
                 "the model does more than attention over its tokens and an output head",
                 found=type(self.network).__name__,
@@ -272,7 +275,7 @@ class Decoder:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """The progress bars and warnings of transformers off, and back as they were."""
     logging: Any = transformers_logging
     bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -286,27 +289,36 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _span(config: Any) -> int | None:
-    """Tokens up to which the rotations of positions are fixed.
+def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def layer(hidden: Tensor, *args: Any, **options: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return forward(hidden, *args, **options)
+        # The pass's routing still holds in its backward pass, which comes before the next pass.
+        out: Tensor = checkpoint(forward, hidden, *args, use_reentrant=False, **options)
+        return out
 
-    Stretched rotary embeddings depend on the longest row of a pass.
-    """
+    return layer
+
+
+def _packing_limit(config: Any) -> int | None:
+    """Tokens up to which rotary embeddings are fixed: some depend on the longest row of a pass."""
     rope = getattr(config, "rope_parameters", None) or {}
     limits: list[int] = []
-    for part in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        if part.get("rope_type") in _STRETCHED:
-            original = part.get("original_max_position_embeddings")
+    # One set of parameters, or one for each type of layer.
+    for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if parameters.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
+            original = parameters.get("original_max_position_embeddings")
             limits.append(int(original or config.max_position_embeddings))
     return min(limits, default=None)
 
 
 def _check_layers(network: Any) -> None:
     """Refuse recurrent and other layers whose state is not one key and value per token."""
-    kinds = set(getattr(network.config, "layer_types", None) or []) - _LAYERS
-    if kinds or getattr(network, "_is_stateful", False):
+    unknown = set(getattr(network.config, "layer_types", None) or []) - _LAYER_TYPES
+    if unknown or getattr(network, "_is_stateful", False):
         raise ModelError(
             "the model has layers that this engine does not run",
-            found=sorted(kinds) or type(network).__name__,
+            found=sorted(unknown) or type(network).__name__,
             wanted="attention layers only",
             remedy="use another base model",
         )

@@ -9,6 +9,7 @@ Knows: parameters, a whole model's files. Does not know: tokens, batches, optimi
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -22,11 +23,18 @@ from mixtune.errors import ModelError
 WEIGHTS_FILE = "model.safetensors"
 
 
+class _Views(NamedTuple):
+    """A parameter's part of the two flat buffers, in its shape."""
+
+    weight: Tensor
+    gradient: Tensor
+
+
 class FullWeights:
     """All weights of one network: a bank with a single slot."""
 
     slots = 1
-    form = None
+    config = None
 
     def __init__(self, decoder: Decoder, folder: Path) -> None:
         """Make every parameter trainable.
@@ -37,41 +45,46 @@ class FullWeights:
         """
         self.decoder, self.folder = decoder, folder
         network: nn.Module = decoder.network
-        self.parameters = dict(network.named_parameters())  # tied ones once
+        self.parameters = dict(network.named_parameters())  # tied weights once
         size = sum(parameter.numel() for parameter in self.parameters.values())
         self.weights = torch.empty(1, size, device=decoder.device)
         self.gradients = torch.zeros(1, size, device=decoder.device)
-        self._views: dict[str, tuple[Tensor, Tensor]] = {}
-        first = 0
+        self._views: dict[str, _Views] = {}
+        start = 0
         for name, parameter in self.parameters.items():
-            part = slice(first, first := first + parameter.numel())
-            weight, gradient = (
-                t[0, part].view_as(parameter) for t in (self.weights, self.gradients)
-            )
+            columns = slice(start, start := start + parameter.numel())
+            buffers = (self.weights, self.gradients)
+            weight, gradient = (buffer[0, columns].view_as(parameter) for buffer in buffers)
             weight.copy_(parameter.detach())
-            self._views[name] = (weight, gradient)
+            self._views[name] = _Views(weight, gradient)
             parameter.requires_grad_(True)
             if decoder.dtype == torch.float32:
                 parameter.data = weight
                 parameter.grad = gradient
             else:
-                parameter.register_post_accumulate_grad_hook(_into(gradient))  # type: ignore[no-untyped-call]
+                hook = _accumulate_into(gradient)
+                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
-    def named(self, slot: int = 0, *, gradients: bool = False) -> list[tuple[str, Tensor]]:
+    def named_parameters(
+        self, slot: int = 0, *, gradients: bool = False
+    ) -> list[tuple[str, Tensor]]:
         """Weights (or gradients) under the network's own names."""
-        return [(name, views[gradients]) for name, views in self._views.items()]
+        return [
+            (name, views.gradient if gradients else views.weight)
+            for name, views in self._views.items()
+        ]
 
-    def ready(self, slot: int) -> None:
+    def sync_to_compute_dtype(self, slot: int) -> None:
         """Let the network compute with the weights as they are now; BASE: with the base's own."""
         if slot == BASE:
-            self._fill(self.folder)
+            self._read_weights(self.folder)
         if self.decoder.dtype != torch.float32:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
-                    parameter.copy_(self._views[name][0])
+                    parameter.copy_(self._views[name].weight)
 
-    def dial(self, strength: float) -> None:
-        """All of the weights, or the base's: there is no product to make stronger or weaker.
+    def set_scaling(self, strength: float) -> None:
+        """Refuse any strength but 1: there is no low-rank product to scale.
 
         Raises:
             ModelError: another strength than 1.
@@ -86,15 +99,17 @@ class FullWeights:
 
     def reset(self, slot: int, seed: int) -> None:
         """Start anew from the base's weights; nothing is drawn, so that the seed plays no part."""
-        self._fill(self.folder)
+        self._read_weights(self.folder)
         self.gradients.zero_()
-        self.ready(slot)
+        self.sync_to_compute_dtype(slot)
 
     def save(self, slot: int, folder: Path, base_name: str) -> None:
         """Write a whole model in the base's number format, the base's other files beside it."""
         folder.mkdir(parents=True, exist_ok=True)
-        dtype = self.decoder.dtype
-        tensors = {name: view.to("cpu", dtype).contiguous().clone() for name, view in self.named()}
+        tensors = {
+            name: views.weight.to("cpu", self.decoder.dtype).contiguous().clone()
+            for name, views in self._views.items()
+        }
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         for file in self.folder.iterdir():
             if file.is_file() and file.suffix != ".safetensors" and "index" not in file.name:
@@ -106,45 +121,41 @@ class FullWeights:
         Raises:
             ModelError: a file is missing, broken, or of another model.
         """
-        self._fill(folder)
-        self.ready(slot)
+        self._read_weights(folder)
+        self.sync_to_compute_dtype(slot)
 
-    def _fill(self, folder: Path) -> None:
-        held: dict[str, Tensor] = {}
+    def _read_weights(self, folder: Path) -> None:
+        tensors: dict[str, Tensor] = {}
         try:
             for file in sorted(folder.glob("*.safetensors")):
-                held |= load_file(file)
+                tensors |= load_file(file)
         except (OSError, SafetensorError) as error:
-            raise _unfit(folder, str(error)) from error
-        shapes = {name: tuple(view.shape) for name, (view, _) in self._views.items()}
-        absent = [name for name, shape in shapes.items() if _shape(held.get(name)) != shape]
-        if absent:
-            raise _unfit(folder, f"{len(absent)} missing or misshapen, such as {absent[0]}")
+            raise _unusable(folder, str(error)) from error
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        misfits = [n for n, views in self._views.items() if shapes.get(n) != views.weight.shape]
+        if misfits:
+            raise _unusable(folder, f"{len(misfits)} missing or misshapen, such as {misfits[0]}")
         with torch.no_grad():
-            for name, (view, _) in self._views.items():
-                view.copy_(held[name])
+            for name, views in self._views.items():
+                views.weight.copy_(tensors[name])
 
 
-def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
-    return None if tensor is None else tuple(tensor.shape)
+def _accumulate_into(total: Tensor) -> Callable[[Tensor], None]:
+    """A hook that adds a parameter's gradient to a float32 buffer and frees it."""
 
-
-def _into(total: Tensor) -> Callable[[Tensor], None]:
-    """What adds a parameter's gradient to a float32 buffer and lets go of it."""
-
-    def add(parameter: Tensor) -> None:
+    def hook(parameter: Tensor) -> None:
         assert parameter.grad is not None
         total.add_(parameter.grad)
         parameter.grad = None
 
-    return add
+    return hook
 
 
-def _unfit(folder: Path, found: str) -> ModelError:
+def _unusable(folder: Path, problem: str) -> ModelError:
     return ModelError(
         "the model's weights cannot be used",
         where=str(folder),
-        found=found,
+        found=problem,
         wanted="safetensors of the base model's architecture",
         remedy="train this run again",
     )

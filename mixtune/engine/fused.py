@@ -1,7 +1,7 @@
 """Norms and gated activations in fewer passes over memory, keeping less for the backward pass.
 
-Written for a frozen base. Each replacement is compared with what it replaces, on random numbers in
-the network's own format, when a network is loaded; one that differs is not made.
+Written for a frozen base. Each replacement is compared with the module's own forward, on random
+numbers in the network's format, when a network is loaded; one that differs is not used.
 
 Knows: root-mean-square norms, gated linear units with SiLU. Does not know: attention, adapters.
 """
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_PROBE = 8
-_AGREE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-4}
-"""Relative distance up to which a replacement computes the same; of the half formats, far less than
-one rounding more or less makes (2e-3 and 3e-4): the order of roundings is the network's own."""
+_PROBE_ROWS = 8
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-4}
+"""Relative distance up to which a replacement computes the same. In the half formats one rounding
+more or less makes more (2e-3 and 3e-4): replacements round where the network does."""
 
 
 class _Norm(torch.autograd.Function):
@@ -29,30 +29,31 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """[..., width] → [..., width]."""
-        wide = _wide(x)
+        wide = _at_least_float32(x)
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-        ctx.save_for_backward(x, weight, inverse)
-        out: Tensor = (wide * inverse).to(weight.dtype).mul_(weight)
+        inverse_rms = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse_rms)
+        # Rounded to the weight's format before it is multiplied by it, as the network's own norm.
+        out: Tensor = (wide * inverse_rms).to(weight.dtype).mul_(weight)
         return out.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradient of `x`."""
-        x, weight, inverse = ctx.saved_tensors
-        wide, scaled = _wide(x), _wide(grads[0] * weight)
-        along = (scaled * wide).sum(dim=-1, keepdim=True)
-        pull = inverse.pow(3).mul_(along).div_(-x.shape[-1])
-        return scaled.mul_(inverse).addcmul_(wide, pull).to(x.dtype), None, None
+        """Gradient of `x`: g / rms - x · (g · x) / (width · rms³), with g the scaled gradient."""
+        x, weight, inverse_rms = ctx.saved_tensors
+        wide, scaled = _at_least_float32(x), _at_least_float32(grads[0] * weight)
+        dot = (scaled * wide).sum(dim=-1, keepdim=True)
+        factor = inverse_rms.pow(3).mul_(dot).div_(-x.shape[-1])
+        return scaled.mul_(inverse_rms).addcmul_(wide, factor).to(x.dtype), None, None
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Numbers in float32 at least."""
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Numbers in float32, or in float64 if they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _Gated(torch.autograd.Function):
-    """`silu(gate) · up`; what silu gave is computed again in the backward pass."""
+    """`silu(gate) · up`; silu is computed again in the backward pass rather than kept."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -72,15 +73,15 @@ class _Gated(torch.autograd.Function):
 
 
 def fuse(network: nn.Module) -> int:
-    """Replace what can be replaced in a network, by giving modules another `forward`.
+    """Give every norm and gated unit of a network a faster `forward`, where it computes the same.
 
     Returns:
-        How many modules compute the new way.
+        How many modules were changed.
     """
     count = 0
     for module in network.modules():
         replacement = _replacement(module)
-        if replacement is not None and _same(module, replacement):
+        if replacement is not None and _computes_the_same(module, replacement):
             module.forward = replacement
             count += 1
     return count
@@ -90,7 +91,7 @@ def _replacement(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     if type(module).__name__.endswith("RMSNorm"):
         return _norm_of(module)
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    # Which activation it has, the comparison tells.
+    # Units with another activation than SiLU fail the comparison.
     return _gated_of(module) if all(isinstance(part, nn.Module) for part in parts) else None
 
 
@@ -120,13 +121,13 @@ def _gated_of(module: Any) -> Callable[[Tensor], Tensor]:
 
 
 @torch.no_grad()
-def _same(module: nn.Module, replacement: Callable[[Tensor], Tensor]) -> bool:
-    """Whether a replacement computes what the module computes."""
+def _computes_the_same(module: nn.Module, replacement: Callable[[Tensor], Tensor]) -> bool:
+    """Compare on random numbers, in the module's own format."""
     weight: Any = getattr(module, "weight", None)
-    inner: Any = getattr(module, "gate_proj", None)
-    width = len(weight) if weight is not None else inner.weight.shape[1]
+    gate: Any = getattr(module, "gate_proj", None)
+    width = len(weight) if weight is not None else gate.weight.shape[1]
     generator = torch.Generator().manual_seed(0)
-    own = next(module.parameters())
-    probe = torch.randn(1, _PROBE, width, generator=generator).to(own.device, own.dtype)
-    mine, theirs = replacement(probe).float(), module(probe).float()
-    return bool((mine - theirs).norm() <= _AGREE[own.dtype] * theirs.norm())
+    like = next(module.parameters())
+    probe = torch.randn(1, _PROBE_ROWS, width, generator=generator).to(like.device, like.dtype)
+    replaced, expected = replacement(probe).float(), module(probe).float()
+    return bool((replaced - expected).norm() <= _TOLERANCE[like.dtype] * expected.norm())

@@ -1,85 +1,80 @@
-"""Keys and values of rows that go on token by token: greedy decoding.
+"""Keys and values that outlive a pass: of a prefix shared by later passes, and of greedy decoding.
 
-Knows: buffers, attention of one token per row. Does not know: networks, stopping, text.
+Knows: buffers, positions. Does not know: attention's arithmetic, networks, text.
 """
 
-import torch
+from dataclasses import dataclass, field
+
 from torch import Tensor
 from torch.nn import functional
 
-from mixtune.engine.forest import Forest, Slices
-from mixtune.engine.layout import How, Plan
 
+@dataclass(slots=True)
+class PrefixCache:
+    """Keys and values of a prefix under one adapter, for passes that continue it.
 
-class Memory:
-    """The rows' keys and values, layer by layer.
-
-    Filled by a forest whose last block holds the rows; then each step appends one key and value to
-    every row. Buffers have room for `limit` more tokens.
+    `layers`: layer index → keys and values, each [key heads, length, head size]; filled by the
+    pass that computes the prefix.
     """
 
-    def __init__(self, forest: Forest, limit: int, slices: Slices) -> None:
-        """Take the rows of a forest's last block, in the block's order.
+    length: int
+    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class DecodeCache:
+    """Keys and values of rows that are decoded token by token, each step one token per row.
+
+    `visible` [R, S + max_new_tokens]: which keys a row sees. `key_positions`: their places in the
+    text, as sliding windows need them. `positions` [R]: of the last token.
+    """
+
+    def __init__(
+        self, visible: Tensor, key_positions: Tensor, positions: Tensor, max_new_tokens: int
+    ) -> None:
+        """Reserve room behind a prefill of S keys per row, padding among them.
 
         Args:
-            forest: a pass that is about to run.
-            limit: most tokens that follow.
-            slices: (adapter, from, to) over the rows.
+            visible: [R, S] bool, false at padding.
+            key_positions: [R, S].
+            positions: [R], of each row's last token.
+            max_new_tokens: tokens that may follow.
         """
-        block = forest.blocks[-1]
-        rows, span = len(block.queries), block.keys.shape[1]
-        spare = block.real.new_zeros(rows, limit)
-        last = block.real.sum(1) - 1
-        # The last real query of a row sees all of the row's real keys.
-        seen = block.allowed.expand(rows, -1, -1)[torch.arange(rows), last]
-        self.seen = torch.cat([seen, spare], dim=1)
-        room = block.key_positions.new_zeros(rows, limit)
-        self.positions = torch.cat([block.key_positions, room], dim=1)
-        self.next = block.query_positions.gather(1, last.unsqueeze(1)).squeeze(1)
-        self.filled, self.limit = span, limit
-        self.slices = slices
-        self._held: dict[int, tuple[Tensor, Tensor]] = {}
+        room = (0, max_new_tokens)
+        self.visible = functional.pad(visible, room)
+        self.key_positions = functional.pad(key_positions, room)
+        self.positions = positions
+        self.length = visible.shape[1]
+        self._room = max_new_tokens
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def keep(self, layer: int, flat: list[Tensor], plan: Plan) -> None:
-        """Store a layer's keys and values of the forest."""
-        part = plan.blocks[-1]
-        index = plan.to_keys[part.at[1]]
-        shape = (part.rows, plan.key_heads, part.keys, flat[0].shape[1])
-        held = [functional.pad(t[index].view(shape), (0, 0, 0, self.limit)) for t in flat]
-        self._held[layer] = (held[0], held[1])
+    def prefill(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Store a layer's prefill, each [R, key heads, S, head size]."""
+        rows = (0, 0, 0, self._room)
+        self._layers[layer] = functional.pad(keys, rows), functional.pad(values, rows)
 
-    def advance(self) -> Tensor:
-        """Make room for one more token of each row; returns their positions [rows]."""
-        self.next = self.next + 1
-        self.seen[:, self.filled] = True
-        self.positions[:, self.filled] = self.next
-        self.filled += 1
-        return self.next
+    def next_positions(self) -> Tensor:
+        """Positions [R] of one more token of each row, which from now on is visible."""
+        self.positions = self.positions + 1
+        self.visible[:, self.length] = True
+        self.key_positions[:, self.length] = self.positions
+        self.length += 1
+        return self.positions
 
-    def attend(self, layer: int, new: tuple[Tensor, Tensor, Tensor], how: How) -> Tensor:
-        """Attention of one token per row, whose key and value are appended.
-
-        Args:
-            layer: its number.
-            new: queries, keys and values, each [heads, rows, size].
-            how: scaling, cap, window.
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append one key and value per row, each [R, key heads, head size]; returns all so far.
 
         Returns:
-            [1, rows, heads, size].
+            Keys and values, each [R, key heads, length, head size].
         """
-        query, key, value = (tensor.transpose(0, 1) for tensor in new)  # [rows, heads, size]
-        keys, values = self._held[layer]
-        keys[:, :, self.filled - 1] = key
-        values[:, :, self.filled - 1] = value
-        keys, values = keys[:, :, : self.filled], values[:, :, : self.filled]
-        rows, heads, size = query.shape
-        grouped = query.reshape(rows, keys.shape[1], -1, size)
-        scores = torch.matmul(grouped, keys.mT).float() * how.scaling
-        if how.softcap is not None:
-            scores = torch.tanh(scores / how.softcap) * how.softcap
-        seen = self.seen[:, : self.filled]
-        if how.window is not None:
-            seen = seen & (self.next[:, None] - self.positions[:, : self.filled] < how.window)
-        scores = scores.masked_fill(~seen[:, None, None], float("-inf"))
-        out = torch.matmul(torch.softmax(scores, dim=-1).to(values.dtype), values)
-        return out.reshape(1, rows, heads, size)
+        keys, values = self._layers[layer]
+        keys[:, :, self.length - 1] = key
+        values[:, :, self.length - 1] = value
+        return keys[:, :, : self.length], values[:, :, : self.length]
+
+    def mask(self, window: int | None) -> Tensor:
+        """[R, length] bool: which keys the token in work sees, within a sliding window if any."""
+        visible = self.visible[:, : self.length]
+        if window is None:
+            return visible
+        distance = self.positions[:, None] - self.key_positions[:, : self.length]
+        return visible & (distance < window)

@@ -1,4 +1,4 @@
-"""Cross-entropy at supervised positions, sent back through the network.
+"""Cross-entropy at supervised positions, and its backward pass through the network.
 
 Knows: how a row's tokens are weighted, blocks of logits. Does not know: adapters, optimisers.
 """
@@ -8,14 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mixtune.engine.batching import Pass
-from mixtune.engine.decoder import Decoder
-from mixtune.engine.forest import Forest, plant
+from mixtune.engine.batching import Pass, answer_indices
+from mixtune.engine.decoder import LOGIT_ROWS, Decoder
+from mixtune.engine.forest import Forest
 from mixtune.study.spec import LossName
 from mixtune.tokens import Row
-
-LOGIT_ROWS = 512
-"""Positions whose logits exist at once: bounds memory at 512 x vocabulary x 4 bytes."""
 
 
 def token_weights(rows: Sequence[Row], loss: LossName) -> list[float]:
@@ -31,61 +28,68 @@ def token_weights(rows: Sequence[Row], loss: LossName) -> list[float]:
 
 
 def backward(
-    run: Callable[[Forest, Pass], Tensor],
+    forward: Callable[[Forest], Tensor],
     decoder: Decoder,
     work: Pass,
     rows: Sequence[Row],
     weights: Sequence[float],
 ) -> list[float]:
-    """One pass forward and back; returns each seat's part of its adapter's loss.
+    """One pass forward and back; returns the weighted loss of each of its rows.
 
     Args:
-        run: hidden states of a pass, whole or from what was kept of it.
+        forward: hidden states [N, width] of a forest.
         decoder: the network.
-        work: which rows it seats; its rows' numbers are places in `rows`.
-        rows: what is learnt.
+        work: which rows it packs; their `index` is a place in `rows`.
+        rows: training rows.
         weights: weight of each supervised token of each row.
     """
-    forest = plant(work.branches, decoder.device, stacked=decoder.device.type != "cpu")
-    spots: list[int] = []
+    forest = work.pack(decoder.device)
+    indices: list[int] = []
     targets: list[int] = []
     scales: list[float] = []
-    owners: list[int] = []
-    for number, seat in enumerate(work.seats):
-        row = rows[seat.row]
-        first = len(row.prompt) - 1 - seat.skip
-        spots += forest.spots(seat.branch, range(first, first + len(row.answer)))
+    row_numbers: list[int] = []
+    for number, each in enumerate(work.rows):
+        row = rows[each.index]
+        indices += answer_indices(forest, each, row)
         targets += row.answer
-        scales += [weights[seat.row]] * len(row.answer)
-        owners += [number] * len(row.answer)
+        scales += [weights[each.index]] * len(row.answer)
+        row_numbers += [number] * len(row.answer)
     with torch.enable_grad():
-        hidden = run(forest, work)[torch.tensor(spots, device=decoder.device)]
-        each = _send_back(
+        hidden = forward(forest)[torch.tensor(indices, device=decoder.device)]
+        losses = _backward_by_blocks(
             decoder,
             hidden,
             torch.tensor(targets, device=decoder.device),
             torch.tensor(scales, device=decoder.device),
         )
-    sums = torch.zeros(len(work.seats), dtype=torch.float64)
-    sums.index_add_(0, torch.tensor(owners), each.double().cpu())
-    return [float(part) for part in sums.tolist()]
+    # Summed on the CPU in float64: on a GPU, index_add_ has no fixed order.
+    sums = torch.zeros(len(work.rows), dtype=torch.float64)
+    sums.index_add_(0, torch.tensor(row_numbers), losses.double().cpu())
+    return [float(loss) for loss in sums.tolist()]
 
 
-def _send_back(decoder: Decoder, hidden: Tensor, targets: Tensor, scales: Tensor) -> Tensor:
-    """Weighted cross-entropy of [positions, width] states, sent back; returns it by position.
+def _backward_by_blocks(
+    decoder: Decoder, hidden: Tensor, targets: Tensor, scales: Tensor
+) -> Tensor:
+    """Backward pass of the weighted cross-entropy of hidden states; returns it by position.
 
-    Where the head is frozen, the gradient at its input is all that is needed from it: it is taken
-    block by block, and no more than a block's logits exist at once.
+    Args:
+        decoder: its head gives the logits.
+        hidden: [positions, width].
+        targets: [positions], token ids.
+        scales: [positions], weights.
     """
-    top = hidden.detach().requires_grad_()
+    # A graph is cut at the head's input, where all that is needed of the head is its gradient: it
+    # is taken block by block, and no more than a block's logits exist at once.
+    head_input = hidden.detach().requires_grad_()
     losses = []
     for start in range(0, len(targets), LOGIT_ROWS):
         block = slice(start, start + LOGIT_ROWS)
-        logits = decoder.logits(top[block])
-        each, grad = _cross_entropy(logits.detach(), targets[block], scales[block])
+        logits = decoder.logits(head_input[block])
+        loss, grad = _cross_entropy(logits.detach(), targets[block], scales[block])
         torch.autograd.backward(logits, grad)
-        losses.append(each)
-    torch.autograd.backward(hidden, top.grad)
+        losses.append(loss)
+    torch.autograd.backward(hidden, head_input.grad)
     return torch.cat(losses)
 
 
@@ -95,9 +99,10 @@ def _cross_entropy(logits: Tensor, targets: Tensor, scales: Tensor) -> tuple[Ten
     Logits are by far the largest numbers here: each pass over them that writes anew costs more
     than the arithmetic.
     """
-    wanted = targets[:, None]
+    column = targets[:, None]
     normaliser = logits.logsumexp(dim=-1, keepdim=True)
-    each = (normaliser - logits.gather(1, wanted))[:, 0] * scales
+    loss = (normaliser - logits.gather(1, column))[:, 0] * scales
+    # The gradient of -log softmax at the target: softmax, minus one at the target.
     grad = logits.sub_(normaliser).exp_()
-    grad.scatter_add_(1, wanted, grad.new_full(wanted.shape, -1.0))
-    return each, grad.mul_(scales[:, None])
+    grad.scatter_add_(1, column, grad.new_full(column.shape, -1.0))
+    return loss, grad.mul_(scales[:, None])

@@ -1,14 +1,13 @@
-"""Adapters merged: the weighted sum of LoRA products as one adapter, and one adapter made weaker.
+"""Adapters merged: the weighted sum of LoRA products as one adapter, and one adapter scaled.
 
 A sum of products of low rank is a product of higher rank, and nothing has to be approximated:
 
-    Σ wᵢ sᵢ Bᵢ Aᵢ  =  [w₁s₁B₁ … wₙsₙBₙ] · [A₁; …; Aₙ]        rank r₁ + … + rₙ, scale 1
+    Σ wᵢ sᵢ Bᵢ Aᵢ  =  [w₁s₁B₁ … wₙsₙBₙ] · [A₁; …; Aₙ]        rank r₁ + … + rₙ, scaling 1
 
-(wᵢ: the weight asked for; sᵢ: the adapter's own scale, alpha / rank.) Of one adapter alone A and B
-are kept to the bit and alpha is multiplied, so that its strength is an exact dial.
+(wᵢ: the given weight; sᵢ: the adapter's own scaling, alpha / rank.) Of a single adapter A and B
+stay as they are, to the bit, and alpha is multiplied.
 
-Knows: PEFT's two files, which base model a folder says that it is for. Does not know: networks,
-what the adapters were trained on.
+Knows: PEFT's two files, the base model that a folder names. Does not know: networks, training data.
 """
 
 import json
@@ -17,50 +16,67 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mixtune.engine.adapter_format import CONFIG_FILE, WEIGHTS_FILE, Form, peft_config, unreadable
+from mixtune.engine.adapter_format import (
+    CONFIG_FILE,
+    KEY_PREFIX,
+    LORA_A,
+    LORA_B,
+    WEIGHTS_FILE,
+    AdapterConfig,
+    read_weights,
+    write_adapter,
+)
 from mixtune.errors import ModelError
 from mixtune.store.files import Place, fingerprint, read_object, whole_folder
 
 MERGE_FILE = "merge.json"
 """Beside PEFT's two files: the base and the parts that a merged adapter was made from."""
 
-_A, _B = ".lora_A.weight", ".lora_B.weight"
-_PREFIX = "base_model.model."
-_WRITING = Place(ModelError, "give another --out, or free space")
+_OUT = Place(ModelError, "give another --out, or free space")
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class BaseReference:
     """The base model that an adapter is for: its name, and its digest where that is known."""
 
     name: str
     digest: str | None
 
+    def __str__(self) -> str:
+        return self.name + (f", digest {self.digest}" if self.digest else ", digest not known")
+
+
+class _Pair(NamedTuple):
+    """A layer's A [rank, in] and B [out, rank], float32."""
+
+    A: Tensor
+    B: Tensor
+
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """An adapter that was read: layer → A [rank, in] and B [out, rank], float32.
-
-    `targets`: the layers as its configuration names them.
-    """
+class _Adapter:
+    """An adapter that was read; `layers`: by PEFT's name of the layer."""
 
     folder: Path
-    form: Form
-    targets: list[str] | str
-    base: Base
-    layers: Mapping[str, tuple[Tensor, Tensor]]
+    config: AdapterConfig
+    base: BaseReference
+    layers: Mapping[str, _Pair]
+
+    @property
+    def target_modules(self) -> list[str] | str:
+        """The layers, as PEFT's configuration names them."""
+        targets = self.config.target_modules
+        return sorted(targets) if isinstance(targets, tuple) else targets or "all-linear"
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What was written: rank, layers, parts with their weights."""
+    """A merged adapter that was written: rank, layers, parts with their weights."""
 
     folder: str
     base: str
@@ -75,11 +91,11 @@ def merge(folders: Sequence[Path], weights: Sequence[float], out: Path) -> Merge
     Args:
         folders: plain LoRA adapters of one base model, on the same layers, of any rank and alpha.
         weights: one for each; 1 is the adapter as it was trained.
-        out: a folder that is not there yet, or is empty.
+        out: a folder that does not exist yet, or is empty.
 
     Raises:
         ModelError: no adapter (a whole model), more than plain LoRA, another base model, other
-            layers; the folder is taken.
+            layers; the folder is not empty.
         ValueError: not one finite weight for each adapter.
     """
     if not folders or len(folders) != len(weights) or not all(map(math.isfinite, weights)):
@@ -88,27 +104,49 @@ def merge(folders: Sequence[Path], weights: Sequence[float], out: Path) -> Merge
         raise ModelError(
             "there is something already", where=str(out), remedy="give another --out, or remove it"
         )
-    parts = [read(folder) for folder in folders]
-    for first, other in combinations(parts, 2):
-        _refuse_other(first, other)
-    form, layers = _scaled(parts[0], weights[0]) if len(parts) == 1 else _sum(parts, weights)
-    made = Merged(
+    adapters = [_read(folder) for folder in folders]
+    for first, second in combinations(adapters, 2):
+        _check_same_base(first, second)
+        _check_same_layers(first, second)
+    config, layers = _sum(adapters, weights)
+    merged = Merged(
         folder=str(out),
-        base=parts[0].base.name,
-        rank=form.rank,
+        base=adapters[0].base.name,
+        rank=config.rank,
         layers=len(layers),
-        parts=[_said(part, weight) for part, weight in zip(parts, weights, strict=True)],
+        parts=[_describe(adapter, w) for adapter, w in zip(adapters, weights, strict=True)],
     )
-    digests = [part.base.digest for part in parts if part.base.digest]
-    base = {"name": made.base, "digest": digests[0] if digests else None}
-    with whole_folder(out, _WRITING) as folder:
-        save_file(_named(layers), folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        _write(folder / CONFIG_FILE, peft_config(form, _targets(parts), made.base))
-        _write(folder / MERGE_FILE, {"base": base, "parts": made.parts})
-    return made
+    digests = [adapter.base.digest for adapter in adapters if adapter.base.digest]
+    base = {"name": merged.base, "digest": digests[0] if digests else None}
+    tensors: dict[str, Tensor] = {}
+    for layer, (A, B) in layers.items():
+        tensors |= {f"{layer}{LORA_A}": A.contiguous(), f"{layer}{LORA_B}": B.contiguous()}
+    facts = json.dumps({"base": base, "parts": merged.parts}, indent=2, sort_keys=True) + "\n"
+    with whole_folder(out, _OUT) as folder:
+        write_adapter(folder, config, _target_modules(adapters), tensors, merged.base)
+        (folder / MERGE_FILE).write_text(facts, encoding="utf-8")
+    return merged
 
 
-def read(folder: Path) -> Part:
+def base_of(folder: Path) -> BaseReference:
+    """The base model that an adapter's folder names.
+
+    A merged adapter and one that a study trained name its digest; any other has PEFT's
+    `base_model_name_or_path` alone.
+
+    Raises:
+        ModelError: one of the files exists and cannot be read.
+    """
+    config = read_object(folder / CONFIG_FILE, ModelError)
+    merged = read_object(folder / MERGE_FILE, ModelError).get("base")
+    trained = read_object(folder.resolve().parent / "run.json", ModelError).get("model")
+    facts = next((base for base in (merged, trained) if isinstance(base, dict)), {})
+    digest = facts.get("digest")
+    name = str(config.get("base_model_name_or_path") or facts.get("name") or "")
+    return BaseReference(name, digest if isinstance(digest, str) else None)
+
+
+def _read(folder: Path) -> _Adapter:
     """An adapter in PEFT's format, in float32.
 
     Raises:
@@ -121,137 +159,100 @@ def read(folder: Path) -> Part:
             wanted=f"a folder with {CONFIG_FILE}, such as one trained with train.method lora",
             remedy="full fine-tuning leaves no low-rank product: train the cell as an adapter",
         )
-    form = Form.read(folder)
-    try:
-        held = load_file(folder / WEIGHTS_FILE)
-    except (OSError, SafetensorError) as error:
-        raise unreadable(folder / WEIGHTS_FILE, error) from error
-    targets = read_object(folder / CONFIG_FILE, ModelError)["target_modules"]
-    return Part(folder, form, targets, base_of(folder), _pairs(held, folder, form.rank))
+    config = AdapterConfig.read(folder)
+    return _Adapter(folder, config, base_of(folder), _pairs(folder, config.rank))
 
 
-def base_of(folder: Path) -> Base:
-    """The base model that an adapter's folder says that it is for.
-
-    A merged adapter and one that a study trained name its digest; any other has PEFT's
-    `base_model_name_or_path` alone.
-
-    Raises:
-        ModelError: one of the files is there and cannot be read.
-    """
-    config = read_object(folder / CONFIG_FILE, ModelError)
-    merged = read_object(folder / MERGE_FILE, ModelError).get("base")
-    trained = read_object(folder.resolve().parent / "run.json", ModelError).get("model")
-    known = next((facts for facts in (merged, trained) if isinstance(facts, dict)), {})
-    digest = known.get("digest")
-    name = str(config.get("base_model_name_or_path") or known.get("name") or "")
-    return Base(name, digest if isinstance(digest, str) else None)
-
-
-def _pairs(held: Mapping[str, Tensor], folder: Path, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer → (A, B); refused where a tensor is no half of such a pair."""
-    layers = sorted({key.removesuffix(_A).removesuffix(_B) for key in held})
-    odd = held.keys() ^ {f"{layer}{half}" for layer in layers for half in (_A, _B)}
-    if odd:
+def _pairs(folder: Path, rank: int) -> dict[str, _Pair]:
+    """Layer → (A, B); refused where a tensor belongs to no such pair."""
+    tensors = read_weights(folder)
+    layers = sorted({key.removesuffix(LORA_A).removesuffix(LORA_B) for key in tensors})
+    unpaired = tensors.keys() ^ {f"{layer}{end}" for layer in layers for end in (LORA_A, LORA_B)}
+    if unpaired:
         raise ModelError(
             "the adapter's weights are not pairs of lora_A and lora_B",
             where=str(folder / WEIGHTS_FILE),
-            found=f"{len(odd)} without the other or of another kind, such as {min(odd)}",
+            found=f"{len(unpaired)} without the other or of another kind, such as {min(unpaired)}",
             wanted="lora_A.weight and lora_B.weight of every layer",
             remedy="use a whole adapter of plain LoRA",
         )
-    pairs = {layer: (held[f"{layer}{_A}"], held[f"{layer}{_B}"]) for layer in layers}
-    for layer, (down, up) in pairs.items():
-        if down.dim() != 2 or up.dim() != 2 or (down.shape[0], up.shape[1]) != (rank, rank):
+    pairs = {}
+    for layer in layers:
+        A, B = tensors[f"{layer}{LORA_A}"], tensors[f"{layer}{LORA_B}"]
+        if A.dim() != 2 or B.dim() != 2 or (A.shape[0], B.shape[1]) != (rank, rank):
             raise ModelError(
                 f"the adapter's weights are not of rank {rank}",
                 where=f"{folder / WEIGHTS_FILE}, {layer}",
-                found=f"A {tuple(down.shape)}, B {tuple(up.shape)}",
+                found=f"A {tuple(A.shape)}, B {tuple(B.shape)}",
                 wanted=f"[{rank}, in] and [out, {rank}], as {CONFIG_FILE} says",
                 remedy="use the configuration and the weights of one adapter",
             )
-    return {layer: (down.float(), up.float()) for layer, (down, up) in pairs.items()}
+        pairs[layer] = _Pair(A.float(), B.float())
+    return pairs
 
 
-def _refuse_other(first: Part, other: Part) -> None:
-    """Two adapters add up only on one base model and the same layers."""
-    one, two = first.base, other.base
+def _check_same_base(first: _Adapter, second: _Adapter) -> None:
+    """Compare digests where both are known, else names."""
+    one, two = first.base, second.base
     by_digest = one.digest is not None and two.digest is not None
     if (one.digest != two.digest) if by_digest else (one.name != two.name):
+        hint = "" if by_digest else f"; if it is the same one, name it alike in {CONFIG_FILE}"
         raise ModelError(
             "the adapters are for different base models",
-            where=str(other.folder),
-            found=_named_base(two),
-            wanted=f"{_named_base(one)}, as {first.folder}",
-            remedy="merge adapters of one base model"
-            + ("" if by_digest else f"; if it is the same one, name it alike in {CONFIG_FILE}"),
+            where=str(second.folder),
+            found=str(two),
+            wanted=f"{one}, as {first.folder}",
+            remedy=f"merge adapters of one base model{hint}",
         )
+
+
+def _check_same_layers(first: _Adapter, second: _Adapter) -> None:
     shapes = [
-        {layer: (down.shape[1], up.shape[0]) for layer, (down, up) in part.layers.items()}
-        for part in (first, other)
+        {layer: (pair.A.shape[1], pair.B.shape[0]) for layer, pair in adapter.layers.items()}
+        for adapter in (first, second)
     ]
     differing = sorted({layer for layer, _ in shapes[0].items() ^ shapes[1].items()})
     if differing:
         raise ModelError(
             "the adapters are on different layers",
-            where=str(other.folder),
+            where=str(second.folder),
             found=f"{len(differing)} layers differ, such as {differing[0]}",
             wanted=f"the {len(first.layers)} layers of {first.folder}, of the same shapes",
             remedy="merge adapters that were trained with the same target_modules",
         )
 
 
-def _named_base(base: Base) -> str:
-    return base.name + (f", digest {base.digest}" if base.digest else ", digest not known")
-
-
-_Layers = dict[str, tuple[Tensor, Tensor]]
-
-
-def _sum(parts: Sequence[Part], weights: Sequence[float]) -> tuple[Form, _Layers]:
-    """Form and layers of the sum: A's stacked, weights and scales folded into B's."""
+def _sum(
+    adapters: Sequence[_Adapter], weights: Sequence[float]
+) -> tuple[AdapterConfig, Mapping[str, _Pair]]:
+    """Configuration and layers of the weighted sum."""
+    if len(adapters) == 1:
+        config = adapters[0].config
+        return replace(config, alpha=config.alpha * weights[0]), adapters[0].layers
     layers = {}
-    for layer in parts[0].layers:
-        downs = [part.layers[layer][0] for part in parts]
-        ups = [
-            part.layers[layer][1] * (weight * part.form.scale)
-            for part, weight in zip(parts, weights, strict=True)
-        ]
-        layers[layer] = torch.cat(downs), torch.cat(ups, dim=1)
-    rank = sum(part.form.rank for part in parts)
-    return Form(rank, float(rank)), layers
+    for layer in adapters[0].layers:
+        pairs = [adapter.layers[layer] for adapter in adapters]
+        factors = [w * a.config.scaling for a, w in zip(adapters, weights, strict=True)]
+        scaled = [pair.B * factor for pair, factor in zip(pairs, factors, strict=True)]
+        layers[layer] = _Pair(torch.cat([pair.A for pair in pairs]), torch.cat(scaled, dim=1))
+    rank = sum(adapter.config.rank for adapter in adapters)
+    return AdapterConfig(rank, float(rank)), layers
 
 
-def _scaled(part: Part, weight: float) -> tuple[Form, _Layers]:
-    """One adapter with its scale multiplied: A and B stay as they are."""
-    return replace(part.form, alpha=part.form.alpha * weight), dict(part.layers)
+def _target_modules(adapters: Sequence[_Adapter]) -> list[str] | str:
+    """As the adapters name them, or whole names where they differ in it."""
+    first = adapters[0]
+    if all(adapter.target_modules == first.target_modules for adapter in adapters):
+        return first.target_modules
+    return [layer.removeprefix(KEY_PREFIX) for layer in first.layers]
 
 
-def _targets(parts: Sequence[Part]) -> list[str] | str:
-    """PEFT's `target_modules`: as the parts name them, or whole names where they differ in it."""
-    named = [sorted(p.targets) if isinstance(p.targets, list) else p.targets for p in parts]
-    if all(one == named[0] for one in named):
-        return named[0]
-    return [layer.removeprefix(_PREFIX) for layer in parts[0].layers]
-
-
-def _named(layers: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    found = {}
-    for layer, (down, up) in layers.items():
-        found[f"{layer}{_A}"], found[f"{layer}{_B}"] = down.contiguous(), up.contiguous()
-    return found
-
-
-def _said(part: Part, weight: float) -> dict[str, object]:
-    """A part as merge.json keeps it."""
+def _describe(adapter: _Adapter, weight: float) -> dict[str, object]:
+    """A part, as merge.json records it."""
     return {
-        "adapter": str(part.folder),
+        "adapter": str(adapter.folder),
         "weight": weight,
-        "rank": part.form.rank,
-        "scale": part.form.scale,
-        "sha256": fingerprint(part.folder / WEIGHTS_FILE)[1],
+        "rank": adapter.config.rank,
+        "scale": adapter.config.scaling,
+        "sha256": fingerprint(adapter.folder / WEIGHTS_FILE)[1],
     }
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -8,49 +8,65 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from mixtune.engine import generate, probe
-from mixtune.engine import rank as score
-from mixtune.engine.adapter_format import Form
+from mixtune.engine.adapter_format import AdapterConfig
 from mixtune.engine.bank import Bank
-from mixtune.engine.batching import PASS_TOKENS, WORTH, common_start
+from mixtune.engine.batching import MIN_SAVED_TOKENS, PASS_TOKENS, common_prefix_length
 from mixtune.engine.decoder import Decoder
-from mixtune.engine.forest import BASE, Past
+from mixtune.engine.forest import BASE
 from mixtune.engine.full import FullWeights
-from mixtune.engine.trunk import Trunk
+from mixtune.engine.generate import Generator, answer_of
+from mixtune.engine.kv_cache import PrefixCache
+from mixtune.engine.lower_layers import LowerLayerCache
+from mixtune.engine.probe import Reader, Reading, read_answers
+from mixtune.engine.rank import EncodedQuery, Ranker, Ranking
 from mixtune.errors import ModelError
 from mixtune.records import Answer, Query
 from mixtune.study.spec import EvalSpec, TrainSpec
 from mixtune.tokens import Row, Tokens
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_Asked = Sequence[tuple[Query, list[int]]]
-_Key = tuple[str, tuple[int, ...], tuple[str, ...]]
+
+
+class _Prompt(NamedTuple):
+    """A query and its prompt in tokens."""
+
+    query: Query
+    ids: list[int]
+
+    @property
+    def key(self) -> tuple[str, tuple[int, ...], tuple[str, ...]]:
+        """Key of its ranking in the cache."""
+        return self.query.id, tuple(self.ids), self.query.choices
 
 
 class LocalModel:
-    """A frozen base with a bank of LoRA adapters on every linear layer but the head."""
+    """A frozen base with a bank of LoRA adapters on every linear layer but the head.
+
+    `slot`: the adapter that answers, BASE for none. `pass_tokens`: of one pass in training; halved
+    when a pass does not fit in memory. `on_note` is called with what a user should know.
+    `lower_layers`: cached states of the layers below the adapters, where those are in the top
+    layers only.
+    """
 
     def __init__(
         self, decoder: Decoder, bank: Bank | FullWeights, tokens: Tokens, evaluate: EvalSpec
     ) -> None:
         """Put the parts together; `system` is for the caller to set."""
         self.system = ""
-        self.trunk: Trunk | None = None
-        """What the layers below the adapters computed, where that is kept."""
+        self.lower_layers: LowerLayerCache | None = None
         self.pass_tokens = PASS_TOKENS
-        """Tokens of one pass in training; halved when a pass does not fit in memory."""
-        self.on_note: Callable[[str], None] = _say_nothing
+        self.on_note: Callable[[str], None] = lambda _note: None
         self.decoder = decoder
         self.bank = bank
         self.tokens = tokens
         self.evaluate = evaluate
         self.slot = 0
-        """Which adapter answers; BASE for none."""
-        self._ranked: dict[_Key, score.Ranked] = {}
+        self._rankings: dict[tuple[str, tuple[int, ...], tuple[str, ...]], Ranking] = {}
         self._base: Decoder | None = None
         """The untouched base, where all of its weights are trained; loaded when first needed."""
 
@@ -70,7 +86,7 @@ class LocalModel:
         Args:
             folder: config.json and safetensors, as transformers saves them.
             tokens: the same folder's tokenizer.
-            train: `rank`, `alpha` and `compute` (dtype of the base) are used.
+            train: method, rank, alpha, top layers and number format are used.
             evaluate: `batch_size` and `max_prompt_length` are used.
             slots: adapters in the bank.
             device: where it computes, in torch's words.
@@ -80,8 +96,7 @@ class LocalModel:
         """
         decoder = Decoder.load(folder, DTYPES[train.compute], device)
         if train.gradient_checkpointing:
-            decoder.checkpoint_layers()
-            decoder.checkpointing = True
+            decoder.enable_gradient_checkpointing()
         if train.method == "full":
             if slots != 1:
                 raise ModelError(
@@ -92,21 +107,28 @@ class LocalModel:
             return cls(decoder, FullWeights(decoder, folder), tokens, evaluate)
         targets = None
         if train.top_layers is not None:
-            decoder.cut_below(train.top_layers)
-            targets = _linears(decoder, decoder.layers[decoder.cut :])
-        form = Form(train.rank, train.alpha, targets)
-        return cls.adapted(decoder, form, tokens, evaluate, slots)
+            decoder.split_layers(train.top_layers)
+            targets = _linear_layers(decoder, decoder.layers[decoder.num_lower_layers :])
+        config = AdapterConfig(train.rank, train.alpha, targets)
+        return cls.with_adapters(decoder, config, tokens, evaluate, slots)
 
     @classmethod
-    def adapted(
-        cls, decoder: Decoder, form: Form, tokens: Tokens, evaluate: EvalSpec, slots: int = 1
+    def with_adapters(
+        cls,
+        decoder: Decoder,
+        config: AdapterConfig,
+        tokens: Tokens,
+        evaluate: EvalSpec,
+        slots: int = 1,
     ) -> "LocalModel":
-        """A network with adapters of a form of one's own, such as one that was made elsewhere.
+        """A network with adapters of any configuration, such as that of an external adapter.
 
         Raises:
-            ModelError: the network has no linear layers of that form.
+            ModelError: the network has no linear layers that the configuration names.
         """
-        return cls(decoder, Bank(decoder, form, slots), tokens, evaluate)
+        return cls(decoder, Bank(decoder, config, slots), tokens, evaluate)
+
+    # ---- adapters -------------------------------------------------------------------------------
 
     def reset(self, seed: int) -> None:
         """A fresh first adapter that answers: A drawn from `seed`, B zero, so as the base."""
@@ -128,9 +150,9 @@ class LocalModel:
         Raises:
             ModelError: another strength than 1 under full fine-tuning.
         """
-        self.forget()
-        self.bank.dial(strength)
-        self.bank.ready(slot)
+        self.clear_answers()
+        self.bank.set_scaling(strength)
+        self.bank.sync_to_compute_dtype(slot)
         self.slot = slot
 
     def save_adapter(self, folder: Path, base_name: str, slot: int = 0) -> None:
@@ -143,9 +165,15 @@ class LocalModel:
         Raises:
             ModelError: a file is missing, broken or foreign; rank, alpha or targets differ.
         """
-        self.forget()
+        self.clear_answers()
         self.bank.load(slot, folder)
         self.use_adapter(slot, strength)
+
+    def clear_answers(self) -> None:
+        """Drop cached rankings; called whenever the adapter changes."""
+        self._rankings.clear()
+
+    # ---- answers --------------------------------------------------------------------------------
 
     def rank(self, queries: Sequence[Query]) -> list[Answer]:
         """Log-probability of each choice with its end of turn; `output` is the likeliest choice.
@@ -159,40 +187,18 @@ class LocalModel:
                 raise ValueError(f"query {query.id} has no choices to rank")
         return self._in_chunks(queries, self._rank)
 
-    def rank_all(self, queries: Sequence[Query], slots: Sequence[int]) -> list[list[Answer]]:
-        """`rank` under several adapters, in common passes; for each slot its answers.
+    def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
+        """Greedy text up to the end of turn, at most `max_new_tokens` tokens.
 
         Raises:
             ModelError: a prompt is longer than `evaluate.max_prompt_length`.
+            ValueError: `max_new_tokens` is not positive.
         """
-        found: list[list[Answer]] = [[] for _ in slots]
-        order, chunks = self._chunks(queries)
-        past = self._past(chunks, slots)
-        for chunk in chunks:
-            ranked = score.rank(self, self._questions(chunk), self.tokens.eos_ids, slots, past)
-            for answers, each in zip(found, ranked, strict=True):
-                answers += [one.answer for one in each]
-        places = sorted(range(len(order)), key=order.__getitem__)
-        return [[answers[i] for i in places] for answers in found]
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}, wanted at least 1")
+        return self._in_chunks(queries, partial(self._generate, max_new_tokens))
 
-    def _rank(self, asked: _Asked, past: Past | None) -> list[Answer]:
-        """One chunk ranked, and remembered: the same pass says what strict answers need."""
-        keys = [_key(*pair) for pair in asked]
-        if not all(key in self._ranked for key in keys):
-            (ranked,) = score.rank(
-                self, self._questions(asked), self.tokens.eos_ids, [self.slot], past
-            )
-            self._ranked |= zip(keys, ranked, strict=True)
-        return [self._ranked[key].answer for key in keys]
-
-    def _questions(self, asked: _Asked) -> list[score.Question]:
-        texts = {text: self.tokens.answer_ids(text) for q, _ in asked for text in q.choices}
-        return [
-            score.Question(query, prompt, [texts[text] for text in query.choices])
-            for query, prompt in asked
-        ]
-
-    def read(self, rows: Sequence[Row]) -> list[probe.Reading]:
+    def read(self, rows: Sequence[Row]) -> list[Reading]:
         """How the adapter that answers and the base read given answers (see engine/probe.py).
 
         Raises:
@@ -206,86 +212,85 @@ class LocalModel:
                 self.bank.folder, self.decoder.dtype, str(self.decoder.device)
             )
             base = self._base
-        system = probe.Reader(self.decoder, self.slot)
-        return probe.read(system, probe.Reader(base), rows, self.pass_tokens)
+        return read_answers(Reader(self.decoder, self.slot), Reader(base), rows, self.pass_tokens)
 
-    def forget(self) -> None:
-        """Drop what was remembered of answers; called whenever the adapter changes."""
-        self._ranked.clear()
+    def _rank(self, prompts: Sequence[_Prompt], prefix: PrefixCache | None) -> list[Answer]:
+        """One chunk ranked, and cached: the same pass gives what strict answers need."""
+        if not all(prompt.key in self._rankings for prompt in prompts):
+            texts = {text for prompt in prompts for text in prompt.query.choices}
+            ids = {text: self.tokens.answer_ids(text) for text in texts}
+            queries = [
+                EncodedQuery(query, prompt, [ids[text] for text in query.choices])
+                for query, prompt in prompts
+            ]
+            ranker = Ranker(self.decoder, self.slot, self.tokens.eos_ids, self.lower_layers)
+            rankings = ranker.rank(queries, prefix)
+            self._rankings |= zip((prompt.key for prompt in prompts), rankings, strict=True)
+        return [self._rankings[prompt.key].answer for prompt in prompts]
 
-    def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
-        """Greedy text up to the end of turn, at most `max_new_tokens` tokens.
-
-        Raises:
-            ModelError: a prompt is longer than `evaluate.max_prompt_length`.
-            ValueError: `max_new_tokens` is not positive.
-        """
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}, wanted at least 1")
-
-        return self._in_chunks(queries, partial(self._generate, max_new_tokens))
-
-    def _generate(self, max_new_tokens: int, asked: _Asked, past: Past | None) -> list[Answer]:
+    def _generate(
+        self, max_new_tokens: int, prompts: Sequence[_Prompt], prefix: PrefixCache | None
+    ) -> list[Answer]:
         """One chunk of greedy answers.
 
-        Where there are choices, the pass that ranks them already says what greedy decoding says
-        when that is one of them; only answers that leave the tree are generated token by token.
-        The ranking pass is made if it was not, so that the order of asking changes no bit.
+        Where there are choices, the pass that ranks them already gives the greedy answer if that is
+        one of them; only answers that leave the tree are generated token by token. The ranking pass
+        is made if it was not, so that the order of asking changes no bit.
         """
-        began = time.perf_counter()
-        if all(query.choices for query, _ in asked):
-            self._rank(asked, past)
-        found = [self._ranked.get(_key(*pair)) for pair in asked]
-        known = [ranked.spoken if ranked else None for ranked in found]
-        said = [ids if ids is not None and len(ids) <= max_new_tokens else None for ids in known]
-        latency = (time.perf_counter() - began) / len(asked)
-        rest = [prompt for (_, prompt), ids in zip(asked, said, strict=True) if ids is None]
-        spoken = (
-            generate.generate(self.decoder, rest, self.tokens, max_new_tokens, (self.slot, past))
-            if rest
-            else []
-        )
-        others = iter(spoken)
+        started = time.perf_counter()
+        if all(prompt.query.choices for prompt in prompts):
+            self._rank(prompts, prefix)
+        answers: list[list[int] | None] = []
+        for prompt in prompts:
+            ranking = self._rankings.get(prompt.key)
+            ids = ranking.greedy if ranking else None
+            answers.append(ids if ids is not None and len(ids) <= max_new_tokens else None)
+        latency = (time.perf_counter() - started) / len(prompts)
+        unanswered = [p.ids for p, ids in zip(prompts, answers, strict=True) if ids is None]
+        generated: list[Answer] = []
+        if unanswered:
+            generator = Generator(self.decoder, self.slot, self.tokens)
+            generated = generator.generate(unanswered, max_new_tokens, prefix)
+        rest = iter(generated)
         return [
-            next(others) if ids is None else generate.answer_of(ids, self.tokens, latency)
-            for ids in said
+            next(rest) if ids is None else answer_of(ids, self.tokens, latency) for ids in answers
         ]
 
     def _in_chunks(
-        self, queries: Sequence[Query], answer: Callable[[_Asked, Past | None], list[Answer]]
+        self,
+        queries: Sequence[Query],
+        answer: Callable[[Sequence[_Prompt], PrefixCache | None], list[Answer]],
     ) -> list[Answer]:
         """Answers in the order of the queries, computed in chunks of (length, id) order.
 
         The order of computing is a function of the queries alone: rounding depends on what shares
-        a pass, and a result must not depend on the order in which questions arrive.
+        a pass, and a result must not depend on the order in which queries arrive.
         """
-        order, chunks = self._chunks(queries)
-        past = self._past(chunks, [self.slot])
+        prompts = [_Prompt(query, self._prompt_ids(query)) for query in queries]
+        order = sorted(
+            range(len(prompts)), key=lambda i: (len(prompts[i].ids), prompts[i].query.id)
+        )
+        size = self.evaluate.batch_size
+        chunks = [order[start : start + size] for start in range(0, len(order), size)]
+        prefix = self._prefill_prefix([prompt.ids for prompt in prompts], len(chunks))
         answers: dict[int, Answer] = {}
         for chunk in chunks:
-            places = order[len(answers) : len(answers) + len(chunk)]
-            answers.update(zip(places, answer(chunk, past), strict=True))
+            answers |= zip(chunk, answer([prompts[i] for i in chunk], prefix), strict=True)
         return [answers[i] for i in range(len(queries))]
 
-    def _past(self, chunks: Sequence[_Asked], slots: Sequence[int]) -> Past | None:
-        """What all prompts begin with, computed once for all chunks, where that saves anything."""
-        if len(chunks) < 2 or self.trunk is not None or self.decoder.span is not None:
+    def _prefill_prefix(self, prompts: Sequence[list[int]], num_chunks: int) -> PrefixCache | None:
+        """The common start of all prompts, computed once for all chunks, where that saves much."""
+        is_exact = self.lower_layers is None and self.decoder.packing_limit is None
+        if num_chunks < 2 or not is_exact:
             return None
-        prompts = [prompt for chunk in chunks for _, prompt in chunk]
-        start = min(common_start(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
-        if start * (len(chunks) - 1) < WORTH:
+        # All prompts share what the first and the last in sorted order share; each keeps a token.
+        shared = common_prefix_length(min(prompts), max(prompts))
+        length = min(shared, min(map(len, prompts)) - 1)
+        if length * (num_chunks - 1) < MIN_SAVED_TOKENS:
             return None
-        return self.decoder.begin(prompts[0][:start], slots)
+        return self.decoder.prefill(prompts[0][:length], self.slot)
 
-    def _chunks(self, queries: Sequence[Query]) -> tuple[list[int], list[_Asked]]:
-        """Places of the queries in the order of computing, and the chunks of that order."""
-        asked = [(query, self._prompt(query)) for query in queries]
-        order = sorted(range(len(asked)), key=lambda i: (len(asked[i][1]), asked[i][0].id))
-        size = self.evaluate.batch_size
-        starts = range(0, len(order), size)
-        return order, [[asked[i] for i in order[start : start + size]] for start in starts]
-
-    def _prompt(self, query: Query) -> list[int]:
+    def _prompt_ids(self, query: Query) -> list[int]:
         ids = self.tokens.prompt_ids(query.messages)
         if len(ids) > self.evaluate.max_prompt_length:
             raise ModelError(
@@ -298,17 +303,8 @@ class LocalModel:
         return ids
 
 
-def _say_nothing(text: str) -> None:
-    """Nobody listens."""
-
-
-def _linears(decoder: Decoder, layers: Sequence[nn.Module]) -> tuple[str, ...]:
+def _linear_layers(decoder: Decoder, layers: Sequence[nn.Module]) -> tuple[str, ...]:
     """Whole names of the linear layers within some of the network's layers."""
     inside = {id(module) for layer in layers for module in layer.modules()}
     named: Iterable[tuple[str, nn.Module]] = decoder.network.named_modules()
     return tuple(sorted(name for name, m in named if isinstance(m, nn.Linear) and id(m) in inside))
-
-
-def _key(query: Query, prompt: Sequence[int]) -> _Key:
-    """What an answer is remembered by."""
-    return query.id, tuple(prompt), query.choices

@@ -1,7 +1,5 @@
 """Log-probabilities of given answers: all choices of many prompts in one forward pass.
 
-Knows: trees of choices. Does not know: which choice is right, tasks, LoRA.
-
 The choices of a prompt form a tree of tokens; it stands behind the prompt in the same branch, and
 each node sees the prompt and its own ancestors only. With "up", "up a lot" and "down":
 
@@ -9,35 +7,35 @@ each node sees the prompt and its own ancestors only. With "up", "up a lot" and 
     position   0 …    | … n-1              | n   n+1 n+2  n
     "lot" sees header, rest, up, a, itself; "down" sees header, rest, itself
 
-A choice's last token (its end of turn) is never an input: nothing is asked behind it.
+A choice's last token (its end of turn) is never an input: nothing is predicted behind it.
 
-The same pass says what greedy decoding would say as long as that stays on the tree: the likeliest
-token behind the prompt, behind that one, and so on, up to a stop.
+The same pass gives the greedy answer as long as that stays on the tree: the likeliest token behind
+the prompt, behind that one, and so on, up to a stop.
+
+Knows: trees of choices. Does not know: which choice is right, tasks, LoRA.
 """
 
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mixtune.engine.batching import Text, seat
-from mixtune.engine.decoder import Decoder
-from mixtune.engine.forest import Branch, Past, plant
-from mixtune.engine.trunk import Trunk
+from mixtune.engine.batching import InputSequence, make_pass
+from mixtune.engine.decoder import LOGIT_ROWS, Decoder
+from mixtune.engine.forest import Branch, pack_forest
+from mixtune.engine.kv_cache import PrefixCache
+from mixtune.engine.lower_layers import LowerLayerCache, forward_pass
 from mixtune.records import Answer, Query
 
-LOGIT_ROWS = 512
-"""Positions whose logits exist at once: bounds memory at 512 x vocabulary x 4 bytes."""
-
-ROOT = -1
-"""Stands for the last token of the prompt where a node's number is wanted."""
+PROMPT_END = -1
+"""Stands for the last token of the prompt where a node of a tree is expected."""
 
 
 @dataclass(slots=True)
-class Tree:
+class ChoiceTree:
     """The choices' tokens but the last, each shared start once; parents stand before children.
 
     `paths`: for each choice the (node, next token) pairs whose log-probabilities add up to it.
@@ -50,12 +48,12 @@ class Tree:
     children: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, choices: Sequence[Sequence[int]]) -> "Tree":
-        """Build the tree of choices given as token ids with their end of turn."""
+    def build(cls, choices: Sequence[Sequence[int]]) -> "ChoiceTree":
+        """The tree of choices given as token ids with their end of turn."""
         tree = cls()
         children = tree.children
         for choice in choices:
-            node, path = ROOT, []
+            node, path = PROMPT_END, []
             for token in choice[:-1]:
                 path.append((node, token))
                 if (node, token) not in children:
@@ -66,47 +64,42 @@ class Tree:
             tree.paths.append([*path, (node, choice[-1])])
         return tree
 
-    def follow(self, likeliest: Mapping[int, int], stops: Collection[int]) -> list[int] | None:
+    def greedy_answer(
+        self, likeliest: Mapping[int, int], stops: Collection[int]
+    ) -> list[int] | None:
         """Greedy tokens up to a stop, or None where they leave the tree.
 
         Args:
-            likeliest: node (ROOT for the prompt) → its likeliest next token.
+            likeliest: node → its likeliest next token.
             stops: tokens that end a turn.
         """
-        found: list[int] = []
-        node: int | None = ROOT
+        tokens: list[int] = []
+        node: int | None = PROMPT_END
         while node is not None:
-            found.append(likeliest[node])
-            if found[-1] in stops:
-                return found
-            node = self.children.get((node, found[-1]))
+            tokens.append(likeliest[node])
+            if tokens[-1] in stops:
+                return tokens
+            node = self.children.get((node, tokens[-1]))
         return None
 
     def depths(self) -> list[int]:
         """Distance of each node from the prompt's last token, minus one."""
-        found: list[int] = []
+        depths: list[int] = []
         for parent in self.parents:
-            found.append(0 if parent == ROOT else found[parent] + 1)
-        return found
+            depths.append(0 if parent == PROMPT_END else depths[parent] + 1)
+        return depths
 
-    def lineage(self) -> Tensor:
+    def mask(self) -> Tensor:
         """[nodes, nodes] bool: whether the second is the first or one of its ancestors."""
-        seen = torch.eye(len(self.tokens), dtype=torch.bool)
+        mask = torch.eye(len(self.tokens), dtype=torch.bool)
         for node, parent in enumerate(self.parents):
-            if parent != ROOT:
-                seen[node] |= seen[parent]
-        return seen
-
-
-class Reader(Protocol):
-    """What answers: a network, and what is kept of its lower layers' work."""
-
-    decoder: Decoder
-    trunk: Trunk | None
+            if parent != PROMPT_END:
+                mask[node] |= mask[parent]
+        return mask
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class EncodedQuery:
     """A query in tokens; choices with their end of turn."""
 
     query: Query
@@ -115,132 +108,136 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
-    """The ranking of a query's choices, and the greedy answer where it stays on their tree."""
+class Ranking:
+    """The ranking of a query's choices, and the greedy answer where it is one of them."""
 
     answer: Answer
-    spoken: list[int] | None
+    greedy: list[int] | None
 
 
-def rank(
-    reader: Reader,
-    asked: Sequence[Question],
-    stops: Collection[int],
-    slots: Sequence[int],
-    past: Past | None = None,
-) -> list[list[Ranked]]:
-    """Answers of some adapters to one chunk of questions; sums over the whole of each choice.
+@dataclass(frozen=True, slots=True)
+class Ranker:
+    """A network with one adapter that ranks choices.
 
-    Args:
-        reader: the network, and what was kept of the layers below the adapters.
-        asked: queries with their token ids.
-        stops: tokens that end a turn.
-        slots: the adapters that answer, each once.
-        past: what all prompts begin with, computed under these adapters.
-
-    Returns:
-        For each slot the answers in the order of the questions.
+    `slot`: the adapter. `stops`: tokens that end a turn. `lower_layers`: cached states of the
+    layers below the adapters, if any.
     """
-    began = time.perf_counter()
-    trees: dict[tuple[tuple[int, ...], ...], Tree] = {}
-    of_row = []
-    for question in asked:
-        key = tuple(tuple(choice) for choice in question.choices)
-        of_row.append(trees.setdefault(key, Tree.of(key)))
-    with torch.inference_mode():
-        longest = max(len(q.prompt) + len(c) for q in asked for c in q.choices)
-        if reader.decoder.alone(longest):
-            found = [[_one_by_one(reader.decoder, q, slot) for q in asked] for slot in slots]
-        else:
-            found = _together(reader, asked, (of_row, stops, slots), past)
-    latency = (time.perf_counter() - began) / (len(asked) * len(slots))
-    return [
-        [
-            Ranked(_answer(question.query, sums, latency), spoken)
-            for question, (sums, spoken) in zip(asked, answers, strict=True)
+
+    decoder: Decoder
+    slot: int
+    stops: Collection[int]
+    lower_layers: LowerLayerCache | None = None
+
+    def rank(
+        self, queries: Sequence[EncodedQuery], prefix: PrefixCache | None = None
+    ) -> list[Ranking]:
+        """One chunk of queries in their order; log-probabilities are sums over a choice's tokens.
+
+        Args:
+            queries: in tokens.
+            prefix: common start of all prompts, computed under this adapter.
+        """
+        started = time.perf_counter()
+        longest = max(len(q.prompt) + len(choice) for q in queries for choice in q.choices)
+        with torch.inference_mode():
+            if self.decoder.must_run_alone(longest):
+                scores = [_Scores(self._sums_alone(query), None) for query in queries]
+            else:
+                scores = self._scores_in_one_pass(queries, prefix)
+        latency = (time.perf_counter() - started) / len(queries)
+        return [
+            Ranking(_answer(query.query, each.log_probs, latency), each.greedy)
+            for query, each in zip(queries, scores, strict=True)
         ]
-        for answers in found
-    ]
+
+    def _scores_in_one_pass(
+        self, queries: Sequence[EncodedQuery], prefix: PrefixCache | None
+    ) -> list["_Scores"]:
+        keys = [tuple(map(tuple, query.choices)) for query in queries]
+        by_choices = {key: ChoiceTree.build(key) for key in dict.fromkeys(keys)}
+        masks = {key: tree.mask() for key, tree in by_choices.items()}
+        trees = [by_choices[key] for key in keys]
+        start = prefix.length if prefix else 0
+        sequences = [
+            InputSequence(self.slot, query.prompt[start:], tree.tokens, masks[key], tree.depths())
+            for query, key, tree in zip(queries, keys, trees, strict=True)
+        ]
+        order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i].prompt))
+        work = make_pass(sequences, order)
+        forest = work.pack(self.decoder.device, prefix)
+        hidden = forward_pass(self.decoder, self.lower_layers, work, sequences, forest)
+        # Index of each tree's first node; the prompt's last token stands before it, as node -1.
+        roots = [0] * len(sequences)
+        for row in work.rows:
+            prompt_length = len(sequences[row.index].prompt) - row.shared
+            roots[row.index] = forest.branch_starts[row.branch] + prompt_length
+        edges = [
+            _Edge(root + node, token)
+            for root, tree in zip(roots, trees, strict=True)
+            for path in tree.paths
+            for node, token in path
+        ]
+        log_probs, likeliest = _log_probabilities(self.decoder, hidden, edges)
+        terms = iter(log_probs)
+        return [
+            _Scores(
+                [sum(next(terms) for _ in path) for path in tree.paths],
+                tree.greedy_answer(
+                    {node: likeliest[root + node] for path in tree.paths for node, _ in path},
+                    self.stops,
+                ),
+            )
+            for root, tree in zip(roots, trees, strict=True)
+        ]
+
+    def _sums_alone(self, query: EncodedQuery) -> list[float]:
+        """The same sums, each choice in a pass of its own, for prompts too long to share one."""
+        sums = []
+        for choice in query.choices:
+            branch = Branch([*query.prompt, *choice[:-1]], slot=self.slot)
+            hidden = self.decoder.forward(pack_forest([branch], self.decoder.device))
+            last = len(query.prompt) - 1
+            edges = [_Edge(last + offset, token) for offset, token in enumerate(choice)]
+            sums.append(sum(_log_probabilities(self.decoder, hidden, edges)[0]))
+        return sums
 
 
-def _answer(query: Query, sums: Sequence[float], latency: float) -> Answer:
-    return Answer(query.choices[sums.index(max(sums))], tuple(sums), latency=latency)
+class _Scores(NamedTuple):
+    """Log-probability of each choice, and the greedy answer where it stays on their tree."""
+
+    log_probs: list[float]
+    greedy: list[int] | None
 
 
-_Found = tuple[list[float], list[int] | None]
-"""Log-probability of each choice, and the greedy answer where it stays on the tree."""
+class _Edge(NamedTuple):
+    """A token of a choice, and the packed index of the state that predicts it."""
+
+    state: int
+    token: int
 
 
-def _together(
-    reader: Reader,
-    asked: Sequence[Question],
-    how: tuple[Sequence[Tree], Collection[int], Sequence[int]],
-    past: Past | None,
-) -> list[list[_Found]]:
-    """Log-probability of every choice of every row under every adapter, by one pass."""
-    trees, stops, slots = how
-    decoder, known = reader.decoder, past.length if past else 0
-    lineages = {id(tree): tree.lineage() for tree in trees}
-    texts = [
-        Text(slot, question.prompt[known:], tree.tokens, lineages[id(tree)], tree.depths())
-        for slot in slots
-        for question, tree in zip(asked, trees, strict=True)
-    ]
-    work = seat(
-        texts, sorted(range(len(texts)), key=lambda i: (texts[i].slot, tuple(texts[i].prompt)))
-    )
-    forest = plant(work.branches, decoder.device, stacked=decoder.device.type != "cpu", past=past)
-    if reader.trunk is None:
-        hidden = decoder.run(forest)
-    else:
-        hidden = decoder.above(forest, reader.trunk.states(work, texts, forest))
-    # One term per edge of a tree: the state that predicts, and the token that is predicted.
-    starts = [0] * len(texts)
-    for each in work.seats:
-        starts[each.row] = forest.starts[each.branch] + len(texts[each.row].prompt) - each.skip
-    edges = [
-        (start + node, token)
-        for row, start in enumerate(starts)
-        for path in trees[row % len(asked)].paths
-        for node, token in path
-    ]
-    values, best = _log_probabilities(decoder, hidden, edges)
-    terms = iter(values)
-    found = []
-    for row, start in enumerate(starts):
-        tree = trees[row % len(asked)]
-        sums = [sum(next(terms) for _ in path) for path in tree.paths]
-        likeliest = {node: best[start + node] for path in tree.paths for node, _ in path}
-        found.append((sums, tree.follow(likeliest, stops)))
-    return [found[i : i + len(asked)] for i in range(0, len(found), len(asked))]
+def _answer(query: Query, log_probs: Sequence[float], latency: float) -> Answer:
+    likeliest = query.choices[log_probs.index(max(log_probs))]
+    return Answer(likeliest, tuple(log_probs), latency=latency)
 
 
 def _log_probabilities(
-    decoder: Decoder, hidden: Tensor, edges: Sequence[tuple[int, int]]
+    decoder: Decoder, hidden: Tensor, edges: Sequence[_Edge]
 ) -> tuple[list[float], dict[int, int]]:
-    """Log-probability of a token at a packed place, for each edge; each place's likeliest."""
-    places = list(dict.fromkeys(place for place, _ in edges))
-    number = {place: index for index, place in enumerate(places)}
-    picked = hidden[torch.tensor(places, device=decoder.device)]
-    wanted = torch.tensor([(number[place], t) for place, t in edges], device=decoder.device)
-    values = torch.empty(len(edges), dtype=torch.float64, device=decoder.device)
-    best: list[int] = []
-    for start in range(0, len(places), LOGIT_ROWS):
-        logits = decoder.logits(picked[start : start + LOGIT_ROWS])
-        inside = (wanted[:, 0] >= start) & (wanted[:, 0] < start + LOGIT_ROWS)
-        rows, tokens = wanted[inside, 0] - start, wanted[inside, 1]
+    """Log-probability of each edge's token, and the likeliest token at each packed index."""
+    indices = list(dict.fromkeys(edge.state for edge in edges))
+    row_of = {index: row for row, index in enumerate(indices)}
+    states = hidden[torch.tensor(indices, device=decoder.device)]
+    # [edges, 2]: row of the states, token.
+    targets = torch.tensor([(row_of[e.state], e.token) for e in edges], device=decoder.device)
+    log_probs = torch.empty(len(edges), dtype=torch.float64, device=decoder.device)
+    likeliest: list[int] = []
+    for start in range(0, len(indices), LOGIT_ROWS):
+        logits = decoder.logits(states[start : start + LOGIT_ROWS])
+        inside = (targets[:, 0] >= start) & (targets[:, 0] < start + LOGIT_ROWS)
+        rows, tokens = targets[inside, 0] - start, targets[inside, 1]
         # The normaliser alone: a whole log-softmax would write as much again as the logits.
-        values[inside] = (logits[rows, tokens] - logits.logsumexp(dim=-1)[rows]).double()
-        best += logits.argmax(dim=-1).tolist()
-    return [float(value) for value in values.tolist()], dict(zip(places, best, strict=True))
-
-
-def _one_by_one(decoder: Decoder, question: Question, slot: int) -> _Found:
-    """The same sums by the plain path, for prompts beyond the decoder's span."""
-    sums = []
-    for choice in question.choices:
-        row = Branch([*question.prompt, *choice[:-1]], adapter=slot)
-        hidden = decoder.run(plant([row], decoder.device))
-        edges = [(len(question.prompt) - 1 + at, token) for at, token in enumerate(choice)]
-        sums.append(sum(_log_probabilities(decoder, hidden, edges)[0]))
-    return sums, None
+        log_probs[inside] = (logits[rows, tokens] - logits.logsumexp(dim=-1)[rows]).double()
+        likeliest += logits.argmax(dim=-1).tolist()
+    values = [float(value) for value in log_probs.tolist()]
+    return values, dict(zip(indices, likeliest, strict=True))

@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from mixtune.engine.model import DTYPES
+
 TOKENS = 1024
-CLEARLY = 1.3
-"""How many times faster the other format must be to be worth a word."""
+
+MIN_SPEEDUP = 1.3
+"""How many times faster the other format must be to be mentioned."""
 
 
 def matmul_rates(folder: Path, seconds: float = 0.15, device: str = "cpu") -> dict[str, float]:
-    """Products a second of a base model's linear layers, in FLOP/s by number format.
+    """FLOP/s of a base model's linear layers, by number format.
 
     Args:
         folder: the model's; its config.json has the shapes.
@@ -27,33 +29,36 @@ def matmul_rates(folder: Path, seconds: float = 0.15, device: str = "cpu") -> di
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     width = int(config["hidden_size"])
     inner = int(config.get("intermediate_size") or 4 * width)
-    return {name: _rate(dtype, (width, inner), seconds, device) for name, dtype in FORMATS.items()}
+    rates = {}
+    for name, dtype in DTYPES.items():
+        x = torch.ones(TOKENS, width, dtype=dtype, device=device)
+        weight = torch.ones(inner, width, dtype=dtype, device=device)
+        products = _products_per_second(x, weight, seconds)
+        rates[name] = products * 2 * TOKENS * width * inner  # a multiplication and an addition
+    return rates
 
 
-def _rate(dtype: torch.dtype, shape: tuple[int, int], seconds: float, device: str) -> float:
-    width, inner = shape
-    x = torch.ones(TOKENS, width, dtype=dtype, device=device)
-    weight = torch.ones(inner, width, dtype=dtype, device=device)
+def _products_per_second(x: torch.Tensor, weight: torch.Tensor, seconds: float) -> float:
     functional.linear(x, weight)
-    _wait(device)
-    began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    _synchronize(x.device)
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
         functional.linear(x, weight)
-        _wait(device)
-        done += 1
-    return done * 2 * TOKENS * width * inner / (time.perf_counter() - began)
+        _synchronize(x.device)
+        count += 1
+    return count / (time.perf_counter() - started)
 
 
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def worded(rates: dict[str, float], compute: str) -> str:
-    """What was measured, and whether another format than the study's would be clearly faster."""
-    said = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items())
-    other = max(rates, key=rates.__getitem__)
-    text = f"matrix products here: {said}; this study computes in {compute}"
-    if rates[other] > CLEARLY * rates[compute]:
-        text += f"; train.compute={other} would be faster (and gives results other ids)"
+def describe_rates(rates: dict[str, float], compute: str) -> str:
+    """The rates in words, and whether another format than the study's would be much faster."""
+    listed = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items())
+    fastest = max(rates, key=rates.__getitem__)
+    text = f"matrix products here: {listed}; this study computes in {compute}"
+    if rates[fastest] > MIN_SPEEDUP * rates[compute]:
+        text += f"; train.compute={fastest} would be faster (and gives results other ids)"
     return text

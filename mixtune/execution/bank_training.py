@@ -105,7 +105,7 @@ class Training:
 
     def _fill(self) -> None:
         """Seat the next in the queue wherever a slot is free."""
-        while self.queue and self.trainer.free:
+        while self.queue and self.trainer.free_slots:
             # Out of the queue last: a signal may come in between, and nobody may be lost.
             self._seat(self.queue[0])
             self.queue.pop(0)
@@ -115,7 +115,7 @@ class Training:
         try:
             job = job_of(self.desk.planner, run)
             with held_back():  # a checkpoint of who is seated says with whom
-                self.trainer.seat(job)
+                self.trainer.assign_slot(job)
                 seated = {one.name for one in self.trainer.jobs.values()}
                 for system in seated:
                     self.mates[system] |= seated - {system}
@@ -209,7 +209,7 @@ class Training:
         """
         began = time.monotonic()
         path = self.desk.store.bank_file(self.portion.name)
-        checkpoint.save(path, self._head(), self.trainer.state())
+        checkpoint.save(path, self._head(), self.trainer.state_dict())
         self._saved = time.monotonic()
         self._took = self._saved - began
 
@@ -247,7 +247,7 @@ class Training:
         for one in head.seated:
             self._begin(self.runs[one.system])
             self.mates[one.system] = set(one.mates)
-        self.trainer.restore(jobs, tensors)
+        self.trainer.resume(jobs, tensors)
         self.queue = [self.runs[system] for system in head.queue]
         if head.pass_tokens is not None:
             self.desk.model.pass_tokens = head.pass_tokens

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from mixtune.datasets.registry import Registry
-from mixtune.engine.adapter_format import CONFIG_FILE, WEIGHTS_FILE, Form
+from mixtune.engine.adapter_format import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig
 from mixtune.engine.convert import prepare
 from mixtune.engine.decoder import Decoder
 from mixtune.engine.merge import base_of, merge
@@ -121,7 +121,7 @@ def _adapter(
 ) -> tuple[RunPlan, Callable[[], LocalModel]]:
     """An adapter of the study's base model; refused where it says that it is for another."""
     assert planner.files is not None
-    form = Form.read(folder)
+    form = AdapterConfig.read(folder)
     base = base_of(folder)
     if base.digest not in (None, planner.files.digest):
         raise ModelError(
@@ -131,11 +131,15 @@ def _adapter(
             wanted=f"{planner.files.name}, digest {planner.files.digest}, the study's base",
             remedy="score it in a study of its own base model",
         )
-    targets = sorted(form.targets) if isinstance(form.targets, tuple) else form.targets
+    targets = (
+        sorted(form.target_modules)
+        if isinstance(form.target_modules, tuple)
+        else form.target_modules
+    )
     parts = {
         "model": planner.files.digest,
         "weights": sha256_of(folder / WEIGHTS_FILE),
-        "form": [form.rank, form.alpha, targets, form.rslora],
+        "form": [form.rank, form.alpha, targets, form.use_rslora],
     }
     origin = str(read_object(folder / CONFIG_FILE).get("base_model_name_or_path"))
     origin = f"adapter {folder.name}, made for {origin}"
@@ -158,13 +162,13 @@ def _model(planner: Planner, registry: Registry, what: str, label: str) -> tuple
     return own, own.brought_in("model", system, label, f"model {files.name}, {files.source}")
 
 
-def of_form(planner: Planner, form: Form, device: str = "cpu") -> LocalModel:
+def of_form(planner: Planner, form: AdapterConfig, device: str = "cpu") -> LocalModel:
     """The study's base model with one adapter of a form of its own, such as a merged one."""
     assert planner.files is not None
     assert planner.tokens is not None
     study = planner.study
     decoder = Decoder.load(planner.files.folder, DTYPES[study.train.compute], device)
-    return LocalModel.adapted(decoder, form, planner.tokens, study.evaluate)
+    return LocalModel.with_adapters(decoder, form, planner.tokens, study.evaluate)
 
 
 def _refuse_taken(run: RunPlan, rows: Sequence[PlanRow]) -> None:
@@ -262,7 +266,7 @@ def _do(store: Store, asked: Asked, events: Events) -> list[RunPlan]:
             (own, partial(local_model, planner, 1, _device()))
         ]
         for run in brought:
-            form = Form.read(store.folder / run.folder / "adapter")
+            form = AdapterConfig.read(store.folder / run.folder / "adapter")
             groups.append(([run], partial(of_form, planner, form, _device())))
         for runs, load in groups:
             session = Session(planner, store, load, events)
@@ -288,7 +292,7 @@ def answer_merged(plan: Plan, planner: Planner, store: Store, events: Events) ->
     lacking = [run for run in todo if any(units[part.system].state != "done" for part in run.parts)]
     for run in lacking:
         events.note(f"{title(run)}: waits for adapters that are not trained")
-    written: dict[Form, list[RunPlan]] = {}
+    written: dict[AdapterConfig, list[RunPlan]] = {}
     failed = list(lacking)
     for run in todo:
         if run in lacking:
@@ -307,12 +311,12 @@ def answer_merged(plan: Plan, planner: Planner, store: Store, events: Events) ->
     return failed
 
 
-def _write(run: RunPlan, store: Store) -> Form:
+def _write(run: RunPlan, store: Store) -> AdapterConfig:
     """Write the sum of a run's parts; returns its form."""
     parts = [store.folder / part.folder / "adapter" for part in run.parts]
     with store.new_folder(f"{run.folder}/adapter") as folder:
         merge(parts, [part.weight for part in run.parts], folder)
-    return Form.read(store.folder / run.folder / "adapter")
+    return AdapterConfig.read(store.folder / run.folder / "adapter")
 
 
 def _ask(runs: Sequence[RunPlan], plan: Plan, session: Session) -> list[RunPlan]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from mixtune.engine.batching import PASS_TOKENS
-from mixtune.engine.loss import LOGIT_ROWS
+from mixtune.engine.decoder import LOGIT_ROWS
 from mixtune.errors import SpecError
 from mixtune.execution.checkpoint import Head
 from mixtune.execution.options import Options

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mixtune.datasets.registry import Registry
 from mixtune.engine.convert import prepare
-from mixtune.engine.rates import matmul_rates, worded
+from mixtune.engine.rates import describe_rates, matmul_rates
 from mixtune.execution.api import answer_remote
 from mixtune.execution.assign import Setting, deal, heads, missing
 from mixtune.execution.checkpoint import Head
@@ -72,7 +72,7 @@ def _in_workers(
     kept = [head for head in heads(store).values() if isinstance(head, Head)]
     where = place(plan, options, kept, events)
     rates = matmul_rates(plan.files.folder, device=where.device)
-    events.note(worded(rates, plan.study.train.compute))
+    events.note(describe_rates(rates, plan.study.train.compute))
     setting = Setting.here(where.slots, where.threads, where.device, plan.study.train.compute)
     portions = deal(plan, store, setting, where.workers, events)
     count = min(where.workers, len(portions))

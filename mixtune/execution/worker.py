@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from mixtune.engine.lower_layers import LowerLayerCache
 from mixtune.engine.model import LocalModel
-from mixtune.engine.trunk import Trunk
 from mixtune.errors import StoreError
 from mixtune.execution.assign import Portion, Setting, heads, missing
 from mixtune.execution.bank_training import BACKWARD, Training
@@ -114,7 +114,7 @@ def local_model(
         device=device,
     )
     if states is not None and study.train.top_layers is not None:
-        model.trunk = Trunk(model.decoder, states, planner.files.digest)
+        model.lower_layers = LowerLayerCache(model.decoder, states, planner.files.digest)
     return model
 
 
