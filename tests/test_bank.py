@@ -3,7 +3,6 @@ equal to the plain way."""
 
 import itertools
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -79,9 +78,9 @@ def trained(folder, jobs, slots):
     return weights
 
 
-def repack(branches, device, *, stacked, **_):
-    """`pack_forest` as if on a GPU (stacked) or a CPU."""
-    return pack_forest(branches, device, stacked=stacked)
+def packing(stacked):
+    """`pack_forest` as on a GPU (stacked) or a CPU."""
+    return lambda branches, device, **_: pack_forest(branches, device, stacked=stacked)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +144,7 @@ class TestBank:
     def test_equally_long_slices_are_one_product(self, made, monkeypatch):
         """The path of many adapters on a GPU, here on the CPU: stacked blocks, batched products."""
         model, oracles = made
-        monkeypatch.setattr(batching, "pack_forest", partial(repack, stacked=True))
+        monkeypatch.setattr(batching, "pack_forest", packing(stacked=True))
         model.bank.gradients.zero_()
         shapes = [[("a", 50, 6 + i + 3 * s * i, 2) for i in range(3)] for s in range(4)]
         batches = [rows_of(*shapes[s], seed=s) for s in range(4)]
@@ -237,7 +236,7 @@ class TestBank:
     @pytest.mark.parametrize("stacked", [False, True])
     def test_not_a_number_stays_with_its_adapter(self, folders, monkeypatch, stacked):
         """Rows that are padded in one block, and zero times what is masked there."""
-        monkeypatch.setattr(batching, "pack_forest", partial(repack, stacked=stacked))
+        monkeypatch.setattr(batching, "pack_forest", packing(stacked))
         grads = []
         for broken in (False, True):
             model = bank(folders("llama"), 3)
