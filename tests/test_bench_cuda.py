@@ -103,7 +103,7 @@ class TestExact:
         "fault",
         [
             (cuda_exact, "token_weights", lambda rows, _: [1 / len(rows) + 1e-3] * len(rows)),
-            (cuda_exact, "stack", lambda _: None),
+            (cuda_exact, "batched_slots", lambda _: None),
         ],
     )
     def test_a_fault_is_found(self, monkeypatch, capsys, fault):
