@@ -14,9 +14,9 @@ from bench.errors import NotThere
 from bench.machine import Memory, device_name, synchronise, use_threads
 from bench.pipe import Channel
 from bench.work import Counts, Shape, counts, training_flops
+from mixtune.engine.activation_cache import ActivationCache
 from mixtune.engine.batching import training_sequence
 from mixtune.engine.convert import prepare
-from mixtune.engine.lower_layers import LowerLayerCache
 from mixtune.engine.model import LocalModel
 from mixtune.engine.rates import matmul_rates
 from mixtune.engine.train import Job, Trainer, train
@@ -76,9 +76,9 @@ def measure_training(arguments: dict[str, Any], channel: Channel) -> None:
 
 def _keep_states(model: LocalModel, rows: Sequence[Row], folder: Path) -> None:
     """What the lower layers compute of every row: done once for a whole study, so not timed."""
-    model.lower_layers = LowerLayerCache(model.decoder, folder, "bench")
+    model.activation_cache = ActivationCache(model.decoder, folder, "bench")
     for row in rows:
-        model.lower_layers.sequence_states(training_sequence(row))
+        model.activation_cache.sequence_states(training_sequence(row))
 
 
 def _needed(rows: Sequence[Row], shape: Shape, rank: int) -> dict[str, float]:

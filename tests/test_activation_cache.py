@@ -8,9 +8,9 @@ import pytest
 from study_kit import registry, study, tasks, write_data, write_rows
 
 from mixtune.datasets.registry import Registry
-from mixtune.engine.lower_layers import LowerLayerCache
+from mixtune.engine.activation_cache import ActivationCache
 from mixtune.engine.model import LocalModel
-from mixtune.engine.rank import ChoiceTree
+from mixtune.engine.rank import ChoiceTrie
 from mixtune.engine.train import accumulate
 from mixtune.errors import ModelError
 from mixtune.planning.activation_cache import activation_cache_size, trie_of
@@ -69,7 +69,7 @@ def written(planner, files, folder):
     model = LocalModel.load(
         files.folder, planner.tokens, planner.study.train, planner.study.evaluate
     )
-    model.lower_layers = LowerLayerCache(model.decoder, folder, "base")
+    model.activation_cache = ActivationCache(model.decoder, folder, "base")
     model.reset(1)
     plan = planner.plan()
     for run in plan.runs:
@@ -131,5 +131,5 @@ def test_a_model_without_a_width_is_refused(made, tmp_path):
     "choices", [[[1, 2, 9], [1, 9], [3, 9], [1, 2, 4, 9]], [[9]], [[5, 9], [5, 9]], [[1], [2, 3]]]
 )
 def test_the_tree_is_the_engines(choices):
-    tree = ChoiceTree.build(choices)
+    tree = ChoiceTrie.build(choices)
     assert trie_of(choices) == (tree.tokens, tree.parents)

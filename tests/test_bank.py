@@ -34,11 +34,11 @@ from torch.nn import functional
 from mixtune.engine import batching, fused
 from mixtune.engine import optimizer as optimizer_module
 from mixtune.engine import train as train_module
+from mixtune.engine.activation_cache import ActivationCache
 from mixtune.engine.bank import batched_slots
 from mixtune.engine.forest import pack_forest
 from mixtune.engine.fused import fuse
 from mixtune.engine.loss import token_weights
-from mixtune.engine.lower_layers import LowerLayerCache
 from mixtune.engine.model import LocalModel
 from mixtune.engine.optimizer import AdamW, StepSettings
 from mixtune.engine.train import Diverged, Job, Trainer, accumulate, train
@@ -444,7 +444,7 @@ class TestTopLayers:
     def model(self, folder, cache):
         model = load(folder, self.TOP)
         if cache is not None:
-            model.lower_layers = LowerLayerCache(model.decoder, cache, "base")
+            model.activation_cache = ActivationCache(model.decoder, cache, "base")
         randomise(model)
         return model
 
@@ -484,7 +484,7 @@ class TestTopLayers:
         model = self.model(folders("llama"), tmp_path)
         rows = rows_of(("a", 20, 3, 2))
         gradients(model, rows)
-        model.lower_layers = LowerLayerCache(model.decoder, tmp_path, "another base")
+        model.activation_cache = ActivationCache(model.decoder, tmp_path, "another base")
         gradients(model, rows)
         assert len(list(tmp_path.iterdir())) == 2
 

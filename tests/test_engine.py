@@ -36,7 +36,7 @@ from mixtune.engine import decoder as forward
 from mixtune.engine.batching import InputSequence, make_passes, training_sequence
 from mixtune.engine.forest import Branch, pack_forest
 from mixtune.engine.model import LocalModel
-from mixtune.engine.rank import ChoiceTree
+from mixtune.engine.rank import ChoiceTrie
 from mixtune.engine.train import Job, learning_rate, train
 from mixtune.errors import ModelError, RunFailed
 from mixtune.records import TrainStep
@@ -339,7 +339,7 @@ class TestRank:
         assert models().rank([]) == []
 
     def test_tree_shares_starts(self):
-        tree = ChoiceTree.build([[1, 2, 9], [1, 9], [3, 9], [1, 2, 4, 9]])
+        tree = ChoiceTrie.build([[1, 2, 9], [1, 9], [3, 9], [1, 2, 4, 9]])
         assert tree.tokens == [1, 2, 3, 4]
         assert tree.parents == [-1, 0, -1, 1]
         assert tree.depths() == [0, 1, 0, 2]

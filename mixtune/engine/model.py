@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from mixtune.engine.activation_cache import ActivationCache
 from mixtune.engine.adapter_format import AdapterConfig
 from mixtune.engine.bank import Bank
 from mixtune.engine.batching import MIN_SAVED_TOKENS, PASS_TOKENS, common_prefix_length
@@ -21,7 +22,6 @@ from mixtune.engine.forest import BASE
 from mixtune.engine.full import FullWeights
 from mixtune.engine.generate import Generator, answer_of
 from mixtune.engine.kv_cache import PrefixCache
-from mixtune.engine.lower_layers import LowerLayerCache
 from mixtune.engine.probe import Reader, Reading, read_answers
 from mixtune.engine.rank import EncodedQuery, Ranker, Ranking
 from mixtune.errors import ModelError
@@ -49,7 +49,7 @@ class LocalModel:
 
     `slot`: the adapter that answers, BASE for none. `pass_tokens`: of one pass in training; halved
     when a pass does not fit in memory. `on_note` is called with what a user should know.
-    `lower_layers`: cached states of the layers below the adapters, where those are in the top
+    `activation_cache`: cached states of the layers below the adapters, where those are in the top
     layers only.
     """
 
@@ -58,7 +58,7 @@ class LocalModel:
     ) -> None:
         """Put the parts together; `system` is for the caller to set."""
         self.system = ""
-        self.lower_layers: LowerLayerCache | None = None
+        self.activation_cache: ActivationCache | None = None
         self.pass_tokens = PASS_TOKENS
         self.on_note: Callable[[str], None] = lambda _note: None
         self.decoder = decoder
@@ -223,7 +223,7 @@ class LocalModel:
                 EncodedQuery(query, prompt, [ids[text] for text in query.choices])
                 for query, prompt in prompts
             ]
-            ranker = Ranker(self.decoder, self.slot, self.tokens.eos_ids, self.lower_layers)
+            ranker = Ranker(self.decoder, self.slot, self.tokens.eos_ids, self.activation_cache)
             rankings = ranker.rank(queries, prefix)
             self._rankings |= zip((prompt.key for prompt in prompts), rankings, strict=True)
         return [self._rankings[prompt.key].answer for prompt in prompts]
@@ -280,7 +280,7 @@ class LocalModel:
 
     def _prefill_prefix(self, prompts: Sequence[list[int]], num_chunks: int) -> PrefixCache | None:
         """The common start of all prompts, computed once for all chunks, where that saves much."""
-        is_exact = self.lower_layers is None and self.decoder.packing_limit is None
+        is_exact = self.activation_cache is None and self.decoder.packing_limit is None
         if num_chunks < 2 or not is_exact:
             return None
         # All prompts share what the first and the last in sorted order share; each keeps a token.

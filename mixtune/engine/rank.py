@@ -23,11 +23,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mixtune.engine.activation_cache import ActivationCache, forward_pass
 from mixtune.engine.batching import InputSequence, make_pass
 from mixtune.engine.decoder import LOGIT_ROWS, Decoder
 from mixtune.engine.forest import Branch, pack_forest
 from mixtune.engine.kv_cache import PrefixCache
-from mixtune.engine.lower_layers import LowerLayerCache, forward_pass
 from mixtune.records import Answer, Query
 
 PROMPT_END = -1
@@ -35,7 +35,7 @@ PROMPT_END = -1
 
 
 @dataclass(slots=True)
-class ChoiceTree:
+class ChoiceTrie:
     """The choices' tokens but the last, each shared start once; parents stand before children.
 
     `paths`: for each choice the (node, next token) pairs whose log-probabilities add up to it.
@@ -48,7 +48,7 @@ class ChoiceTree:
     children: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, choices: Sequence[Sequence[int]]) -> "ChoiceTree":
+    def build(cls, choices: Sequence[Sequence[int]]) -> "ChoiceTrie":
         """The tree of choices given as token ids with their end of turn."""
         tree = cls()
         children = tree.children
@@ -119,14 +119,14 @@ class Ranking:
 class Ranker:
     """A network with one adapter that ranks choices.
 
-    `slot`: the adapter. `stops`: tokens that end a turn. `lower_layers`: cached states of the
+    `slot`: the adapter. `stops`: tokens that end a turn. `activation_cache`: cached states of the
     layers below the adapters, if any.
     """
 
     decoder: Decoder
     slot: int
     stops: Collection[int]
-    lower_layers: LowerLayerCache | None = None
+    activation_cache: ActivationCache | None = None
 
     def rank(
         self, queries: Sequence[EncodedQuery], prefix: PrefixCache | None = None
@@ -154,7 +154,7 @@ class Ranker:
         self, queries: Sequence[EncodedQuery], prefix: PrefixCache | None
     ) -> list["_Scores"]:
         keys = [tuple(map(tuple, query.choices)) for query in queries]
-        by_choices = {key: ChoiceTree.build(key) for key in dict.fromkeys(keys)}
+        by_choices = {key: ChoiceTrie.build(key) for key in dict.fromkeys(keys)}
         masks = {key: tree.mask() for key, tree in by_choices.items()}
         trees = [by_choices[key] for key in keys]
         start = prefix.length if prefix else 0
@@ -165,7 +165,7 @@ class Ranker:
         order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i].prompt))
         work = make_pass(sequences, order)
         forest = work.pack(self.decoder.device, prefix)
-        hidden = forward_pass(self.decoder, self.lower_layers, work, sequences, forest)
+        hidden = forward_pass(self.decoder, self.activation_cache, work, sequences, forest)
         # Index of each tree's first node; the prompt's last token stands before it, as node -1.
         roots = [0] * len(sequences)
         for row in work.rows:

@@ -18,9 +18,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from mixtune.engine.activation_cache import forward_pass
 from mixtune.engine.batching import PASS_TOKENS, make_passes, training_sequence
 from mixtune.engine.loss import backward, token_weights
-from mixtune.engine.lower_layers import forward_pass
 from mixtune.engine.model import LocalModel
 from mixtune.engine.optimizer import AdamW, StepSettings
 from mixtune.errors import RunFailed
@@ -275,7 +275,7 @@ def accumulate(
     sequences = [training_sequence(row, slot) for row, slot in zip(rows, slots, strict=True)]
     losses: list[tuple[int, float]] = []
     for work in make_passes(sequences, model.pass_tokens, decoder.packing_limit):
-        forward = partial(forward_pass, decoder, model.lower_layers, work, sequences)
+        forward = partial(forward_pass, decoder, model.activation_cache, work, sequences)
         row_losses = backward(forward, decoder, work, rows, weights)
         losses += zip((row.slot for row in work.rows), row_losses, strict=True)
     return losses

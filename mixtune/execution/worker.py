@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from mixtune.engine.lower_layers import LowerLayerCache
+from mixtune.engine.activation_cache import ActivationCache
 from mixtune.engine.model import LocalModel
 from mixtune.errors import StoreError
 from mixtune.execution.assign import Portion, Setting, heads, missing
@@ -114,7 +114,7 @@ def local_model(
         device=device,
     )
     if states is not None and study.train.top_layers is not None:
-        model.lower_layers = LowerLayerCache(model.decoder, states, planner.files.digest)
+        model.activation_cache = ActivationCache(model.decoder, states, planner.files.digest)
     return model
 
 

@@ -21,7 +21,7 @@ from mixtune.engine.forest import ROOT, Branch, Forest, pack_forest
 from mixtune.store.files import write_whole
 
 
-class LowerLayerCache:
+class ActivationCache:
     """States of texts below the top layers of one base, in one folder.
 
     A file holds [tokens, width] in the base's number format; its name is a hash of all that decides
@@ -86,7 +86,7 @@ class LowerLayerCache:
 
 def forward_pass(
     decoder: Decoder,
-    cache: LowerLayerCache | None,
+    cache: ActivationCache | None,
     work: Pass,
     sequences: Sequence[InputSequence],
     forest: Forest,
