@@ -17,7 +17,8 @@ from study_kit import TASK
 
 from mixtune import cli
 from mixtune.cli import complete
-from mixtune.cli.scaffold import Asked, draft, json_schema, study_text
+from mixtune.cli.init import InitOptions, draft, study_text
+from mixtune.cli.json_schema import json_schema
 from mixtune.datasets.registry import Registry
 from mixtune.errors import SpecError
 from mixtune.models.catalog import catalogue
@@ -210,7 +211,7 @@ def test_what_is_written_is_what_was_asked(tmp_path_factory, raw, head):
 @settings(deadline=None)
 @given(
     st.builds(
-        Asked,
+        InitOptions,
         name=names,
         tasks=st.lists(st.sampled_from([*LABELLED, "toy-maths", "nothing"]), max_size=3),
         ingredients=st.lists(

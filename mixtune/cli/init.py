@@ -1,25 +1,69 @@
-"""Verbs that write for people to edit: init, schema."""
+"""Verbs `init` and `schema`: write a study file for people to edit, print its JSON Schema.
+
+`init`: options → a study, a study → a commented file that loads as it.
+
+Knows: the defaults of a first study, the descriptions and defaults of its keys. Does not know: the
+rest of a run.
+"""
 
 import json
 import os
 import re
 import shlex
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from textwrap import wrap
+from typing import Annotated, Any, Literal
 
 import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
-from mixtune.cli import complete, scaffold
+from mixtune.cli import complete
 from mixtune.cli.app import DataDir, Json, app
-from mixtune.cli.scaffold import json_schema
+from mixtune.cli.json_schema import json_schema
 from mixtune.datasets.registry import Registry
 from mixtune.errors import SpecError, did_you_mean, shorten
 from mixtune.models.catalog import catalogue, locate
 from mixtune.models.hub import Unreachable
+from mixtune.planning.names import canonical
 from mixtune.store.files import write_whole
 from mixtune.study import presets
-from mixtune.study.spec import Study
+from mixtune.study.aliases import amounts
+from mixtune.study.design import cocktails
+from mixtune.study.reading import parse_study
+from mixtune.study.spec import Ingredient, Study
+from mixtune.study.yaml import Origin
+
+WIDTH = 96
+_PLAIN = re.compile(r"(?!(?:null|true|false|yes|no|on|off|y|n)$)[a-z][a-z0-9_-]*", re.IGNORECASE)
+"""Text that no reader of YAML takes for a number, a boolean or null."""
+MODEL = "smollm2-135m"
+FIRST_STUDY = {
+    "tasks": ["toy-sentiment", "toy-mood", "toy-topic"],
+    "ingredients": {name: {"rows": 192} for name in ("toy-sentiment", "toy-mood", "toy-topic")},
+    "design": ["incremental"],
+    "budget": {"steps": 12},
+    "evaluate": {"validation_items": 60, "test_items": 30},
+}
+"""A study that needs no data and takes minutes: written when no tasks are named."""
+
+
+@dataclass(frozen=True, slots=True)
+class InitOptions:
+    """Options of the command line that describe a study; an empty value or None is the default."""
+
+    name: str
+    model: str | None = None
+    tasks: Sequence[str] = ()
+    ingredients: Sequence[str] = ()
+    task_files: Sequence[str] = ()
+    design: Sequence[str] = ()
+    steps: int | None = None
+    seeds: Sequence[int] = ()
+    items: int | None = None
 
 
 @app.command(rich_help_panel="Prepare")
@@ -91,12 +135,13 @@ def init(  # noqa: PLR0913 - a verb's options
             where=shorten(str(file), 300),
             remedy="choose another name, or replace it with --force",
         )
+    name = name or re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-_")[:64] or "study"
     if preset is not None:
         chosen = (model, task, ingredient, task_file, design, steps, items, seeds)
-        _write_preset(preset, name or _name(file), None if stdout else file, any(chosen))
+        _write(_preset_text(preset, name, any(chosen)), file, stdout)
         return
-    asked = scaffold.Asked(
-        name=name or _name(file),
+    options = InitOptions(
+        name=name,
         model=model,
         tasks=task or (),
         ingredients=ingredient or (),
@@ -106,16 +151,13 @@ def init(  # noqa: PLR0913 - a verb's options
         seeds=_seeds(seeds),
         items=items,
     )
-    study = _checked(asked, data_dir)
-    text = scaffold.study_text(_beside(study, file), _head(file))
-    if not stdout:
-        write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
+    registry = Registry.open(options.task_files, data_dir)
+    study = draft(options, registry, set(registry.names()) - set(Registry.open(()).names()))
+    with suppress(Unreachable):  # a known model that is not on this machine yet
+        locate(study.model, download=False)
+    _write(study_text(_relative_to(file.parent, study), _head(file)), file, stdout, quiet=as_json)
     if as_json:
         print(json.dumps(study.model_dump(mode="json"), indent=1))
-    elif stdout:
-        print(text, end="")
-    else:
-        print(f"wrote {shorten(str(file), 300)}\nnext: {shorten(_next(file), 300)}")
 
 
 @app.command(rich_help_panel="Prepare")
@@ -128,55 +170,47 @@ def schema(
     print(json.dumps(json_schema(of), indent=1, ensure_ascii=False))
 
 
-def _write_preset(preset: str, name: str, file: Path | None, more: bool) -> None:
-    """A preset's file under a study's own name; None prints it."""
+def _write(text: str, file: Path, stdout: bool, quiet: bool = False) -> None:
+    """Write the file and name the next command, or print it; `quiet` prints nothing."""
+    if not stdout:
+        write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
+    if quiet:
+        return
+    if stdout:
+        print(text, end="")
+    else:
+        print(f"wrote {shorten(str(file), 300)}\nnext: {shorten(_next_command(file), 300)}")
+
+
+def _preset_text(preset: str, name: str, with_options: bool) -> str:
+    """The file of a preset under a study's own name."""
     source = presets.preset(preset)
     if source is None:
+        wanted = did_you_mean(preset, presets.names())
+        raise SpecError("no such preset", found=preset, wanted=wanted)
+    if with_options:
         raise SpecError(
-            "no such preset", found=preset, wanted=did_you_mean(preset, presets.names())
-        )
-    if more:
-        raise SpecError(
-            "a preset is written as it is",
+            "a preset is written without changes",
             where=f"--preset {preset}",
             remedy="leave out the other options and change the file, or give key=value to plan and "
             "run",
         )
-    text = re.sub(r"(?m)^name: .*$", f"name: {name}", source.read_text(encoding="utf-8"), count=1)
-    if file is None:
-        print(text, end="")
-        return
-    write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
-    print(f"wrote {shorten(str(file), 300)}\nnext: {shorten(_next(file), 300)}")
+    return re.sub(r"(?m)^name: .*$", f"name: {name}", source.read_text(encoding="utf-8"), count=1)
 
 
-def _checked(asked: scaffold.Asked, data_dir: Path | None) -> Study:
-    """The study, whose tasks, ingredients and model are known here."""
-    registry = Registry.open(asked.task_files, data_dir)
-    own = set(registry.names()) - set(Registry.open((), data_dir).names())
-    study = scaffold.draft(asked, registry, own)
-    with suppress(Unreachable):  # known and not on this machine yet: `mixtune run` gets it
-        locate(study.model, download=False)
-    return study
+def _relative_to(folder: Path, study: Study) -> Study:
+    """The study with its paths relative to the folder of its file."""
 
+    def relative(path: str) -> str:
+        return os.path.relpath(Path(path).resolve(), folder.resolve())
 
-def _beside(study: Study, file: Path) -> Study:
-    """The study with the paths that it names as seen from the study file's folder."""
-
-    def seen(path: str) -> str:
-        return os.path.relpath(Path(path).resolve(), file.parent.resolve())
-
-    found: dict[str, object] = {}
+    model = study.model
+    if model not in catalogue() and os.path.exists(model) and not os.path.isabs(model):  # noqa: PTH110, PTH117 - no errors
+        model = relative(model)
+    paths: dict[str, object] = {"model": model}
     if study.task_files:
-        found["task_files"] = tuple(map(seen, study.task_files))
-    if study.model not in catalogue() and os.path.exists(study.model):  # noqa: PTH110 - no errors
-        found["model"] = study.model if Path(study.model).is_absolute() else seen(study.model)
-    return study.model_copy(update=found)
-
-
-def _name(file: Path) -> str:
-    """A study's name from its file's."""
-    return re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-_")[:64] or "study"
+        paths["task_files"] = tuple(map(relative, study.task_files))
+    return study.model_copy(update=paths)
 
 
 def _seeds(text: str) -> list[int]:
@@ -186,14 +220,160 @@ def _seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _next(file: Path) -> str:
+def _next_command(file: Path) -> str:
     return shlex.join(["mixtune", "plan", str(file)])
 
 
 def _head(file: Path) -> str:
     return (
-        f"A study of mixtune. Next: {shorten(_next(Path(file.name)))}, then mixtune run\n"
-        "What stands behind a # is a default: to change one, take the # away, and that of its "
-        "section.\n"
-        "docs/study-file.md explains every key; mixtune schema prints what an editor can check by."
+        f"A study of mixtune. Next: {shorten(_next_command(Path(file.name)))}, then mixtune run\n"
+        "Lines that start with # show defaults: to change one, remove the # there and in front of "
+        "its section.\n"
+        "docs/study-file.md explains every key; mixtune schema prints a JSON Schema for editors."
     )
+
+
+# ---- options → study ----------------------------------------------------------------------------
+
+
+def draft(options: InitOptions, registry: Registry, own: Iterable[str] = ()) -> Study:
+    """The study that the options describe, checked against the tasks there are.
+
+    Tasks default to those of the user's own files, or else to the ingredients that are tasks;
+    ingredients default to the user's own and the tasks, as far as they can be trained on.
+
+    Args:
+        options: the options.
+        registry: all tasks, including those of `options.task_files`.
+        own: the names that come from `options.task_files`.
+
+    Raises:
+        SpecError: a name, amount, family or number that cannot be used; nothing to score or train.
+    """
+    raw: dict[str, Any] = {"name": options.name, "model": options.model or MODEL}
+    if options.tasks or options.ingredients or options.task_files:
+        raw |= _tasks_and_ingredients(options, registry, sorted(own))
+    else:
+        raw |= FIRST_STUDY
+    raw |= {"task_files": list(options.task_files)} if options.task_files else {}
+    raw |= {"design": _design(options.design)} if options.design else {}
+    raw |= {"seeds": list(options.seeds)} if options.seeds else {}
+    if options.steps is not None:
+        raw["budget"] = {"steps": options.steps}
+    if options.items is not None:
+        raw["evaluate"] = {"validation_items": options.items, "test_items": options.items}
+    study = parse_study(raw, "mixtune init")
+    canonical(study, registry)
+    cocktails(study.design, sorted(study.ingredients))
+    return study
+
+
+def _tasks_and_ingredients(
+    options: InitOptions, registry: Registry, own: Sequence[str]
+) -> dict[str, Any]:
+    amounts_of = amounts(list(options.ingredients), Origin("mixtune init: --ingredient"))
+    scored = {name for name in registry.names() if registry.get(name).role == "task"}
+    trainable = {name for name in registry.names() if registry.get(name).trainable}
+    tasks = list(options.tasks) or _names_in(scored, own or list(amounts_of), registry)
+    ingredients = list(options.ingredients) or _names_in(trainable, [*own, *tasks], registry)
+    for names, use, option in (
+        (tasks, "be scored on", "--task"),
+        (ingredients, "train on", "--ingredient"),
+    ):
+        if not names:
+            raise SpecError(
+                f"nothing to {use}",
+                where="mixtune init",
+                found=[*options.task_files, *options.tasks, *options.ingredients],
+                remedy=f"name one with {option}; mixtune tasks lists what there is",
+            )
+    return {"tasks": tasks, "ingredients": ingredients}
+
+
+def _names_in(among: Collection[str], names: Iterable[str], registry: Registry) -> list[str]:
+    """The distinct names whose task is in a collection of tasks."""
+    return [name for name in dict.fromkeys(names) if registry.get(name).name in among]
+
+
+def _design(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Families by name; a piece with a "+" is an explicit cocktail."""
+    design: dict[str, list[Any]] = {}
+    for piece in (piece.strip() for text in texts for piece in text.split(",")):
+        if "+" in piece:
+            design.setdefault("explicit", []).append([name.strip() for name in piece.split("+")])
+        elif piece:
+            design.setdefault("families", []).append(piece)
+    return design
+
+
+# ---- study → text -------------------------------------------------------------------------------
+
+
+def study_text(study: Study, head: str) -> str:
+    """The text of a study file that loads as `study`.
+
+    Keys that were set when `study` was made are live; all others are commented out, with their
+    defaults. Each key has its description above it.
+
+    Args:
+        study: the study.
+        head: the file's first comment; may have several lines.
+    """
+    values = study.model_dump(mode="json")
+    live = study.model_dump(mode="json", exclude_unset=True)
+    lines = [*_comment(head), ""]
+    for name, info in Study.model_fields.items():
+        if name == "ingredients":
+            lines += [*_comment(_about(info)), *_ingredient_lines(live[name])]
+        else:
+            lines += _key_lines(name, info, values, live)
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _key_lines(
+    name: str, info: FieldInfo, values: Mapping[str, Any], live: Mapping[str, Any], indent: str = ""
+) -> Iterator[str]:
+    """The lines of one key, and of the section that it opens."""
+    yield from _comment(_about(info), indent)
+    section = info.annotation
+    if not (isinstance(section, type) and issubclass(section, BaseModel)):
+        yield f"{indent}{'' if name in live else '# '}{name}: {_flow(values[name])}"
+        return
+    yield f"{indent}{'' if live.get(name) else '# '}{name}:"
+    for key, inner in section.model_fields.items():
+        yield from _key_lines(key, inner, values[name], live.get(name, {}), f"{indent}  ")
+
+
+def _ingredient_lines(ingredients: Mapping[str, Any]) -> Iterator[str]:
+    yield "ingredients:"
+    for name, amount in ingredients.items():
+        yield f"  {_flow(name)}: {_flow(amount)}"
+    yield "  # Keys of an ingredient, with their defaults:"
+    defaults = Ingredient().model_dump(mode="json")
+    for name, info in Ingredient.model_fields.items():
+        yield from _comment(f"{name} ({_flow(defaults[name])}): {_about(info)}", "  ", hang="  ")
+
+
+def _comment(text: str, indent: str = "", hang: str = "") -> Iterator[str]:
+    width = WIDTH - len(indent)
+    for paragraph in text.splitlines():
+        lines = wrap(paragraph, width, subsequent_indent=hang, break_on_hyphens=False)
+        yield from (f"{indent}# {line}".rstrip() for line in lines or [""])
+
+
+def _flow(value: object) -> str:
+    """A value on one line of YAML, quoted unless it is plainly a word: `1e4` may be a name."""
+    match value:
+        case dict():
+            return f"{{{', '.join(f'{_flow(key)}: {_flow(item)}' for key, item in value.items())}}}"
+        case list():
+            return f"[{', '.join(map(_flow, value))}]"
+        case str() if _PLAIN.fullmatch(value):
+            return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _about(info: FieldInfo) -> str:
+    """A key's description on one line."""
+    return " ".join((info.description or "").split())

@@ -18,45 +18,30 @@ Raw = dict[str, Any]
 Key = tuple[str, ...]
 """A key of a study and the sections around it."""
 
-ALIASES = {
-    "model_name_or_path": "model",
-    "base_model": "model",
-    "dataset": "ingredients",
-    "datasets": "ingredients",
-    "seed": "seeds",
-    "finetuning_type": "train.method",
-    "adapter": "train.method",
-    "lora_target": "train.targets",
-    "lora_target_modules": "train.targets",
-    "target_modules": "train.targets",
-    "lora_r": "train.rank",
-    "lora_rank": "train.rank",
-    "r": "train.rank",
-    "lora_alpha": "train.alpha",
-    "learning_rate": "train.lr",
-    "lr_scheduler_type": "train.schedule",
-    "lr_scheduler": "train.schedule",
-    "warmup_ratio": "train.warmup",
-    "weight_decay": "train.weight_decay",
-    "max_grad_norm": "train.clip",
-    "bf16": "train.compute",
-    "fp32": "train.compute",
-    "torch_dtype": "train.compute",
-    "dtype": "train.compute",
-    "cutoff_len": "train.max_length",
-    "max_seq_length": "train.max_length",
-    "sequence_len": "train.max_length",
-    "model_max_length": "train.max_length",
-    "max_steps": "budget.steps",
-    "per_device_train_batch_size": "budget.examples_per_step",
-    "train_batch_size": "budget.examples_per_step",
-    "micro_batch_size": "budget.examples_per_step",
-    "gradient_accumulation_steps": "budget.examples_per_step",
+_SPELLINGS = {
+    "model": "model_name_or_path base_model",
+    "ingredients": "dataset datasets",
+    "seeds": "seed",
+    "train.method": "finetuning_type adapter",
+    "train.targets": "lora_target lora_target_modules target_modules",
+    "train.rank": "lora_r lora_rank r",
+    "train.alpha": "lora_alpha",
+    "train.lr": "learning_rate",
+    "train.schedule": "lr_scheduler_type lr_scheduler",
+    "train.warmup": "warmup_ratio",
+    "train.weight_decay": "weight_decay",
+    "train.clip": "max_grad_norm",
+    "train.compute": "bf16 fp32 torch_dtype dtype",
+    "train.max_length": "cutoff_len max_seq_length sequence_len model_max_length",
+    "budget.steps": "max_steps",
+    "budget.examples_per_step": "per_device_train_batch_size train_batch_size micro_batch_size "
+    "gradient_accumulation_steps",
 }
+ALIASES = {alias: own for own, names in _SPELLINGS.items() for alias in names.split()}
 """Other tools' keys → the study's own. They may stand at the top level or in their section.
 
-Not pydantic's AliasChoices: it takes the first that is there where two contradict each other, and
-finds none outside its own section.
+pydantic's AliasChoices would take the first of two that contradict each other, and find none
+outside its own section.
 """
 
 FIXED = {
@@ -205,7 +190,7 @@ def own_keys(spelling: Spelling) -> Raw:
     study = spelling.raw
     for section in ("", "train", "budget"):
         keys: Any = study.get(section) if section else study
-        for key in FIXED.keys() & keys.keys() if isinstance(keys, dict) else ():
+        for key in [key for key in FIXED if isinstance(keys, dict) and key in keys]:
             accepted, reason = FIXED[key]
             name, value = f"{section}.{key}" if section else key, keys.pop(key)
             if accepted is None or value != accepted:
