@@ -16,7 +16,7 @@ from mixtune.records import (
     RunRow,
     TrainStep,
 )
-from mixtune.report.inputs import ReportInput
+from mixtune.report.gather import ReportInput
 from mixtune.study.reading import dump_study, parse_study
 
 TASKS = {"toy-sentiment": "Sentiment of headlines", "toy-topic": "Topic"}

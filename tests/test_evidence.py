@@ -70,7 +70,7 @@ def test_the_page_shows_all_of_it(page):
         "Not answered: transfer of maths (no group).",
         "adjusted p 0.020",
         "140 of 150",
-        "expected best of so many",
+        "Expected best score by number of tuning runs",
     ):
         assert words in text
     files = page_files(page)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from report_kit import NASTY, nasty_page, page_of
 
 from mixtune.records import Claim
-from mixtune.report.inputs import ReportInput
+from mixtune.report.gather import ReportInput
 from mixtune.report.text import as_json, as_markdown
 
 

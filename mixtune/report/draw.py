@@ -10,16 +10,15 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from mixtune.records import LengthRow, RunRow
+from mixtune.records import Claim, Estimate, LengthRow
 from mixtune.report.figures import Cell
-from mixtune.report.plots import LEVELS, Chart, Forest, Heat, Portion, rounded_up
+from mixtune.report.plots import LEVELS, Chart, Forest, Heat, rounded_up
 from mixtune.report.wording import (
     cell_sentence,
     ends,
     fit,
     number,
     plain,
-    seconds,
     signed,
     tick,
     width,
@@ -45,7 +44,7 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        """Where a number stands, to a tenth of a unit."""
+        """Position of a number, to a tenth of a unit."""
         share = (value - self.low) / ((self.high - self.low) or 1.0)
         return round(self.start + share * (self.end - self.start), 1)
 
@@ -90,11 +89,11 @@ def _label(name: str, middle: float, room: float, at_most: int = 2) -> Markup:
     """A row's name in one to three lines, right-aligned to `room`, around a height."""
     shown = wrap(name, room, SMALL, at_most)
     top = middle - (len(shown) - 1) * 6.5 + 3.7
-    found = [_text(room, top + 13 * i, line, "l end") for i, line in enumerate(shown)]
+    lines = [_text(room, top + 13 * i, line, "l end") for i, line in enumerate(shown)]
     whole = plain(name, 300)
     if "".join(shown) != whole:
-        found = [Markup("<g>"), _title(whole), *found, Markup("</g>")]
-    return Markup("").join(found)
+        lines = [Markup("<g>"), _title(whole), *lines, Markup("</g>")]
+    return Markup("").join(lines)
 
 
 def _room(names: Iterable[str], least: float, most: float) -> float:
@@ -116,30 +115,30 @@ def heat_map(heat: Heat, titles: Mapping[str, str], metrics: Mapping[str, str], 
     `key` names this figure within its page. Rows and columns carry their number as `data-r` and
     `data-c`.
     """
-    left = _room(heat.cocktails, 90, 190) + 10
+    margin = _room(heat.cocktails, 90, 190) + 10
     heads = [wrap(titles[task], (COLUMN - 8) / BOLD, SMALL, 3) for task in heat.tasks]
     top = 22.0 + 12 * max(map(len, heads))
-    across, down = left + COLUMN * len(heat.tasks), top + ROW * len(heat.cocktails)
+    across, down = margin + COLUMN * len(heat.tasks), top + ROW * len(heat.cocktails)
     parts = [Markup("<defs>") + HATCH.format(key) + Markup("</defs>")]
     for c, task in enumerate(heat.tasks):
-        middle = left + COLUMN * (c + 0.5) - GAP / 2
+        middle = margin + COLUMN * (c + 0.5) - GAP / 2
         first = top - 10 - 12 * len(heads[c])
-        found = [_text(middle, first + 12 * i, line, "h mid") for i, line in enumerate(heads[c])]
-        named = fit(heat.metric or metrics[task], COLUMN, SMALL)
+        lines = [_text(middle, first + 12 * i, line, "h mid") for i, line in enumerate(heads[c])]
+        named = fit(metrics[task], COLUMN, SMALL)
         metric = _text(middle, top - 8, named, "l mid")
         whole = _title(plain(titles[task], 300))
-        parts.append(Markup('<g data-c="{}">').format(c) + whole + Markup("").join(found) + metric)
+        parts.append(Markup('<g data-c="{}">').format(c) + whole + Markup("").join(lines) + metric)
         parts.append(Markup("</g>"))
     for r, cocktail in enumerate(heat.cocktails):
         middle = top + ROW * r + (ROW - GAP) / 2
-        label = _label(cocktail, middle, left - 8, 3)
+        label = _label(cocktail, middle, margin - 8, 3)
         parts.append(Markup('<g data-r="{}">{}</g>').format(r, label))
         for c, task in enumerate(heat.tasks):
-            x, y = left + COLUMN * c, top + ROW * r
+            x, y = margin + COLUMN * c, top + ROW * r
             cell = heat.at.get((cocktail, task))
             parts.append(_heat_cell(cell, heat, (x, y), (r, c), (titles[task], key)))
     legend, height = _heat_legend(heat, down + 14, key)
-    name = f"heat map, {heat.form} answers, {heat.metric or 'main metrics'}"
+    name = f"heat map, {heat.form} answers, main metrics"
     return _svg((max(across, 336.0), height), name, [*parts, *legend])
 
 
@@ -148,13 +147,13 @@ def _heat_cell(
     heat: Heat,
     corner: tuple[float, float],
     at: tuple[int, int],
-    said: tuple[str, str],
+    context: tuple[str, str],
 ) -> Markup:
     x, y = corner
     w, h = COLUMN - GAP, ROW - GAP
     if cell is None:
         return _rect(x, y, w, h, "none") + _text(x + w / 2, y + h / 2 + 4, "–", "l mid")
-    title, key = said
+    title, key = context
     group = Markup('<g class="c {}" data-r="{}" data-c="{}" transform="translate({:g} {:g})">')
     parts = [group.format(shade(cell, heat.step), *at, x, y), _title(cell_sentence(cell, title))]
     parts.append(Markup('<rect width="{:g}" height="{:g}" rx="3"/>').format(w, h))
@@ -192,8 +191,8 @@ def _heat_legend(heat: Heat, y: float, key: str) -> tuple[list[Markup], float]:
     parts += [_swatch("d0", 16, y, 12), _swatch("u0", 28, y, 12), _swatch("s", 16, y + 18, 24)]
     hatched = Markup('<path d="M16 {:g}h24v5h-24z" style="fill:url(#{})"/>')
     parts.append(hatched.format(y + 39, key))
-    said = ("pale: the interval includes 0", "the single itself")
-    for i, words in enumerate((*said, "not above the floor (chance or majority class)")):
+    meanings = ("pale: the interval includes 0", "the single itself")
+    for i, words in enumerate((*meanings, "not above the floor (chance or majority class)")):
         parts.append(_text(46, y + 9.5 + 18 * i, words, "l"))
     return parts, y + 54
 
@@ -232,11 +231,11 @@ def forest_plot(forest: Forest) -> Markup:
 
 def _axis_below(scale: Scale, span: tuple[float, float], about: int) -> list[Markup]:
     top, bottom = span
-    found = []
+    parts = []
     for value in scale.ticks(about):
-        found.append(_line(scale(value), top, scale(value), bottom, "grid"))
-        found.append(_text(scale(value), bottom + 13, tick(value), "l mid"))
-    return [*found, _line(scale.start, bottom, scale.end, bottom, "axis")]
+        parts.append(_line(scale(value), top, scale(value), bottom, "grid"))
+        parts.append(_text(scale(value), bottom + 13, tick(value), "l mid"))
+    return [*parts, _line(scale.start, bottom, scale.end, bottom, "axis")]
 
 
 def _forest_row(cell: Cell, scale: Scale, y: float, title: str) -> Markup:
@@ -256,13 +255,13 @@ def _forest_row(cell: Cell, scale: Scale, y: float, title: str) -> Markup:
 
 
 def _references(references: Mapping[str, float], y: float) -> tuple[list[Markup], float]:
-    """What the lines behind are, two in a row."""
-    found = []
+    """Legend of the reference lines, two per row."""
+    parts = []
     for i, (name, value) in enumerate(references.items()):
         x, at = (0.0, PLOT / 2)[i % 2], y + 16 * (i // 2)
-        found.append(_line(x, at - 4, x + 24, at - 4, f"ref {name.split()[-1]}"))
-        found.append(_text(x + 30, at, f"{name} {number(value)}", "l"))
-    return found, y + 16 * max(0, (len(references) - 1) // 2) + 8
+        parts.append(_line(x, at - 4, x + 24, at - 4, f"ref {name.split()[-1]}"))
+        parts.append(_text(x + 30, at, f"{name} {number(value)}", "l"))
+    return parts, y + 16 * max(0, (len(references) - 1) // 2) + 8
 
 
 def gap_bar(cell: Cell) -> Markup:
@@ -279,8 +278,8 @@ def gap_bar(cell: Cell) -> Markup:
     parts.append(dot.format(scale(cell.difference or 0.0)))
     parts += [_text(scale(0), 31, "0", "l mid"), _text(6, 31, signed(-reach), "l")]
     parts.append(_text(214, 31, signed(reach), "l end"))
-    said = f"difference {signed(cell.difference)} {ends(cell.low, cell.high, True)}"
-    return _svg((220, 34), said, parts)
+    description = f"difference {signed(cell.difference)} {ends(cell.low, cell.high, True)}"
+    return _svg((220, 34), description, parts)
 
 
 # ---- training curves ----------------------------------------------------------------------------
@@ -314,24 +313,30 @@ WIDE = 400.0
 
 def length_plot(rows: Sequence[LengthRow]) -> Markup:
     """Tokens per row: the whole span thin, p5 to p95 thick, the median marked; supervised below."""
-    left = _room((row.ingredient for row in rows), 60, 130)
+    margin = _room((row.ingredient for row in rows), 60, 130)
     right = WIDE - 88
-    scale = Scale(0, max(1, *(row.tokens_max for row in rows)), left + 10, right)
+    scale = Scale(0, max(1, *(row.tokens_max for row in rows)), margin + 10, right)
     top, step = 18.0, 34.0
     bottom = top + step * len(rows)
     parts = _axis_below(scale, (top, bottom), 4)
     parts += [_text(WIDE, 10, "supervised", "l end"), _text(WIDE - 62, 10, "median", "l end")]
     for i, row in enumerate(rows):
         y = top + step * i + step / 2
-        parts.append(_label(row.ingredient, y, left))
+        parts.append(_label(row.ingredient, y, margin))
         parts.append(_box(scale, y - 4, _lengths(row, "tokens"), "all"))
         parts.append(_box(scale, y + 7, _lengths(row, "supervised"), "sup"))
         parts.append(_text(WIDE - 62, y + 4, str(row.tokens_median), "v end"))
         share = row.supervised / max(1, row.tokens)
         parts.append(_text(WIDE, y + 4, f"{100 * share:.1f} %", "v end"))
     y = bottom + 32
-    parts += [_rect(left + 10, y - 8, 18, 7, "box all"), _text(left + 34, y, "all tokens", "l")]
-    parts += [_rect(left + 110, y - 7, 18, 5, "box sup"), _text(left + 134, y, "supervised", "l")]
+    parts += [
+        _rect(margin + 10, y - 8, 18, 7, "box all"),
+        _text(margin + 34, y, "all tokens", "l"),
+    ]
+    parts += [
+        _rect(margin + 110, y - 7, 18, 5, "box sup"),
+        _text(margin + 134, y, "supervised", "l"),
+    ]
     return _svg((WIDE, y + 8), "tokens per row of each ingredient", parts)
 
 
@@ -342,80 +347,74 @@ def _lengths(row: LengthRow, kind: str) -> list[int]:
 def _box(scale: Scale, y: float, at: Sequence[int], kind: str) -> Markup:
     least, p5, median, p95, most = (scale(v) for v in at)
     half = 5.0 if kind == "all" else 2.5
-    said = _title("{}: {}, p5 {}, median {}, p95 {}, {}".format(kind, *at))
+    tooltip = _title("{}: {}, p5 {}, median {}, p95 {}, {}".format(kind, *at))
     parts = [_line(least, y, most, y, "whisker")]
     parts.append(_rect(p5, y - half, max(1.5, p95 - p5), 2 * half, f"box {kind}"))
     parts.append(_line(median, y - half, median, y + half, "median"))
-    return Markup("<g>") + said + Markup("").join(parts) + Markup("</g>")
+    return Markup("<g>") + tooltip + Markup("").join(parts) + Markup("</g>")
 
 
-def share_bars(rows: Sequence[Portion]) -> Markup:
-    """Per cocktail three bars: rows asked, rows got, supervised tokens; a part per ingredient."""
-    names = list(dict.fromkeys(row.ingredient for row in rows))
-    kinds = {name: f"i{i % 9}" for i, name in enumerate(names)}
-    left = _room((row.cocktail for row in rows), 60, 140)
-    legend, top = _keys(kinds)
-    parts = list(legend)
-    cocktails = list(dict.fromkeys(row.cocktail for row in rows))
-    for i, cocktail in enumerate(cocktails):
-        y = top + 54 * i
-        own = [row for row in rows if row.cocktail == cocktail]
-        parts.append(_label(cocktail, y + 22, left, 3))
-        for j, field in enumerate(("asked", "got", "supervised")):
-            at = (left + 66, y + 15 * j)
-            parts.append(_text(left + 60, at[1] + 10, field, "l end"))
-            shares = [(kinds[row.ingredient], row.ingredient, getattr(row, field)) for row in own]
-            parts += _stack(shares, at, WIDE - left - 66)
-    return _svg((WIDE, top + 54 * len(cocktails)), "shares of each cocktail's ingredients", parts)
+# ---- claims and tuning curves -------------------------------------------------------------------
+
+CLAIM_KINDS = {"confirmed": "up", "tie": "single"}
 
 
-def _keys(kinds: Mapping[str, str]) -> tuple[list[Markup], float]:
-    x, y = 0.0, 2.0
-    found = []
-    for name, kind in kinds.items():
-        shown = fit(name, 180, SMALL)
-        if x and x + 26 + width(shown, SMALL) > WIDE:
-            x, y = 0.0, y + 18
-        found += [_rect(x, y, 14, 11, kind), _text(x + 19, y + 9.5, shown, "l")]
-        x += 36 + width(shown, SMALL)
-    return found, y + 24
+def claims_plot(claims: Sequence[Claim], titles: Mapping[str, str]) -> Markup:
+    """A dot and an interval per target around 0, the margin shaded."""
+    margin = max(claim.margin for claim in claims)
+    spread = [v for c in claims for v in (c.value, c.low, c.high) if v is not None]
+    reach = 1.05 * max([2 * margin, *map(abs, spread)])
+    wide = PLOT + 60
+    scale = Scale(-reach, reach, LABELS + 8, wide - 92)
+    top, bottom = 8.0, 8.0 + STEP * len(claims)
+    shade = _rect(scale(-margin), top, scale(margin) - scale(-margin), bottom - top, "band")
+    parts = [shade, *_axis_below(scale, (top, bottom), 5)]
+    parts.append(_line(scale(0), top, scale(0), bottom, "axis"))
+    for i, claim in enumerate(claims):
+        parts.append(_claim_row(claim, scale, (top + STEP * (i + 0.5), wide), titles))
+    return _svg((wide, bottom + 22), "claims: differences to the single task with intervals", parts)
 
 
-def _stack(
-    shares: Sequence[tuple[str, str, float]], at: tuple[float, float], whole: float
-) -> list[Markup]:
-    x, y = at
-    found = []
-    for kind, name, share in shares:
-        found.append(Markup("<g>") + _title(f"{plain(name, 80)}: {100 * share:.1f} %"))
-        found.append(_rect(x, y, share * whole - 1, 12, kind))
-        if share * whole > 28:
-            found.append(_text(x + share * whole / 2, y + 9.5, f"{100 * share:.0f} %", "in mid"))
-        found.append(Markup("</g>"))
-        x = round(x + share * whole, 1)
-    return found
+def _claim_row(
+    claim: Claim, scale: Scale, at: tuple[float, float], titles: Mapping[str, str]
+) -> Markup:
+    y, wide = at
+    parts = [_title(claim.sentence), _label(titles.get(claim.target, claim.target), y, LABELS)]
+    if claim.low is not None and claim.high is not None:
+        parts.append(_line(scale(claim.low), y, scale(claim.high), y, "bar"))
+    if claim.seeds:
+        dot = Markup('<circle class="dot" cx="{:g}" cy="{:g}" r="4"/>')
+        parts.append(dot.format(scale(claim.value), y))
+    parts.append(_text(wide, y + 4, claim.verdict, "v end"))
+    group = Markup('<g class="row {}">').format(CLAIM_KINDS.get(claim.verdict, "open"))
+    return group + Markup("").join(parts) + Markup("</g>")
 
 
-def time_bars(runs: Sequence[RunRow]) -> Markup:
-    """Seconds spent on each cocktail, a part per run; failed runs stand out."""
-    by_cocktail: dict[str, list[RunRow]] = {}
-    for run in runs:
-        by_cocktail.setdefault(run.cocktail, []).append(run)
-    totals = {name: sum(r.seconds or 0.0 for r in own) for name, own in by_cocktail.items()}
-    left = _room(by_cocktail, 60, 140)
-    scale = Scale(0, max([1.0, *totals.values()]), left + 8, WIDE - 72)
-    parts = []
-    for i, (name, own) in enumerate(by_cocktail.items()):
-        y = 4 + 28.0 * i
-        parts.append(_label(name, y + 9, left))
-        spent = 0.0
-        for run in own:
-            x, spent = scale(spent), spent + (run.seconds or 0.0)
-            said = (
-                f"seed {'–' if run.seed is None else run.seed}: {run.state}, {seconds(run.seconds)}"
-            )
-            kind = run.state if run.state in ("done", "failed", "running") else "other"
-            bar = _rect(x, y, max(1.0, scale(spent) - x - 1), 18, f"run {kind}")
-            parts.append(Markup("<g>") + _title(said) + bar + Markup("</g>"))
-        parts.append(_text(WIDE, y + 13, seconds(totals[name]), "v end"))
-    return _svg((WIDE, 4 + 28.0 * len(by_cocktail)), "time spent on each cocktail", parts)
+def tuning_chart(title: str, arms: Mapping[str, Sequence[Estimate]]) -> Markup:
+    """Expected best score over the runs spent, a line per arm."""
+    w, h = 340.0, 190.0
+    values = [row.value for rows in arms.values() for row in rows]
+    low, high = min(values), max(values)
+    pad = 0.05 * ((high - low) or 0.01)
+    most = max(len(rows) for rows in arms.values())
+    x, y = Scale(1, max(2, most), 44, w - 12), Scale(low - pad, high + pad, h - 34, 30)
+    parts = [_title(title), _text(0, 13, fit(title, w / BOLD, SMALL), "h")]
+    for value in y.ticks(4):
+        parts.append(_line(x.start, y(value), x.end, y(value), "grid"))
+        parts.append(_text(x.start - 5, y(value) + 3.5, f"{value:.3f}".rstrip("0"), "l end"))
+    for value in x.ticks(4):
+        if value == int(value):
+            parts.append(_text(x(value), h - 20, f"{value:g}", "l mid"))
+    for place, (name, rows) in enumerate(arms.items()):
+        points = " ".join(f"{x(k)},{y(row.value)}" for k, row in enumerate(rows, 1))
+        line = Markup('<polyline class="k{}" points="{}"><title>{}</title></polyline>')
+        parts.append(line.format(place, points, name))
+        if len(rows) == 1:
+            dot = Markup('<circle class="k{}" cx="{:g}" cy="{:g}" r="3"/>')
+            parts.append(dot.format(place, x(1), y(rows[0].value)))
+    parts.append(_text((x.start + x.end) / 2, h - 5, "runs", "l mid"))
+    description = "; ".join(
+        f"{name}: {signed(rows[-1].value)} with {len(rows)} runs {ends(None, None)}".strip()
+        for name, rows in arms.items()
+    )
+    return _svg((w, h), f"tuning curves, {title}: {description}", parts)

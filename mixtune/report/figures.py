@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from mixtune.analysis.effects import TO_BASE, TO_SINGLE
 from mixtune.analysis.measures import BASE, MAJORITY
 from mixtune.records import LENIENT, Estimate, MixRow, Result
-from mixtune.report.inputs import ReportInput
+from mixtune.report.gather import ReportInput
 from mixtune.tasks.metrics import METRICS
 
 
@@ -50,17 +50,17 @@ class Cell:
 
     @property
     def is_single(self) -> bool:
-        """Whether it is itself the single that the others on its task are compared with."""
+        """True for the single-task cell that the others on its task are compared with."""
         return bool(self.seeds) and self.cocktail in (self.reference, self.task)
 
     @property
     def floored(self) -> bool:
-        """Whether its interval does not lie above the floor."""
+        """True if its interval does not lie above the floor."""
         return self.against_floor in ("below", "not above")
 
     @property
     def shown(self) -> str:
-        """Whether the difference's interval lies above 0, below 0 or holds it; "" without one."""
+        """Position of the difference's interval: "above" 0, "below" it, "open"; "" without one."""
         return _side(self.low, self.high)
 
     @property
@@ -77,7 +77,7 @@ def _side(low: float | None, high: float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """What a task's scores are read against, and which cocktails' runs do not rise above it.
+    """Reference levels of a task, and the runs that do not rise above them.
 
     `not_above` counts the runs, of `judged` with an interval, whose interval does not lie above the
     floor; `below` those of them whose interval lies wholly below it. `cocktails` and
@@ -149,7 +149,7 @@ def cells(page: ReportInput) -> list[Cell]:
     singles, bases = _against(page, TO_SINGLE), _against(page, TO_BASE)
     references = {(d.form, d.target, d.metric): d.reference for d in singles.values()}
     runs = _by_cell(page)
-    found = []
+    rows = []
     for mean in page.means:
         if mean.split != page.split or mean.form == LENIENT or mean.target not in page.tasks:
             continue
@@ -161,8 +161,8 @@ def cells(page: ReportInput) -> list[Cell]:
             cell = replace(cell, difference_seeds=single.seeds, method=single.method)
         if base := bases.get((*key, mean.subject)):
             cell = replace(cell, to_base=base.value, base_low=base.low, base_high=base.high)
-        found.append(cell)
-    return found
+        rows.append(cell)
+    return rows
 
 
 def _against(page: ReportInput, quantity: str) -> dict[tuple[str, str, str, str], Estimate]:
@@ -175,11 +175,11 @@ def _against(page: ReportInput, quantity: str) -> dict[tuple[str, str, str, str]
 
 
 def _by_cell(page: ReportInput) -> dict[tuple[str, str, str, str], list[Result]]:
-    found: defaultdict[tuple[str, str, str, str], list[Result]] = defaultdict(list)
+    by_cell: defaultdict[tuple[str, str, str, str], list[Result]] = defaultdict(list)
     for row in page.results:
         if row.split == page.split:
-            found[row.form, row.task, row.metric, row.cocktail].append(row)
-    return found
+            by_cell[row.form, row.task, row.metric, row.cocktail].append(row)
+    return by_cell
 
 
 def _cell(row: Estimate | Result, task: str, cocktail: str, runs: Sequence[Result]) -> Cell:
@@ -215,7 +215,7 @@ def brought(page: ReportInput) -> list[Cell]:
 
 
 def against_floor(low: float | None, high: float | None, floor: float | None) -> str:
-    """Where an interval lies: "above" the floor, "below" it, or "not above" where it holds it.
+    """Position of an interval: "above" the floor, "below" it, or "not above" where it includes it.
 
     "" without an interval or a floor.
     """
@@ -227,12 +227,12 @@ def against_floor(low: float | None, high: float | None, floor: float | None) ->
 def floors(page: ReportInput) -> list[Floor]:
     """One row per task × form, on the main metric."""
     main = main_metrics(page)
-    found: defaultdict[tuple[str, str], list[Result]] = defaultdict(list)
+    by_task: defaultdict[tuple[str, str], list[Result]] = defaultdict(list)
     for row in page.results:
-        here = row.split == page.split and row.form != LENIENT and row.task in page.tasks
-        if here and row.metric == main[row.task]:
-            found[row.form, row.task].append(row)
-    return [_floor(form, task, rows) for (form, task), rows in found.items()]
+        is_shown = row.split == page.split and row.form != LENIENT and row.task in page.tasks
+        if is_shown and row.metric == main[row.task]:
+            by_task[row.form, row.task].append(row)
+    return [_floor(form, task, rows) for (form, task), rows in by_task.items()]
 
 
 def _floor(form: str, task: str, rows: Sequence[Result]) -> Floor:

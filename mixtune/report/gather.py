@@ -1,20 +1,31 @@
-"""Everything that the page of a study shows, put together, and the page written.
+"""Collect everything that the page of a study shows.
 
-Knows: what is computed where. Does not know: how it is computed, how it is drawn.
+Knows: the parts of a page, which function computes each. Does not know: how they are computed or
+drawn.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pyarrow.compute as pc
 
 from mixtune import __version__
 from mixtune.analysis.measures import BASE
-from mixtune.analysis.readings import published
-from mixtune.records import Claim, DataRow, LengthRow, Result, Score
-from mixtune.report.inputs import Disagreement, ReportInput
-from mixtune.report.page import page_files, render
+from mixtune.analysis.readings import Published, published
+from mixtune.records import (
+    Claim,
+    DataRow,
+    Estimate,
+    Judged,
+    LengthRow,
+    MixRow,
+    Question,
+    Result,
+    RunRow,
+    Score,
+    TrainStep,
+)
 from mixtune.results.claims import exploratory_claims, selected_claims, study_choices
 from mixtune.results.judgements import read_judged
 from mixtune.results.questions import agreeing, gather_evidence, questions
@@ -28,9 +39,74 @@ from mixtune.results.study_results import (
     training_curves,
 )
 from mixtune.store.folder import Store
+from mixtune.study.spec import Study
 
 MOST = 20
 """Items that are shown of a pair of systems and a task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """An item that one of two systems got right and the other did not; it holds dataset text."""
+
+    task: str
+    right: str
+    wrong: str
+    item: str
+    text: str
+    gold: str
+    said_right: str
+    said_wrong: str
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """Everything on one page.
+
+    `results`, `means` (analysis.results.cocktail_means) and `differences` may hold several splits;
+    the page shows `split`. `mixes` and `curves` are keyed by run id. `tasks`: name → title, in the
+    order of the columns. `main_forms`: task → the form that it is compared and chosen in.
+    `chosen`: task → cocktail chosen on validation, for a page that shows test; empty where the page
+    chooses the best of what it shows. `test_reads`: how often test scores were looked at. `data`:
+    what was read, `lengths`: tokens per row, each in the order shown. `published`: what others
+    measured on tasks of the same name. `claims`: what may be said of each target. `estimates`: all
+    that is known beside means and differences. `clean`: `results` on the items whose text no
+    training row has in part. `retention`: what `mixtune probe` found. `judged`: what judges said of
+    free answers, on the page's split. `disagreements`: only where text was asked for.
+    """
+
+    study: Study
+    resolved_yaml: str
+    model_note: str
+    synthetic: bool
+    split: str
+    results: Sequence[Result]
+    means: Sequence[Estimate]
+    differences: Sequence[Estimate]
+    mixes: Sequence[tuple[str, MixRow]]
+    runs: Sequence[RunRow]
+    curves: Mapping[str, Sequence[TrainStep]]
+    created: str
+    tasks: Mapping[str, str]
+    version: str
+    test_reads: int
+    main_forms: Mapping[str, str]
+    chosen: Mapping[str, str] = field(default_factory=dict)
+    data: Sequence[DataRow] = ()
+    lengths: Sequence[LengthRow] = ()
+    published: Sequence[Published] = ()
+    claims: Sequence[Claim] = ()
+    questions: Sequence[Question] = ()
+    estimates: Sequence[Estimate] = ()
+    clean: Sequence[Result] = ()
+    retention: Sequence[Estimate] = ()
+    judged: Sequence[Judged] = ()
+    disagreements: Sequence[Disagreement] = ()
+
+    @property
+    def confirms(self) -> bool:
+        """True for a page that reads on test what was chosen on validation."""
+        return self.split == "test" and bool(self.chosen)
 
 
 def gather(facts: StudyFacts, split: str, with_text: bool = False) -> ReportInput:
@@ -77,20 +153,6 @@ def gather(facts: StudyFacts, split: str, with_text: bool = False) -> ReportInpu
     )
 
 
-def write_report(facts: StudyFacts, split: str, with_text: bool = False) -> Path:
-    """Write the page of a split, with its figures and CSVs beside; returns the page's path."""
-    page, store = gather(facts, split, with_text), facts.store
-    for name, text in page_files(page).items():
-        store.write_text(f"report/{split}/{name}", text)
-    return store.write_text(str(page_path(store, split).relative_to(store.folder)), render(page))
-
-
-def page_path(store: Store, split: str) -> Path:
-    """Where the page of a split is written."""
-    name = "index.html" if split == "validation" else f"{split}.html"
-    return store.folder / "report" / name
-
-
 def _claims(facts: StudyFacts, validation: SplitResults) -> list[Claim]:
     """Claims of the study as its folder holds it."""
     if facts.selection is None:
@@ -111,8 +173,8 @@ def _disagreements(
     return [
         row
         for task, name in best.items()
-        for other in (task, BASE)
-        for row in disagreements(facts, shown, task, (name, other))
+        for reference in (task, BASE)
+        for row in disagreements(facts, shown, task, (name, reference))
     ]
 
 

@@ -1,11 +1,7 @@
-"""What each figure of the page draws, as rows: heat maps, forest plots, curves, shares.
+"""Rows of each figure and table of the page: heat maps, forest plots, curves, effects, claims.
 
-Knows: which numbers go into which figure, in which order and on which scale. Does not know: SVG,
-colours.
-
-What the page says beside its values: claims, chance, near-ties, effects, curves, clean items.
-
-Knows: which rows belong together. Does not know: HTML, SVG, how a number was computed.
+Knows: which numbers belong to which figure, their order and scale. Does not know: HTML, SVG,
+colours, how a number was computed.
 """
 
 import math
@@ -14,7 +10,7 @@ from dataclasses import dataclass
 
 from mixtune.records import Claim, Estimate, Judged, Result
 from mixtune.report.figures import Cell, CurvePoint, brought, counts, floors, main_metrics
-from mixtune.report.inputs import ReportInput
+from mixtune.report.gather import ReportInput
 from mixtune.report.wording import number
 from mixtune.tasks.metrics import METRICS
 
@@ -26,14 +22,13 @@ SMALLEST_STEP = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Heat:
-    """Cocktails × tasks in one form: `at` (cocktail, task) → cell, in the order of the page.
+    """Cocktails × tasks in one form of answers: `at` maps (cocktail, task) to its cell.
 
-    `metric` is "" where each task is read in its own main metric. A cell's colour changes with
-    every `step` of its difference, so that the widest has the last of `LEVELS`.
+    A cell's shade changes with every `step` of its difference; the largest one has the last of
+    `LEVELS`.
     """
 
     form: str
-    metric: str
     cocktails: list[str]
     tasks: list[str]
     at: dict[tuple[str, str], Cell]
@@ -81,27 +76,20 @@ class Portion:
 
 
 def heats(page: ReportInput, shown: Sequence[Cell]) -> list[Heat]:
-    """One per form in the tasks' own main metrics, main forms first; then every other metric."""
+    """One per form of answers, each task in its main metric; main forms first."""
     main = main_metrics(page)
-    there = {c.form for c in shown}
-    first = (form for form in map(page.main_forms.get, page.tasks) if form in there)
-    forms = list(dict.fromkeys([*first, *(c.form for c in shown)]))
-    others = dict.fromkeys(c.metric for c in shown if c.metric != main[c.task])
-    asked = [(form, "") for form in forms] + [(form, m) for form in forms for m in others]
-    found = []
-    for form, metric in asked:
-        own = [c for c in shown if c.form == form and c.metric == (metric or main[c.task])]
-        if own:
-            found.append(_heat(page, form, metric, own))
-    return found
+    by_form: dict[str, list[Cell]] = {page.main_forms[task]: [] for task in page.tasks}
+    for cell in shown:
+        if cell.metric == main[cell.task]:
+            by_form.setdefault(cell.form, []).append(cell)
+    return [_heat(page, form, cells) for form, cells in by_form.items() if cells]
 
 
-def _heat(page: ReportInput, form: str, metric: str, own: Sequence[Cell]) -> Heat:
+def _heat(page: ReportInput, form: str, own: Sequence[Cell]) -> Heat:
     widest = max((abs(c.difference) for c in own if c.difference is not None), default=0.0)
     tasks = {c.task for c in own}
     return Heat(
         form=form,
-        metric=metric,
         cocktails=list(dict.fromkeys(c.cocktail for c in own)),
         tasks=[task for task in page.tasks if task in tasks],
         at={(c.cocktail, c.task): c for c in own},
@@ -119,7 +107,7 @@ def forests(page: ReportInput, shown: Sequence[Cell]) -> list[Forest]:
     """One per task in its main form and metric; references: single, majority, chance, base."""
     main = main_metrics(page)
     floor_of = {(f.form, f.task): f for f in floors(page)}
-    found = []
+    rows = []
     for task, title in page.tasks.items():
         form = page.main_forms[task]
         own = [c for c in shown if (c.task, c.form, c.metric) == (task, form, main.get(task))]
@@ -136,8 +124,8 @@ def forests(page: ReportInput, shown: Sequence[Cell]) -> list[Forest]:
         }
         known = {name: value for name, value in values.items() if value is not None}
         own.sort(key=lambda c: (sign * c.value, c.cocktail))
-        found.append(Forest(task, title, main[task], own, known))
-    return found
+        rows.append(Forest(task, title, main[task], own, known))
+    return rows
 
 
 def charts(points: Sequence[CurvePoint], at_most: int) -> list[Chart]:
@@ -157,29 +145,29 @@ def charts(points: Sequence[CurvePoint], at_most: int) -> list[Chart]:
 
 def portions(page: ReportInput) -> list[Portion]:
     """Shares of every cocktail of several ingredients, from its first run with counts."""
-    rows = counts(page)
+    mixes = counts(page)
     first: dict[str, str] = {}
-    for row in rows:
+    for row in mixes:
         first.setdefault(row.cocktail, row.run)
-    found = []
+    shares = []
     for cocktail, run in first.items():
-        own = [row.mix for row in rows if row.run == run]
+        own = [row.mix for row in mixes if row.run == run]
         if len(own) < 2:
             continue
-        asked, got = sum(m.rows_asked for m in own), sum(m.rows_got for m in own)
+        requested, used = sum(m.rows_asked for m in own), sum(m.rows_got for m in own)
         supervised = sum(m.supervised_tokens for m in own)
-        found += [
+        shares += [
             Portion(
                 cocktail,
                 m.ingredient,
                 m.unit,
-                m.rows_asked / max(1, asked) if m.share_asked is None else m.share_asked,
-                m.rows_got / max(1, got) if m.share_got is None else m.share_got,
+                m.rows_asked / max(1, requested) if m.share_asked is None else m.share_asked,
+                m.rows_got / max(1, used) if m.share_got is None else m.share_got,
                 m.supervised_tokens / max(1, supervised),
             )
             for m in own
         ]
-    return found
+    return shares
 
 
 def thinned(points: Sequence[CurvePoint], at_most: int) -> list[tuple[float, float]]:
@@ -255,20 +243,20 @@ KEPT = (
 
 def effects(page: ReportInput) -> list[Effects]:
     """The transfer matrix, what leaving out does, synergies, transfer; those that there are."""
-    found = []
+    tables = []
     for quantity, title, about in KINDS:
         rows = main_rows(page, quantity)
         if rows:
             at = {(row.subject, row.target): row for row in rows}
             subjects = list(dict.fromkeys(row.subject for row in rows))
             targets = [task for task in page.tasks if any(t == task for _, t in at)]
-            found.append(Effects(title, about, subjects, targets, at))
-    return [*found, *_kept(page)]
+            tables.append(Effects(title, about, subjects, targets, at))
+    return [*tables, *_kept(page)]
 
 
 def _kept(page: ReportInput) -> list[Effects]:
-    """What cells kept of the base, probe by probe; how far their answers moved from it."""
-    found = []
+    """Retention of the base's scores per probe, and the distance of answers from the base."""
+    tables = []
     for quantity, metric, title, about in KEPT:
         rows = [
             row
@@ -279,17 +267,18 @@ def _kept(page: ReportInput) -> list[Effects]:
             at = {(row.subject, row.target): row for row in rows}
             subjects = list(dict.fromkeys(subject for subject, _ in at))
             targets = list(dict.fromkeys(target for _, target in at))
-            found.append(Effects(title, about, subjects, targets, at))
-    return found
+            tables.append(Effects(title, about, subjects, targets, at))
+    return tables
 
 
 def curves(page: ReportInput) -> dict[str, dict[str, list[Estimate]]]:
     """Task → arm → expected best of 1, 2, … runs."""
-    found: dict[str, dict[str, list[Estimate]]] = {}
+    by_task: dict[str, dict[str, list[Estimate]]] = {}
     for row in main_rows(page, "tuning-curve"):
-        found.setdefault(row.target, {}).setdefault(row.subject, []).append(row)
+        by_task.setdefault(row.target, {}).setdefault(row.subject, []).append(row)
     return {
-        task: {name: arms[name] for name in CURVES if name in arms} for task, arms in found.items()
+        task: {name: arms[name] for name in CURVES if name in arms}
+        for task, arms in by_task.items()
     }
 
 
@@ -300,15 +289,15 @@ def chance(page: ReportInput) -> dict[str, Estimate]:
 
 def near_ties(page: ReportInput) -> dict[str, list[str]]:
     """Task → cells that are shown to be within the margin of the best one."""
-    found: dict[str, list[str]] = {}
+    by_task: dict[str, list[str]] = {}
     for row in main_rows(page, "tie"):
         if row.method.startswith("tie within"):
-            found.setdefault(row.target, []).append(row.subject)
-    return found
+            by_task.setdefault(row.target, []).append(row.subject)
+    return by_task
 
 
 def clean(page: ReportInput) -> list[Clean]:
-    """Where some items share text with training rows: values with and without them."""
+    """Values with and without the items that share text with training rows, where there are any."""
     main = main_metrics(page)
 
     def of(rows: Sequence[Result]) -> dict[tuple[str, str], Result]:
@@ -319,11 +308,19 @@ def clean(page: ReportInput) -> list[Clean]:
             and (row.form, row.metric) == (page.main_forms[row.task], main.get(row.task))
         }
 
-    whole, left = of(page.results), of(page.clean)
+    whole, clean_rows = of(page.results), of(page.clean)
     return [
-        Clean(row.task, row.cocktail, row.seed, row.value, row.n, left[key].value, left[key].n)
+        Clean(
+            row.task,
+            row.cocktail,
+            row.seed,
+            row.value,
+            row.n,
+            clean_rows[key].value,
+            clean_rows[key].n,
+        )
         for key, row in whole.items()
-        if key in left and left[key].n < row.n
+        if key in clean_rows and clean_rows[key].n < row.n
     ]
 
 
@@ -335,7 +332,7 @@ JUDGED = (
 
 
 def verdicts(row: Judged, ends: str) -> tuple[object, ...]:
-    """What a judge said of a system, column by column; `ends`: its interval in words."""
+    """Judgements of a system, column by column; `ends`: its interval in words."""
     return (
         row.task,
         row.cocktail,
@@ -355,25 +352,25 @@ def judged(rows: Sequence[Judged]) -> dict[str, list[Judged]]:
 
     Tasks that were judged at other times may have been judged beside other labels.
     """
-    found: dict[str, list[Judged]] = {}
+    by_judge: dict[str, list[Judged]] = {}
     for row in rows:
-        said = f"{row.judge}, rubric {row.rubric}: {row.validation}; {row.self_agreement}"
-        found.setdefault(said, []).append(row)
-    return found
+        description = f"{row.judge}, rubric {row.rubric}: {row.validation}; {row.self_agreement}"
+        by_judge.setdefault(description, []).append(row)
+    return by_judge
 
 
 def said_of_claims(claims: Sequence[Claim]) -> str:
     """Two sentences at most: what was confirmed, what was not."""
-    made = [claim for claim in claims if claim.verdict != "exploratory"]
-    if not made:
+    tested = [claim for claim in claims if claim.verdict != "exploratory"]
+    if not tested:
         return ""
-    good = [c for c in made if c.verdict == "confirmed"]
+    good = [c for c in tested if c.verdict == "confirmed"]
     if good:
         first = "Confirmed on fresh seeds: " + "; ".join(map(_short, good)) + "."
     else:
-        first = f"On none of {len(made)} targets is a gain confirmed on fresh seeds."
-    ties = [c.target for c in made if c.verdict == "tie"]
-    rest = [c.target for c in made if c.verdict == "not confirmed"]
+        first = f"On none of {len(tested)} targets is a gain confirmed on fresh seeds."
+    ties = [c.target for c in tested if c.verdict == "tie"]
+    rest = [c.target for c in tested if c.verdict == "not confirmed"]
     more = [f"a tie on {', '.join(ties)}"] * bool(ties)
     more += [f"not confirmed on {', '.join(rest)}"] * bool(rest and good)
     second = "; ".join(more)

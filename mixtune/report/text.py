@@ -31,7 +31,7 @@ from mixtune.report.figures import (
     floors,
     main_metrics,
 )
-from mixtune.report.inputs import ReportInput
+from mixtune.report.gather import ReportInput
 from mixtune.report.plots import JUDGED, Clean, Portion, clean, judged, portions, verdicts
 from mixtune.results.questions import unanswered
 
@@ -47,9 +47,9 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - any part of a page
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return value
 
 
@@ -69,11 +69,11 @@ def as_markdown(page: ReportInput) -> str:
 
 def _head(page: ReportInput) -> str:
     seeds = ", ".join(map(str, page.study.seeds))
-    said = wording.summary(answers(page), page.confirms)
+    summary = wording.summary(answers(page), page.confirms)
     made_up = "The data is synthetic.\n\n" if page.synthetic else ""
     return (
         f"# {_cell(page.study.name)}, {page.split}\n\n{made_up}"
-        + (f"{_cell(said)}\n\n" if said else "")
+        + (f"{_cell(summary)}\n\n" if summary else "")
         + f"- base model: {_cell(page.model_note)}\n- seeds: {seeds}\n"
         + f"- test scores were looked at {page.test_reads} times\n"
         + f"- mixtune {_cell(page.version)}, {_cell(page.created)}"
@@ -81,7 +81,7 @@ def _head(page: ReportInput) -> str:
 
 
 def _claims(page: ReportInput) -> list[str]:
-    """What was confirmed and what was not; nothing where the page has no claims."""
+    """Claims with their verdicts; nothing where the page has none."""
     claims: Sequence[Any] = getattr(page, "claims", ())
     lines = [f"- **{_cell(c.verdict)}**: {_cell(c.sentence)} {_cell(c.reason)}" for c in claims]
     return ["## Claims\n\n" + "\n".join(map(str.rstrip, lines))] if lines else []
@@ -110,11 +110,11 @@ def _task(page: ReportInput, task: str) -> str:
 
 
 def _by_chance(page: ReportInput, cell: Cell) -> str:
-    """What chance alone gives the best of so many, where that was estimated."""
+    """Expected gain of the best of N by chance alone, where it was estimated."""
     rows: Sequence[Estimate] = getattr(page, "estimates", ())
-    here = ("best-of-n", cell.task, page.split, cell.form, cell.metric)
+    key = ("best-of-n", cell.task, page.split, cell.form, cell.metric)
     for row in rows:
-        if (row.quantity, row.target, row.split, row.form, row.metric) == here:
+        if (row.quantity, row.target, row.split, row.form, row.metric) == key:
             gain = f"{wording.signed(row.value)} {wording.ends(row.low, row.high, True)}"
             return f" would be {gain} above the others by chance alone"
     return " is partly so by chance"
@@ -122,10 +122,10 @@ def _by_chance(page: ReportInput, cell: Cell) -> str:
 
 def _differences(page: ReportInput, cell: Cell) -> Iterable[Estimate]:
     """The rows that the cells' differences to the single task come from."""
-    here = (cell.task, page.split, cell.form, cell.metric)
+    wanted_key = (cell.task, page.split, cell.form, cell.metric)
     for row in page.differences:
-        found = (row.target, row.split, row.form, row.metric)
-        if found == here and row.quantity == TO_SINGLE:
+        key = (row.target, row.split, row.form, row.metric)
+        if key == wanted_key and row.quantity == TO_SINGLE:
             yield row
 
 
@@ -143,10 +143,10 @@ def _row(cell: Cell, test: Estimate | None) -> tuple[object, ...]:
 
 
 def _judged(page: ReportInput) -> Iterable[str]:
-    """What judges said of free answers; nothing where none was asked."""
-    for said, own in judged(page.judged).items():
+    """Judgements of free answers; nothing where there are none."""
+    for description, own in judged(page.judged).items():
         rows = [verdicts(row, wording.ends(row.low, row.high)) for row in own]
-        yield f"## Judged by a model\n\n{_cell(said)}.\n\n{_table(JUDGED, rows)}"
+        yield f"## Judged by a model\n\n{_cell(description)}.\n\n{_table(JUDGED, rows)}"
 
 
 def _floors(page: ReportInput) -> str:
@@ -167,18 +167,18 @@ def _floors(page: ReportInput) -> str:
 
 
 def _runs(page: ReportInput) -> str:
-    """How many runs are in which state, and each that is not done."""
+    """Number of runs per state, and each run that is not done."""
     states: dict[str, int] = {}
     for run in page.runs:
         states[run.state] = states.get(run.state, 0) + 1
-    said = ", ".join(f"{count} {_cell(state)}" for state, count in sorted(states.items()))
+    counts = ", ".join(f"{count} {_cell(state)}" for state, count in sorted(states.items()))
     lines = [
         f"- {_cell(run.cocktail)}, seed {'–' if run.seed is None else run.seed} ({_cell(run.id)}): "
         f"{_cell(run.state)}{_cell(f', {run.error}') if run.error else ''}"
         for run in page.runs
         if run.state != "done"
     ]
-    return "\n".join([f"## Runs\n\n{said or 'none'}.", *([""] if lines else []), *lines])
+    return "\n".join([f"## Runs\n\n{counts or 'none'}.", *([""] if lines else []), *lines])
 
 
 def _table(columns: Sequence[object], rows: Iterable[Sequence[object]]) -> str:

@@ -1,4 +1,4 @@
-"""How numbers and names are written on the page and in its figures.
+"""Numbers, names and sentences as the page and its figures write them.
 
 Knows: decimals, signs, intervals, what text from outside may hold. Does not know: HTML, SVG, where
 a text stands.
@@ -74,22 +74,22 @@ def fit(text: str, room: float, size: float) -> str:
 def wrap(name: str, room: float, size: float, at_most: int) -> list[str]:
     """A name in lines that fit, broken behind `+` or a space; what is left over is cut."""
     parts = [p for p in re.findall(r"[^+ ]*[+ ]?", plain(name, LONGEST_NAME)) if p]
-    found: list[str] = []
+    lines: list[str] = []
     for part in parts:
-        if found and width(found[-1] + part.rstrip(), size) <= room:
-            found[-1] += part
+        if lines and width(lines[-1] + part.rstrip(), size) <= room:
+            lines[-1] += part
         else:
-            found.append(part)
-    if len(found) > at_most:
-        found = [*found[: at_most - 1], "".join(found[at_most - 1 :])]
-    return [fit(line.rstrip(), room, size) for line in found]
+            lines.append(part)
+    if len(lines) > at_most:
+        lines = [*lines[: at_most - 1], "".join(lines[at_most - 1 :])]
+    return [fit(line.rstrip(), room, size) for line in lines]
 
 
 def some(names: str, at_most: int = 3) -> str:
     """The first of a list of names, and how many more there are."""
-    found = names.split(", ")
-    rest = len(found) - at_most
-    return names if rest < 2 else f"{', '.join(found[:at_most])} and {rest} more"
+    parts = names.split(", ")
+    rest = len(parts) - at_most
+    return names if rest < 2 else f"{', '.join(parts[:at_most])} and {rest} more"
 
 
 def number(value: float | None) -> str:
@@ -118,16 +118,16 @@ def ends(low: float | None, high: float | None, sign: bool = False) -> str:
     return "too few" if low is None or high is None else f"[{write(low)},\xa0{write(high)}]"
 
 
-def budget(asked: Budget) -> str:
-    """What a run costs, in words."""
-    if asked.kind == "as-published":
+def budget(spec: Budget) -> str:
+    """The budget of a run in words."""
+    if spec.kind == "as-published":
         return (
             f"as-published, all rows 3 times (up to 3 ingredients) or 2 times, in steps of "
-            f"{asked.examples_per_step} examples"
+            f"{spec.examples_per_step} examples"
         )
-    steps = f"{asked.kind}, {asked.steps} steps of {asked.examples_per_step} examples"
-    more = f"; single tasks also for {asked.more_epochs} times the steps"
-    return steps + (more if asked.more_epochs else "")
+    steps = f"{spec.kind}, {spec.steps} steps of {spec.examples_per_step} examples"
+    more = f"; single tasks also for {spec.more_epochs} times the steps"
+    return steps + (more if spec.more_epochs else "")
 
 
 def seconds(value: float | None) -> str:
@@ -145,7 +145,7 @@ def tick(value: float) -> str:
 
 
 def given(cell: Cell) -> str:
-    """What the seeds behind a difference limit: shared by fewer than the mean has, or one only."""
+    """Note on the seeds of a difference: fewer than the mean has, or a single one."""
     shared_by = cell.difference_seeds
     if shared_by is None:
         return ""
@@ -154,18 +154,18 @@ def given(cell: Cell) -> str:
 
 
 def verdict(cell: Cell) -> str:
-    """What the difference's interval says about the cell against its single task."""
-    said = {
+    """The position of the difference's interval, in words."""
+    words = {
         "above": "its 95\xa0% interval lies above 0",
         "below": "its 95\xa0% interval lies below 0",
-        "open": "its 95\xa0% interval includes 0, so the two cannot be told apart",
+        "open": "its 95\xa0% interval includes 0: not significantly different",
         "": "there are too few clusters for an interval",
     }
-    return said[cell.shown]
+    return words[cell.shown]
 
 
 def cell_sentence(cell: Cell, title: str) -> str:
-    """Everything a cell of the heat map says, for a tooltip and the text beside it."""
+    """All numbers of a cell in one line, for tooltips and the readout."""
     words = [
         f"{plain(cell.cocktail, LONGEST_NAME)} on {plain(title, LONGEST_NAME)}",
         f"{cell.metric} {number(cell.value)} {ends(cell.value_low, cell.value_high)}",
@@ -173,7 +173,7 @@ def cell_sentence(cell: Cell, title: str) -> str:
     if cell.difference is not None:
         words.append(f"to single {signed(cell.difference)} {ends(cell.low, cell.high, True)}")
     elif cell.is_single:
-        words.append("the single task itself")
+        words.append("single-task training")
     if cell.to_base is not None:
         words.append(f"to base {signed(cell.to_base)} {ends(cell.base_low, cell.base_high, True)}")
     if cell.floored:
@@ -181,56 +181,53 @@ def cell_sentence(cell: Cell, title: str) -> str:
     return "; ".join(words)
 
 
-BETTER = "▲ better than the single"
-NEAR_FLOOR = "better than the single, not above the floor"
-ALONE = "no single to compare with"
-OPEN = "no clear difference to the single"
+SINGLE = "single-task training"
+BETTER = f"▲ beats {SINGLE}"
+NEAR_FLOOR = f"beats {SINGLE}, not above the floor"
+NO_SINGLE = "no single-task run to compare with"
+OPEN = f"not significantly different from {SINGLE}"
+WORSE = f"▼ below {SINGLE}"
+TOO_FEW = "too few items for an interval"
 
 
 def headline(cell: Cell) -> tuple[str, str]:
     """(class, words) for the first glance at a task's best cocktail."""
     if cell.is_single:
-        return "single", "the single task itself"
+        return "single", SINGLE
     if cell.difference is None:
-        return "", ALONE
+        return "", NO_SINGLE
     if cell.shown == "above" and cell.floored:
         return "note", NEAR_FLOOR
     return {
         "above": ("up", BETTER),
-        "below": ("down", "▼ worse than the single"),
+        "below": ("down", WORSE),
         "open": ("open", OPEN),
-        "": ("", "too few items to say"),
+        "": ("", TOO_FEW),
     }[cell.shown]
 
 
 def summary(answers: Sequence[Answer], confirms: bool) -> str:
-    """One sentence over all tasks: on how many a cocktail beats the single task, and what else."""
-    kinds = Counter(headline(a.cell)[1] for a in answers if a.cell)
-    total = sum(kinds.values())
+    """On how many tasks a cocktail beats single-task training, and the outcome of the others."""
+    outcomes = Counter(headline(answer.cell)[1] for answer in answers if answer.cell)
+    total = sum(outcomes.values())
     if not total:
         return ""
-    if kinds[ALONE] == total:
-        return "No task was trained on alone, so there is no single task to compare with."
-    better = kinds.pop(BETTER, 0)
-    who = "the chosen cocktail" if confirms else "a cocktail"
-    first = f"On {better} of {total} tasks {who} is clearly better than the single task"
-    if not better:
-        who = who.removeprefix("the ").removeprefix("a ")
-        first = f"On none of {total} tasks is a {who} clearly better than the single task"
-        if total == 1:
-            first = f"No {who} is clearly better than the single task"
-        who = f"a {who}"
-    elif total == 1:
-        first = f"{who[:1].upper()}{who[1:]} is clearly better than the single task"
-    alone = "the single was chosen" if confirms else "the single alone is best"
-    said = {
-        "the single task itself": alone,
-        ALONE: f"there is {ALONE}",
-        OPEN: f"there is {OPEN}",
-        NEAR_FLOOR: f"{who} is better but not above the floor",
+    if outcomes[NO_SINGLE] == total:
+        return f"No task has a single-task run, so nothing is compared with {SINGLE}."
+    subject = "the chosen cocktail" if confirms else "the best cocktail"
+    sentences = {
+        SINGLE: f"{SINGLE} {'was chosen' if confirms else 'is best'}",
+        NO_SINGLE: f"there is {NO_SINGLE}",
+        OPEN: f"{subject} is {OPEN}",
+        NEAR_FLOOR: f"{subject} {NEAR_FLOOR}",
+        WORSE: f"{subject} is {WORSE.removeprefix('▼ ')}",
+        TOO_FEW: f"there are {TOO_FEW}",
     }
-    rest = [
-        f"{f'on {n} ' if total > 1 else ''}{said.get(words, words.removeprefix('▼ '))}"
-        for words, n in kinds.items()
-    ]
-    return "; ".join([first, *rest]) + "."
+    better = outcomes.pop(BETTER, 0)
+    if total == 1:
+        verb, side = ("beats", "above 0") if better else ("does not beat", "not above 0")
+        first = f"{subject.capitalize()} {verb} {SINGLE} (95 % interval {side})"
+        return "; ".join([first, *(sentences[outcome] for outcome in outcomes)]) + "."
+    first = f"On {better} of {total} tasks {subject} beats {SINGLE} (95 % interval above 0)"
+    parts = [f"on {count} {sentences[outcome]}" for outcome, count in outcomes.items()]
+    return "; ".join([first, *parts]) + "."

@@ -142,7 +142,7 @@ def test_a_fault_of_our_own_keeps_its_traceback_and_says_what_is_kept(mixtune, k
         raise KeyError("nowhere")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mixtune.report.gather.render", wrong)
+        patch.setattr("mixtune.report.page.render", wrong)
         patch.setattr(sys, "argv", ["mixtune", "report", "study.yaml"])
         with pytest.raises(KeyError) as error:
             cli.main()

@@ -89,7 +89,7 @@ STOPS = [
     ("mixtune.execution.units.predict", signal.SIGTERM, True),
     ("mixtune.execution.bank_training.job_of", signal.SIGHUP, True),
     ("mixtune.results.study_results.score", signal.SIGHUP, False),
-    ("mixtune.report.gather.render", signal.SIGINT, False),
+    ("mixtune.report.page.render", signal.SIGINT, False),
 ]
 
 
