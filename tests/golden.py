@@ -27,6 +27,7 @@ import sqlite3
 import sys
 import time
 import traceback
+import zipfile
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
@@ -251,9 +252,13 @@ def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
 # ---- what is kept of a study's folder -------------------------------------------------------
 
 
-def folder_of(folder: Path, masks: Masks) -> dict[str, Any]:
-    """Every file of a study by its path: plan and states in full, the rest as digests."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def folder_of(folder: Path, masks: Masks, given: Iterable[Path] = ()) -> dict[str, Any]:
+    """Every file of a folder by its path: plan and states in full, large ones as digests.
+
+    `given`: files and folders that are left out.
+    """
+    out = set(given)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and out.isdisjoint((p, *p.parents)))
     known = {path.relative_to(folder).as_posix(): path for path in files}
     found = {name: _kept(path, masks) for name, path in known.items() if not _fleeting(name)}
     return {masks.text(name): value for name, value in found.items()}
@@ -268,9 +273,12 @@ def _kept(path: Path, masks: Masks) -> Any:
         return _table(path)
     if path.suffix == ".sqlite":
         return list(_database(path, masks))
-    if path.suffix == ".safetensors":
+    if path.suffix == ".zip":
+        return sorted(zipfile.ZipFile(path).namelist())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
         return _digest(path.read_bytes())
-    text = path.read_text(encoding="utf-8")
     if path.suffix == ".csv":
         rows = csv.DictReader(io.StringIO(text))
         return _digest([{k: v for k, v in row.items() if k not in VARYING} for row in rows])
@@ -329,12 +337,14 @@ def record(folder: Path, small: bool) -> Path:
     work.mkdir(parents=True)
     for name, value in ENVIRONMENT.items():
         os.environ[name] = str(work.resolve() / value) if name == "MIXTUNE_CACHE" else value
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])  # one thread in each worker
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})  # one thread in each worker
     for name in LOADED if small else (*LOADED, "torch", "transformers"):
         importlib.import_module(name)
     print("recording", Path(sys.modules["mixtune"].__file__ or "").parent.parent)
     masks, done = Masks(work), {}
     write_world(work)
+    given = set(work.rglob("*"))
     with nullcontext() if small else serving():
         for command in commands(small):
             recorded = _do(command, work, masks)
@@ -344,6 +354,8 @@ def record(folder: Path, small: bool) -> Path:
     for path in sorted((work / "runs").iterdir()):
         kept = folder_of(path, masks)
         done[f"runs/{path.name}"] = _portable_folder(kept) if small else kept
+    if not small:
+        done["files"] = folder_of(work, masks, [*given, work / "runs", work / "cache"])
     for name in ("out", "err"):
         (folder / name).unlink()
     target = folder / ("small.json" if small else "record.json")
