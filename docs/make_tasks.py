@@ -1,6 +1,6 @@
-"""The page docs/tasks.md from the task files that ship: `make docs` writes it.
+"""The page docs/tasks.md, written by `make docs` from the task files that ship.
 
-Knows: what a task file says. Does not know: the data.
+Knows: the keys of a task file. Does not know: the data.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ What ships, from the task files in `mixtune/tasks/builtin`; the generated toy ta
 [a page of their own](embedded-suite.md). `mixtune tasks` lists all that a study can name, and
 `mixtune data show TASK` shows examples as a model gets them.
 
-A **task** is something one wants to be good at. A **probe** is scored too, on its test split, to
-see what training took away or brought along; nothing is chosen by it. An **ingredient** is trained
-on only; a task or probe with a train split can be an ingredient as well. The answers of a
-**judged** set are free text that no parser scores; `judged` in a study has every system give them,
-and `mixtune judge` reads them.
+Mixtures are chosen by the scores of a **task**. A **probe** is scored too, on its test split, to
+see what training improved or damaged; nothing is chosen by it. An **ingredient** is trained on
+only; a task or probe with a train split can be an ingredient as well. The answers of a **judged**
+set are free text that no parser scores; with `judged` in a study every system answers it, and
+`mixtune judge` scores the answers.
 
 ↑: higher is better. Chance: the accuracy of naming each label equally often; answers without labels
 have none. Hub entries marked "not checked" were written without a look at the hub;
