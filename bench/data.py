@@ -17,13 +17,11 @@ from typing import Any
 from mixtune.datasets.registry import Registry
 from mixtune.identity import digest
 from mixtune.planning.mixing import mix, select_evaluation
-from mixtune.records import Example, Message, Query
+from mixtune.records import Example, Message, Query, TrainExample
 from mixtune.study.spec import Ingredient
 
 SEED = 1
 CARVE = 0.1
-
-Named = tuple[str, Example]
 
 _SHARES = {
     "fpb": ({"fpb": 1.0}, {"toy-sentiment": 1.0}),
@@ -63,7 +61,7 @@ class Source:
         """For a result: which data it was measured on."""
         return "real" if self.data_dir else "embedded suite (synthetic)"
 
-    def training(self, workload: str, count: int) -> list[Named]:
+    def training(self, workload: str, count: int) -> list[TrainExample]:
         """The first `count` rows of a workload, mixed as a study would mix them."""
         shares = _SHARES[workload][0 if self.data_dir else 1]
         registry = Registry.builtin(self.data_dir)
@@ -82,15 +80,15 @@ class Source:
         return [Query(item.id, item.stratum, item.messages, item.choices) for item in chosen]
 
 
-def write_training(path: Path, rows: Sequence[Named]) -> None:
+def write_training(path: Path, rows: Sequence[TrainExample]) -> None:
     """Hand training rows to workers."""
     path.write_text(json.dumps([[name, asdict(example)] for name, example in rows]), "utf-8")
 
 
-def read_training(path: Path, count: int | None = None) -> list[Named]:
+def read_training(path: Path, count: int | None = None) -> list[TrainExample]:
     """The first `count` rows (None: all of them) that `write_training` wrote."""
     held = json.loads(path.read_text(encoding="utf-8"))[:count]
-    return [(name, Example(**_frozen(fields))) for name, fields in held]
+    return [TrainExample(name, Example(**_frozen(fields))) for name, fields in held]
 
 
 def write_scoring(path: Path, queries: Sequence[Query]) -> None:
@@ -104,7 +102,7 @@ def read_scoring(path: Path) -> list[Query]:
     return [Query(**_frozen(fields)) for fields in held]
 
 
-def fingerprint(rows: Sequence[Named] | Sequence[Query]) -> str:
+def fingerprint(rows: Sequence[TrainExample] | Sequence[Query]) -> str:
     """Names rows by their messages; goes into results, where the rows themselves do not."""
     messages = [row[1].messages if isinstance(row, tuple) else row.messages for row in rows]
     return digest([[[m.role, m.content] for m in each] for each in messages])

@@ -30,10 +30,11 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from bench.data import Named, read_training
+from bench.data import read_training
 from bench.errors import BenchError
 from bench.machine import Memory, synchronise, use_threads
 from bench.pipe import Channel
+from mixtune.records import TrainExample
 from mixtune.tokens import Row, Tokens, encode_rows
 
 STEP = 16
@@ -179,7 +180,7 @@ def try_settings(arguments: dict[str, Any], channel: Channel) -> None:
 
 
 def _try(
-    arguments: dict[str, Any], named: Sequence[Named], setting: Setting, give_up_below: float
+    arguments: dict[str, Any], named: Sequence[TrainExample], setting: Setting, give_up_below: float
 ) -> dict[str, Any]:
     steps = 1 + arguments["steps"]
     # A pack counts as the rows that it is as long as; what it really holds is counted below.
@@ -207,7 +208,7 @@ class Plan:
 
 
 def make_trl(
-    plan: Plan, named: Sequence[Named], setting: Setting, callback: TrainerCallback
+    plan: Plan, named: Sequence[TrainExample], setting: Setting, callback: TrainerCallback
 ) -> SFTTrainer:
     """SFTTrainer as its documentation starts it, or with a setting."""
     rows = plan.steps * STEP * (SPARE if setting.get("packing") else 1)
@@ -227,7 +228,7 @@ def conversation(example: Any) -> dict[str, Any]:  # noqa: ANN401 - mixtune's Ex
 
 
 def make_peft(
-    plan: Plan, named: Sequence[Named], setting: Setting, callback: TrainerCallback
+    plan: Plan, named: Sequence[TrainExample], setting: Setting, callback: TrainerCallback
 ) -> Trainer:
     """A PEFT model under transformers' Trainer: rows padded, labels on the answer only."""
     rows = _encoded(plan.folder, named[: plan.steps * STEP])
@@ -248,7 +249,7 @@ def make_peft(
     )
 
 
-def facts_of(trainer: Trainer, named: Sequence[Named], folder: Path) -> dict[str, Any]:
+def facts_of(trainer: Trainer, named: Sequence[TrainExample], folder: Path) -> dict[str, Any]:
     """What was started, after a check that both sides train on the same tokens.
 
     Raises:
@@ -268,7 +269,7 @@ def facts_of(trainer: Trainer, named: Sequence[Named], folder: Path) -> dict[str
     }
 
 
-def _check_tokens(dataset: Dataset, named: Sequence[Named], folder: Path) -> int:
+def _check_tokens(dataset: Dataset, named: Sequence[TrainExample], folder: Path) -> int:
     """How many tokens a peer's row has behind mixtune's: what the template ends a turn with.
 
     Packs have their rows in another order; their lengths are compared as a whole.
@@ -303,7 +304,7 @@ def _tail_length(lengths: set[int]) -> int:
     return lengths.pop()
 
 
-def _trl_settings(plan: Plan, named: Sequence[Named], setting: Setting) -> dict[str, Any]:
+def _trl_settings(plan: Plan, named: Sequence[TrainExample], setting: Setting) -> dict[str, Any]:
     """SFTConfig's arguments: its own defaults, or a setting without checkpointing."""
     if setting.get("default"):
         return {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
@@ -350,5 +351,5 @@ def _masked(row: Row) -> dict[str, list[int]]:
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
 
-def _encoded(folder: Path, named: Sequence[Named]) -> list[Row]:
+def _encoded(folder: Path, named: Sequence[TrainExample]) -> list[Row]:
     return encode_rows(named, Tokens.load(folder), 1024, "error").rows

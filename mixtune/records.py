@@ -5,7 +5,7 @@ Knows: fields, types, units. Does not know: how a row is made, stored or shown.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -58,6 +58,13 @@ class Example:
     def compared_text(self) -> str:
         """What splits are compared by: its own text; without one, all that the user says."""
         return self.own_text or "\n".join(m.content for m in self.messages if m.role == "user")
+
+
+class TrainExample(NamedTuple):
+    """An example to train on, and the ingredient that it comes from."""
+
+    ingredient: str
+    example: Example
 
 
 @dataclass(frozen=True, slots=True)

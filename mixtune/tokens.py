@@ -1,8 +1,10 @@
 """Text to tokens and back: chat templates, answers with their end of turn, training rows.
 
-Knows: a model folder's own tokenizer.json, chat template and special tokens; how a training row is
-put together from the same prompt that evaluation sends. Does not know: weights, tasks, batches.
-Light on purpose (`tokenizers` and jinja2): transformers' tokenizer classes load torch.
+A training row has the same prompt that evaluation sends. Built on `tokenizers` and jinja2 alone:
+transformers' tokenizer classes load torch.
+
+Knows: a model folder's own tokenizer.json, chat template and special tokens. Does not know:
+weights, tasks, batches.
 """
 
 import json
@@ -23,23 +25,31 @@ from tokenizers import Tokenizer
 
 from mixtune.errors import DataError, ModelError
 from mixtune.identity import digest
-from mixtune.records import Example, Message
+from mixtune.records import Example, Message, TrainExample
 from mixtune.store.files import read_object
 
 TODAY = datetime(2024, 7, 26)  # noqa: DTZ001 - a calendar day, in no time zone
-"""The day that templates are told. Fixed: a prompt that changes overnight changes results without
-changing their id. (The day is the one that Llama 3's template falls back to.)"""
+"""The date that templates are given. Fixed: a prompt that changes overnight changes results without
+changing their id. (It is the date that Llama 3's template falls back to.)"""
 
-_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
-_IRRELEVANT = ("version", "truncation", "padding")
+_SPECIAL_TOKEN_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+)
+_NOT_IN_DIGEST = ("version", "truncation", "padding")
 _SAVE_FAST = (
     "save the tokenizer in its fast form: AutoTokenizer.from_pretrained(folder)"
     ".save_pretrained(folder)"
 )
-_AT_ONCE = 1000
+_BATCH = 1000
 """Texts that are encoded at once."""
-_ASKED = "mixtune-question"
-_ANSWERED = "mixtune-answer"
+
+# Stand-ins for a question and an answer: the template's text around them is all that matters.
+_QUESTION, _ANSWER = "mixtune-question", "mixtune-answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +74,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Rows kept, in the order given, and how many were dropped of each ingredient (0 included)."""
+    """Training rows in order, and how many were dropped of each ingredient (0 included)."""
 
     rows: list[Row]
     dropped: dict[str, int]
@@ -81,10 +91,10 @@ class Tokens:
         eos: frozenset[int] = frozenset(),
         pad: int | None = None,
     ) -> None:
-        """Take the parts as `load` reads them; derive what surrounds an answer.
+        """Take the parts as `load` reads them; derive the end of turn from the template.
 
         Args:
-            tokenizer: text of tokenizer.json; padding and truncation in it are left out.
+            tokenizer: text of tokenizer.json; its padding and truncation are switched off.
             template: jinja2 source of the chat template.
             special: `bos_token`, `eos_token`, … to their text.
             eos: ids that end a generation according to the model's configuration.
@@ -98,11 +108,11 @@ class Tokens:
         self._special = dict(special)
         self._template = _compile(template)
         self._special_ids = _special_ids(self._tokenizer, special.values())
-        self._lead, tail = self._around_answer()
+        self._lead, tail = self._text_around_answer()
         self.end_of_turn: tuple[int, ...] = self._first_end(tail)
         self.eos_ids: set[int] = {self.end_of_turn[-1], *eos}
         self.pad_id: int = self.end_of_turn[-1] if pad is None else pad
-        self._anchor = self.render([Message("user", _ASKED)])
+        self._anchor = self.render([Message("user", _QUESTION)])
         self._anchor_ids = self._encode(self._anchor)
 
     @classmethod
@@ -147,16 +157,16 @@ class Tokens:
             raise ModelError(
                 f"the model's chat template refuses a conversation: {error}",
                 found=[message.role for message in messages],
-                remedy="use a task prompt with other roles, or mend chat_template.jinja",
+                remedy="use a task prompt with other roles, or fix chat_template.jinja",
             ) from error
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation with the generation prompt added, as evaluation sends it."""
         return self._encode(self.render(messages))
 
-    def prompts_ids(self, asked: Iterable[Sequence[Message]]) -> Iterator[list[int]]:
+    def batch_prompt_ids(self, conversations: Iterable[Sequence[Message]]) -> Iterator[list[int]]:
         """`prompt_ids` of many conversations, in their order, with the tokenizer's own threads."""
-        return self._encode_all(map(self.render, asked))
+        return self._encode_all(map(self.render, conversations))
 
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of an answer as it follows the prompt, with its end of turn.
@@ -168,17 +178,17 @@ class Tokens:
         """
         return self._answer(self._lead + text, self._encode(self._anchor + self._lead + text))
 
-    def answers_ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
+    def batch_answer_ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """`answer_ids` of many answers, in their order."""
-        led = [self._lead + text for text in texts]
-        wholes = self._encode_all(self._anchor + text for text in led)
-        return map(self._answer, led, wholes)
+        answers = [self._lead + text for text in texts]
+        return map(self._answer, answers, self._encode_all(self._anchor + text for text in answers))
 
-    def _answer(self, text: str, whole: list[int]) -> list[int]:
-        """An answer's ids from those of the fixed prompt with it."""
+    def _answer(self, text: str, anchored_ids: list[int]) -> list[int]:
+        """An answer's ids, from those of the fixed prompt with the answer behind it."""
         start = len(self._anchor_ids)
-        joined = whole[:start] == self._anchor_ids
-        return [*(whole[start:] if joined else self._encode(text)), *self.end_of_turn]
+        # Where a token spans prompt and answer, the ids do not begin with the prompt's.
+        separable = anchored_ids[:start] == self._anchor_ids
+        return [*(anchored_ids[start:] if separable else self._encode(text)), *self.end_of_turn]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
@@ -189,19 +199,19 @@ class Tokens:
         return digest(self.prompt_ids(messages))
 
     def has_control_token(self, text: str) -> bool:
-        """Whether a text holds a special token, such as an end of turn, spelled out."""
+        """True where a text contains a special token, such as an end of turn, spelled out."""
         return not self._special_ids.isdisjoint(self._encode(text))
 
     def with_control_token(self, texts: Sequence[str]) -> list[str]:
-        """Those of many texts that hold one, in their order."""
+        """The texts that contain a special token, in their order."""
         pairs = zip(texts, self._encode_all(texts), strict=True)
         return [text for text, ids in pairs if not self._special_ids.isdisjoint(ids)]
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits over the tokenizer, the template and everything else that shapes ids."""
+        """16 hex digits over the tokenizer, the template and all else that token ids depend on."""
         tokenizer, template = self._parts
-        parts = {k: v for k, v in json.loads(tokenizer).items() if k not in _IRRELEVANT}
+        parts = {k: v for k, v in json.loads(tokenizer).items() if k not in _NOT_IN_DIGEST}
         named = {"special": self._special, "eos": sorted(self.eos_ids), "pad": self.pad_id}
         return digest(
             {"tokenizer": parts, "template": template, **named, "today": TODAY.isoformat()}
@@ -211,23 +221,23 @@ class Tokens:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _encode_all(self, texts: Iterable[str]) -> Iterator[list[int]]:
-        """The ids of each text; some at a time, so that what is not needed yet takes no memory."""
-        left = iter(texts)
-        while some := list(islice(left, _AT_ONCE)):
-            for found in self._tokenizer.encode_batch_fast(some, add_special_tokens=False):
-                yield found.ids
+        """The ids of each text, encoded in batches, so that later ones take no memory yet."""
+        texts = iter(texts)
+        while batch := list(islice(texts, _BATCH)):
+            for encoding in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                yield encoding.ids
 
-    def _around_answer(self) -> tuple[str, str]:
-        """What the template writes between prompt and answer, and what it writes behind it."""
-        user, answer = Message("user", _ASKED), Message("assistant", _ANSWERED)
+    def _text_around_answer(self) -> tuple[str, str]:
+        """The template's text between prompt and answer, and behind the answer."""
+        user, answer = Message("user", _QUESTION), Message("assistant", _ANSWER)
         prompt = self.render([user])
         full = self.render([user, answer], generation_prompt=False)
-        before, found, tail = full.rpartition(_ANSWERED)
-        if not found:
+        before, separator, tail = full.rpartition(_ANSWER)
+        if not separator:
             raise ModelError("the chat template leaves out the assistant's answer", found=full)
-        # A generation prompt may hold what past turns do not (an opened <think>): the answer then
-        # follows the generation prompt directly, as it does when the model is asked.
-        return (before[len(prompt) :] if before.startswith(prompt) else ""), tail
+        # A generation prompt may contain text that past turns do not (an opened <think>): then the
+        # answer follows the generation prompt directly, as it does when the model is asked.
+        return before.removeprefix(prompt) if before.startswith(prompt) else "", tail
 
     def _first_end(self, tail: str) -> tuple[int, ...]:
         """Ids from the end of the answer up to and including the first special token."""
@@ -244,97 +254,86 @@ class Tokens:
 
 
 def encode_rows(
-    examples: Sequence[tuple[str, Example]],
+    examples: Sequence[TrainExample],
     tokens: Tokens,
     max_length: int,
     over_long: Literal["error", "drop"],
 ) -> Encoded:
-    """Training rows of (ingredient, example) pairs, in their order; kept + dropped = given.
+    """Training rows of examples, in their order; each is a row, or dropped and counted.
 
-    `max_length` is in tokens, prompt and answer together. An example that comes again is encoded
-    once.
+    `max_length` is in tokens, prompt and answer together.
 
     Raises:
-        DataError: an empty answer, an answer that holds a control token, or a row longer than
+        DataError: an empty answer, an answer that contains a control token, or a row longer than
             `max_length` under the policy "error".
     """
-    seen: dict[Example, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    answers: dict[str, tuple[int, ...]] = {}  # labels come again and again
+    # Examples come again in later epochs, and labels in many examples: each is encoded once.
+    prompts: dict[Example, tuple[int, ...]] = {}
+    answers: dict[str, tuple[int, ...]] = {}
     rows: list[Row] = []
     dropped = {ingredient: 0 for ingredient, _ in examples}
     for ingredient, example in examples:
-        if example not in seen:
-            seen[example] = _encode_example(ingredient, example, tokens, answers)
-        row = Row(ingredient, example.id, *seen[example])
+        if example.target not in answers:
+            control = tokens.has_control_token(example.target)
+            _check_answer(ingredient, example, has_control_token=control)
+            answers[example.target] = tuple(tokens.answer_ids(example.target))
+        if example not in prompts:
+            prompts[example] = tuple(tokens.prompt_ids(example.messages))
+        row = Row(ingredient, example.id, prompts[example], answers[example.target])
         if row.length <= max_length:
             rows.append(row)
         elif over_long == "drop":
             dropped[ingredient] += 1
         else:
-            refuse_long(ingredient, example.id, (len(row.prompt), len(row.answer)), max_length)
+            prompt, answer = len(row.prompt), len(row.answer)
+            raise too_long(
+                ingredient, example.id, prompt=prompt, answer=answer, max_length=max_length
+            )
     return Encoded(rows, dropped)
 
 
-def _encode_example(
-    ingredient: str, example: Example, tokens: Tokens, answers: dict[str, tuple[int, ...]]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Prompt and answer in ids; `answers` holds those of texts that were there before."""
-    if example.target not in answers:
-        where = _where(ingredient, example.id)
-        answers[example.target] = _encode_answer(example, tokens, where)
-    return tuple(tokens.prompt_ids(example.messages)), answers[example.target]
-
-
-def _encode_answer(example: Example, tokens: Tokens, where: str) -> tuple[int, ...]:
-    _refuse_answer(example, where, tokens.has_control_token(example.target))
-    return tuple(tokens.answer_ids(example.target))
-
-
-def refuse_answers(named: Sequence[tuple[str, Example]], tokens: Tokens) -> None:
-    """Check the answers of (ingredient, example) pairs.
+def refuse_answers(examples: Sequence[TrainExample], tokens: Tokens) -> None:
+    """Check the answers of training examples.
 
     Raises:
-        DataError: an empty answer, or one that holds a control token.
+        DataError: an empty answer, or one that contains a control token.
     """
-    holding = set(tokens.with_control_token([example.target for _, example in named]))
-    for ingredient, example in named:
-        where = _where(ingredient, example.id)
-        _refuse_answer(example, where, example.target in holding)
+    controls = set(tokens.with_control_token([example.target for _, example in examples]))
+    for ingredient, example in examples:
+        _check_answer(ingredient, example, has_control_token=example.target in controls)
 
 
-def _refuse_answer(example: Example, where: str, control: bool) -> None:
+def _check_answer(ingredient: str, example: Example, *, has_control_token: bool) -> None:
     if not example.target.strip():
         raise DataError(
             "the answer is empty: there is nothing to learn from it",
-            where=where,
+            where=_where(ingredient, example.id),
             found=example.target,
-            remedy="mend the row or leave it out of the dataset",
+            remedy="fix the row or leave it out of the dataset",
         )
-    if control:
+    if has_control_token:
         raise DataError(
-            "the answer holds a control token of the model spelled out",
-            where=where,
+            "the answer contains a control token of the model, spelled out",
+            where=_where(ingredient, example.id),
             found=example.target,
             wanted="text only: the end of turn is added here",
             remedy="remove the token from the row",
         )
 
 
-def refuse_long(ingredient: str, example: str, tokens: tuple[int, int], most: int) -> None:
-    """Check the length of a row, given as tokens of its prompt and of its answer.
-
-    Raises:
-        DataError: it is longer than `most`.
-    """
-    if (length := sum(tokens)) > most:
-        raise DataError(
-            "a training row is too long",
-            where=_where(ingredient, example),
-            found=f"{length} tokens ({tokens[0]} prompt, {tokens[1]} answer)",
-            wanted=f"at most {most} tokens",
-            remedy=f"set train.max_length={length} or more, or train.over_long=drop to leave such "
-            "rows out and count them",
-        )
+def too_long(
+    ingredient: str, example: str, *, prompt: int, answer: int, max_length: int
+) -> DataError:
+    """The error for a row of that many tokens of prompt and answer."""
+    length = prompt + answer
+    return DataError(
+        "a training row is too long",
+        where=_where(ingredient, example),
+        found=f"{length} tokens ({prompt} prompt, {answer} answer)",
+        wanted=f"at most {max_length} tokens",
+        remedy=f"set train.max_length={length} or more, or train.over_long=drop to leave such "
+        "rows out and count them",
+    )
 
 
 def _where(ingredient: str, example: str) -> str:
@@ -342,7 +341,7 @@ def _where(ingredient: str, example: str) -> str:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}`, which marks what the assistant says: kept as is."""
+    """`{% generation %}…{% endgeneration %}`, which marks an assistant's text: left as it is."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's own interface
 
@@ -357,7 +356,7 @@ def _compile(source: str) -> jinja2.Template:
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
     )
     environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _refuse
+    environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = TODAY.strftime
     try:
         return environment.from_string(source)
@@ -365,24 +364,12 @@ def _compile(source: str) -> jinja2.Template:
         raise ModelError(f"the chat template does not compile: {error}", found=source) from error
 
 
-def _tojson(
-    value: Any,  # noqa: ANN401 - any JSON value
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
+def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:  # noqa: ANN401 - JSON
     """JSON without jinja2's HTML escaping, which prompts must not have."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
-def _refuse(message: str) -> NoReturn:
+def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
@@ -398,7 +385,7 @@ def _read_text(path: Path, remedy: str) -> str:
 
 
 def _parse_tokenizer(text: str) -> Tokenizer:
-    """A tokenizer that neither pads nor cuts, whatever its file says."""
+    """A tokenizer that neither pads nor truncates, whatever its file says."""
     try:
         tokenizer = Tokenizer.from_str(text)
     # `tokenizers` raises a bare Exception for a file that it cannot parse.
@@ -413,32 +400,32 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
     """The chat template: its own file, or the (default) one inside tokenizer_config.json."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return _read_text(path, "mend or remove the file")
-    held = config.get("chat_template")
-    if isinstance(held, list):
-        named = [entry for entry in held if isinstance(entry, dict)]
-        held = next((e.get("template") for e in named if e.get("name") == "default"), None)
-    if isinstance(held, str) and held:
-        return held
+        return _read_text(path, "fix or remove the file")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in named if e.get("name") == "default"), None)
+    if isinstance(template, str) and template:
+        return template
     raise ModelError(
-        "the model has no chat template: it is not known how a question is put to it",
+        "the model has no chat template, which says how a question is put to it",
         where=str(folder),
         wanted='chat_template.jinja, or "chat_template" in tokenizer_config.json',
         remedy="use the instruction-tuned version of the model, or copy the folder and add a "
-        "chat_template.jinja with the form it shall be trained in",
+        "chat_template.jinja in the format that it is to be trained in",
     )
 
 
 def _special_texts(mapped: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
     """Named special tokens; tokenizer_config.json wins over special_tokens_map.json."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for source in (mapped, config):
-        for name in _SPECIAL_NAMES:
+        for name in _SPECIAL_TOKEN_NAMES:
             value = source.get(name)
             text = value.get("content") if isinstance(value, dict) else value
             if isinstance(text, str):
-                found[name] = text
-    return found
+                texts[name] = text
+    return texts
 
 
 def _special_ids(tokenizer: Tokenizer, texts: Any) -> frozenset[int]:  # noqa: ANN401 - strings
@@ -464,7 +451,7 @@ def _check_added(tokenizer: Tokenizer, config: Mapping[str, Any], folder: Path) 
         text = entry.get("content") if isinstance(entry, dict) else None
         if isinstance(text, str) and str(tokenizer.token_to_id(text)) != key:
             raise ModelError(
-                "tokenizer_config.json names a token that tokenizer.json has otherwise",
+                "tokenizer_config.json and tokenizer.json give a token different ids",
                 where=str(folder),
                 found=f"{text} = {key}, in tokenizer.json {tokenizer.token_to_id(text)}",
                 remedy="save the tokenizer again with transformers' save_pretrained",

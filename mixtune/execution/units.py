@@ -29,7 +29,7 @@ from mixtune.models.base import MajorityModel, Model
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import AnswerPlan, RunPlan
-from mixtune.records import Prediction, ProbeRow, TrainStep
+from mixtune.records import Prediction, ProbeRow, TrainExample, TrainStep
 from mixtune.store.folder import Store
 from mixtune.tokens import encode_rows
 
@@ -234,7 +234,7 @@ class Desk:
         tokens = self.planner.tokens
         assert tokens is not None
         examples = self.planner.items(answer)
-        named = [(answer.task, example) for example in examples]
+        named = [TrainExample(answer.task, example) for example in examples]
         # Prompts are held to their own limit in the plan; the model's context bounds the rest.
         rows = encode_rows(named, tokens, sys.maxsize, "error").rows
         readings = self.model.read(rows)

@@ -14,7 +14,7 @@ from typing import Literal
 from mixtune.errors import SpecError, did_you_mean
 from mixtune.identity import generator, unit_interval
 from mixtune.planning.sizes import RowSize
-from mixtune.records import Example, MixRow
+from mixtune.records import Example, MixRow, TrainExample
 from mixtune.study.spec import Ingredient, UnitName, exact
 
 
@@ -48,7 +48,7 @@ class Dropped:
 class Mixture:
     """The training list of one run, in order, and the amount of each ingredient in it."""
 
-    order: list[tuple[str, Example]]
+    order: list[TrainExample]
     counts: dict[str, IngredientCount]
 
 
@@ -281,13 +281,13 @@ def _stream(
     return stream
 
 
-def _merge(streams: Mapping[str, Sequence[Example]], run_seed: int) -> list[tuple[str, Example]]:
+def _merge(streams: Mapping[str, Sequence[Example]], run_seed: int) -> list[TrainExample]:
     """Streams interleaved evenly: row k of n is placed at (k + u) / n, with u seeded by name."""
     placed = []
     for name, stream in streams.items():
         offset = generator(run_seed, "interleave", name).random()
         placed += [((k + offset) / len(stream), name, k) for k in range(len(stream))]
-    return [(name, streams[name][k]) for _, name, k in sorted(placed)]
+    return [TrainExample(name, streams[name][k]) for _, name, k in sorted(placed)]
 
 
 def mix_rows(

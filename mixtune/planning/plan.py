@@ -36,7 +36,7 @@ from mixtune.planning.names import SystemKind, answerable, canonical
 from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
 from mixtune.planning.sizes import RowSize, Sizes, longest_answer
 from mixtune.planning.systems import merged_runs
-from mixtune.records import Example, Form, Query, Selection, Split
+from mixtune.records import Example, Form, Query, Selection, Split, TrainExample
 from mixtune.study.spec import RunLength, Study
 from mixtune.tasks.task import Task, fingerprint
 from mixtune.tokens import Row, Tokens, encode_rows
@@ -158,10 +158,9 @@ class Planner:
         """
         if self.tokens is None:
             raise _unresolved()
-        used: dict[int, tuple[str, Example]] = {}
+        used: dict[int, TrainExample] = {}
         for cell, seed in self._seeded():
-            order = self._mixture(cell, seed).order
-            used |= {id(example): (name, example) for name, example in order}
+            used |= {id(row.example): row for row in self._mixture(cell, seed).order}
         return self._encode(list(used.values()))
 
     def max_new_tokens(self, task: str) -> int:
@@ -218,11 +217,11 @@ class Planner:
             return {}
         costs = {}
         for name, pool in self.corpus.pools.items():
-            rows = self.sizes.rows([(name, example) for example in pool])
+            rows = self.sizes.rows([TrainExample(name, example) for example in pool])
             costs[name] = Fraction(sum(size_of(row, unit) for row in rows), max(len(rows), 1))
         return costs
 
-    def _encode(self, order: Sequence[tuple[str, Example]]) -> list[Row]:
+    def _encode(self, order: Sequence[TrainExample]) -> list[Row]:
         assert self.tokens is not None
         # Over-long examples were dropped from the pools beforehand where the policy says so.
         return encode_rows(order, self.tokens, self.study.train.max_length, "error").rows
@@ -243,12 +242,12 @@ class Planner:
     def _fitting(self, name: str, pool: Sequence[Example]) -> list[Example]:
         """The examples that are not over-long."""
         assert self.sizes is not None
-        sizes = self.sizes.rows([(name, example) for example in pool])
+        sizes = self.sizes.rows([TrainExample(name, example) for example in pool])
         limit = self.study.train.max_length
         return [e for e, size in zip(pool, sizes, strict=True) if size.length <= limit]
 
     def _sized(
-        self, order: Sequence[tuple[str, Example]], course: RunLength
+        self, order: Sequence[TrainExample], course: RunLength
     ) -> tuple[list[RowSize], int, RunLength]:
         """Sizes of a run's rows, all the tokens it trains on, and its steps; packs as they are."""
         if self.sizes is None:

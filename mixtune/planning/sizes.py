@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mixtune.errors import DataError
-from mixtune.records import Example
-from mixtune.tokens import Tokens, refuse_answers, refuse_long
+from mixtune.records import Example, TrainExample
+from mixtune.tokens import Tokens, refuse_answers, too_long
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +38,35 @@ class Sizes:
         self._usable: set[str] = set()
 
     def rows(
-        self, named: Sequence[tuple[str, Example]], max_length: int | None = None
+        self, examples: Sequence[TrainExample], max_length: int | None = None
     ) -> list[RowSize]:
-        """Sizes of (ingredient, example) pairs as training rows, in order.
+        """Sizes of examples as training rows, in order.
 
         Raises:
             DataError: an empty answer, one with a control token, or a row over `max_length`.
         """
-        self._refuse(named)
-        examples = [example for _, example in named]
-        pairs = zip(named, self.prompts(examples), self.answers(examples), strict=True)
+        self._refuse(examples)
+        plain = [each.example for each in examples]
+        lengths = zip(examples, self.prompts(plain), self.answers(plain), strict=True)
         sizes = [
             RowSize(ingredient, example.id, prompt + answer, answer)
-            for (ingredient, example), prompt, answer in pairs
+            for (ingredient, example), prompt, answer in lengths
         ]
         for row in sizes:
             if max_length is not None and row.length > max_length:
-                parts = (row.length - row.supervised, row.supervised)
-                refuse_long(row.ingredient, row.example_id, parts, max_length)
+                raise too_long(
+                    row.ingredient,
+                    row.example_id,
+                    prompt=row.length - row.supervised,
+                    answer=row.supervised,
+                    max_length=max_length,
+                )
         return sizes
 
     def prompts(self, examples: Sequence[Example]) -> list[int]:
         """Tokens of each example's prompt."""
         new = {id(e): e for e in examples if id(e) not in self._prompts}
-        lengths = map(len, self._tokens.prompts_ids(e.messages for e in new.values()))
+        lengths = map(len, self._tokens.batch_prompt_ids(e.messages for e in new.values()))
         self._prompts |= {
             key: (example, length)
             for (key, example), length in zip(new.items(), lengths, strict=True)
@@ -76,14 +81,14 @@ class Sizes:
     def encode(self, texts: Iterable[str]) -> None:
         """Encode the answers that are not cached yet."""
         new = [text for text in dict.fromkeys(texts) if text not in self._answers]
-        lengths = map(len, self._tokens.answers_ids(new))
+        lengths = map(len, self._tokens.batch_answer_ids(new))
         self._answers |= dict(zip(new, lengths, strict=True))
 
-    def _refuse(self, named: Iterable[tuple[str, Example]]) -> None:
-        new: dict[str, tuple[str, Example]] = {}
-        for ingredient, example in named:
-            if example.target not in self._usable:
-                new.setdefault(example.target, (ingredient, example))
+    def _refuse(self, examples: Iterable[TrainExample]) -> None:
+        new: dict[str, TrainExample] = {}
+        for each in examples:
+            if each.example.target not in self._usable:
+                new.setdefault(each.example.target, each)
         refuse_answers(list(new.values()), self._tokens)
         self._usable |= new.keys()
 
@@ -107,7 +112,7 @@ def longest_answer(gold: Sequence[str], tokens: Tokens) -> int:
     rank = -(-PERCENTILE * len(gold) // 100)
     counts: Counter[int] = Counter()
     texts = Counter(gold)
-    for ids, count in zip(tokens.answers_ids(list(texts)), texts.values(), strict=True):
+    for ids, count in zip(tokens.batch_answer_ids(list(texts)), texts.values(), strict=True):
         counts[len(ids)] += count
     cumulative = 0
     for length in sorted(counts):
