@@ -55,7 +55,7 @@ def test_rows_longer_than_the_limit_are_counted(planner):
 
 
 def test_a_large_pool_is_measured_in_part(planner, monkeypatch):
-    monkeypatch.setattr(facts, "AT_MOST", 10)
+    monkeypatch.setattr(facts, "MAX_MEASURED", 10)
     for row in length_rows(planner):
         assert row["measured"] <= 10 < row["rows"]
 

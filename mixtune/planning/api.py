@@ -49,7 +49,7 @@ class RemoteAnswers:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What an API model's answers take. `kept`: requests whose answers are on this machine.
+    """Requests, tokens and cost of an API model's answers. `kept`: requests that are cached.
 
     Costs are of what is left, in US dollars, None without a price: `cost_about` with prompts at
     `BYTES_PER_TOKEN` and answers as long as the right ones; `cost_most` is what a ceiling counts.
@@ -106,24 +106,24 @@ class Remote:
 
     def __getitem__(self, system: str) -> ApiSystem:
         """A model by its id."""
-        return next(one for one in self.systems if one.id == system)
+        return next(model for model in self.systems if model.id == system)
 
     def floors(self, kind: str) -> list[Form]:
         """Forms in which a system of this kind answers only as a floor of API models."""
-        held = any(system.structured for system in self.systems) and self._labels_asked
-        return ["schema"] if kind == "majority" and held else []
+        structured = any(system.structured for system in self.systems) and self._labels_asked
+        return ["schema"] if kind == "majority" and structured else []
 
     @property
     def _labels_asked(self) -> bool:
         return "constrained" in self._study.evaluate.forms
 
     def forms(self, system: ApiSystem, task: Task) -> list[Form]:
-        """How a model answers a task: text; and, where labels were asked for, one by schema."""
+        """Forms in which a model answers a task: text, and by schema where labels are ranked."""
         text = task.judged or "strict" in self._study.evaluate.forms
-        found: list[Form] = ["strict"] if text else []
+        forms: list[Form] = ["strict"] if text else []
         if task.kind == "label" and system.structured and self._labels_asked:
-            found.append("schema")
-        return found
+            forms.append("schema")
+        return forms
 
     def answers(
         self, system: ApiSystem, facts: Callable[[str, Split], tuple[int, str]]
@@ -157,14 +157,14 @@ class Remote:
         The endpoint's tokenizer is not known here. A gold answer has no more tokens than bytes; the
         99th percentile of the gold answers' bytes cuts off as little as the limit of local models.
         """
-        given = system.max_new_tokens or self._study.evaluate.max_new_tokens
-        if given is None:
+        limit = system.max_new_tokens or self._study.evaluate.max_new_tokens
+        if limit is None:
             gold = gold_answers(self._corpus.datasets[task.name])
             sizes = sorted(len(text.encode()) for text in gold)
-            given = max(LEAST, sizes[-(-PERCENT * len(sizes) // 100) - 1])
-            given += 0 if task.kind == "label" else ROOM
-            given += THOUGHT if system.reasoning_effort else 0
-        return given + (len(as_json("")) if form == "schema" else 0)
+            limit = max(LEAST, sizes[-(-PERCENT * len(sizes) // 100) - 1])
+            limit += 0 if task.kind == "label" else ROOM
+            limit += THOUGHT if system.reasoning_effort else 0
+        return limit + (len(as_json("")) if form == "schema" else 0)
 
     def shots(self, system: ApiSystem, task: str) -> tuple[Example, ...]:
         """Train rows shown before each question of a task, none of which stands in its evaluation.
@@ -208,11 +208,11 @@ class Remote:
         return [self._estimate(system, cache) for system in self.systems]
 
     def _estimate(self, system: ApiSystem, cache: Cache) -> Estimate:
-        requests = kept = tokens_in = tokens_out = most = 0
+        requests = cached = tokens_in = tokens_out = most = 0
         for body, gold in self._requests(system):
             requests += 1
             if cache.get(request_key(system.base_url, body)) is not None:
-                kept += 1
+                cached += 1
                 continue
             texts = sum(len(turn["content"].encode()) for turn in body["messages"])
             tokens_in += -(-texts // BYTES_PER_TOKEN)
@@ -224,7 +224,7 @@ class Remote:
             model=system.model,
             host=system.host,
             requests=requests,
-            kept=kept,
+            kept=cached,
             tokens_in=tokens_in,
             tokens_out=tokens_out,
             cost_about=None if price is None else dollars(price.of(tokens_in, tokens_out)),
@@ -246,6 +246,6 @@ class Remote:
                 limit = self.longest(system, task, form)
                 for instruction in system.variants if tried else (longest,):
                     for item in self._corpus.items[name, split]:
-                        asked = Prompting(self.shots(system, name), instruction)
-                        what = query_of(item), asked, limit, form == "schema"
-                        yield request_body(system, *what), item.target
+                        prompting = Prompting(self.shots(system, name), instruction)
+                        request = query_of(item), prompting, limit, form == "schema"
+                        yield request_body(system, *request), item.target

@@ -1,11 +1,8 @@
-"""The examples of a study: pools to train on and items to be scored on, after the leakage gate.
+"""The examples of a study after the leakage gate: training pools and evaluation items.
 
-Knows: splits, the gate, which items are evaluated, what was dropped. Does not know: tokens,
-models, cells.
+Also the flaws of published studies that can be switched on (labels in lower case, packs that leak).
 
-Mistakes of published studies, made on purpose, so that a user can see what each changes.
-
-Knows: what each mistake does to training rows. Does not know: studies, ids, models.
+Knows: splits, the gate, evaluation items, drop counts. Does not know: tokens, models, cells.
 """
 
 from collections import Counter
@@ -50,9 +47,9 @@ class Corpus:
 
 
 def answered(study: Study) -> list[tuple[str, Split]]:
-    """What every system answers: tasks on both splits, judged datasets on test.
+    """(dataset, split) that systems answer: tasks on both splits, judged datasets on test.
 
-    Nothing is chosen by what is judged, so that it needs no validation split.
+    Judged datasets choose nothing, so they need no validation split.
     """
     scored = [(task, split) for task in study.tasks for split in EVALUATED]
     return [*scored, *((name, JUDGED_ON) for name in study.judged)]
@@ -173,7 +170,7 @@ def gold_answers(dataset: Dataset) -> list[str]:
 def data_rows(
     study: Study, corpus: Corpus, runs: Mapping[tuple[str, Split], int]
 ) -> list[dict[str, object]]:
-    """What was read of each dataset and split, and what was dropped of it, as JSON rows.
+    """Records read and dropped of each dataset and split, as JSON rows.
 
     `records` are the dataset's own rows; `dropped` those that its task file skips; `leaked` are
     examples that the gate took out; `examples` those that are left to train on or choose from;
@@ -194,7 +191,7 @@ def data_rows(
                 "records": read.records,
                 "dropped": sum(read.dropped.values()),
                 "why": ", ".join(f"{why}: {n}" for why, n in read.dropped.items()),
-                "noted": ", ".join(f"{what}: {n}" for what, n in read.notes.items()),
+                "noted": ", ".join(f"{note}: {n}" for note, n in read.notes.items()),
                 "leaked": leaked,
                 "examples": len(read.examples) - leaked,
                 "matched": _matched(corpus, runs, (name, split)),
@@ -208,8 +205,8 @@ def _matched(
 ) -> dict[str, int]:
     if part not in corpus.matched:
         return {}
-    found = list(corpus.matched[part].values())
-    return {kind: found.count(kind) for kind in get_args(Kind)} | {"words": runs[part]}
+    kinds = list(corpus.matched[part].values())
+    return {kind: kinds.count(kind) for kind in get_args(Kind)} | {"words": runs[part]}
 
 
 def _splits(study: Study, datasets: Mapping[str, Dataset]) -> list[tuple[str, Split]]:
@@ -236,8 +233,8 @@ def _gate(
             wanted="no shared rows",
             remedy="set evaluate.leaked: drop, to drop and count them, or report, to count only",
         )
-    kept = [row for row in rows if row.id not in leaked]
-    if not kept:
+    clean = [row for row in rows if row.id not in leaked]
+    if not clean:
         split = rows[0].split
         raise DataError(
             f"every {split} row also stands in an evaluation split",
@@ -246,7 +243,7 @@ def _gate(
             wanted="rows that no evaluation split has",
             remedy=f"give it other {split} rows; mixtune data show {name} shows them",
         )
-    return kept, kinds
+    return clean, kinds
 
 
 def lower_labels(pools: dict[str, list[Example]]) -> None:
@@ -273,7 +270,7 @@ def leaking_packs(
         The rows with their longer prompts, and the course in which steps are of packs.
     """
     packs = _packs(rows, length)
-    grown = [row for pack in packs for row in _behind_one_another(pack)]
+    grown = [row for pack in packs for row in _stacked(pack)]
     step = course.examples_per_step
     sizes = [
         sum(len(pack) for pack in packs[first : first + step])
@@ -294,10 +291,10 @@ def _packs(rows: Sequence[Row], length: int) -> list[list[Row]]:
     return packs
 
 
-def _behind_one_another(pack: Sequence[Row]) -> list[Row]:
+def _stacked(pack: Sequence[Row]) -> list[Row]:
     before: tuple[int, ...] = ()
-    found = []
+    stacked = []
     for row in pack:
-        found.append(replace(row, prompt=before + row.prompt))
+        stacked.append(replace(row, prompt=before + row.prompt))
         before += row.prompt + row.answer
-    return found
+    return stacked

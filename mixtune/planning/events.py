@@ -1,4 +1,4 @@
-"""What a running study says about itself, to whoever listens (terminal, tests).
+"""Progress events of a running study, for whoever listens (terminal, tests).
 
 Knows: the names of the events. Does not know: how they are shown.
 """

@@ -73,9 +73,9 @@ class Leaks:
         """Ids of the rows of a part whose record stands in one of the others."""
         records = {
             record
-            for other in against
+            for split_name in against
             for notion in notions
-            for record in self._overlaps.matches(notion, part, other)
+            for record in self._overlaps.matches(notion, part, split_name)
         }
         return [row.id for row in rows if row.record in records]
 

@@ -48,9 +48,9 @@ def canonical(study: Study, registry: Registry) -> Study:
             )
     explicit = [[named[name] for name in cocktail] for cocktail in study.design.explicit]
     levels = [
-        one.model_dump(mode="json")
-        | {key: [named[name] for name in getattr(one, key)] for key in ("add", "to")}
-        for one in study.design.levels
+        level.model_dump(mode="json")
+        | {key: [named[name] for name in getattr(level, key)] for key in ("add", "to")}
+        for level in study.design.levels
     ]
     raw = study.model_dump(mode="json")
     raw["tasks"], raw["judged"] = tasks, judged

@@ -1,9 +1,9 @@
-"""What `mixtune probe` asks: answers on the study's probes, and gold answers that are read.
+"""Plan of `mixtune probe`: answers on the study's probes, and log-likelihoods of gold answers.
 
-A system's answers on a probe are those of any task, on its validation split. Beside them its gold
-answers, and those of the general text, are read to the system and to its base (`likelihood`).
+A system answers a probe as it answers any task, on its validation split. In addition the gold
+answers of probes and of the general text are scored under the system and its base (`likelihood`).
 
-Knows: which systems can be probed, ids of readings. Does not know: torch, how an answer is read.
+Knows: which systems can be probed, ids. Does not know: torch, how a likelihood is computed.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -30,7 +30,7 @@ KIND = "probe"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A planner of a study, what is asked of each system, and all units, those aside among them."""
+    """A study's planner, the runs to be answered, and the rows of all units."""
 
     planner: Planner
     runs: tuple[RunPlan, ...]
@@ -44,7 +44,7 @@ def plan_probes(
     files: BaseModelFiles | None,
     only: Collection[str] = (),
 ) -> Asked:
-    """What is asked of the base, and of the adapters of a study that are there.
+    """Plan the probes of the base and of the finished adapters of a study.
 
     Args:
         study: with its probes; in all else it is the kept study that counts.
@@ -64,15 +64,15 @@ def plan_probes(
     rows = planned.rows()
     store.preview(rows, dump_study(planner.study), {"content": content_of(planner)})
     done = {unit.id for unit in store.units().values() if unit.state == "done"}
-    found = [run for run in planned.runs if run.kind == "trained" and run.system in done]
-    found += _brought(planner, store.plan(), done)
-    chosen = [planner.baseline("base"), *_named(found, only)]
+    candidates = [run for run in planned.runs if run.kind == "trained" and run.system in done]
+    candidates += _brought(planner, store.plan(), done)
+    chosen = [planner.baseline("base"), *_named(candidates, only)]
     runs = tuple(replace(run, answers=_asked(planner, run)) for run in chosen)
     units = [replace(plan_row(run, answer), kind=KIND) for run in runs for answer in run.answers]
     return Asked(planner, runs, (*rows, *units))
 
 
-def _probed(study: Study, kept: Mapping[str, Any]) -> Study:
+def _probed(study: Study, stored: Mapping[str, Any]) -> Study:
     """The study as it is kept, with the probes that the study file asks for now."""
     if not study.probes and study.general is None:
         raise SpecError(
@@ -81,15 +81,17 @@ def _probed(study: Study, kept: Mapping[str, Any]) -> Study:
             remedy="add probes: [mmlu, gsm8k] (scored tasks that it does not aim at), or general: "
             "alpaca (a dataset of general text)",
         )
-    asked = study.model_dump(mode="json")
-    given = {key: asked[key] for key in ("task_files", "model", "probes", "general", "gate")}
+    requested = study.model_dump(mode="json")
+    overrides = {
+        key: requested[key] for key in ("task_files", "model", "probes", "general", "gate")
+    }
     items = {"probe_items": study.evaluate.probe_items}
-    return parse_study({**kept, **given, "evaluate": {**kept["evaluate"], **items}})
+    return parse_study({**stored, **overrides, "evaluate": {**stored["evaluate"], **items}})
 
 
-def _brought(planner: Planner, kept: Sequence[PlanRow], done: Collection[str]) -> list[RunPlan]:
+def _brought(planner: Planner, stored: Sequence[PlanRow], done: Collection[str]) -> list[RunPlan]:
     """Adapters that were brought in and are answered for; a whole model has no base here."""
-    own = [row for row in kept if row.origin.startswith("adapter ") and row.kind != KIND]
+    own = [row for row in stored if row.origin.startswith("adapter ") and row.kind != KIND]
     half = {row.system for row in own if row.id not in done}
     named = {row.system: row for row in own if row.system not in half}
     return [
@@ -98,25 +100,25 @@ def _brought(planner: Planner, kept: Sequence[PlanRow], done: Collection[str]) -
     ]
 
 
-def _named(found: Sequence[RunPlan], only: Collection[str]) -> list[RunPlan]:
+def _named(candidates: Sequence[RunPlan], only: Collection[str]) -> list[RunPlan]:
     """The systems that were asked for by name; all where none was."""
-    names = {run.name for run in found}
-    wanted = {name if name in names else "+".join(sorted(name.split("+"))) for name in only}
-    for name in sorted(wanted - names):
+    names = {run.name for run in candidates}
+    requested = {name if name in names else "+".join(sorted(name.split("+"))) for name in only}
+    for name in sorted(requested - names):
         raise SpecError(
             "no finished system of this study that can be probed has that name",
             found=name,
             wanted=did_you_mean(name, names) if names else "nothing is finished yet",
             remedy="mixtune status STUDY.yaml lists them; only adapters can be held to the base",
         )
-    if not found:
+    if not candidates:
         raise SpecError("no system of this study is trained yet", remedy="mixtune run STUDY.yaml")
-    return [run for run in found if not wanted or run.name in wanted]
+    return [run for run in candidates if not requested or run.name in requested]
 
 
 def _asked(planner: Planner, run: RunPlan) -> tuple[AnswerPlan, ...]:
     study, registry = planner.study, planner.registry
-    found = [
+    answers = [
         planner.answer(
             run.system, run.kind, registry.get(name), probe_split(registry.get(name)), form
         )
@@ -125,14 +127,14 @@ def _asked(planner: Planner, run: RunPlan) -> tuple[AnswerPlan, ...]:
         if answerable(registry.get(name), form, run.kind)
     ]
     if run.kind == "base":
-        return tuple(found)
-    found += [
+        return tuple(answers)
+    answers += [
         _reading(planner, run, name, probe_split(registry.get(name))) for name in study.probes
     ]
     if study.general is not None:
         split = general_split(planner.corpus.datasets[study.general])
-        found.append(_reading(planner, run, study.general, split))
-    return tuple(found)
+        answers.append(_reading(planner, run, study.general, split))
+    return tuple(answers)
 
 
 def _reading(planner: Planner, run: RunPlan, name: str, split: Split) -> AnswerPlan:

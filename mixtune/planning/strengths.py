@@ -1,6 +1,6 @@
-"""What `mixtune strength` asks: a study's adapters, answering more weakly or strongly.
+"""Plan of `mixtune strength`: a study's adapters at other scaling factors.
 
-Knows: which systems can be dialled, their ids at other strengths. Does not know: torch, which
+Knows: which systems can be scaled, their ids at other strengths. Does not know: torch, which
 strength is best.
 """
 
@@ -27,7 +27,7 @@ GRID = (0.25, 0.5, 0.75, 1.0, 1.25)
 
 
 def at(cocktail: str, strength: float) -> str:
-    """What a cocktail is called at a strength; plainly where that is 1."""
+    """Display name of a cocktail at a strength; unchanged at 1."""
     return cocktail if strength == 1 else f"{cocktail}@{strength:g}"
 
 
@@ -35,7 +35,7 @@ def plan_strengths(
     study: Study,
     store: Store,
     place: tuple[Registry, BaseModelFiles | None],
-    wanted: Mapping[str, Sequence[float]],
+    strengths: Mapping[str, Sequence[float]],
     split: Split,
 ) -> Asked:
     """Every finished seed of some cocktails at some strengths, on one split of the study's tasks.
@@ -44,7 +44,7 @@ def plan_strengths(
         study: as it is kept.
         store: its folder.
         place: its tasks, and its base model.
-        wanted: cocktail → strengths; 1 is left out, for it is answered already.
+        strengths: cocktail → strengths; 1 is left out, for it is answered already.
         split: whose items are answered.
 
     Raises:
@@ -66,7 +66,7 @@ def plan_strengths(
     done = {unit.id for unit in store.units().values() if unit.state == "done"}
     trained = [run for run in planned.runs if run.kind == "trained" and run.system in done]
     names = {run.name for run in trained}
-    for name in sorted(wanted.keys() - names):
+    for name in sorted(strengths.keys() - names):
         raise SpecError(
             "no trained cocktail of this study has that name",
             found=name,
@@ -74,15 +74,15 @@ def plan_strengths(
             remedy="mixtune status STUDY.yaml lists them",
         )
     runs = tuple(
-        _dialled(planner, run, strength, split)
+        _scaled(planner, run, strength, split)
         for run in trained
-        for strength in wanted.get(run.name, ())
+        for strength in strengths.get(run.name, ())
         if strength != 1
     )
     return Asked(planner, runs, (*rows, *_units(runs)))
 
 
-def _dialled(planner: Planner, run: RunPlan, strength: float, split: Split) -> RunPlan:
+def _scaled(planner: Planner, run: RunPlan, strength: float, split: Split) -> RunPlan:
     """A run's adapter at another strength, as a system with answers of its own."""
     study, registry = planner.study, planner.registry
     system = make_id("strength", {"system": run.system, "strength": strength})

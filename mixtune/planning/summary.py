@@ -1,4 +1,4 @@
-"""What is kept beside a plan: what was read, how long its rows are, by what each part is known.
+"""Facts stored with a plan: data read, row lengths, and digests that identify its parts.
 
 Knows: pools and the tokenizer. Does not know: cocktails, budgets, where the numbers are shown.
 """
@@ -18,8 +18,8 @@ from mixtune.tasks.task import fingerprint
 
 QUANTILES = {"min": 0.0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 """Name → quantile; each is the length of a row that exists, nothing interpolated."""
-AT_MOST = 5000
-"""Rows measured of an ingredient, evenly spaced over its pool: some seconds for the largest."""
+MAX_MEASURED = 5000
+"""Rows measured per ingredient, evenly spaced over its pool: seconds for the largest."""
 
 
 def length_rows(planner: Planner) -> list[dict[str, object]]:
@@ -38,18 +38,18 @@ def length_rows(planner: Planner) -> list[dict[str, object]]:
 
 
 def _measured(pool: Sequence[Example], sizes: Sizes, limit: int) -> dict[str, object]:
-    chosen = pool[:: max(1, -(-len(pool) // AT_MOST))]
+    chosen = pool[:: max(1, -(-len(pool) // MAX_MEASURED))]
     answers = np.array(sizes.answers(chosen), dtype=int)
     totals = answers + np.array(sizes.prompts(chosen), dtype=int)
-    found: dict[str, object] = {
+    row: dict[str, object] = {
         "rows": len(pool),
         "measured": len(chosen),
         "over_long": int((totals > limit).sum()),
     }
     for kind, values in (("tokens", totals), ("supervised", answers)):
-        found[kind] = int(values.sum())
-        found |= {f"{kind}_{name}": _quantile(values, at) for name, at in QUANTILES.items()}
-    return found
+        row[kind] = int(values.sum())
+        row |= {f"{kind}_{name}": _quantile(values, at) for name, at in QUANTILES.items()}
+    return row
 
 
 def _quantile(values: np.ndarray, at: float) -> int:
@@ -57,7 +57,7 @@ def _quantile(values: np.ndarray, at: float) -> int:
 
 
 def facts_of(planner: Planner) -> dict[str, object]:
-    """What is kept beside a plan: versions, what was read, and by what each part is known."""
+    """Facts stored with a plan: versions, data read, row lengths, digests."""
     facts = {
         "data": planner.data_rows(),
         "flagged": planner.leaks.flagged,
@@ -68,41 +68,41 @@ def facts_of(planner: Planner) -> dict[str, object]:
 
 
 def sizes_of(planner: Planner) -> dict[str, object]:
-    """What follows from lengths in tokens, as a JSON object.
+    """Limits and sizes that follow from lengths in tokens, as a JSON object.
 
     `max_new_tokens`: task → longest strict answer; empty where none is asked for or there is no
     tokenizer yet. `top_layers`: texts, tokens and bytes that are kept on disk, or None.
     """
-    kept = activation_cache_size(planner)
-    return {"max_new_tokens": _limits(planner), "top_layers": kept and asdict(kept)}
+    cache = activation_cache_size(planner)
+    return {"max_new_tokens": _limits(planner), "top_layers": cache and asdict(cache)}
 
 
 def _limits(planner: Planner) -> dict[str, int]:
     study = planner.study
-    known = planner.tokens is not None or study.evaluate.max_new_tokens is not None
-    asked = study.tasks if "strict" in study.evaluate.forms else ()
-    asked = (*asked, *study.judged) if known else ()
-    return {task: planner.max_new_tokens(task) for task in asked}
+    resolved = planner.tokens is not None or study.evaluate.max_new_tokens is not None
+    tasks = study.tasks if "strict" in study.evaluate.forms else ()
+    tasks = (*tasks, *study.judged) if resolved else ()
+    return {task: planner.max_new_tokens(task) for task in tasks}
 
 
 def size_lines(planner: Planner) -> list[str]:
     """`sizes_of` as lines for people."""
-    found = []
+    lines = []
     if limits := _limits(planner):
-        given = planner.study.evaluate.max_new_tokens is not None
-        why = "evaluate.max_new_tokens" if given else "99th percentile of the gold answers"
-        each = ", ".join(f"{task} {tokens}" for task, tokens in limits.items())
-        found.append(f"longest answer in tokens: {each} ({why})")
-    if kept := activation_cache_size(planner):
-        found.append(
-            f"kept on disk for train.top_layers: {kept.texts:,} texts, {kept.tokens:,} tokens, "
-            f"{gigabytes(kept.bytes)}"
+        fixed = planner.study.evaluate.max_new_tokens is not None
+        why = "evaluate.max_new_tokens" if fixed else "99th percentile of the gold answers"
+        limits_text = ", ".join(f"{task} {tokens}" for task, tokens in limits.items())
+        lines.append(f"longest answer in tokens: {limits_text} ({why})")
+    if cache := activation_cache_size(planner):
+        lines.append(
+            f"kept on disk for train.top_layers: {cache.texts:,} texts, {cache.tokens:,} tokens, "
+            f"{gigabytes(cache.bytes)}"
         )
-    return found
+    return lines
 
 
 def content_of(planner: Planner) -> dict[str, object]:
-    """By what base model, prompts and rows are known: what tells a changed study from another."""
+    """Digests of base model, prompts and rows, by which a changed study is recognised."""
     files, corpus, registry = planner.files, planner.corpus, planner.registry
     study = planner.study
     general = [] if study.general is None else [study.general]

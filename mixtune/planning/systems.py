@@ -60,9 +60,9 @@ def _summands(runs: Sequence[RunPlan]) -> Iterator[tuple[RunPlan, tuple[Summand,
         yield (
             run,
             tuple(
-                Summand(one.system, one.folder, row.rows_got / total)
+                Summand(single.system, single.folder, row.rows_got / total)
                 for row in run.mix
-                for one in [plain[row.ingredient, run.seed]]
+                for single in [plain[row.ingredient, run.seed]]
             ),
         )
 
