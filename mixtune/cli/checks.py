@@ -166,13 +166,13 @@ def _disk(topic: str, folder: Path, remedy: str) -> Line:
 
 
 def _hub() -> Iterator[Line]:
-    found = [
+    settings = [
         f"{name} is set" if any(word in name for word in _SECRET) else f"{name}={value}"
         for name, value in sorted(os.environ.items())
         if name.startswith(("HF_", "HUGGINGFACE_"))
     ]
     state = "offline: only what is on this machine" if offline() else "not told to stay offline"
-    yield Line("hub", "ok", "; ".join([state, *found]))
+    yield Line("hub", "ok", "; ".join([state, *settings]))
 
 
 def _models(models: list[Overview]) -> Iterator[Line]:
@@ -184,11 +184,11 @@ def _models(models: list[Overview]) -> Iterator[Line]:
         elif model.fits != "yes":
             level = "warning"
         room = {"yes": "fits", "tight": "tight", "no": "does not fit"}[model.fits]
-        found = f"{model.meaning}; training: {size(model.memory)}, {room}"
+        description = f"{model.meaning}; training: {size(model.memory)}, {room}"
         remedy = {"tight": "train with --workers 1 and few examples_per_step"}.get(model.fits, "")
         if level == "problem":
             remedy = model.install or f"mixtune models --prepare {model.name}"
-        yield Line(f"model {model.name}", level, found, remedy, needed=quickstart)
+        yield Line(f"model {model.name}", level, description, remedy, needed=quickstart)
 
 
 def _data(data_dir: Path | None) -> Iterator[Line]:
@@ -239,8 +239,10 @@ def _model(name: str, entry: Entry) -> Line:
         return Line(topic, "problem", f"{entry.hub} holds no safetensors", _TELL, True)
     gated = bool(info.gated)
     if gated != entry.gated:
-        said = f"{entry.hub}: the hub says {_gate(gated)}, the catalogue {_gate(entry.gated)}"
-        return Line(topic, "warning", said, _TELL)
+        description = (
+            f"{entry.hub}: the hub says {_gate(gated)}, the catalogue {_gate(entry.gated)}"
+        )
+        return Line(topic, "warning", description, _TELL)
     return Line(topic, "ok", f"{entry.hub} at {str(info.sha)[:12]}, {_gate(gated)}")
 
 

@@ -74,9 +74,9 @@ def confirm(  # noqa: PLR0913 - a verb's options
     study = study_of(study_file, overrides, limit)
     facts = stored_facts(study, runs_dir, data_dir)
     plain = _planner(study, data_dir, None)
-    wanted = select(facts, study.claims, measure_split(facts, "validation"), plain)
-    settled = settle(facts, wanted, again)
-    selection = settled or facts.selection or wanted
+    choice = select(facts, study.claims, measure_split(facts, "validation"), plain)
+    settled = settle(facts, choice, again)
+    selection = settled or facts.selection or choice
     planner = _planner(study, data_dir, selection)
     plan = planner.plan()
     files = (dump_study(planner.study), facts_of(planner))
@@ -94,14 +94,14 @@ def confirm(  # noqa: PLR0913 - a verb's options
 
 
 def _planner(study: Study, data_dir: Path | None, selection: Selection | None) -> Planner:
-    found = locate(study.model, download=False)
-    if not isinstance(found, BaseModelFiles):
+    files = locate(study.model, download=False)
+    if not isinstance(files, BaseModelFiles):
         raise ModelError(
             "runs can be planned only where the base model's files are",
             found=f"{study.model} is not on this machine",
             remedy=f"mixtune models --prepare {study.model}",
         )
-    return Planner(study, Registry.of(study, data_dir), found, selection)
+    return Planner(study, Registry.of(study, data_dir), files, selection)
 
 
 def _runs(plan: Plan, selection: Selection) -> list[dict[str, object]]:
@@ -130,13 +130,13 @@ def _show(facts: StudyFacts, selection: Selection, plan: Plan, written: bool) ->
     columns = ("target", "cocktail", "validation", "single task", "validation", "held against", "")
     out.print(terminal.table(f"{facts.study.name}: chosen on validation", columns, rows))
     runs = _runs(plan, selection)
-    kept = facts.store.folder / "selection.json"
-    said = (
-        f"written to {kept}" if written else "as it stands there" if kept.is_file() else "dry run"
+    path = facts.store.folder / "selection.json"
+    status = (
+        f"written to {path}" if written else "as it stands there" if path.is_file() else "dry run"
     )
     seeds = f"{selection.fresh[0]} to {selection.fresh[-1]}"
     out.print(
-        f"{said}: {len(runs)} runs with the fresh seeds {seeds}; margin ±{selection.margin:g}; "
+        f"{status}: {len(runs)} runs with the fresh seeds {seeds}; margin ±{selection.margin:g}; "
         f"test scores were looked at {selection.test_reads} times before",
         markup=False,
         soft_wrap=True,
@@ -161,10 +161,10 @@ def claims(
     study = study_of(study_file, overrides, limit)
     facts = stored_facts(study, runs_dir)
     if facts.selection is None:
-        found = exploratory_claims(facts, study.claims, measure_split(facts, "validation"))
+        rows = exploratory_claims(facts, study.claims, measure_split(facts, "validation"))
     else:
         look_at("test", facts.store, "claims")
-        found = selected_claims(facts.selection, measure_split(facts, "test", claimed=True))
+        rows = selected_claims(facts.selection, measure_split(facts, "test", claimed=True))
     missing = missing_runs(facts)
     if missing:
         print(
@@ -173,15 +173,15 @@ def claims(
             file=sys.stderr,
         )
     if as_json:
-        print_rows(found)
+        print_rows(rows)
     else:
-        _show_claims(facts, found)
-    _gate(found, fail_unless)
+        _show_claims(facts, rows)
+    _gate(rows, fail_unless)
 
 
-def _show_claims(facts: StudyFacts, found: list[Claim]) -> None:
+def _show_claims(facts: StudyFacts, claims: list[Claim]) -> None:
     out = terminal.console()
-    if not found:
+    if not claims:
         out.print("nothing can be claimed: no target has a single task and a cocktail finished")
         return
     rows = [
@@ -195,27 +195,27 @@ def _show_claims(facts: StudyFacts, found: list[Claim]) -> None:
             "–" if claim.adjusted is None else f"{claim.adjusted:.3f}",
             f"{claim.tried} : {claim.tried_single}",
         )
-        for claim in found
+        for claim in claims
     ]
     columns = ("target", "verdict", "points", "95 % interval", "Holm p", "runs tried")
     out.print(terminal.table(f"{facts.study.name}: claims", columns, rows))
-    for claim in found:
+    for claim in claims:
         out.print(claim.sentence, markup=False, soft_wrap=True)
 
 
-def _gate(found: list[Claim], asked: str | None) -> None:
-    if asked is None:
+def _gate(claims: list[Claim], allowed: str | None) -> None:
+    if allowed is None:
         return
-    wanted = {part.strip() for part in asked.split(",")}
+    verdicts = {part.strip() for part in allowed.split(",")}
     known = {"confirmed", "tie", "not confirmed", "exploratory"}
-    if not wanted <= known:
+    if not verdicts <= known:
         raise UserError(
             "no such verdict",
-            found=", ".join(sorted(wanted - known)),
+            found=", ".join(sorted(verdicts - known)),
             wanted=", ".join(sorted(known)),
         )
-    short = [claim.target for claim in found if claim.verdict not in wanted]
-    if short or not found:
+    short = [claim.target for claim in claims if claim.verdict not in verdicts]
+    if short or not claims:
         print(f"gate not met: {', '.join(short) or 'no claim'}", file=sys.stderr)
         raise typer.Exit(3)
 
@@ -236,25 +236,25 @@ def questions(
     do base models agree, where the study file lists several.
     Next: mixtune claims.
     """
-    asked = []
+    evidence = []
     for study in studies_of(study_file, overrides, limit):
         facts = stored_facts(study, runs_dir)
         look_at(split, facts.store, "questions")
-        asked.append(_evidence(facts, split))
-    found = [(one.facts.study.name, answers(one)) for one in asked]
-    if len(asked) == 1:
-        found[0][1].append(agreeing(asked))
+        evidence.append(_evidence(facts, split))
+    answers_of = [(item.facts.study.name, answers(item)) for item in evidence]
+    if len(evidence) == 1:
+        answers_of[0][1].append(agreeing(evidence))
     else:
-        found.append((", ".join(name for name, _ in found), [agreeing(asked)]))
+        answers_of.append((", ".join(name for name, _ in answers_of), [agreeing(evidence)]))
     if as_json:
-        rows = [{"study": name, **asdict(q)} for name, own in found for q in own]
+        rows = [{"study": name, **asdict(q)} for name, own in answers_of for q in own]
         print(json.dumps(rows, indent=1))
         return
     out = terminal.console()
-    for name, own in found:
-        if len(asked) > 1:
+    for name, own in answers_of:
+        if len(evidence) > 1:
             out.rule(name)
-        for question in (one for one in own if one.answered):
+        for question in (item for item in own if item.answered):
             out.print(question.title, markup=False, style="bold")
             out.print(question.answer, markup=False, soft_wrap=True)
             out.print()

@@ -72,26 +72,26 @@ def check(
 ) -> None:
     """Check every row of a task file, or of a file of rows. Next: mixtune init STUDY.yaml."""
     builtin = Registry.open((), data_dir)
-    made = _started(file, write, builtin)
-    if made is None:
+    draft = _started(file, write, builtin)
+    if draft is None:
         owns = read_task_file(file)
     else:
         origin = f"the task made for {shorten(file.name)}"
         folder = file.parent if write is None else write.parent
-        owns = [RegisteredTask(parse_task(made.text, origin, folder), origin)]
+        owns = [RegisteredTask(parse_task(draft.text, origin, folder), origin)]
     registry, names = builtin.with_tasks(owns), [own.task.name for own in owns]
     count, note = _counter(model)
     measures = Measures(EvalSpec().carve, find_leaked, count, TrainSpec().max_length)
     checks = [check_task(registry, name, measures) for name in names]
     if as_json:
-        start = None if made is None else asdict(made)
+        start = None if draft is None else asdict(draft)
         print(json.dumps({"start": start, "note": note, "tasks": [asdict(c) for c in checks]}))
     else:
-        _show_checks(terminal.console(), checks, made, note)
+        _show_checks(terminal.console(), checks, draft, note)
         if write is not None:
             _say(terminal.console(), f"wrote {write}")
-        _next(write or file, checks, made is not None and write is None)
-    if any(found.problems for found in checks):
+        _next(write or file, checks, draft is not None and write is None)
+    if any(row.problems for row in checks):
         raise typer.Exit(2)
 
 
@@ -110,14 +110,14 @@ def show_data(
     registry = Registry.open(map(str, task_file or ()), data_dir)
     dataset = registry.dataset(task, EvalSpec().carve)
     loaded = dataset.split(cast(Split, split))
-    found = previews(loaded.examples[:rows])
+    examples = previews(loaded.examples[:rows])
     if as_json:
-        print_rows(found)
+        print_rows(examples)
         return
     out = terminal.console()
     _say(out, f"{dataset.task.name}: {dataset.source}")
     _say(out, _counts(loaded))
-    for preview in found:
+    for preview in examples:
         _show_preview(out, preview)
     _say(out, "next: name the task in a study, then mixtune plan STUDY.yaml")
 
@@ -125,9 +125,9 @@ def show_data(
 def _counts(loaded: LoadedSplit) -> str:
     """What a split was made of, in one line."""
     counts = [f"{n} dropped: {why}" for why, n in loaded.dropped.items()]
-    counts += [f"{n} × {what}" for what, n in loaded.notes.items()]
-    made = f"{len(loaded.examples)} examples of {loaded.kept} of {loaded.records} records"
-    return "; ".join([made, *counts])
+    counts += [f"{n} × {note}" for note, n in loaded.notes.items()]
+    examples = f"{len(loaded.examples)} examples of {loaded.kept} of {loaded.records} records"
+    return "; ".join([examples, *counts])
 
 
 def _task_row(registry: Registry, name: str) -> dict[str, Any]:
@@ -166,9 +166,9 @@ def _started(file: Path, write: Path | None, builtin: Registry) -> Draft | None:
             wanted="a new file that ends in .yaml",
             remedy="choose another name",
         )
-    made = draft_task(file, builtin, write.parent)
-    write_whole(write, lambda path: path.write_text(made.text, encoding="utf-8"))
-    return made
+    draft = draft_task(file, builtin, write.parent)
+    write_whole(write, lambda path: path.write_text(draft.text, encoding="utf-8"))
+    return draft
 
 
 def _counter(model: str | None) -> tuple[CountTokens | None, str]:
@@ -190,20 +190,20 @@ def _counter(model: str | None) -> tuple[CountTokens | None, str]:
     return count, f"tokens are those of {model}"
 
 
-def _show_checks(out: Console, checks: list[TaskCheck], made: Draft | None, note: str) -> None:
-    if made is not None:
-        _say(out, f"found: {made.found}. A task file to start from:\n\n{made.text}")
-    for found in checks:
-        for preview in found.previews:
+def _show_checks(out: Console, checks: list[TaskCheck], draft: Draft | None, note: str) -> None:
+    if draft is not None:
+        _say(out, f"found: {draft.found}. A task file to start from:\n\n{draft.text}")
+    for check in checks:
+        for preview in check.previews:
             _show_preview(out, preview)
-        if found.splits:
-            rows = [_split_row(facts) for facts in found.splits]
-            title = f"{found.name}: {found.kind}, {'scored' if found.scored else 'not scored'}"
+        if check.splits:
+            rows = [_split_row(facts) for facts in check.splits]
+            title = f"{check.name}: {check.kind}, {'scored' if check.scored else 'not scored'}"
             cells = [list(row.values()) for row in rows]
             out.print(terminal.table(title, list(rows[0]), cells))
-        for text in found.notes:
-            _say(out, f"note: {found.name}: {text}")
-        for text in found.problems:
+        for text in check.notes:
+            _say(out, f"note: {check.name}: {text}")
+        for text in check.problems:
             _say(out, f"problem: {text}")
     _say(out, note)
 
@@ -247,12 +247,12 @@ def _say(out: Console, text: str) -> None:
 
 def _next(file: Path, checks: list[TaskCheck], unwritten: bool) -> None:
     out = terminal.console()
-    count = sum(len(found.problems) for found in checks)
+    count = sum(len(check.problems) for check in checks)
     if count:
         _say(out, f"{count} problem{'s' * (count > 1)}; mend and run mixtune data check again")
         return
-    usable = [found for found in checks if found.splits] or checks
-    scored = [found.name for found in usable if found.role == "task"] or ["TASK"]
+    usable = [check for check in checks if check.splits] or checks
+    scored = [check.name for check in usable if check.role == "task"] or ["TASK"]
     words = [
         "mixtune",
         "init",
@@ -261,6 +261,6 @@ def _next(file: Path, checks: list[TaskCheck], unwritten: bool) -> None:
         "TASK.yaml" if unwritten else str(file),
     ]
     words += [word for name in scored for word in ("--task", name)]
-    words += [word for found in usable for word in ("--ingredient", found.name)]
+    words += [word for check in usable for word in ("--ingredient", check.name)]
     first = "write the task file above with --write TASK.yaml; then " if unwritten else ""
     _say(out, f"good. next: {first}{shlex.join(words)}")

@@ -26,13 +26,13 @@ def models(
     if prepare is not None:
         _show_prepared(_prepare(prepare), as_json)
         return
-    found = overview()
+    rows = overview()
     if as_json:
-        facts = [{**asdict(row), "here": row.here, "where": row.meaning} for row in found]
+        facts = [{**asdict(row), "here": row.here, "where": row.meaning} for row in rows]
         print(json.dumps(facts, indent=1))
         return
-    show([_row(row) for row in found], False, "Base models")
-    notes = [f"{row.name}: {row.note}" for row in found if row.note]
+    show([_row(row) for row in rows], False, "Base models")
+    notes = [f"{row.name}: {row.note}" for row in rows if row.note]
     out = terminal.console()
     out.print(
         "\n".join(["a hub id, a folder or a .gguf file will do as well", *notes]), markup=False

@@ -111,10 +111,10 @@ def study_in(path: Path) -> Path:
         StoreError: as `opened`; or the pack's study names files other than the pack's own tasks,
             such as code that would be run.
     """
-    found = opened(path) / STUDY if is_zip(path) else path
-    if in_pack(found):
-        _refuse_code(found)
-    return found
+    study_file = opened(path) / STUDY if is_zip(path) else path
+    if in_pack(study_file):
+        _refuse_code(study_file)
+    return study_file
 
 
 def _refuse_code(study_file: Path) -> None:
@@ -133,10 +133,10 @@ def _refuse_code(study_file: Path) -> None:
 
 def _about(archive: zipfile.ZipFile) -> dict[str, object]:
     """What a pack says of itself."""
-    found = [n for n in archive.namelist() if PurePosixPath(n).name == PACK and n.count("/") == 1]
+    names = [n for n in archive.namelist() if PurePosixPath(n).name == PACK and n.count("/") == 1]
     try:
-        about = json.loads(archive.read(found[0]))
-        known = about["format"] == FORMAT and found[0] == f"{about['study']}/{PACK}"
+        about = json.loads(archive.read(names[0]))
+        known = about["format"] == FORMAT and names[0] == f"{about['study']}/{PACK}"
         if known and isinstance(about["sha256"], dict):
             return dict(about)
     except (IndexError, KeyError, TypeError, ValueError):
@@ -150,8 +150,10 @@ def _about(archive: zipfile.ZipFile) -> dict[str, object]:
 
 def _same(folder: Path, archive: zipfile.ZipFile) -> bool:
     """Whether this very pack was opened there before."""
-    kept = folder / PACK
-    return kept.is_file() and kept.read_bytes() == archive.read(f"{folder.name}/{PACK}")
+    opened_pack = folder / PACK
+    return opened_pack.is_file() and opened_pack.read_bytes() == archive.read(
+        f"{folder.name}/{PACK}"
+    )
 
 
 def _taken(place: Path, path: Path) -> StoreError:

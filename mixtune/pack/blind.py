@@ -35,9 +35,9 @@ def first_line(error: str) -> str:
     return pathless(error.partition("\n")[0])
 
 
-def group_codes(found: Mapping[str, Iterable[str]]) -> dict[str, dict[str, str]]:
+def group_codes(groups_of: Mapping[str, Iterable[str]]) -> dict[str, dict[str, str]]:
     """Task → group → its place among the sorted groups, as text that sorts in the same order."""
-    return {task: _numbered(sorted(set(groups))) for task, groups in found.items()}
+    return {task: _numbered(sorted(set(groups))) for task, groups in groups_of.items()}
 
 
 def _numbered(names: list[str]) -> dict[str, str]:
@@ -59,8 +59,8 @@ class Blind:
         """Scores with the same metrics, to the last bit."""
         ids = table["example"].to_pylist()
         for column in ("gold", "parsed"):
-            said = zip(ids, table[column].to_pylist(), strict=True)
-            table = _with(table, column, [self.answer(example, text) for example, text in said])
+            pairs = zip(ids, table[column].to_pylist(), strict=True)
+            table = _with(table, column, [self.answer(example, text) for example, text in pairs])
         strata = [self._stratum(name) for name in table["stratum"].to_pylist()]
         return self.grouped(_with(table, "stratum", strata))
 
@@ -86,5 +86,5 @@ class Blind:
 
 
 def _with(table: pa.Table, column: str, values: list[Any]) -> pa.Table:
-    made = pa.array(values, pa.string())
-    return table.set_column(table.schema.get_field_index(column), column, made)
+    array = pa.array(values, pa.string())
+    return table.set_column(table.schema.get_field_index(column), column, array)

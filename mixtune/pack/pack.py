@@ -56,15 +56,15 @@ class Contents:
 
     def files(self) -> dict[str, bytes]:
         """Path below the study's folder → content."""
-        found = {name: text.encode() for name, text in self._texts()}
-        found["plan.parquet"] = _parquet(self._plan())
-        found[FILE] = self._states()
-        found["items.parquet"] = _parquet(self._items())
+        contents = {name: text.encode() for name, text in self._texts()}
+        contents["plan.parquet"] = _parquet(self._plan())
+        contents[FILE] = self._states()
+        contents["items.parquet"] = _parquet(self._items())
         for (name, task), table in self._tables.items():
-            found[name] = _parquet(self._without_text(name, task, table))
+            contents[name] = _parquet(self._without_text(name, task, table))
         for name in self._plain_tables():
-            found[name] = _parquet(self.store.read_table(name))
-        return found
+            contents[name] = _parquet(self.store.read_table(name))
+        return contents
 
     # ---- rows -----------------------------------------------------------------------------------
 
@@ -91,24 +91,26 @@ class Contents:
 
     def _items(self) -> pa.Table:
         """Each item once: id, group, gold as in scores, and the hash of the prompt it is put as."""
-        found: dict[tuple[str, str], pa.Table] = {}
+        by_split: dict[tuple[str, str], pa.Table] = {}
         # Behind the floors, which have no tokens and so another hash.
         for row in sorted(self.plan, key=lambda row: (row.seed is None, row.cocktail != "base")):
             if row.kind == "answer" and self.facts.is_done(row):
-                found.setdefault((row.task, row.split), self._of(row))
-        tables = [found[key] for key in sorted(found)]
+                by_split.setdefault((row.task, row.split), self._of(row))
+        tables = [by_split[key] for key in sorted(by_split)]
         return pa.concat_tables(tables) if tables else _ITEM.empty_table()
 
     def _of(self, row: PlanRow) -> pa.Table:
         answers = f"{row.folder}/answers/{row.id}/predictions.parquet"
-        asked = self.store.read_table(answers)
-        hashes = dict(zip(*(asked[c].to_pylist() for c in ("example", "prompt_hash")), strict=True))
+        predictions = self.store.read_table(answers)
+        hashes = dict(
+            zip(*(predictions[c].to_pylist() for c in ("example", "prompt_hash")), strict=True)
+        )
         name = score_file(self.facts, row)
         scores = self.blind[row.task].scores(self._tables[name, row.task])
         scores = scores.filter(pc.equal(scores["form"], row.form)).sort_by("example")
         prompts = [hashes[example] for example in scores["example"].to_pylist()]
-        kept = scores.select(list(_ITEM_COLUMNS[:-1]))
-        return kept.append_column("prompt_hash", pa.array(prompts, pa.string())).cast(_ITEM)
+        columns = scores.select(list(_ITEM_COLUMNS[:-1]))
+        return columns.append_column("prompt_hash", pa.array(prompts, pa.string())).cast(_ITEM)
 
     def _plan(self) -> pa.Table:
         table = self.store.read_table("plan.parquet")
@@ -163,15 +165,15 @@ class Contents:
 
     def _json_files(self) -> list[str]:
         folder = self.store.folder
-        found = [f"{name}.json" for name in _FACTS if (folder / f"{name}.json").is_file()]
-        found += sorted(path.name for path in folder.glob("selection*.json"))
-        found += [name for name in ("changes.jsonl",) if (folder / name).is_file()]
+        names = [f"{name}.json" for name in _FACTS if (folder / f"{name}.json").is_file()]
+        names += sorted(path.name for path in folder.glob("selection*.json"))
+        names += [name for name in ("changes.jsonl",) if (folder / name).is_file()]
         runs = (f"{name}/run.json" for name in dict.fromkeys(row.folder for row in self.plan))
-        return found + [name for name in runs if (folder / name).is_file()]
+        return names + [name for name in runs if (folder / name).is_file()]
 
     def _splits(self) -> list[str]:
-        there = {row.split for row in self.facts.answered()}
-        return [split for split in ("validation", "test") if split in there]
+        answered = {row.split for row in self.facts.answered()}
+        return [split for split in ("validation", "test") if split in answered]
 
     # ---- states ---------------------------------------------------------------------------------
 
@@ -191,14 +193,14 @@ class Contents:
 
 def _copy_states(before: sqlite3.Connection, after: sqlite3.Connection) -> None:
     """Tables in the order of their names, rows in that of their values, errors cut."""
-    made = "SELECT sql FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite%'"
-    for (statement,) in before.execute(f"{made} ORDER BY name").fetchall():
+    statements = "SELECT sql FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite%'"
+    for (statement,) in before.execute(f"{statements} ORDER BY name").fetchall():
         after.execute(statement)
     for name in ("unit", "test_read"):
         rows: list[tuple[Any, ...]] = before.execute(f"SELECT * FROM {name}").fetchall()
         for row in sorted(rows):
-            kept = [first_line(value) if isinstance(value, str) else value for value in row]
-            after.execute(f"INSERT INTO {name} VALUES ({','.join('?' * len(kept))})", kept)
+            values = [first_line(value) if isinstance(value, str) else value for value in row]
+            after.execute(f"INSERT INTO {name} VALUES ({','.join('?' * len(values))})", values)
     after.commit()
 
 

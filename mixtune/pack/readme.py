@@ -83,10 +83,10 @@ def readme(facts: StudyFacts, splits: Sequence[str]) -> str:
     rows = []
     for split in splits:
         page = "index.html" if split == "validation" else f"{split}.html"
-        for what, command, file in _COMMANDS:
+        for title, command, file in _COMMANDS:
             words = {"study": f"{name}/study.yaml", "split": split, "page": page}
-            asked = f"`mixtune {command.format(**words)}`"
-            rows.append(f"| {what}, {split} | {asked} | {file.format(**words)} |")
+            shown_command = f"`mixtune {command.format(**words)}`"
+            rows.append(f"| {title}, {split} | {shown_command} | {file.format(**words)} |")
     if (facts.store.folder / "selection.json").is_file():
         rows.append(f"| what was confirmed | `mixtune claims {name}/study.yaml` | |")
     return _README.format(
@@ -97,7 +97,7 @@ def readme(facts: StudyFacts, splits: Sequence[str]) -> str:
 def methods(facts: StudyFacts) -> str:
     """How the study's numbers were made, with its own settings."""
     study = facts.study
-    asked = study.evaluate
+    evaluate = study.evaluate
     unusual = facts.training_note
     return _METHODS.format(
         name=study.name,
@@ -112,11 +112,11 @@ def methods(facts: StudyFacts) -> str:
         unusual=f"; unusual: {unusual}" if unusual else "",
         tasks=", ".join(study.tasks),
         ingredients=", ".join(study.ingredients),
-        items=f"at most {asked.validation_items or 'all'} (validation) and "
-        f"{asked.test_items or 'all'} (test)",
+        items=f"at most {evaluate.validation_items or 'all'} (validation) and "
+        f"{evaluate.test_items or 'all'} (test)",
         leaked="dropped"
-        if asked.leaked == "drop"
-        else f"handled as evaluate.leaked {asked.leaked}",
+        if evaluate.leaked == "drop"
+        else f"handled as evaluate.leaked {evaluate.leaked}",
         reads=facts.store.test_reads(),
     )
 
@@ -125,5 +125,5 @@ def _states(facts: StudyFacts) -> str:
     states: dict[str, int] = {}
     for run in run_rows(facts):
         states[run.state] = states.get(run.state, 0) + 1
-    said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    return f"Runs: {said}. Only finished runs are in tables and means."
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    return f"Runs: {counts}. Only finished runs are in tables and means."
