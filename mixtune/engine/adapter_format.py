@@ -94,7 +94,7 @@ class AdapterConfig:
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     def wraps(self, name: str) -> bool:
-        """Whether a linear layer of that name gets an adapter."""
+        """True where a linear layer of that name gets an adapter."""
         if self.target_modules is None:
             return True
         if isinstance(self.target_modules, str):
@@ -172,7 +172,7 @@ def _refuse_more_than_lora(config: Mapping[str, Any], path: Path) -> None:
 
 
 def _is_target_modules(value: object) -> bool:
-    """Whether a value is a list of names or a regular expression that compiles."""
+    """True for a list of names, and for a regular expression that compiles."""
     if isinstance(value, list):
         return bool(value) and all(isinstance(name, str) for name in value)
     try:

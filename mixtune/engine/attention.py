@@ -35,7 +35,7 @@ fastest; rows with more keys take torch's fused attention, whose memory is linea
 
 
 class ScoreSettings(NamedTuple):
-    """How a layer's scores are scaled and capped, and how many positions back a token sees."""
+    """Scale and soft cap of a layer's scores, and its window: positions back that a token sees."""
 
     scaling: float
     softcap: float | None

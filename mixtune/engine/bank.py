@@ -117,15 +117,15 @@ class _BankedLora(torch.autograd.Function):
         return grad_input, None, None, None
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:
-    """Total += scaling · left @ right, in the total's float32; of matrices or batches of them."""
-    if left.dtype != total.dtype:
+def _add_product(total: Tensor, a: Tensor, b: Tensor, scaling: float) -> None:
+    """Total += scaling · a @ b, in the total's float32; of matrices or batches of them."""
+    if a.dtype != total.dtype:
         # A half format: the product is rounded once, the sum is not.
-        total.add_(torch.matmul(left, right), alpha=scaling)
+        total.add_(torch.matmul(a, b), alpha=scaling)
     elif total.dim() == 2:
-        total.addmm_(left, right, alpha=scaling)
+        total.addmm_(a, b, alpha=scaling)
     else:
-        total.baddbmm_(left, right, alpha=scaling)
+        total.baddbmm_(a, b, alpha=scaling)
 
 
 class LoraLinear(nn.Module):

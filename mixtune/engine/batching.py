@@ -149,7 +149,7 @@ def make_pass(
 
 
 class _Position(NamedTuple):
-    """Where branches are added: behind `parent`, with `shared` tokens in front of them."""
+    """A place for branches: behind `parent`, with `shared` tokens in front of them."""
 
     parent: int
     shared: int
@@ -203,7 +203,7 @@ class _PassBuilder:
 
 def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
     """Tokens that two sequences begin with."""
-    for position, (token, other) in enumerate(zip(a, b, strict=False)):
-        if token != other:
+    for position, (token_a, token_b) in enumerate(zip(a, b, strict=False)):
+        if token_a != token_b:
             return position
     return min(len(a), len(b))

@@ -241,7 +241,7 @@ class Decoder:
             )
 
     def must_run_alone(self, length: int) -> bool:
-        """Whether a row this long must have a pass to itself to be exact."""
+        """True where a row this long must have a pass to itself to be exact."""
         return self.packing_limit is not None and length > self.packing_limit
 
     @torch.no_grad()

@@ -193,15 +193,15 @@ def _pairs(folder: Path, rank: int) -> dict[str, _Pair]:
 
 def _check_same_base(first: _Adapter, second: _Adapter) -> None:
     """Compare digests where both are known, else names."""
-    one, two = first.base, second.base
-    by_digest = one.digest is not None and two.digest is not None
-    if (one.digest != two.digest) if by_digest else (one.name != two.name):
+    a, b = first.base, second.base
+    by_digest = a.digest is not None and b.digest is not None
+    if (a.digest != b.digest) if by_digest else (a.name != b.name):
         hint = "" if by_digest else f"; if it is the same one, name it alike in {CONFIG_FILE}"
         raise ModelError(
             "the adapters are for different base models",
             where=str(second.folder),
-            found=str(two),
-            wanted=f"{one}, as {first.folder}",
+            found=str(b),
+            wanted=f"{a}, as {first.folder}",
             remedy=f"merge adapters of one base model{hint}",
         )
 

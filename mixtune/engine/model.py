@@ -199,7 +199,7 @@ class LocalModel:
         return self._in_chunks(queries, partial(self._generate, max_new_tokens))
 
     def read(self, rows: Sequence[Row]) -> list[Reading]:
-        """How the adapter that answers and the base read given answers (see engine/probe.py).
+        """Given answers as the adapter that is on and the base read them (see engine/probe.py).
 
         Raises:
             ModelError: a row is longer than the model's context.

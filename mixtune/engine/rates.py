@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices of a model's shapes, in each number format.
+"""Speed of this machine's matrix products, of a model's shapes, in each number format.
 
 Knows: a stopwatch. Does not know: studies, which format one asks for.
 """

@@ -57,7 +57,7 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether every step has been made."""
+        """True once every step has been made."""
         return len(self.log) == self.budget.steps
 
     def batch(self) -> Sequence[Row]:
@@ -204,7 +204,7 @@ class Trainer:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: torch has a type for it on GPUs only."""
+    """True where memory ran out: torch has a type for it on GPUs only."""
     by_type = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return by_type or "can't allocate memory" in str(error)
 
