@@ -115,7 +115,7 @@ class TestBadRows:
         (found,) = json.loads(out)["tasks"]
         assert len(found["problems"]) == 20
         assert "ended after 20 problems" in found["notes"][0]
-        assert "\n20 problems; mend" in mixtune("data", "check", place / "task.yaml")[1]
+        assert "\n20 problems; fix" in mixtune("data", "check", place / "task.yaml")[1]
 
     def test_too_few_rows_to_carve_names_the_share_to_change(self, place, mixtune):
         (place / "tickets.csv").write_text(csv_text(many(3)), encoding="utf-8", newline="")

@@ -78,7 +78,7 @@ class TestVerbs:
         body = body if name == "a.csv" else body * (60 if name == "a.jsonl" else 1)
         (tmp_path / name).write_text(body, encoding="utf-8", newline="")
         made = draft_task(tmp_path / name)
-        assert found in made.found
+        assert found in made.form
         (tmp_path / "task.yaml").write_text(made.text, encoding="utf-8")
         (task,) = read_task_file(tmp_path / "task.yaml")
         assert Registry([task]).dataset(task.task.name, 1e-9).examples("train")
@@ -137,7 +137,7 @@ class TestVerbs:
         assert code == 2
         for split in ("train", "validation"):
             assert f"problem: ticket-topic: every example of {split} also stands" in out
-        assert "60 of 60, read from tickets.csv" in out and "2 problems; mend" in out
+        assert "60 of 60, read from tickets.csv" in out and "2 problems; fix" in out
 
     def test_an_open_prompt_that_shows_its_answer_is_noted(self, place, mixtune):
         text = "name: a\nprompt: '{{ ask }}'\ntarget: '{{ text }}'\nsource: tickets.csv\n"

@@ -268,7 +268,7 @@ def test_mmlu_is_parted_by_subject(tmp_path):
     (tmp_path / "mmlu" / "test.jsonl").write_text(text, encoding="utf-8")
     registry = Registry.builtin(tmp_path)
     kept = {n: registry.dataset(n, 0.1).split("test") for n in ("mmlu-finance", "mmlu-general")}
-    assert [(r.kept, r.dropped) for r in kept.values()] == [
+    assert [(r.used, r.dropped) for r in kept.values()] == [
         (2, {"another subject": 3}), (3, {"another subject": 2}),
     ]  # fmt: skip
     (example, _) = registry.dataset("mmlu-finance", 0.1).examples("test")

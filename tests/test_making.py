@@ -204,7 +204,7 @@ class TestEntities:
         rows[7]["tags"] = ["O"] * 12 + ["I-PER"]
         text = KIND.replace("PER: person, ", "") + "scored: false\n"
         report = load(tmp_path, text, rows).dataset("kind", 0.1).split("train")
-        assert (report.records, report.kept, len(report.examples)) == (8, 7, 7)
+        assert (report.records, report.used, len(report.examples)) == (8, 7, 7)
         assert report.dropped == {"no entity but of type PER": 1}
         assert report.notes == {"entity of type PER left out": 14}
 
@@ -372,10 +372,10 @@ class TestContext:
         cut = (
             registry.with_context("talk", "truncate-middle", 6).dataset("talk", 0.1).split("train")
         )
-        assert (cut.kept, cut.dropped) == (9, {})
+        assert (cut.used, cut.dropped) == (9, {})
         assert cut.notes == {"context cut to 6 words: truncate-middle": 3}
         left = registry.with_context("talk", "drop", 6).dataset("talk", 0.1).split("train")
-        assert (left.kept, left.dropped, left.notes) == (6, {"context over 6 words": 3}, {})
+        assert (left.used, left.dropped, left.notes) == (6, {"context over 6 words": 3}, {})
         with pytest.raises(DataError, match="context is too long"):
             registry.with_context("talk", "error", 6).dataset("talk", 0.1).examples("train")
         assert len(registry.dataset("talk", 0.1).examples("train")) == 27
@@ -480,10 +480,10 @@ class TestRoles:
         report = (
             load(tmp_path, kept + "keep: {s: ['0', '2']}\n", rows).dataset("a", 0.1).split("train")
         )
-        assert (report.kept, report.dropped) == (20, {"another s": 10})
+        assert (report.used, report.dropped) == (20, {"another s": 10})
         report = (
             load(tmp_path, kept + "leave_out: {s: ['0']}\n", rows).dataset("a", 0.1).split("train")
         )
-        assert (report.kept, report.dropped) == (20, {"another s": 10})
+        assert (report.used, report.dropped) == (20, {"another s": 10})
         with pytest.raises(DataError, match="no field 'u'"):
             load(tmp_path, kept + "keep: {u: [a]}\n", rows).dataset("a", 0.1).examples("train")

@@ -41,7 +41,7 @@ keys = st.sampled_from(
      "datasets", "scored", "may_be_empty", "make", "context", "role", "keep", "floor_by", "types"]
 )  # fmt: skip
 plenty = settings(
-    max_examples=300,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -132,7 +132,7 @@ class TestAnything:
         except UserError as error:
             assert "fit no form" in str(error)
             return
-        if "labels in" in made.found:
+        if "labels in" in made.form:
             task = parse_task(made.text, "t")
             assert all(examples_of(task, row, "train")[0].target in task.labels for row in rows)
 

@@ -387,6 +387,7 @@ class TestDocumentation:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("MIXTUNE_CACHE", str(tmp_path / "cache"))
         small = [f"model={base}", "budget.steps=2", "train.rank=2", "evaluate.max_new_tokens=4"]
+        small += ["evaluate.validation_items=6", "evaluate.test_items=6"]
         code, out, err = mixtune("plan", "study.yaml", *small)
         assert code == 0, err
         assert "ticket-replies" in out

@@ -400,7 +400,7 @@ class TestLocalSource:
         rows = [{"id": f"{n}", "ask": f"q {n}", "more": "", "reply": "x" * n} for n in range(5)]
         write(tmp_path / "data" / "chat", "test", rows)
         report = registry(OPEN).dataset("chat", 0.1).split("test")
-        assert (report.records, report.kept, len(report.examples)) == (5, 4, 4)
+        assert (report.records, report.used, len(report.examples)) == (5, 4, 4)
         assert report.dropped == {"empty reply": 1}
 
 
@@ -454,7 +454,7 @@ class TestRegistry:
         assert all(unit_interval("carve", e.group) < 0.25 for e in held)
         assert {e.split for e in held} == {"validation"}
         report = made.dataset("tone", 0.25).split("validation")
-        assert (report.read_from, report.records, report.kept) == ("train", 400, 400)
+        assert (report.read_from, report.records, report.used) == ("train", 400, 400)
         assert len(report.examples) == len(held)
 
     def test_carving_ignores_what_else_is_in_the_file(self, registry, tmp_path):

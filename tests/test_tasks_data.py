@@ -87,7 +87,7 @@ class TestRealData:
 
     def test_alpaca_drops_its_two_empty_answers_and_says_so(self, real):
         report = real.dataset("alpaca", 0.1).split("train")
-        assert (report.records, report.kept) == (5000, 4998)
+        assert (report.records, report.used) == (5000, 4998)
         assert report.dropped == {"empty output": 2}
         assert len(report.examples) == 4998
         prompts = [e.messages[-1].content for e in real.dataset("alpaca", 0.1).examples("train")]
@@ -201,7 +201,7 @@ class TestRealData:
     def test_a_long_page_is_cut_as_asked(self, real):
         cut = real.with_context("finqa", "evidence-first", 200)
         report = cut.dataset("finqa", 0.1).split("test")
-        assert report.kept == 915
+        assert report.used == 915
         (noted,) = report.notes.items() - {("exe_ans is empty, so answer is the truth", 2)}
         assert noted[0] == "context cut to 200 words: evidence-first" and noted[1] > 800
         whole = {e.id: e for e in real.dataset("finqa", 0.1).examples("test")}

@@ -22,7 +22,6 @@ from mixtune.datasets.check import (
     check_task,
     previews,
 )
-from mixtune.datasets.leakage import find_leaked
 from mixtune.datasets.registry import LoadedSplit, Registry
 from mixtune.datasets.rows import is_rows
 from mixtune.datasets.sources import RegisteredTask
@@ -72,26 +71,26 @@ def check(
 ) -> None:
     """Check every row of a task file, or of a file of rows. Next: mixtune init STUDY.yaml."""
     builtin = Registry.open((), data_dir)
-    draft = _started(file, write, builtin)
+    draft = _drafted(file, write, builtin)
     if draft is None:
-        owns = read_task_file(file)
+        registered = read_task_file(file)
     else:
         origin = f"the task made for {shorten(file.name)}"
         folder = file.parent if write is None else write.parent
-        owns = [RegisteredTask(parse_task(draft.text, origin, folder), origin)]
-    registry, names = builtin.with_tasks(owns), [own.task.name for own in owns]
+        registered = [RegisteredTask(parse_task(draft.text, origin, folder), origin)]
+    registry, names = builtin.with_tasks(registered), [one.task.name for one in registered]
     count, note = _counter(model)
-    measures = Measures(EvalSpec().carve, find_leaked, count, TrainSpec().max_length)
+    measures = Measures(EvalSpec().carve, count, TrainSpec().max_length)
     checks = [check_task(registry, name, measures) for name in names]
     if as_json:
-        start = None if draft is None else asdict(draft)
+        start = None if draft is None else {"found": draft.form, "text": draft.text}
         print(json.dumps({"start": start, "note": note, "tasks": [asdict(c) for c in checks]}))
     else:
         _show_checks(terminal.console(), checks, draft, note)
         if write is not None:
             _say(terminal.console(), f"wrote {write}")
         _next(write or file, checks, draft is not None and write is None)
-    if any(row.problems for row in checks):
+    if any(check.problems for check in checks):
         raise typer.Exit(2)
 
 
@@ -110,23 +109,23 @@ def show_data(
     registry = Registry.open(map(str, task_file or ()), data_dir)
     dataset = registry.dataset(task, EvalSpec().carve)
     loaded = dataset.split(cast(Split, split))
-    examples = previews(loaded.examples[:rows])
+    shown = previews(loaded.examples[:rows])
     if as_json:
-        print_rows(examples)
+        print_rows(shown)
         return
     out = terminal.console()
     _say(out, f"{dataset.task.name}: {dataset.source}")
     _say(out, _counts(loaded))
-    for preview in examples:
+    for preview in shown:
         _show_preview(out, preview)
     _say(out, "next: name the task in a study, then mixtune plan STUDY.yaml")
 
 
 def _counts(loaded: LoadedSplit) -> str:
-    """What a split was made of, in one line."""
+    """Counts of a split's examples and records in one line."""
     counts = [f"{n} dropped: {why}" for why, n in loaded.dropped.items()]
     counts += [f"{n} × {note}" for note, n in loaded.notes.items()]
-    examples = f"{len(loaded.examples)} examples of {loaded.kept} of {loaded.records} records"
+    examples = f"{len(loaded.examples)} examples of {loaded.used} of {loaded.records} records"
     return "; ".join([examples, *counts])
 
 
@@ -147,8 +146,8 @@ def _task_row(registry: Registry, name: str) -> dict[str, Any]:
     }
 
 
-def _started(file: Path, write: Path | None, builtin: Registry) -> Draft | None:
-    """The task made for a file of rows, written where that was asked for; None for a task file."""
+def _drafted(file: Path, write: Path | None, builtin: Registry) -> Draft | None:
+    """The task drafted for a file of rows, written to `write` if set; None for a task file."""
     if not is_rows(file):
         if write is not None:
             raise UserError(
@@ -172,7 +171,7 @@ def _started(file: Path, write: Path | None, builtin: Registry) -> Draft | None:
 
 
 def _counter(model: str | None) -> tuple[CountTokens | None, str]:
-    """What counts tokens, or a note that says why nothing does."""
+    """The function that counts tokens, if any, and a note on whose tokens they are."""
     if model is None:
         return None, "tokens were not counted; --model NAME names a base model"
     try:
@@ -192,7 +191,7 @@ def _counter(model: str | None) -> tuple[CountTokens | None, str]:
 
 def _show_checks(out: Console, checks: list[TaskCheck], draft: Draft | None, note: str) -> None:
     if draft is not None:
-        _say(out, f"found: {draft.found}. A task file to start from:\n\n{draft.text}")
+        _say(out, f"found: {draft.form}. A task file to start from:\n\n{draft.text}")
     for check in checks:
         for preview in check.previews:
             _show_preview(out, preview)
@@ -249,18 +248,13 @@ def _next(file: Path, checks: list[TaskCheck], unwritten: bool) -> None:
     out = terminal.console()
     count = sum(len(check.problems) for check in checks)
     if count:
-        _say(out, f"{count} problem{'s' * (count > 1)}; mend and run mixtune data check again")
+        _say(out, f"{count} problem{'s' * (count > 1)}; fix and run mixtune data check again")
         return
     usable = [check for check in checks if check.splits] or checks
     scored = [check.name for check in usable if check.role == "task"] or ["TASK"]
-    words = [
-        "mixtune",
-        "init",
-        "study.yaml",
-        "--task-file",
-        "TASK.yaml" if unwritten else str(file),
-    ]
-    words += [word for name in scored for word in ("--task", name)]
-    words += [word for check in usable for word in ("--ingredient", check.name)]
+    task_file = "TASK.yaml" if unwritten else str(file)
+    command = ["mixtune", "init", "study.yaml", "--task-file", task_file]
+    command += [word for name in scored for word in ("--task", name)]
+    command += [word for check in usable for word in ("--ingredient", check.name)]
     first = "write the task file above with --write TASK.yaml; then " if unwritten else ""
-    _say(out, f"good. next: {first}{shlex.join(words)}")
+    _say(out, f"good. next: {first}{shlex.join(command)}")

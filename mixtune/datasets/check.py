@@ -1,15 +1,16 @@
 """Describe the rows of a task and list everything that is wrong with them, for `data check`.
 
-Knows: counts, labels, lengths, repeats, problems. Does not know: tokenizers and leaks (the caller
-passes functions for both), terminals.
+Knows: counts, labels, lengths, repeats, problems. Does not know: tokenizers (the caller passes a
+function that counts), terminals.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
 
+from mixtune.datasets.leakage import find_leaked
 from mixtune.datasets.registry import Dataset, LoadedSplit, Registry
 from mixtune.errors import DataError, UserError, shorten
 from mixtune.records import Example
@@ -31,8 +32,6 @@ class TokenCount(NamedTuple):
 
 
 CountTokens = Callable[[Example], TokenCount]
-FindLeaked = Callable[[Sequence[Example], Sequence[Example]], Mapping[str, Any]]
-"""Rows of the first argument that also stand in the second, by id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,6 @@ class Measures:
     """
 
     carve: float
-    find_leaked: FindLeaked
     count_tokens: CountTokens | None = None
     limit: int = 0
 
@@ -174,6 +172,7 @@ def _facts(dataset: Dataset, measures: Measures) -> list[SplitFacts]:
     later = [example for split in loaded.values() for example in split.examples]
     facts = []
     for name, split in loaded.items():
+        # What is left are the examples of the splits after this one.
         later = later[len(split.examples) :]
         facts.append(_split_facts(name, split, later, measures))
     return facts
@@ -188,13 +187,13 @@ def _split_facts(
         split=name,
         source=split.source,
         records=split.records,
-        kept=split.kept,
+        kept=split.used,
         dropped=dict(split.dropped),
         examples=len(examples),
         noted=dict(split.notes),
         labels=_labels(examples),
         repeated=len(examples) - len({e.messages for e in examples}),
-        leaked=len(measures.find_leaked(examples, later)),
+        leaked=len(find_leaked(examples, later)),
         prompt_characters=_spread([sum(len(m.content) for m in e.messages) for e in examples]),
         answer_characters=_spread([len(e.target) for e in examples]),
         **_tokens(examples, measures),
@@ -220,6 +219,7 @@ def _labels(examples: Sequence[Example]) -> dict[str, int]:
 
 def _spread(values: Sequence[int]) -> Spread:
     ordered = sorted(values)
+    # The nearest rank, not interpolated: lengths are whole numbers that some example has.
     p95 = ordered[min(len(ordered) - 1, len(ordered) * 95 // 100)]
     return Spread(median(ordered), p95, ordered[-1])
 

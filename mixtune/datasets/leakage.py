@@ -7,7 +7,7 @@ Two records match by any of these:
 - group: `Example.group`, the unit of independence (document, page, headline). Where one group has
   many rows, such as nine questions about one headline, all of them go.
 
-Not found here: a text inside a longer one (overlap.py finds a part of it), a paraphrase.
+Not detected: a text inside a longer one (overlap.py finds a part of it), a paraphrase.
 
 Knows: rows of two splits. Does not know: where rows come from, the remedy for a leak.
 """
@@ -109,6 +109,7 @@ class Protected:
 
     def __init__(self, evaluation: Sequence[Example]) -> None:
         self._table: dict[Key, Example] = {}
+        # Sorted, so that the witness of a key does not depend on the order of the rows.
         for example in sorted(evaluation, key=lambda row: (row.split, row.task, row.id)):
             for _, key in _keys(example):
                 self._table.setdefault(key, example)

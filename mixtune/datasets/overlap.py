@@ -74,7 +74,7 @@ class Overlap:
 
     @property
     def found(self) -> bool:
-        """Whether there is a match of any kind."""
+        """True if there is a match of any kind."""
         return bool(self.exact or self.loose or self.words or self.group)
 
 
@@ -146,9 +146,9 @@ class Overlaps:
 
     def pairs(self, notion: Notion, split: str, against: str, limit: int) -> list[tuple[str, str]]:
         """Ids of the first records that stand in another split, each with one that it matches."""
-        own, other = self._of(notion, split), self._of(notion, against)
+        own, target = self._of(notion, split), self._of(notion, against)
         # Read backwards, so that the first record of each number is the one that stays.
-        first = dict(zip(other.numbers[::-1].tolist(), other.records[::-1].tolist(), strict=True))
+        first = dict(zip(target.numbers[::-1].tolist(), target.records[::-1].tolist(), strict=True))
         partners: dict[int, int] = {}
         for record, number in zip(own.records.tolist(), own.numbers.tolist(), strict=True):
             if number in first and len(partners) < limit:
@@ -170,6 +170,7 @@ class Overlaps:
         """Drop numbers of one split only: stock phrases would be most of all."""
         parts = np.searchsorted(self._ends, shared.records, side="right")
         count = max(len(self._ends), 1)
+        # Each (number, split) once: a number that remains twice is of several splits.
         number_of_pair = np.unique(shared.numbers * count + parts) // count
         several = np.bincount(number_of_pair, minlength=1)[shared.numbers] > 1
         return Shared(shared.records[several], shared.numbers[several])
@@ -182,8 +183,8 @@ class Overlaps:
 
     def _hits(self, notion: Notion, split: str, against: str) -> Ints:
         """Places of a split's records that have a number of the other split."""
-        own, other = self._of(notion, split), self._of(notion, against)
-        return np.unique(own.records[np.isin(own.numbers, other.numbers)])
+        own, target = self._of(notion, split), self._of(notion, against)
+        return np.unique(own.records[np.isin(own.numbers, target.numbers)])
 
     def _answers(self, split: str) -> dict[int, list[tuple[str, ...]]]:
         """Number of each repeated text of a split → the answers that it has there."""
@@ -196,11 +197,11 @@ class Overlaps:
     def _relabelled(self, split: str, against: str) -> int | None:
         if self.parts[split].dataset != self.parts[against].dataset:
             return None
-        others = self._answers(against)
+        known = self._answers(against)
         return sum(
-            answer not in others[number]
+            answer not in known[number]
             for number, answers in self._answers(split).items()
-            if number in others
+            if number in known
             for answer in answers
         )
 
@@ -279,6 +280,7 @@ def _equal_runs(
     for step in range(length):
         if (corpus[starts[later] + step] != corpus[starts[later - 1] + step]).any():
             return None
+    # For each place in the sorted order, that of the first run with the same hash.
     opening = np.maximum.accumulate(np.where(repeats, 0, np.arange(len(starts))))
     shared = repeats.copy()
     shared[later - 1] = True

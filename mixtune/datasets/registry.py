@@ -53,7 +53,7 @@ class LoadedSplit:
     notes: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def kept(self) -> int:
+    def used(self) -> int:
         """Records that examples were made of."""
         return self.records - sum(self.dropped.values())
 
@@ -227,8 +227,8 @@ class Registry:
             DataError: as `open`. SpecError: a policy for a task that has no long context.
         """
         registry = cls.open(study.task_files, data_dir)
-        for name, one in study.contexts.items():
-            registry = registry.with_context(name, one.policy, one.words)
+        for name, context in study.contexts.items():
+            registry = registry.with_context(name, context.policy, context.words)
         return registry
 
     def with_files(self, paths: Iterable[Path]) -> "Registry":

@@ -94,7 +94,7 @@ def read_jsonl(path: Path, fault: Fault = refuse) -> Iterator[Row]:
 
 
 def is_rows(path: Path) -> bool:
-    """Whether a file holds rows; a .json file does if it is a list or has an object per line."""
+    """True for a file of rows; a .json file is one if it is a list or has an object per line."""
     kind = ending(path.name)
     if kind != ".json" or not path.is_file():
         return kind not in (None, ".json")
@@ -102,7 +102,7 @@ def is_rows(path: Path) -> bool:
 
 
 def _has_object_per_line(path: Path) -> bool:
-    """Whether a .json file is JSON lines, as other tools write it."""
+    """True for a .json file that is JSON lines, as other tools write it."""
     return all(line.startswith(b"{") for line in _first_lines(path))
 
 
@@ -126,8 +126,8 @@ def _check_file(path: Path) -> None:
         remedy = did_you_mean(path.name, names) if names else "check the path"
         raise DataError("no such file", where=where, remedy=remedy)
     if ending(path.name) is None:
-        wanted = ", ".join(ENDINGS)
-        raise DataError("rows are not read from files of this kind", where=where, wanted=wanted)
+        endings = ", ".join(ENDINGS)
+        raise DataError("rows are not read from files of this kind", where=where, wanted=endings)
 
 
 # ---- lines and their encoding -------------------------------------------------------------------
@@ -311,10 +311,10 @@ def _csv_cells(reader: Any, path: Path) -> Iterator[tuple[str, list[str]]]:  # n
 
 def _column_names(header: Sequence[str], where: str, separator: str) -> list[str]:
     names = [cell.strip() for cell in header]
-    wanted = "a first line with the names of the columns, each once"
+    expected = "a first line with the names of the columns, each once"
     if not names:
         remedy = "copy the file again"
-        raise DataError("the file is empty", where=where, wanted=wanted, remedy=remedy)
+        raise DataError("the file is empty", where=where, wanted=expected, remedy=remedy)
     if len(names) == 1 and any(sign in names[0] for sign in ";\t,|"):
         raise DataError(
             "one column only: the cells seem to be separated by another sign",
@@ -330,25 +330,25 @@ def _column_names(header: Sequence[str], where: str, separator: str) -> list[str
                 "the first line does not look like column names",
                 where=where,
                 found=name,
-                wanted=wanted,
+                wanted=expected,
                 remedy=f"put a line such as text{separator}label first",
             )
     return names
 
 
 def _check_names(names: Sequence[str], where: str) -> None:
-    wanted = "columns with names, each once"
+    expected = "columns with names, each once"
     if not all(names):
         fault = f"column {names.index('') + 1} has no name"
-        raise DataError(fault, where=where, wanted=wanted, remedy="name or drop it")
+        raise DataError(fault, where=where, wanted=expected, remedy="name or drop it")
     name, count = Counter(names).most_common(1)[0] if names else ("", 1)
     if count > 1:
         fault, remedy = "two columns have the same name", "rename one of them"
-        raise DataError(fault, where=where, found=name, wanted=wanted, remedy=remedy)
+        raise DataError(fault, where=where, found=name, wanted=expected, remedy=remedy)
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    # Imported here: the other formats do without it.
+    # Imported on use, since the other formats do without it.
     import pyarrow as pa
     import pyarrow.parquet as pq
 

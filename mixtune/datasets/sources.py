@@ -37,7 +37,7 @@ class Reader(ABC):
 
     @abstractmethod
     def has(self, split: Split) -> bool:
-        """Whether the split exists here."""
+        """True if the split exists."""
 
     @abstractmethod
     def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:
@@ -169,7 +169,7 @@ class HubReader(Reader):
         self.unavailable = f"{self.about}: not fetched; mixtune data show {name} does that"
 
     def has(self, split: Split) -> bool:
-        """Whether the task file maps the split to one on the hub."""
+        """True if the task file maps the split to one on the hub."""
         return split in self._source.splits
 
     def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:

@@ -92,9 +92,9 @@ def split_of(text: str) -> Split:
     return "validation" if place < 0.7 else "test"
 
 
-def fact_half(sign: str, left: int, right: int) -> Half:
-    """Half of the sums that "left sign right" is in; 3 + 5 and 5 + 3 are one sum."""
-    low, high = sorted((left, right))
+def fact_half(sign: str, first: int, second: int) -> Half:
+    """Half of the sums that "first sign second" is in; 3 + 5 and 5 + 3 are one sum."""
+    low, high = sorted((first, second))
     return "a" if unit_interval("toy-fact", sign, str(low), str(high)) < 0.5 else "b"
 
 
@@ -134,6 +134,7 @@ def _records(name: str, split: Split) -> tuple[Record, ...]:
         if len(rows) == SIZES[split]:
             break
         text, answer = make(draws, label, split == "train")
+        # A text belongs to one split by its characters, so at least half are for another one.
         while split_of(text) != split or _bare(text) in seen:
             text, answer = make(draws, label, split == "train")
         seen.add(_bare(text))
@@ -228,10 +229,9 @@ def _fall(draws: _Draws, label: str, train: bool) -> tuple[str, str]:
 def _topic(draws: _Draws, label: str, train: bool) -> tuple[str, str]:
     main = f"{_name(draws)} {draws.pick(_known(_texts('topics', label), train))}"
     position = draws.unit()
-    other = draws.pick([topic for topic in words()["topics"] if topic != label])
-    remark = (
-        f"{draws.pick(('days', 'weeks', 'shortly'))} after {draws.pick(_texts('remarks', other))}"
-    )
+    unrelated = draws.pick([topic for topic in words()["topics"] if topic != label])
+    time = draws.pick(("days", "weeks", "shortly"))
+    remark = f"{time} after {draws.pick(_texts('remarks', unrelated))}"
     if position < 0.4:
         return f"{main}.", label
     if position < 0.7:
@@ -255,17 +255,18 @@ class _Sum(NamedTuple):
     """Two different numbers from 2 to 15; of a difference the larger comes first."""
 
     sign: str
-    left: int
-    right: int
+    first: int
+    second: int
 
     @property
     def result(self) -> int:
-        return self.left + self.right if self.sign == "+" else self.left - self.right
+        return self.first + self.second if self.sign == "+" else self.first - self.second
 
 
 def _sum(draws: _Draws, half: Half | None) -> _Sum:
     while True:
         sign, x, y = draws.pick("+-"), draws.number(2, 15), draws.number(2, 15)
+        # Train rows draw from one half of all sums, the other splits (None) from both.
         if x != y and half in (None, fact_half(sign, x, y)):
             return _Sum(sign, x, y) if sign == "+" else _Sum(sign, max(x, y), min(x, y))
 

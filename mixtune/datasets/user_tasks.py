@@ -175,7 +175,7 @@ class _CodeReader(Reader):
         self._begun: dict[Split, Iterable[object]] = {}
 
     def has(self, split: Split) -> bool:
-        """Whether the function gives anything: not None, nor a generator that yields nothing."""
+        """True unless the function gives None or a generator that yields nothing."""
         if split not in self._has:
             records: Iterable[object] | None = self._call(split)
             if isinstance(records, Iterator):
@@ -197,8 +197,8 @@ class _CodeReader(Reader):
             if isinstance(record, Mapping) and all(isinstance(key, str) for key in record):
                 yield Row(where, number, record)
             else:
-                kind, wanted = type(record).__name__, "a mapping of names"
-                fault(DataError("not a record", where=where, found=kind, wanted=wanted))
+                kind, expected = type(record).__name__, "a mapping of names"
+                fault(DataError("not a record", where=where, found=kind, wanted=expected))
             number += 1
 
     def _call(self, split: Split) -> Iterable[Mapping[str, Any]] | None:
@@ -265,7 +265,7 @@ _PAIRS = (("question", "answer"), ("input", "output"), ("question", "response"),
 class Draft:
     """A sentence on the form of the rows, and the text of a task YAML for them."""
 
-    found: str
+    form: str
     text: str
 
 
@@ -280,7 +280,7 @@ def draft_task(path: Path, names: Container[str] = (), folder: Path | None = Non
     Raises:
         DataError: the file cannot be read, has no rows, or its columns fit no form.
     """
-    # Bad rows are skipped here: the check of the draft reports them.
+    # Bad rows are skipped: the check of the draft reports them.
     rows = list(islice(read_rows(path, lambda fault: None), SAMPLE_ROWS))
     if not rows:
         raise DataError("the file has no rows to look at", where=shorten(str(path), 300))
