@@ -55,10 +55,11 @@ def stopped_at(place, function, *arguments, **more):
         command, cwd=place, env=env, start_new_session=True, preexec_fn=prepared, **pipes
     )
     deadline = time.monotonic() + 60
-    while not (place / "reached").exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
     try:
+        while not (place / "reached").exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, f"{function} was not reached in a minute"
+            time.sleep(0.02)
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
