@@ -28,7 +28,7 @@ from mixtune.cli.app import look_at, stored_facts, study_of
 from mixtune.datasets.toy import RELATIONS
 from mixtune.records import Estimate
 from mixtune.results.study_results import measure_split
-from mixtune.study.design import members, title
+from mixtune.study.design import title
 
 FOUND, OPPOSITE, UNSEEN = "found", "the opposite was found", "not found"
 CLEAN, ALARM = "no difference seen, as expected", "a difference, where none was expected"
@@ -90,7 +90,7 @@ def _controls(measured: Measured) -> Iterator[tuple[str, str]]:
         if target not in _zeros(unrelated):
             continue
         for name in measured.cells():
-            parts = set(members(name))
+            parts = set(measured.info(name).ingredients)
             if len(parts) == 2 and target in parts and not parts & {unrelated, *signed}:
                 yield _pair(target, unrelated), name
 

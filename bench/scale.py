@@ -13,6 +13,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from mixtune.datasets.registry import Registry
 from mixtune.records import Score, TrainStep, schema_of
 from mixtune.results.study_results import read_facts, score_file
 from mixtune.store.folder import PlanRow, Store
+from mixtune.study.design import title
 from mixtune.study.reading import dump_study, parse_study
 
 OUT = Path(__file__).parent / "results" / "scale.json"
@@ -72,7 +74,7 @@ def make(folder: Path, items: int) -> Path:
     store = Store(folder / "runs" / "scale")
     cells = _cells(names)
     rows = [row for cell in cells for seed in SEEDS for row in _rows(cell, seed, names, items)]
-    rows += [row for name in ("base", "majority") for row in _rows(name, None, names, items)]
+    rows += [row for name in ("base", "majority") for row in _rows((name,), None, names, items)]
     store.save_plan(rows, dump_study(study), {"data": [], "flagged": {}, "lengths": []})
     facts = read_facts(store, Registry.of(study, None))
     with sqlite3.connect(store.folder / "state.sqlite") as states:
@@ -88,13 +90,16 @@ def make(folder: Path, items: int) -> Path:
     return path
 
 
-def _cells(names: Sequence[str]) -> list[str]:
+def _cells(names: Sequence[str]) -> list[tuple[str, ...]]:
     chosen = [*combinations(names, 1), *combinations(names, 2)]
-    chosen += [tuple(n for n in names if n != out) for out in names] + [tuple(names)]
-    return ["+".join(parts) for parts in chosen]
+    return [*chosen, *(tuple(n for n in names if n != out) for out in names), tuple(names)]
 
 
-def _rows(cell: str, seed: int | None, names: Sequence[str], items: int) -> list[PlanRow]:
+def _rows(
+    parts: tuple[str, ...], seed: int | None, names: Sequence[str], items: int
+) -> list[PlanRow]:
+    """Units of a cell, or of a baseline, which has no seed."""
+    cell = title(parts)
     system = f"{cell}-{seed}"
     folder = f"cells/{system.replace('+', '-')[:80]}-{abs(hash(system)) % 10**8}"
     found = [
@@ -102,9 +107,10 @@ def _rows(cell: str, seed: int | None, names: Sequence[str], items: int) -> list
                 "constrained", items, 0, "made-up")
         for task in names
     ]  # fmt: skip
-    if seed is not None:
-        found.append(PlanRow("train", system, system, folder, cell, seed, "", "", "", 0, 0, ""))
-    return found
+    if seed is None:
+        return [replace(row, system_kind=cell) for row in found]
+    found.append(PlanRow("train", system, system, folder, cell, seed, "", "", "", 0, 0, ""))
+    return [replace(row, system_kind="trained", ingredients=parts) for row in found]
 
 
 def _scores(row: PlanRow) -> pa.Table:
@@ -113,7 +119,7 @@ def _scores(row: PlanRow) -> pa.Table:
     n, difficulty = row.items, rng.random(row.items)
     gold = rng.integers(0, 3, n)
     own = np.random.default_rng(abs(hash(row.id)) % 2**32)
-    skill = (0.75 if row.task in row.cocktail.split("+") else 0.5) + own.normal(0, 0.01)
+    skill = (0.75 if row.task in row.ingredients else 0.5) + own.normal(0, 0.01)
     right = difficulty * 0.9 + own.random(n) * 0.1 < skill
     parsed = np.where(right, gold, (gold + 1) % 3)
     width = 10 if int(row.task[1:]) % 2 else 1

@@ -117,7 +117,8 @@ def _measured(key: tuple[str, str, str], task: Any, cluster: Any, codes: Any) ->
     infos = []
     for name in codes:
         cell, _, seed = name.rpartition("/")
-        infos.append(SystemInfo(name, cell, int(seed), tuple(cell.partition(" (")[0].split("+"))))
+        head, _, note = cell.partition(" (")
+        infos.append(SystemInfo(name, cell, int(seed), tuple(head.split("+")), note=note))
     return measure_panels([panel_of(key, task, cluster, codes)], infos)[0]
 
 

@@ -282,7 +282,8 @@ class Estimate:
     """A number with its uncertainty. `low` and `high` are None where n is too few to say.
 
     `p`: two-sided, against a difference of zero; None where no test is valid. `adjusted`: the same
-    for all comparisons that it was made among, by Benjamini and Hochberg.
+    for all comparisons that it was made among, by Benjamini and Hochberg. `tied`: the result of an
+    equivalence test within ±`margin`, None with too few clusters; without a test both are None.
     """
 
     quantity: str
@@ -302,6 +303,8 @@ class Estimate:
     seed: int
     p: float | None = None
     adjusted: float | None = None
+    tied: bool | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,6 +442,7 @@ _ARROW: dict[Any, pa.DataType] = {
     str | None: pa.string(),
     int | None: pa.int64(),
     float | None: pa.float64(),
+    bool | None: pa.bool_(),
 }
 
 

@@ -19,13 +19,21 @@ class Toy:
     metrics: tuple[str, ...] = ("accuracy",)
 
 
+def system(name, cell, seed):
+    """A system of a cell that is written as tables show it: a+b, a (30 examples), a (lr 0.01)."""
+    head, _, note = cell.removesuffix(")").partition(" (")
+    parts = () if seed is None else tuple(head.split("+"))
+    lr = float(note.removeprefix("lr ")) if note.startswith("lr ") else None
+    kind = "merged" if note == "merged" else "trained"
+    return SystemInfo(name, cell, seed, parts, kind=kind, note=note, lr=lr)
+
+
 def measured(rights, task="a", form="strict", split="validation"):
     """(cell, seed) → right or wrong per item; `base` has no seed."""
     infos, codes = [], {}
     for (cell, seed), right in rights.items():
         name = f"{cell}/{seed}"
-        parts = () if seed is None else tuple(cell.partition(" (")[0].split("+"))
-        infos.append(SystemInfo(name, cell, seed, parts))
+        infos.append(system(name, cell, seed))
         gold = np.zeros(len(right), dtype=np.int64)
         codes[name] = gold, np.where(right, 0, 1)
     panel = panel_of((task, split, form), Toy(), np.arange(len(gold)), codes)

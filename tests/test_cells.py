@@ -12,7 +12,7 @@ from mixtune.planning.cells import cells
 from mixtune.planning.corpus import leaking_packs
 from mixtune.planning.mixing import mix
 from mixtune.planning.plan import Planner
-from mixtune.study.design import members, title
+from mixtune.study.design import sorted_title, title
 from mixtune.study.reading import parse_study, trial
 from mixtune.study.spec import RunLength, Study
 from mixtune.tokens import Row
@@ -207,8 +207,28 @@ class TestControls:
 
 class TestNames:
     @given(st.lists(st.from_regex(r"[a-z0-9][a-z0-9-]{0,8}", fullmatch=True), min_size=1))
-    def test_a_cells_ingredients_are_in_its_name(self, names):
-        assert members(title(names)) == members(title(names, "general 10%")) == tuple(names)
+    def test_a_cocktail_may_be_typed_in_any_order(self, names):
+        assert sorted_title("+".join(reversed(names))) == title(sorted(names))
+
+    def test_a_row_of_the_plan_has_what_its_name_says_as_fields(self, data, files):
+        budget = {"steps": 4, "examples_per_step": 2, "merged": True, "more_epochs": 2}
+        asked = study(
+            design=["singles", "all"], budget=budget, claims={"tune_lr": [0.5]}, seeds=[1]
+        )
+        rows = Planner(asked, registry(data), files).plan().rows()
+        fields = {
+            row.cocktail: (row.system_kind, row.ingredients, row.note, row.lr)
+            for row in rows
+            if row.kind == "answer"
+        }
+        assert fields["base"] == ("base", (), "", None)
+        assert fields["majority"] == ("majority", (), "", None)
+        assert fields["north+south"] == ("trained", ("north", "south"), "", None)
+        assert fields["north+south (merged)"] == ("merged", ("north", "south"), "merged", None)
+        assert fields["north (lr 0.5)"] == ("trained", ("north",), "lr 0.5", 0.5)
+        assert fields["north (16 examples)"] == ("trained", ("north",), "16 examples", None)
+        assert {row.strength for row in rows} == {1.0}
+        assert {row.scaled_from for row in rows} == {""}
 
 
 class TestFlaws:

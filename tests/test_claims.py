@@ -5,9 +5,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from cells_kit import system
 
 from mixtune.analysis.claims import CONFIRMED, EXPLORATORY, NOT, TIE, Arms, claims, unequal
-from mixtune.analysis.measures import PanelMetric, SystemInfo, measure_panels
+from mixtune.analysis.measures import PanelMetric, measure_panels
 from mixtune.analysis.panel import panel_of
 from mixtune.analysis.selection import best_of_n, choose, expected_maximum, shrunken, tuning_curves
 
@@ -26,8 +27,7 @@ def measured(rights, task="a", split="validation"):
     infos, codes = [], {}
     for (cell, seed), right in rights.items():
         name = f"{cell}/{seed}"
-        parts = tuple(cell.partition(" (")[0].split("+"))
-        infos.append(SystemInfo(name, cell, seed, parts))
+        infos.append(system(name, cell, seed))
         gold = np.zeros(len(right), dtype=np.int64)
         codes[name] = gold, np.where(right, 0, 1)
     panel = panel_of((task, split, "strict"), Toy(), np.arange(len(gold)), codes)

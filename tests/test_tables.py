@@ -7,11 +7,10 @@ from mixtune.records import Estimate
 from mixtune.report.wording import p_value
 
 
-def row(low, high, method="t", reference="b"):
-    ends = (0.0, low, high)
-    return Estimate(
-        "difference", "a", reference, "fpb", "test", "strict", "accuracy", *ends, 9, 9, 3, method, 0
-    )
+def row(low, high, tied=None, margin=None, reference="b"):
+    names = ("difference", "a", reference, "fpb", "test", "strict", "accuracy")
+    numbers = (0.0, low, high, 9, 9, 3, "t", 0)
+    return Estimate(*names, *numbers, tied=tied, margin=margin)
 
 
 @pytest.mark.parametrize(
@@ -19,13 +18,13 @@ def row(low, high, method="t", reference="b"):
     [
         (row(0.01, 0.02), "better"),
         (row(-0.02, -0.01), "worse"),
-        (row(-0.02, 0.01), "not told apart"),
+        (row(-0.02, 0.01), "not significantly different"),
         (row(None, None), "too few"),
-        (row(None, None, "cannot be said to be within ±0.01; t"), "too few"),
+        (row(None, None, None, 0.01), "too few"),
         (row(0.5, 0.6, reference=""), ""),
-        (row(-0.004, 0.006, "tie within ±0.01; t"), "tie within ±0.01"),
-        (row(0.001, 0.006, "tie within ±0.01; t"), "better, tie within ±0.01"),
-        (row(0.001, 0.09, "not shown to be within ±0.01; t"), "better"),
+        (row(-0.004, 0.006, True, 0.01), "tie within ±0.01"),
+        (row(0.001, 0.006, True, 0.01), "better, tie within ±0.01"),
+        (row(0.001, 0.09, False, 0.01), "better"),
     ],
 )
 def test_words(found, said):

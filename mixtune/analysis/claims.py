@@ -1,4 +1,4 @@
-"""What may be said of each target: the chosen cocktail against the single-task procedure.
+"""Claims: the chosen cocktail of each target against the single-task procedure, on fresh seeds.
 
 Knows: choices, fresh seeds, a margin, reasons against a claim. Does not know: how the choice was
 written down, files.
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from mixtune.analysis.effects import equivalent
 from mixtune.analysis.intervals import Interval, holm
-from mixtune.analysis.measures import Measured
+from mixtune.analysis.measures import Measured, PanelMetric
 from mixtune.records import Choice, Claim
 
 CONFIRMED, TIE, NOT, EXPLORATORY = "confirmed", "tie", "not confirmed", "exploratory"
@@ -18,7 +18,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Arms:
-    """A choice with the cells that it is held against: the single-task procedure and its budgets.
+    """A choice with the cells that it is compared with: the single-task procedure and its budgets.
 
     `against`: names of cells, the tuned single task first, then those at equal steps and equal
     exposure where they are others. `reason`: why nothing can be confirmed, or "".
@@ -30,77 +30,82 @@ class Arms:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """The difference to one arm."""
+class _Difference:
+    """The chosen cocktail minus one cell."""
 
     reference: str
     value: float
-    ends: Interval
+    ci: Interval
     seeds: int
     tied: bool | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Test:
+    """The differences behind one claim, on a panel (None: not measured)."""
+
+    arms: Arms
+    measured: Measured | None
+    differences: list[_Difference]
+
+    @property
+    def sign(self) -> float:
+        """1 where a larger value is better, else -1."""
+        return self.measured.sign if self.measured else 1.0
+
+    @property
+    def p(self) -> float | None:
+        """The largest p; None where any difference has none: only what is tested is confirmed."""
+        values = [one.ci.p for one in self.differences]
+        return None if not values or None in values else max(p for p in values if p is not None)
+
+
 def claims(
-    arms: Sequence[Arms], found: Sequence[Measured], fresh: Sequence[int], margin: float
+    arms: Sequence[Arms], measured: Sequence[Measured], fresh: Sequence[int], margin: float
 ) -> list[Claim]:
     """One claim for each choice; p-values are adjusted over all of them (Holm).
 
-    A gain is confirmed if the larger of its p-values, adjusted, is below 5 % and every interval
-    lies above nothing; a tie, if it lies within ±margin of every arm (two one-sided tests).
+    A gain is confirmed if the largest of its p-values, adjusted, is below 5 % and every interval
+    lies above zero; a tie, if it lies within ±margin of every arm (two one-sided tests).
 
     Args:
-        arms: what was chosen, with what it is held against.
-        found: what is measured on the data that the claims are read on.
+        arms: the choices, each with what it is compared with.
+        measured: the data that the claims are read on.
         fresh: the seeds that count: those that nothing was chosen by.
         margin: differences below it do not matter, in the metric's unit.
     """
-    panels = {(m.panel.task, m.panel.form, m.metric.name): m for m in found}
-    compared = []
+    panels = {one.key: one for one in measured}
+    tests = []
     for one in arms:
         choice = one.choice
-        measured = panels.get((choice.target, choice.form, choice.metric))
-        compared.append(_compare(one, measured, fresh, margin) if measured else [])
-    worst = [_largest_p(each) for each in compared]
-    made = []
-    for one, each, p, adjusted in zip(arms, compared, worst, holm(worst), strict=True):
-        measured = panels.get((one.choice.target, one.choice.form, one.choice.metric))
-        made.append(_claim(one, each, (p, adjusted), (measured, margin)))
-    return made
+        panel = panels.get(PanelMetric(choice.target, choice.form, choice.metric))
+        tests.append(_Test(one, panel, _differences(one, panel, fresh, margin) if panel else []))
+    adjusted = holm([test.p for test in tests])
+    return [_claim(test, p, margin) for test, p in zip(tests, adjusted, strict=True)]
 
 
-def _compare(one: Arms, measured: Measured, fresh: Sequence[int], margin: float) -> list[_Found]:
+def _differences(
+    arms: Arms, measured: Measured, fresh: Sequence[int], margin: float
+) -> list[_Difference]:
     """The chosen cocktail minus each arm, over fresh seeds that both have; [] if one has none."""
     cells = measured.cells()
     rows = []
-    for name in one.against:
-        sides = [cells.get(cell, {}) for cell in (one.choice.cocktail, name)]
+    for name in arms.against:
+        sides = [cells.get(cell, {}) for cell in (arms.choice.cocktail, name)]
         shared = [seed for seed in fresh if all(seed in side for side in sides)]
         if not shared:
             return []
         systems, against = ([side[seed] for seed in shared] for side in sides)
-        ends = measured.interval(systems, against)
+        ci = measured.interval(systems, against)
         value = measured.arm(systems).value - measured.arm(against).value
         tied = equivalent(measured, systems, against, margin)
-        rows.append(_Found(name, value, ends, len(shared), tied))
+        rows.append(_Difference(name, value, ci, len(shared), tied))
     return rows
 
 
-def _largest_p(found: Sequence[_Found]) -> float | None:
-    """None where any arm has none: what is not tested is not confirmed."""
-    values = [one.ends.p for one in found]
-    return None if not values or None in values else max(p for p in values if p is not None)
-
-
-def _claim(
-    one: Arms,
-    found: Sequence[_Found],
-    p: tuple[float | None, float | None],
-    where: tuple[Measured | None, float],
-) -> Claim:
-    measured, margin = where
-    choice = one.choice
-    sign = 1.0 if measured is None or measured.metric.higher_is_better else -1.0
-    least = min(found, key=lambda row: sign * row.value, default=None)
+def _claim(test: _Test, adjusted: float | None, margin: float) -> Claim:
+    measured, choice = test.measured, test.arms.choice
+    least = min(test.differences, key=lambda row: test.sign * row.value, default=None)
     claim = Claim(
         target=choice.target,
         subject=choice.cocktail,
@@ -109,44 +114,67 @@ def _claim(
         form=choice.form,
         metric=choice.metric,
         value=least.value if least else 0.0,
-        low=least.ends.low if least else None,
-        high=least.ends.high if least else None,
-        p=p[0],
-        adjusted=p[1],
+        low=least.ci.low if least else None,
+        high=least.ci.high if least else None,
+        p=test.p,
+        adjusted=adjusted,
         n=measured.panel.n if measured else 0,
         clusters=measured.panel.clusters if measured else 0,
-        seeds=min((row.seeds for row in found), default=0),
+        seeds=min((row.seeds for row in test.differences), default=0),
         margin=margin,
         tried=choice.tried,
         tried_single=choice.tried_single,
         verdict="",
         reason="",
         sentence="",
-        method=least.ends.method if least else "",
+        method=least.ci.method if least else "",
         seed=measured.seed if measured else 0,
     )
-    verdict, reason = _verdict(one, claim, found, sign)
+    reason = _exploratory_reason(test, claim)
+    verdict = EXPLORATORY if reason else _verdict(test, adjusted)
     claim = replace(claim, verdict=verdict, reason=reason)
     return replace(claim, sentence=sentence(claim))
 
 
-def _verdict(one: Arms, claim: Claim, found: Sequence[_Found], sign: float) -> tuple[str, str]:
-    reason = one.reason
-    if not reason and not found:
-        reason = "runs of the fresh seeds are missing"
-    if not reason and claim.low is None:
-        reason = "too few items for an interval"
-    if not reason and claim.seeds < 2:
-        reason = "one seed"
-    if reason:
-        return EXPLORATORY, reason
-    lows = [row.ends.low if sign > 0 else row.ends.high for row in found]
-    above = all(low is not None and sign * low > 0 for low in lows)
-    if above and claim.adjusted is not None and claim.adjusted < ALPHA:
-        return CONFIRMED, ""
-    if all(row.tied for row in found):
-        return TIE, ""
-    return NOT, ""
+def _exploratory_reason(test: _Test, claim: Claim) -> str:
+    if test.arms.reason:
+        return test.arms.reason
+    if not test.differences:
+        return "runs of the fresh seeds are missing"
+    if claim.low is None:
+        return "too few items for an interval"
+    return "one seed" if claim.seeds < 2 else ""
+
+
+def _verdict(test: _Test, adjusted: float | None) -> str:
+    worst = [row.ci.low if test.sign > 0 else row.ci.high for row in test.differences]
+    above = all(end is not None and test.sign * end > 0 for end in worst)
+    if above and adjusted is not None and adjusted < ALPHA:
+        return CONFIRMED
+    return TIE if all(row.tied for row in test.differences) else NOT
+
+
+def exploratory(
+    choices: Sequence[Choice], measured: Sequence[Measured], margin: float, reason: str
+) -> list[Claim]:
+    """Claims on the data that the choice was made by: never more than exploratory."""
+    seeds = sorted({seed for choice in choices for seed in choice.seeds})
+    arms = [Arms(c, tuple(dict.fromkeys((c.single, c.plain))), reason) for c in choices]
+    return claims(arms, measured, seeds, margin)
+
+
+def unequal(choice: Choice, single_runs: int) -> str:
+    """Why budgets are not equal enough for a claim, or ""."""
+    needed = min(choice.tried, single_runs)
+    if choice.tried_single >= needed:
+        return ""
+    return (
+        "unequal budgets: the single task was tuned with "
+        f"{_several(choice.tried_single, 'run')}, and {needed} are stated"
+    )
+
+
+# ---- sentences -----------------------------------------------------------------------------------
 
 
 def sentence(claim: Claim) -> str:
@@ -199,23 +227,3 @@ def _several(n: int, what: str) -> str:
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def exploratory(
-    choices: Sequence[Choice], found: Sequence[Measured], margin: float, reason: str
-) -> list[Claim]:
-    """What the data that the choice was made by says of it: never more than exploratory."""
-    seeds = sorted({seed for choice in choices for seed in choice.seeds})
-    arms = [Arms(c, tuple(dict.fromkeys((c.single, c.plain))), reason) for c in choices]
-    return claims(arms, found, seeds, margin)
-
-
-def unequal(choice: Choice, single_runs: int) -> str:
-    """Why budgets are not equal enough for a claim, or ""."""
-    wanted = min(choice.tried, single_runs)
-    if choice.tried_single >= wanted:
-        return ""
-    return (
-        "unequal budgets: the single task was tuned with "
-        f"{_several(choice.tried_single, 'run')}, and {wanted} are stated"
-    )

@@ -46,13 +46,30 @@ class PanelMetric(NamedTuple):
     metric: str
 
 
+class Contrast(NamedTuple):
+    """What an estimate is of: a quantity, of a subject, against a reference if there is one."""
+
+    quantity: str
+    subject: str
+    reference: str = ""
+
+
+class WeightedCell(NamedTuple):
+    """A cell by its name, with its weight in a sum."""
+
+    weight: float
+    cell: str
+
+
 @dataclass(frozen=True, slots=True)
 class SystemInfo:
-    """What is behind a system's id: its cocktail's name and members, and its seed.
+    """The cell and seed behind a system's id.
 
-    `seed` is None for a system that was not trained here (majority, base); its `ingredients` are
+    `seed` is None for a system that was not trained here (majority, base), whose `ingredients` are
     empty. `training`: what is unusual in how it was trained, in words. `rows`: ingredient → rows
-    that it was trained on, repeats included.
+    that it was trained on, repeats included. `kind`: trained, merged, base, majority, api, adapter
+    or model. `note`: what sets the cell apart from others of the same ingredients; `lr`: its
+    learning rate where that is not the study's.
     """
 
     system: str
@@ -61,6 +78,14 @@ class SystemInfo:
     ingredients: tuple[str, ...]
     training: str = ""
     rows: Mapping[str, int] = field(default_factory=dict)
+    kind: str = "trained"
+    note: str = ""
+    lr: float | None = None
+
+    @property
+    def plain(self) -> bool:
+        """True for a trained cell that only its ingredients define: no level, length or rate."""
+        return self.kind == "trained" and not self.note
 
 
 BATCH = 32
@@ -68,36 +93,36 @@ BATCH = 32
 
 
 class Draws:
-    """Values of metrics on each draw, computed when they are asked for.
+    """Values of metrics on each draw, computed on demand.
 
     The draws of a task and split are the same for all its systems, metrics and forms, whichever of
-    them are asked for and in whatever order. Metrics of one kind are computed together.
+    them are read and in whatever order. Metrics made of the same counts are computed together.
     """
 
-    def __init__(self, panel: Panel, kind: Sequence[Metric], seed: int, draws: int) -> None:
-        """Nothing is computed yet; `kind`: metrics that are made of the same counts."""
-        self._kind = kind
-        self._which = (seed, f"{panel.task}/{panel.split}", panel.clusters, draws)
-        self._tallies = panel.tallies(kind[0])
-        self._known: dict[str, dict[str, FloatArray]] = {metric.name: {} for metric in kind}
+    def __init__(self, panel: Panel, metrics: Sequence[Metric], seed: int, draws: int) -> None:
+        """Nothing is computed yet; `metrics`: made of the same counts."""
+        self._metrics = metrics
+        self._resample = _Resample(seed, f"{panel.task}/{panel.split}", panel.clusters, draws)
+        self._tallies = panel.tallies(metrics[0])
+        self._values: dict[str, dict[str, FloatArray]] = {metric.name: {} for metric in metrics}
 
-    def of(self, metric: Metric) -> "OfMetric":
+    def of(self, metric: Metric) -> "MetricDraws":
         """The draws of one of the metrics."""
-        return OfMetric(self, metric)
+        return MetricDraws(self, metric)
 
     def fetch(self, systems: Sequence[str]) -> None:
-        """Compute what is not known yet of some systems."""
-        known = next(iter(self._known.values()))
-        missing = [system for system in systems if system not in known]
+        """Compute the values of some systems, as far as they are not computed yet."""
+        computed = next(iter(self._values.values()))
+        missing = [system for system in systems if system not in computed]
         for first in range(0, len(missing), BATCH):
-            part = missing[first : first + BATCH]
-            counts = np.concatenate([self._tallies[system] for system in part], axis=2)
-            drawn = resampled(counts, _weights(*self._which))
-            width = counts.shape[2] // len(part)
-            for place, system in enumerate(part):
-                own = drawn[:, :, place * width : (place + 1) * width]
-                for metric in self._kind:
-                    self._known[metric.name][system] = metric.from_tallies(own)
+            batch = missing[first : first + BATCH]
+            counts = np.concatenate([self._tallies[system] for system in batch], axis=2)
+            drawn = resampled(counts, _weights(self._resample))
+            width = counts.shape[2] // len(batch)
+            for index, system in enumerate(batch):
+                own = drawn[:, :, index * width : (index + 1) * width]
+                for metric in self._metrics:
+                    self._values[metric.name][system] = metric.from_tallies(own)
 
     def systems(self) -> Iterator[str]:
         """Those that have scores."""
@@ -106,10 +131,10 @@ class Draws:
     def value(self, metric: Metric, system: str) -> FloatArray:
         """Values of a metric of a system."""
         self.fetch([system])
-        return self._known[metric.name][system]
+        return self._values[metric.name][system]
 
 
-class OfMetric(Mapping[str, FloatArray]):
+class MetricDraws(Mapping[str, FloatArray]):
     """System → a metric's value on each draw [draws]."""
 
     def __init__(self, draws: Draws, metric: Metric) -> None:
@@ -128,14 +153,22 @@ class OfMetric(Mapping[str, FloatArray]):
         return self._draws.systems()
 
     def __len__(self) -> int:
-        """How many systems."""
+        """Number of systems."""
         return sum(1 for _ in self)
 
 
+class _Resample(NamedTuple):
+    seed: int
+    name: str
+    clusters: int
+    draws: int
+
+
 @lru_cache(maxsize=1)
-def _weights(seed: int, name: str, clusters: int, draws: int) -> FloatArray:
-    """Kept for one task and split: of thousands of clusters they take hundreds of megabytes."""
-    return cluster_weights(clusters, draws, generator(seed, "resample-clusters", name))
+def _weights(resample: _Resample) -> FloatArray:
+    """Cached for one task and split: of thousands of clusters they take hundreds of megabytes."""
+    rng = generator(resample.seed, "resample-clusters", resample.name)
+    return cluster_weights(resample.clusters, resample.draws, rng)
 
 
 @dataclass(frozen=True)
@@ -149,7 +182,7 @@ class Measured:
     metric: Metric
     infos: Mapping[str, SystemInfo]
     values: Mapping[str, float]
-    draws: OfMetric
+    draws: MetricDraws
     seed: int
 
     @property
@@ -157,17 +190,39 @@ class Measured:
         """Task, form and metric."""
         return PanelMetric(self.panel.task, self.panel.form, self.metric.name)
 
+    @property
+    def sign(self) -> float:
+        """1 where a larger value is better, else -1."""
+        return 1.0 if self.metric.higher_is_better else -1.0
+
+    # ---- cells ----------------------------------------------------------------------------------
+
     def cells(self) -> dict[str, dict[int, str]]:
-        """Cocktail → seed → system; trained systems only, cocktails in the order of the systems."""
-        found: defaultdict[str, dict[int, str]] = defaultdict(dict)
+        """Cocktail → seed → system; systems with a seed, cocktails in the order of the systems."""
+        by_name: defaultdict[str, dict[int, str]] = defaultdict(dict)
         for system in self.values:
             info = self.infos[system]
             if info.seed is None:
                 continue
-            if info.seed in found[info.cocktail]:
+            if info.seed in by_name[info.cocktail]:
                 raise DataError("two systems of one cocktail and seed", found=info)
-            found[info.cocktail][info.seed] = system
-        return {name: dict(sorted(by_seed.items())) for name, by_seed in found.items()}
+            by_name[info.cocktail][info.seed] = system
+        return {name: dict(sorted(by_seed.items())) for name, by_seed in by_name.items()}
+
+    def trained_cells(self) -> dict[str, dict[int, str]]:
+        """`cells` without sums of other runs' adapters."""
+        return {n: seeds for n, seeds in self.cells().items() if self.info(n).kind == "trained"}
+
+    def info(self, cocktail: str) -> SystemInfo:
+        """Kind, ingredients and the like of a cocktail, which all its seeds share."""
+        return self._info[cocktail]
+
+    @cached_property
+    def _info(self) -> dict[str, SystemInfo]:
+        infos: dict[str, SystemInfo] = {}
+        for system in self.values:
+            infos.setdefault(self.infos[system].cocktail, self.infos[system])
+        return infos
 
     def named(self, cocktail: str) -> dict[int | None, str]:
         """Seed → system of a cocktail, or None → a fixed system; empty where it has no scores."""
@@ -176,6 +231,8 @@ class Measured:
             for system in self.values
             if self.infos[system].cocktail == cocktail
         }
+
+    # ---- arms -----------------------------------------------------------------------------------
 
     def arm(self, systems: Sequence[str]) -> Arm:
         """The arm of systems of one cocktail, or of one fixed system."""
@@ -188,13 +245,13 @@ class Measured:
             None if info.seed is None else self.spread(self.panel.task in info.ingredients),
         )
 
-    def weighted(self, parts: Sequence[tuple[float, str]]) -> list[Part]:
+    def weighted(self, terms: Sequence[WeightedCell]) -> list[Part]:
         """Cells with their weights as arms, on the seeds that all have; nothing without one."""
         cells = self.cells()
-        shared = sorted(set.intersection(*(set(cells.get(name, {})) for _, name in parts)))
+        shared = sorted(set.intersection(*(set(cells.get(name, {})) for _, name in terms)))
         if not shared:
             return []
-        return [(weight, self.arm([cells[name][s] for s in shared])) for weight, name in parts]
+        return [Part(weight, self.arm([cells[name][s] for s in shared])) for weight, name in terms]
 
     def spread(self, member: bool) -> Spread | None:
         """Between-run variance over the cells that train on this task, or those that do not."""
@@ -202,7 +259,7 @@ class Measured:
 
     @cached_property
     def _spreads(self) -> dict[bool, Spread | None]:
-        """The two are kept apart: runs that never saw a task scatter far more on it."""
+        """Two estimates: runs that never saw a task scatter far more on it."""
         return {member: self._spread(member) for member in (True, False)}
 
     def _spread(self, member: bool) -> Spread | None:
@@ -213,12 +270,14 @@ class Measured:
                 cells[info.cocktail].append(value)
         return pooled([np.array(values) for values in cells.values()])
 
+    # ---- intervals ------------------------------------------------------------------------------
+
     def interval(
         self, systems: Sequence[str], against: Sequence[str], level: float = LEVEL
     ) -> Interval:
         """Interval of an arm, or of its difference to another (`against` empty: none).
 
-        `level`: the chance that it covers.
+        `level`: its coverage.
         """
         panel = self.panel
         independent = self.metric.name == "accuracy" and panel.n == panel.clusters
@@ -236,12 +295,12 @@ class Measured:
         return int(counts[counts > 0].min())
 
     def _differing(self, systems: Sequence[str], against: Sequence[str]) -> int:
-        """Clusters on which two sides differ on some seed; a fixed system is held to every seed."""
-        sides = [np.stack([self._what_counts(s) for s in side]) for side in (systems, against)]
+        """Clusters on which two sides differ on some seed; a fixed system counts for every seed."""
+        sides = [np.stack([self._counts(s) for s in side]) for side in (systems, against)]
         return int((sides[0] != sides[1]).any(axis=(0, 2)).sum())
 
-    def _what_counts(self, system: str) -> FloatArray:
-        """What the metric is made of, per cluster [clusters, numbers]."""
+    def _counts(self, system: str) -> FloatArray:
+        """Counts that the metric depends on, per cluster [clusters, numbers]."""
         counts = self.panel.tallies(self.metric)[system]
         if self.metric.name == "accuracy":
             counts = counts[:, RIGHT, :].sum(-1, keepdims=True)
@@ -281,18 +340,18 @@ def main_only(measured: Sequence[Measured], main: Iterable[PanelMetric]) -> list
 
 
 def measure_panels(
-    found: Sequence[Panel], systems: Sequence[SystemInfo], seed: int = 0, draws: int = DRAWS
+    scored: Sequence[Panel], systems: Sequence[SystemInfo], seed: int = 0, draws: int = DRAWS
 ) -> list[Measured]:
     """`measure` of scores that are panels already."""
     infos = {info.system: info for info in systems}
     measured = []
-    for panel in found:
+    for panel in scored:
         assert panel.codes.keys() <= infos.keys()
         ordered = [system for system in infos if system in panel.codes]
-        kinds: dict[bool, list[Metric]] = {}
+        groups: dict[bool, list[Metric]] = {}
         for metric in panel.metrics:
-            kinds.setdefault(metric.counts == "items", []).append(metric)
-        drawn = {items: Draws(panel, kind, seed, draws) for items, kind in kinds.items()}
+            groups.setdefault(metric.counts == "items", []).append(metric)
+        drawn = {items: Draws(panel, metrics, seed, draws) for items, metrics in groups.items()}
         for metric in panel.metrics:
             values = {s: panel.value(metric, s) for s in ordered}
             own = drawn[metric.counts == "items"].of(metric)
@@ -300,22 +359,22 @@ def measure_panels(
     return measured
 
 
-def results(found: Sequence[Measured]) -> list[Result]:
+def results(measured: Sequence[Measured]) -> list[Result]:
     """One row per task × split × form × metric × system, systems in the order measured.
 
-    `unparsed` is the share of answers without a readable value (unparsed, cut off or refused);
+    `unparsed` is the share of answers without a value (unparsed, cut off or refused);
     `majority` the value of the system whose cocktail is "majority" (None without one); `floor` the
     larger of it and chance. Without a majority system there is no floor: chance alone would be too
     low a one.
     """
     rows = []
-    for measured in found:
-        measured.draws.fetch(list(measured.values))
-        chance, majority = _floors(measured)
-        panel = measured.panel
-        for system, value in measured.values.items():
-            info = measured.infos[system]
-            ends = measured.interval([system], [])
+    for one in measured:
+        one.draws.fetch(list(one.values))
+        chance, majority = _floors(one)
+        panel = one.panel
+        for system, value in one.values.items():
+            info = one.infos[system]
+            ci = one.interval([system], [])
             rows.append(
                 Result(
                     system=system,
@@ -324,17 +383,17 @@ def results(found: Sequence[Measured]) -> list[Result]:
                     task=panel.task,
                     split=panel.split,
                     form=panel.form,
-                    metric=measured.metric.name,
+                    metric=one.metric.name,
                     value=value,
-                    low=ends.low,
-                    high=ends.high,
+                    low=ci.low,
+                    high=ci.high,
                     n=panel.n,
                     clusters=panel.clusters,
-                    unparsed=panel.unread[system],
+                    unparsed=panel.unparsed[system],
                     chance=chance,
                     majority=majority,
                     floor=None if majority is None else max(majority, chance or 0.0),
-                    method=ends.method,
+                    method=ci.method,
                     training=info.training,
                 )
             )
@@ -352,51 +411,53 @@ def _floors(measured: Measured) -> tuple[float | None, float | None]:
     return chance, measured.values[fixed[0]] if fixed else None
 
 
-def cocktail_means(found: Sequence[Measured]) -> list[Estimate]:
+def cocktail_means(measured: Sequence[Measured]) -> list[Estimate]:
     """Each cocktail's mean over its seeds, quantity "mean", per task × split × form × metric.
 
     Raises:
         DataError: two systems of one cocktail and seed.
     """
     rows = []
-    for measured in found:
-        measured.draws.fetch(list(measured.values))
-        for cocktail, by_seed in measured.cells().items():
-            arm = measured.arm(list(by_seed.values()))
-            ends = measured.interval(list(by_seed.values()), [])
-            rows.append(estimate(measured, ("mean", cocktail, ""), arm, arm.value, ends))
+    for one in measured:
+        one.draws.fetch(list(one.values))
+        for cocktail, by_seed in one.cells().items():
+            systems = list(by_seed.values())
+            arm = one.arm(systems)
+            ci = one.interval(systems, [])
+            rows.append(estimate(one, Contrast("mean", cocktail), arm, arm.value, ci))
     return rows
 
 
 def estimate(
-    measured: Measured, what: tuple[str, str, str], arm: Arm, value: float, found: Interval | None
+    measured: Measured,
+    contrast: Contrast,
+    arm: Arm,
+    value: float,
+    ci: Interval | None = None,
 ) -> Estimate:
-    """A row for `what` = (quantity, subject, reference) on a measured panel; `found`: if any."""
-    panel, found = measured.panel, found or Interval(None, None, "")
-    quantity, subject, reference = what
+    """A row for a value on a measured panel; `arm`: whose seeds are counted."""
+    panel, ci = measured.panel, ci or Interval(None, None, "")
     return Estimate(
-        quantity=quantity,
-        subject=subject,
-        reference=reference,
+        *contrast,
         target=panel.task,
         split=panel.split,
         form=panel.form,
         metric=measured.metric.name,
         value=value,
-        low=found.low,
-        high=found.high,
+        low=ci.low,
+        high=ci.high,
         n=panel.n,
         clusters=panel.clusters,
         seeds=len(arm.values),
-        method=found.method,
+        method=ci.method,
         seed=measured.seed,
-        p=found.p,
+        p=ci.p,
     )
 
 
 def without(scores: pa.Table, flagged: Mapping[str, Sequence[str]]) -> pa.Table:
-    """Scores but those of some items: ids by task/split."""
-    gone = [f"{part}/{item}" for part, items in flagged.items() for item in items]
+    """Scores without some items: ids by task/split."""
+    dropped = [f"{part}/{item}" for part, items in flagged.items() for item in items]
     parts = [scores[name] for name in ("task", "split", "example")]
     names = pc.binary_join_element_wise(*parts, "/")
-    return scores.filter(pc.invert(pc.is_in(names, pa.array(gone, pa.string()))))
+    return scores.filter(pc.invert(pc.is_in(names, pa.array(dropped, pa.string()))))

@@ -1,14 +1,11 @@
 """Readings of gold answers into estimates: divergence from the base, and log-likelihoods.
 
-Each number is a mean over seeds, then over examples, in nats; its interval resamples clusters and
-is given the runs: how another seed would read is not in it.
+Each value is a mean over seeds, then over examples, in nats; its interval resamples clusters and is
+given the runs: the variance between seeds is not in it. Beside them the figures that others
+published on tasks of the same name, which are never mixed with what is measured here.
 
-Knows: cocktails, seeds, clusters (ProbeRow.group). Does not know: prompts, tokens, how a number is
-shown.
-
-Figures that others published on tasks of the same name: never mixed with what is measured here.
-
-Knows: the installed table. Does not know: a study's results.
+Knows: cocktails, seeds, clusters (ProbeRow.group), the installed table of published figures. Does
+not know: prompts, tokens, how a number is shown.
 """
 
 from collections import defaultdict
@@ -42,8 +39,8 @@ PER_ANSWER = "logprob-per-answer"
 
 
 @dataclass(frozen=True)
-class _Number:
-    """A number of each example, a mean over `seeds` runs, of a subject or against a reference."""
+class _Reading:
+    """One number per example, a mean over `seeds` runs, of a subject or against a reference."""
 
     subject: str
     reference: str
@@ -62,34 +59,53 @@ def readings(
 
     Args:
         rows: the readings.
-        systems: what is behind the systems' ids, in the order of the estimates.
+        systems: cocktails and seeds of the systems, in the order of the estimates.
         seed: of the resampling.
-        draws: how many resamples.
+        draws: number of resamples.
 
     Raises:
         DataError: two systems were read different examples, or one example twice.
     """
-    found: defaultdict[tuple[str, str], list[ProbeRow]] = defaultdict(list)
+    by_split: defaultdict[tuple[str, str], list[ProbeRow]] = defaultdict(list)
     for row in rows:
-        found[row.task, row.split].append(row)
-    made = []
-    for key, mine in found.items():
-        by_system = _same_examples(mine, "/".join(key))
+        by_split[row.task, row.split].append(row)
+    estimates = []
+    for (task, split), own in by_split.items():
+        name = f"{task}/{split}"
+        by_system = _same_examples(own, name)
         groups = [row.group for row in next(iter(by_system.values()))]
-        for number in _numbers(by_system, systems):
-            ends = mean_interval(number.values, groups, "/".join(key), seed, draws)
-            made.append(_estimate(key, number, ends, (len(set(groups)), seed)))
-    return made
+        for reading in _readings(by_system, systems):
+            ci = mean_interval(reading.values, groups, name, seed, draws)
+            estimates.append(
+                Estimate(
+                    quantity=QUANTITY,
+                    subject=reading.subject,
+                    reference=reading.reference,
+                    target=task,
+                    split=split,
+                    form="likelihood",
+                    metric=reading.metric,
+                    value=float(reading.values.mean()),
+                    low=ci.low,
+                    high=ci.high,
+                    n=len(reading.values),
+                    clusters=len(set(groups)),
+                    seeds=reading.seeds,
+                    method=ci.method,
+                    seed=seed,
+                )
+            )
+    return estimates
 
 
 def _same_examples(rows: Sequence[ProbeRow], where: str) -> dict[str, list[ProbeRow]]:
     """System → its rows, in the order of the examples' ids, which are the same for all."""
-    found: defaultdict[str, list[ProbeRow]] = defaultdict(list)
+    by_system: defaultdict[str, list[ProbeRow]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.example):
-        found[row.system].append(row)
-    first = [row.example for row in next(iter(found.values()))]
-    for system, mine in found.items():
-        ids = [row.example for row in mine]
+        by_system[row.system].append(row)
+    first = [row.example for row in next(iter(by_system.values()))]
+    for system, own in by_system.items():
+        ids = [row.example for row in own]
         if ids != first or len(set(ids)) < len(ids):
             raise DataError(
                 "systems were read different examples, or one twice",
@@ -98,29 +114,29 @@ def _same_examples(rows: Sequence[ProbeRow], where: str) -> dict[str, list[Probe
                 wanted=f"the {len(first)} of the others",
                 remedy="mixtune probe reads again what was changed on disk",
             )
-    return dict(found)
+    return dict(by_system)
 
 
-def _numbers(
+def _readings(
     by_system: Mapping[str, Sequence[ProbeRow]], systems: Sequence[SystemInfo]
-) -> Iterator[_Number]:
+) -> Iterator[_Reading]:
     first = next(iter(by_system.values()))
     tokens = np.array([row.tokens for row in first])
     base = np.array([row.base_logprob for row in first])
-    yield _Number(BASE, "", PER_TOKEN, base / tokens, 1)
-    yield _Number(BASE, "", PER_ANSWER, base, 1)
+    yield _Reading(BASE, "", PER_TOKEN, base / tokens, 1)
+    yield _Reading(BASE, "", PER_ANSWER, base, 1)
     cocktails: defaultdict[str, list[Sequence[ProbeRow]]] = defaultdict(list)
     for info in systems:
         if info.system in by_system:
             cocktails[info.cocktail].append(by_system[info.system])
     for name, runs in cocktails.items():
         own = np.mean([[row.logprob for row in run] for run in runs], axis=0)
-        apart = np.mean([[row.kl for row in run] for run in runs], axis=0)
-        yield _Number(name, BASE, KL, apart, len(runs))
-        yield _Number(name, "", PER_TOKEN, own / tokens, len(runs))
-        yield _Number(name, BASE, PER_TOKEN, (own - base) / tokens, len(runs))
-        yield _Number(name, "", PER_ANSWER, own, len(runs))
-        yield _Number(name, BASE, PER_ANSWER, own - base, len(runs))
+        kl = np.mean([[row.kl for row in run] for run in runs], axis=0)
+        yield _Reading(name, BASE, KL, kl, len(runs))
+        yield _Reading(name, "", PER_TOKEN, own / tokens, len(runs))
+        yield _Reading(name, BASE, PER_TOKEN, (own - base) / tokens, len(runs))
+        yield _Reading(name, "", PER_ANSWER, own, len(runs))
+        yield _Reading(name, BASE, PER_ANSWER, own - base, len(runs))
 
 
 def mean_interval(
@@ -133,49 +149,28 @@ def mean_interval(
         groups: the clusters that they belong to.
         name: names the resampling: the same name and clusters give the same draws.
         seed: of the resampling.
-        draws: how many resamples.
+        draws: number of resamples.
     """
     names, clusters = np.unique(list(groups), return_inverse=True)
     count = len(names)
     if count < MIN_CLUSTERS:
         return Interval(None, None, f"{TOO_FEW}: {count} clusters, {MIN_CLUSTERS} needed")
     weights = cluster_weights(count, draws, generator(seed, "resample-clusters", name))
+    # A ratio of sums: a draw may hold more examples than another.
     sums = np.bincount(clusters, weights=values, minlength=count)
     sizes = np.bincount(clusters, minlength=count)
     drawn = (weights @ sums) / (weights @ sizes)
     return percentiles(drawn, count, f"bootstrap of {count} clusters, given these runs")
 
 
-def _estimate(
-    key: tuple[str, str], number: _Number, ends: Interval, drawn: tuple[int, int]
-) -> Estimate:
-    """A row; `drawn`: clusters, and the seed of the resampling."""
-    clusters, seed = drawn
-    return Estimate(
-        quantity=QUANTITY,
-        subject=number.subject,
-        reference=number.reference,
-        target=key[0],
-        split=key[1],
-        form="likelihood",
-        metric=number.metric,
-        value=float(number.values.mean()),
-        low=ends.low,
-        high=ends.high,
-        n=len(number.values),
-        clusters=clusters,
-        seeds=number.seeds,
-        method=ends.method,
-        seed=seed,
-    )
-
+# ---- published figures ---------------------------------------------------------------------------
 
 NOTE = "published, not measured here"
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One figure: accuracy (0 to 1) of a system on a task, by whom, on what, scored how."""
+    """One figure: accuracy (0 to 1) of a system on a task, with its source, split and scorer."""
 
     task: str
     system: str

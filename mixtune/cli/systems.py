@@ -64,6 +64,7 @@ from mixtune.results.retention import (
 from mixtune.results.study_results import StudyFacts, score_answers, score_study
 from mixtune.store.files import write_whole
 from mixtune.store.folder import Store
+from mixtune.study.design import sorted_title
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import Study
 
@@ -200,7 +201,7 @@ def strength(  # noqa: PLR0913 - a verb's options
     """
     study = study_of(study_file, overrides, limit)
     facts = stored_facts(study, runs_dir, data_dir)
-    names = ["+".join(sorted(name.split("+"))) for name in dict.fromkeys(system)]
+    names = [sorted_title(name) for name in dict.fromkeys(system)]
     look_at(split, facts.store, "strength")
     if split == "test":
         _test(study, names, (data_dir, runs_dir), as_json)

@@ -53,9 +53,9 @@ def reading(row: Estimate) -> str:
         return ""
     if row.low is None or row.high is None:
         return "too few"
-    tied = row.method.partition(";")[0] if row.method.startswith("tie ") else ""
+    tied = f"tie within ±{row.margin:g}" if row.tied else ""
     if row.low <= 0 <= row.high:
-        return tied or "not told apart"
+        return tied or "not significantly different"
     metric = METRICS.get(row.metric)
     higher_is_better = metric is None or metric.higher_is_better
     side = "better" if (row.low > 0) == higher_is_better else "worse"

@@ -21,6 +21,7 @@ from mixtune.planning.runs import AnswerPlan, RunPlan, plan_row
 from mixtune.planning.summary import content_of
 from mixtune.records import Split
 from mixtune.store.folder import PlanRow, Store
+from mixtune.study.design import sorted_title
 from mixtune.study.reading import dump_study, parse_study
 from mixtune.study.spec import Study
 
@@ -91,7 +92,7 @@ def _probed(study: Study, stored: Mapping[str, Any]) -> Study:
 
 def _brought(planner: Planner, stored: Sequence[PlanRow], done: Collection[str]) -> list[RunPlan]:
     """Adapters that were brought in and are answered for; a whole model has no base here."""
-    own = [row for row in stored if row.origin.startswith("adapter ") and row.kind != KIND]
+    own = [row for row in stored if row.kind == "answer" and row.system_kind == "adapter"]
     half = {row.system for row in own if row.id not in done}
     named = {row.system: row for row in own if row.system not in half}
     return [
@@ -103,7 +104,7 @@ def _brought(planner: Planner, stored: Sequence[PlanRow], done: Collection[str])
 def _named(candidates: Sequence[RunPlan], only: Collection[str]) -> list[RunPlan]:
     """The systems that were asked for by name; all where none was."""
     names = {run.name for run in candidates}
-    requested = {name if name in names else "+".join(sorted(name.split("+"))) for name in only}
+    requested = {name if name in names else sorted_title(name) for name in only}
     for name in sorted(requested - names):
         raise SpecError(
             "no finished system of this study that can be probed has that name",

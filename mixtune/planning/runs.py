@@ -49,7 +49,8 @@ class RunPlan:
     `course`: how long it is trained. `note`: what sets its cell apart from others of the same
     cocktail. `label` and `origin`: what a system that was brought in is called, and where it came
     from. `of` and `strength`: the folder of the run whose adapter answers, where that is not its
-    own, and how strongly. `parts`: the runs whose adapters are added up for it.
+    own, and how strongly; `scaled_from`: that run's cell. `parts`: the runs whose adapters are
+    added up for it.
     """
 
     system: str
@@ -65,6 +66,7 @@ class RunPlan:
     note: str = ""
     of: str = ""
     strength: float = 1.0
+    scaled_from: str = ""
     parts: tuple[Summand, ...] = ()
 
     @property
@@ -119,4 +121,10 @@ def plan_row(run: RunPlan, answer: AnswerPlan | None) -> PlanRow:
         tokens=answer.tokens if answer else run.tokens,
         items_digest=answer.items_digest if answer else "",
         origin=run.origin,
+        system_kind=run.kind,
+        ingredients=run.cocktail,
+        note=run.note,
+        lr=run.course.lr if run.course else None,
+        strength=run.strength,
+        scaled_from=run.scaled_from,
     )

@@ -95,7 +95,7 @@ def _scaled(planner: Planner, run: RunPlan, strength: float, split: Split) -> Ru
     return RunPlan(
         system=system,
         kind="adapter",
-        cocktail=(),
+        cocktail=run.cocktail,
         seed=run.seed,
         mix=(),
         answers=answers,
@@ -104,6 +104,7 @@ def _scaled(planner: Planner, run: RunPlan, strength: float, split: Split) -> Ru
         origin=f"{run.name} at strength {strength:g}",
         of=run.folder,
         strength=strength,
+        scaled_from=run.name,
     )
 
 

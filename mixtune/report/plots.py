@@ -291,7 +291,7 @@ def near_ties(page: ReportInput) -> dict[str, list[str]]:
     """Task → cells that are shown to be within the margin of the best one."""
     by_task: dict[str, list[str]] = {}
     for row in main_rows(page, "tie"):
-        if row.method.startswith("tie within"):
+        if row.tied:
             by_task.setdefault(row.target, []).append(row.subject)
     return by_task
 

@@ -19,15 +19,17 @@ from mixtune.results.study_results import (
     read_scores,
     system_infos,
 )
+from mixtune.study.design import sorted_title
 from mixtune.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Differences, and what is left out of them with the reason."""
+    """Differences, what is left out of them with the reason, and subjects that nobody trained."""
 
     rows: list[Estimate]
     left_out: Mapping[str, str] = field(default_factory=dict)
+    floors: frozenset[str] = frozenset()
 
     def holds(self, main: Collection[PanelMetric], least: float) -> bool:
         """True if every difference in a main metric has its interval above `least`.
@@ -38,8 +40,7 @@ class Comparison:
         lows = [
             row.low
             for row in self.rows
-            if (row.target, row.form, row.metric) in main
-            and not row.subject.endswith((f": {MAJORITY}", f": {BASE}"))
+            if (row.target, row.form, row.metric) in main and row.subject not in self.floors
         ]
         return bool(lows) and all(low is not None and low > least for low in lows)
 
@@ -66,9 +67,8 @@ def compare_systems(
 
 
 def _cocktail(facts: StudyFacts, systems: Sequence[SystemInfo], name: str) -> str:
-    parts = "+".join(sorted(name.split("+")))
     for system in systems:
-        if system.cocktail in (name, parts) or system.system == name:
+        if name == system.system or system.cocktail in (name, sorted_title(name)):
             return system.cocktail
     known = sorted({system.cocktail for system in systems})
     raise SpecError(
@@ -114,7 +114,8 @@ def compare_studies(one: StudyFacts, other: StudyFacts, split: str) -> Compariso
     ]
     compared = {row.subject for row in rows}
     alone = [name for name in shared if _mark(one, name) not in compared]
-    return Comparison(rows, left_out | dict.fromkeys(alone, "no seed in both studies"))
+    floors = frozenset(_mark(one, i.cocktail) for i in systems[0] if i.kind in (BASE, MAJORITY))
+    return Comparison(rows, left_out | dict.fromkeys(alone, "no seed in both studies"), floors)
 
 
 def _shared_names(

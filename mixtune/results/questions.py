@@ -18,7 +18,6 @@ from mixtune.records import Estimate, Question
 from mixtune.results.compare import different_tasks
 from mixtune.results.retention import RETENTION, SCORE, read_retention
 from mixtune.results.study_results import SplitResults, StudyFacts
-from mixtune.study.design import members
 
 AMOUNTS = ("amount", "number", "final-number", "boxed")
 """Parsers of answers that are numbers."""
@@ -145,6 +144,8 @@ def _general(evidence: Evidence) -> Question:
 def _with_and_without(evidence: Evidence) -> Iterator[str]:
     """Mean retention of cells with and without general data, on each probe."""
     general = set(evidence.facts.study.grouped.get("general", ()))
+    rows = (*evidence.facts.plan, *evidence.facts.claimed)
+    ingredients = {row.cocktail: row.ingredients for row in rows}
     retained = [row for row in evidence.retention if row.quantity == RETENTION]
     for probe in dict.fromkeys(row.target for row in retained):
         means = []
@@ -152,7 +153,8 @@ def _with_and_without(evidence: Evidence) -> Iterator[str]:
             values = [
                 row.value
                 for row in retained
-                if row.target == probe and bool(general & set(members(row.subject))) is with_general
+                if row.target == probe
+                and bool(general & set(ingredients[row.subject])) is with_general
             ]
             means.append(points(sum(values) / len(values)) if values else "–")
         yield (

@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 
 from mixtune.analysis.effects import TO_BASE, compare, differences
-from mixtune.analysis.measures import Measured, SystemInfo, estimate, main_only, measure
+from mixtune.analysis.measures import Contrast, Measured, estimate, main_only, measure
 from mixtune.analysis.readings import readings
 from mixtune.errors import SpecError
 from mixtune.planning.strengths import KIND, at
 from mixtune.records import Estimate, ProbeRow
-from mixtune.results.study_results import StudyFacts, score_table
+from mixtune.results.study_results import StudyFacts, infos_of, score_table
 from mixtune.store.folder import PlanRow, Store
-from mixtune.study.design import members
 from mixtune.study.spec import Study
 from mixtune.tasks.task import Task
 
@@ -110,20 +109,11 @@ def below_gate(facts: StudyFacts, study: Study, rows: Sequence[Estimate]) -> lis
 def _retained(facts: StudyFacts, probes: Probes) -> list[Estimate]:
     if not probes.answers:
         return []
-    scores = score_table(facts, probes.answers)
+    scores, systems = score_table(facts, probes.answers), infos_of(probes.rows)
     main = [facts.main_metric(task) for task in probes.tasks.values()]
-    measured = main_only(measure(scores, _systems(probes.rows), probes.tasks), main)
+    measured = main_only(measure(scores, systems, probes.tasks), main)
     to_base = [row for row in differences(measured) if row.quantity == TO_BASE]
     return [*_scores(measured), *(replace(row, quantity=RETENTION) for row in to_base)]
-
-
-def _systems(rows: Sequence[PlanRow]) -> list[SystemInfo]:
-    """Systems of some units, in the order of the plan."""
-    infos = {}
-    for row in rows:
-        parts = () if row.seed is None else members(row.cocktail)
-        infos[row.system] = SystemInfo(row.system, row.cocktail, row.seed, parts)
-    return list(infos.values())
 
 
 def _scores(measured: Sequence[Measured]) -> list[Estimate]:
@@ -133,8 +123,8 @@ def _scores(measured: Sequence[Measured]) -> list[Estimate]:
         for name in dict.fromkeys(each.infos[system].cocktail for system in each.values):
             systems = list(each.named(name).values())
             arm = each.arm(systems)
-            ends = each.interval(systems, [])
-            rows.append(estimate(each, (SCORE, name, ""), arm, arm.value, ends))
+            ci = each.interval(systems, [])
+            rows.append(estimate(each, Contrast(SCORE, name), arm, arm.value, ci))
     return rows
 
 
@@ -144,7 +134,7 @@ def _readings(facts: StudyFacts, probes: Probes) -> list[Estimate]:
         for row in probes.readings
         for raw in facts.store.read_rows(f"{row.folder}/answers/{row.id}/probes.parquet")
     ]
-    return readings(rows, _systems(probes.rows)) if rows else []
+    return readings(rows, infos_of(probes.rows)) if rows else []
 
 
 # ---- strengths -----------------------------------------------------------------------------------
@@ -217,20 +207,11 @@ def strength_gains(facts: StudyFacts, chosen: Mapping[str, float], split: str) -
 def _measured_strengths(facts: StudyFacts, split: str, names: Sequence[str]) -> list[Measured]:
     """Main metrics of cocktails as trained and at all strengths that there are."""
     trained = [row for row in facts.finished() if row.cocktail in names]
-    scaled = [r for r in finished_strengths(facts) if r.cocktail.partition("@")[0] in names]
+    scaled = [row for row in finished_strengths(facts) if row.scaled_from in names]
     rows = [row for row in (*trained, *scaled) if row.split == split]
     if not rows:
         return []
-    systems = {
-        row.system: SystemInfo(
-            row.system,
-            row.cocktail,
-            row.seed,
-            tuple(row.cocktail.partition("@")[0].split("+")),
-        )
-        for row in rows
-    }
-    measured = measure(score_table(facts, rows), list(systems.values()), facts.tasks)
+    measured = measure(score_table(facts, rows), infos_of(rows), facts.tasks)
     return main_only(measured, facts.main_metrics.values())
 
 

@@ -9,7 +9,7 @@ number is computed or shown.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,6 @@ from mixtune.records import (
 from mixtune.store.folder import ASIDE, PlanRow, Store
 from mixtune.store.selection import read_selection
 from mixtune.store.states import Unit
-from mixtune.study.design import members
 from mixtune.study.reading import parse_study
 from mixtune.study.spec import Study, prompt_note, training_note
 from mixtune.tasks.task import Task, fingerprint
@@ -183,14 +182,32 @@ def system_infos(facts: StudyFacts, claimed: bool = False) -> list[SystemInfo]:
     rows_of: dict[str, dict[str, int]] = {}
     for system, mix in facts.mixes:
         rows_of.setdefault(system, {})[mix.ingredient] = mix.rows_got
-    infos: dict[str, SystemInfo] = {}
-    for row in facts.finished(claimed):
-        own = row.seed is not None
-        parts = members(row.cocktail) if own else ()
-        note = facts.training_note if own else prompt_note(facts.study, row.cocktail)
-        seen = rows_of.get(row.system, {})
-        infos[row.system] = SystemInfo(row.system, row.cocktail, row.seed, parts, note, seen)
-    return list(infos.values())
+    return [
+        replace(
+            info,
+            training=prompt_note(facts.study, info.cocktail)
+            if info.seed is None
+            else facts.training_note,
+            rows=rows_of.get(info.system, {}),
+        )
+        for info in infos_of(facts.finished(claimed))
+    ]
+
+
+def infos_of(rows: Sequence[PlanRow]) -> list[SystemInfo]:
+    """Systems of some units, in the order of the units."""
+    return [
+        SystemInfo(
+            system=row.system,
+            cocktail=row.cocktail,
+            seed=row.seed,
+            ingredients=row.ingredients,
+            kind=row.system_kind,
+            note=row.note,
+            lr=row.lr,
+        )
+        for row in {row.system: row for row in rows}.values()
+    ]
 
 
 # ---- runs ----------------------------------------------------------------------------------------

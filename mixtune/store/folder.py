@@ -51,7 +51,14 @@ _COMPARED = ("study.yaml", "content.json")
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One unit of a plan as kept in plan.parquet: the key of a unit, and its id."""
+    """One unit of a plan as kept in plan.parquet: the key of a unit, its id, and its system.
+
+    `origin`: where a system came from that the study did not train: a folder or a model's name.
+    `system_kind`: trained, merged, base, majority, api, adapter or model. `ingredients`: of the
+    cell; empty for a system that was not trained here. `note`: what sets the cell apart from others
+    of the same ingredients; `lr`: its learning rate where that is not the study's. `strength`: of
+    the adapter; `scaled_from`: the cocktail that it is of, where the strength is another one.
+    """
 
     kind: str
     id: str
@@ -66,12 +73,21 @@ class PlanRow:
     tokens: int
     items_digest: str
     origin: str = ""
-    """Where a system came from that the study did not train: a folder or a model's name."""
+    system_kind: str = ""
+    ingredients: tuple[str, ...] = ()
+    note: str = ""
+    lr: float | None = None
+    strength: float = 1.0
+    scaled_from: str = ""
 
     @property
     def key(self) -> tuple[str, str, int | None, str, str, str]:
         """What the unit is, apart from the id that its content gives it."""
         return (self.kind, self.cocktail, self.seed, self.task, self.split, self.form)
+
+
+def _plan_row(raw: dict[str, Any]) -> PlanRow:
+    return PlanRow(**{**raw, "ingredients": tuple(raw["ingredients"])})
 
 
 def slug(text: str, limit: int = 40) -> str:
@@ -306,8 +322,8 @@ class Store(States):
         self.require()
         path = self.folder / "plan.parquet"
         try:
-            return [PlanRow(**row) for row in self.read_rows("plan.parquet")]
-        except (StoreError, TypeError) as error:
+            return [_plan_row(row) for row in self.read_rows("plan.parquet")]
+        except (StoreError, TypeError, KeyError) as error:
             raise StoreError(
                 "this is not the plan of a study, or it is damaged",
                 where=str(path),

@@ -44,14 +44,9 @@ def title(cocktail: Sequence[str], note: str = "") -> str:
     return "+".join(cocktail) + (f" ({note})" if note else "")
 
 
-def members(name: str) -> Cocktail:
-    """The ingredients in the title of a cell."""
-    return tuple(name.partition(" (")[0].split("+"))
-
-
-def is_plain(name: str) -> bool:
-    """True if a cell's title is its ingredients alone, without a level, length or rate."""
-    return name == title(members(name))
+def sorted_title(typed: str) -> str:
+    """A cocktail as people type it, b+a, with its ingredients in the order of its name."""
+    return "+".join(sorted(typed.split("+")))
 
 
 _FAMILIES: dict[str, Callable[[Cocktail], Iterable[Cocktail]]] = {
