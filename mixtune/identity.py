@@ -63,7 +63,6 @@ PACKAGES = (
     "tokenizers",
     "numpy",
     "pyarrow",
-    "scikit-learn",
     "openai",
 )
 

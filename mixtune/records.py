@@ -1,4 +1,4 @@
-"""What happened: the rows that flow from room to room, and their Arrow schemas.
+"""Rows that flow from room to room: facts, scores, estimates, claims; and their Arrow schemas.
 
 Knows: fields, types, units. Does not know: how a row is made, stored or shown.
 """
@@ -12,13 +12,13 @@ import pyarrow as pa
 Split = Literal["train", "validation", "test"]
 
 JUDGED_ON: Split = "test"
-"""Where answers that a judge scores are given: nothing is chosen by them."""
+"""The split on which judged datasets are answered: nothing is chosen by them."""
 Form = Literal["strict", "lenient", "constrained", "schema"]
 Status = Literal["ok", "unparsed", "truncated", "refused"]
 State = Literal["planned", "running", "done", "failed"]
 
 LENIENT = "lenient"
-"""The second reading of a strict answer, for its content. Nothing is chosen by it."""
+"""Second parse of a strict answer, for its content. Nothing is chosen by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Example:
 
     @property
     def compared_text(self) -> str:
-        """What splits are compared by: its own text; without one, all that the user says."""
+        """The text that splits are compared by: its own, or without one all user messages."""
         return self.own_text or "\n".join(m.content for m in self.messages if m.role == "user")
 
 
@@ -69,7 +69,7 @@ class TrainExample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OwnText:
-    """What a record says by itself, which is what splits are compared by.
+    """Text of a record by itself, by which splits are compared.
 
     `group`: the document or page it belongs to, or the text that its instruction is about; "" where
     that is the text itself. `answers`: of all its examples, in their order.
@@ -83,7 +83,7 @@ class OwnText:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a model gets to see of an example: everything but the answer."""
+    """An example as a model sees it: everything but the answer."""
 
     id: str
     stratum: str
@@ -94,7 +94,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model says to one query: text for `strict`, log-probabilities for `constrained`.
+    """A model's answer to one query: text for `strict`, log-probabilities for `constrained`.
 
     `logprobs` follows the query's choices: natural log of the probability of the choice's tokens
     and the end of turn, summed, no length normalisation. `finish`: "stop" (the model ended its
@@ -126,10 +126,10 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one question to an API took: tokens as the endpoint counts them, US dollars, tries.
+    """Usage of one question to an API: tokens as the endpoint counts them, US dollars, tries.
 
     `cost` is that of the request, whenever it was paid; None where no price is known. `tries` is 0
-    where the answer was on this machine already. `served`: the model that says it has answered.
+    where the answer was on this machine already. `served`: the model named in the response.
     """
 
     example: str
@@ -142,7 +142,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ProbeRow:
-    """A fact: how a system reads the gold answer to an example, beside its base.
+    """A fact: probability of the gold answer to an example, under a system and under its base.
 
     `tokens` of the answer, its end of turn among them. `logprob` and `base_logprob`: natural log of
     the whole answer's probability. `kl`: KL(system ‖ base) over the whole vocabulary in nats, a
@@ -163,10 +163,10 @@ class ProbeRow:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A fact: what a judge said of one answer, shown behind or before the reference answer.
+    """A fact: a judge's verdict on one answer, shown after or before the reference answer.
 
-    `verdict`: 0 wrong, 1 partly right, 2 right; None where the judge gave none that can be read.
-    `order`: "reference-first" or "answer-first". `repeat` counts askings of the same, from 0.
+    `verdict`: 0 wrong, 1 partly right, 2 right; None where the judge gave none that can be parsed.
+    `order`: "reference-first" or "answer-first". `repeat` counts repeated questions, from 0.
     """
 
     system: str
@@ -185,12 +185,12 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What a judge's verdicts on one system and task come to.
+    """Summary of a judge's verdicts on one system and task.
 
     `value`: mean verdict / 2 over the answers with a consistent verdict, with its interval.
     `answers`: those that were judged; `consistent`, `inconsistent` and `unparsable` are counts of
     them. `left_out`: answers that were cut off, refused or empty; nothing of them was judged.
-    `validation` and `self_agreement`: how far the judge can be believed, in words.
+    `validation` and `self_agreement`: how reliable the judge is, in words.
     """
 
     judge: str
@@ -239,7 +239,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class TrainStep:
-    """One optimiser step, from 0: mean loss of its examples, rate, gradient norm, counts."""
+    """One optimizer step, from 0: mean loss of its examples, lr, gradient norm, counts."""
 
     step: int
     loss: float
@@ -253,7 +253,7 @@ class TrainStep:
 
 @dataclass(frozen=True, slots=True)
 class MixRow:
-    """Asked against got, for one ingredient of one run (rows are examples).
+    """Requested and actual rows of one ingredient in one run (rows are examples).
 
     `rows_asked` is the size of its pool. `share_asked` and `share_got` are parts of the mix (0 to
     1), measured in `unit`: rows, tokens or supervised_tokens. `exhausted`: "stopped" where its
@@ -270,7 +270,6 @@ class MixRow:
     tokens: int
     dropped_overlong: int
     dropped_leaked: int
-    # Defaults: runs that were written before these fields existed are still read.
     unit: str = "rows"
     share_asked: float | None = None
     share_got: float | None = None
@@ -279,10 +278,10 @@ class MixRow:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its uncertainty. `low` and `high` are None where n is too few to say.
+    """A number with its 95 % interval. `low` and `high` are None where n is too small for one.
 
-    `p`: two-sided, against a difference of zero; None where no test is valid. `adjusted`: the same
-    for all comparisons that it was made among, by Benjamini and Hochberg. `tied`: the result of an
+    `p`: two-sided p-value under H0: no difference; None where no test is valid. `adjusted`: p
+    adjusted by Benjamini and Hochberg over all comparisons of its kind. `tied`: the result of an
     equivalence test within ±`margin`, None with too few clusters; without a test both are None.
     """
 
@@ -309,7 +308,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was chosen for a target on validation, in both arms.
+    """The choice for a target on validation, in both arms.
 
     `value` and `single_value`: means over `seeds`, those that every candidate has. `tried` and
     `tried_single`: runs whose score on the target was looked at. `single`: the cell of the target
@@ -331,10 +330,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What `mixtune confirm` chose and wrote down, before the runs that it is read on were planned.
+    """The choices of `mixtune confirm`, written before the runs that they are tested on exist.
 
-    `at`: when, in UTC. `fresh`: seeds that nothing was chosen by; `spent`: those of choices before.
-    `against`: target → cells that the chosen one is held against; `exposed`: target → examples of
+    `at`: time in UTC. `fresh`: seeds that nothing was chosen by; `spent`: those used before.
+    `against`: target → cells that the chosen one is compared with; `exposed`: target → examples of
     it in the chosen cell, where that is another number than its single task has. `items`: task →
     digest of the validation items that were read. `reasons`: target → why nothing can be confirmed
     there, where that is known already. `again`: how many choices were made before this one.
@@ -356,13 +355,13 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What may be said of one target: the chosen cocktail against the single-task procedure.
+    """A claim about one target: the chosen cocktail against the single-task procedure.
 
     `value` with its interval is the smallest of the differences to the single task as tuned, at
     equal steps and at equal exposure (`reference` names it), `p` the largest of their p-values,
     `adjusted` that by Holm over the targets. `tried` and `tried_single`: runs whose validation
     score on the target was looked at before choosing, in either arm. `verdict`: confirmed, not
-    confirmed, tie or exploratory; `reason`: why it is no more than that, or "". `sentence`: the
+    confirmed, tie or exploratory; `reason`: why it is exploratory, or "". `sentence`: the
     claim in words.
     """
 
@@ -429,7 +428,7 @@ class Result:
     floor: float | None
     method: str
     training: str = ""
-    """What is unusual in how the system was trained, in words; "" where nothing is."""
+    """Unusual settings of training, in words; "" where nothing is unusual."""
 
 
 _ARROW: dict[Any, pa.DataType] = {
@@ -468,13 +467,12 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class DataRow:
-    """What was read of one dataset's split: records in the source, dropped and why, leaked, left.
+    """Rows read of one dataset's split: records in the source, dropped and why, leaked, remaining.
 
     `dropped`: records that the task skips; `leaked`: examples that the leakage gate took out;
-    `examples`: those left to train on or to evaluate from. `noted`: what happened to records that
-    are kept: parts left out, contexts cut.
-    `matched`: examples found in a later split, by the strictest kind of match (corpus.data_rows);
-    empty for a study of before there were such counts.
+    `examples`: those that remain to train on or to evaluate. `noted`: changes to records that
+    remain: parts left out, contexts cut.
+    `matched`: examples found in a later split, by the strictest kind of match (corpus.data_rows).
     """
 
     dataset: str
@@ -485,14 +483,13 @@ class DataRow:
     why: str
     leaked: int
     examples: int
-    # A default: plans that were written before this field existed are still read.
     noted: str = ""
     matched: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class LengthRow:
-    """Tokens per row of an ingredient's pool (planning.facts): sums and quantiles.
+    """Tokens per row of an ingredient's pool (planning.summary): sums and quantiles.
 
     `supervised`: the answer's part. Sums, quantiles and `over_long` are of the `measured` rows.
     """

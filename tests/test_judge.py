@@ -6,12 +6,14 @@ import shutil
 import pytest
 from run_kit import finished_study
 from scripted import ScriptedModel
+from sklearn.metrics import cohen_kappa_score
 
 from mixtune.errors import DataError, RunFailed, SpecError
 from mixtune.evaluation.judge import (
     ORDERS,
     Cache,
     Rubric,
+    _kappa,
     agreement,
     judge,
     read_labels,
@@ -161,6 +163,23 @@ def test_agreement_is_accuracy_and_cohens_kappa(cache):
         judge(ScriptedModel(lambda q: "Verdict: 2", "yes"), Rubric.load(), items, cache)
     )
     assert agreement(always, same).kappa is None
+
+
+@pytest.mark.parametrize(
+    ("table", "kappa"),
+    [
+        # Rows: one rater's verdicts, columns: the other's. The first is 20 yes-yes, 15 no-no of 50.
+        ([[20, 0, 5], [0, 0, 0], [10, 0, 15]], 0.4),
+        ([[10, 0, 0], [0, 7, 0], [0, 0, 3]], 1.0),
+        ([[0, 4, 0], [4, 0, 0], [0, 0, 0]], -1.0),
+        ([[11, 3, 2], [1, 9, 4], [5, 0, 15]], None),
+    ],
+)
+def test_kappa_is_that_of_a_table(table, kappa):
+    pairs = [(i, j) for i in range(3) for j in range(3) for _ in range(table[i][j])]
+    one, other = zip(*pairs, strict=True)
+    assert _kappa(one, other) == pytest.approx(cohen_kappa_score(one, other, labels=[0, 1, 2]))
+    assert kappa is None or _kappa(one, other) == pytest.approx(kappa)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_each_draw_is_the_f1_of_its_resample():
     weights = cluster_weights(30, 25, generator(3, "resample-clusters", "people/validation"))
     own = of(ALL, system="s1")
     groups = sorted({row.group for row in own})
-    for draw, taken in zip(found.draws["s1"], weights, strict=True):
+    for draw, taken in zip(found.draws.of(found.metric, ["s1"])[0], weights, strict=True):
         rows = []
         for group, times in zip(groups, taken, strict=True):
             rows += of(own, group=group) * int(times)

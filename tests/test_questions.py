@@ -114,7 +114,7 @@ class TestPrimary:
         rights["a+b (general 10%)", 1] = right(0.9)
         rows = gains(measured(rights), {"tail": ("d", "e")})
         assert len(rows) == 9
-        assert {row.others for row in rows} == {1, 3, 4}
+        assert {row.extra for row in rows} == {1, 3, 4}
         by_cell = {row.cell: row for row in rows}
         assert by_cell["a+b"] == Gain("a", "a+b", 1, (), pytest.approx(0.05), 2)
         assert by_cell["a+d"].groups == ("tail",)

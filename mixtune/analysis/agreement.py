@@ -48,7 +48,7 @@ class _Tau(NamedTuple):
     p: float
 
 
-def agreement(one: Side, other: Side) -> list[Estimate]:
+def agreement(first: Side, second: Side) -> list[Estimate]:
     """Agreement of two models on every target that both have, on the same items.
 
     "rank-agreement": Kendall's tau-b of the cells' means in both; n counts cells, its interval
@@ -60,19 +60,18 @@ def agreement(one: Side, other: Side) -> list[Estimate]:
     other chose on validation, minus under the cell that it chose itself.
     """
     rows: list[Estimate] = []
-    panels = {_key(measured): measured for measured in reversed(other.measured)}
-    for measured in one.measured:
+    panels = {_key(measured): measured for measured in reversed(second.measured)}
+    for measured in first.measured:
         if _key(measured) not in panels:
             continue
-        first, second = _Model(one.name, measured), _Model(other.name, panels[_key(measured)])
-        cells = _shared_cells(first.measured, second.measured)
+        models = _Model(first.name, measured), _Model(second.name, panels[_key(measured)])
+        cells = _shared_cells(*(model.measured for model in models))
         if len(cells) < 2:
             continue
-        rows += _ranks(first, second, cells)
-        rows += _gains_apart(first, second, cells)
+        rows += [*_ranks(*models, cells), *_gains_apart(*models, cells)]
         if measured.panel.split == "test":
-            rows += _carried(one, other, first.measured)
-            rows += _carried(other, one, second.measured)
+            rows += _carried(first, second, models[0].measured)
+            rows += _carried(second, first, models[1].measured)
     return adjusted(rows)
 
 
@@ -80,19 +79,19 @@ def _key(measured: Measured) -> tuple[str | int, ...]:
     return *measured.key, measured.panel.split, measured.panel.clusters
 
 
-def _shared_cells(one: Measured, other: Measured) -> list[str]:
-    """Plain cells that hold the target and are in both, in the order of the one."""
-    target, others = one.panel.task, other.cells()
-    infos = [one.info(name) for name in one.cells() if name in others]
+def _shared_cells(first: Measured, second: Measured) -> list[str]:
+    """Plain cells that hold the target and are in both, in the order of the first."""
+    target, cells = first.panel.task, second.cells()
+    infos = [first.info(name) for name in first.cells() if name in cells]
     return [info.cocktail for info in infos if info.plain and target in info.ingredients]
 
 
 # ---- ranks ---------------------------------------------------------------------------------------
 
 
-def _ranks(one: _Model, other: _Model, cells: Sequence[str]) -> Iterator[Estimate]:
+def _ranks(first: _Model, second: _Model, cells: Sequence[str]) -> Iterator[Estimate]:
     n = len(cells)
-    tau = _tau(*(_means(m, cells, _shared_seeds(m, cells)) for _, m in (one, other)))
+    tau = _tau(*(_means(m, cells, _shared_seeds(m, cells)) for _, m in (first, second)))
     if tau is None:
         return
     low = high = None
@@ -104,9 +103,9 @@ def _ranks(one: _Model, other: _Model, cells: Sequence[str]) -> Iterator[Estimat
     else:
         low, high = tau_interval(tau.value, n)
         method += ", interval by Fieller's z"
-    row = _row(one.measured, Contrast(RANKS, one.name, other.name), tau.value, cells)
+    row = _row(first.measured, Contrast(RANKS, first.name, second.name), tau.value, cells)
     yield replace(row, low=low, high=high, p=tau.p, method=method)
-    for name, measured in (one, other):
+    for name, measured in (first, second):
         value = _with_itself(measured, cells)
         if value is not None:
             row = _row(measured, Contrast(ITSELF, name, name), value, cells)
@@ -147,13 +146,13 @@ def _means(measured: Measured, cells: Sequence[str], seeds: Sequence[int]) -> li
     return [fmean(each) for each in values if each]
 
 
-def _tau(one: Sequence[float], other: Sequence[float]) -> _Tau | None:
+def _tau(first: Sequence[float], second: Sequence[float]) -> _Tau | None:
     """Tau-b and its p; None where either side has all cells alike, or no seed that all have."""
     from scipy.stats import kendalltau  # half a second, which other commands would wait for
 
-    if not (len(set(one)) > 1 and len(set(other)) > 1):
+    if len(set(first)) < 2 or len(set(second)) < 2:
         return None
-    tau = kendalltau(one, other)
+    tau = kendalltau(first, second)
     # Rounded, so that perfect agreement is 1 and not a float beside it.
     return _Tau(round(float(tau.statistic), 9), float(tau.pvalue))
 
@@ -167,31 +166,32 @@ def _row(measured: Measured, of: Contrast, value: float, cells: Sequence[str]) -
 # ---- gains and choices ---------------------------------------------------------------------------
 
 
-def _gains_apart(one: _Model, other: _Model, cells: Sequence[str]) -> Iterator[Estimate]:
-    target, clusters = one.measured.panel.task, one.measured.panel.clusters
+def _gains_apart(first: _Model, second: _Model, cells: Sequence[str]) -> Iterator[Estimate]:
+    measured = first.measured
+    target = measured.panel.task
     for name in cells:
         # The gain of a cell over the target alone, each model on the seeds that both cells have.
-        plus = one.measured.weighted([WeightedCell(1.0, name), WeightedCell(-1.0, target)])
-        minus_ = other.measured.weighted([WeightedCell(-1.0, name), WeightedCell(1.0, target)])
-        if name == target or not plus or not minus_:
+        gain = measured.weighted([WeightedCell(1.0, name), WeightedCell(-1.0, target)])
+        less = second.measured.weighted([WeightedCell(-1.0, name), WeightedCell(1.0, target)])
+        if name == target or not gain or not less:
             continue
-        value, ci = contrast([*plus, *minus_], clusters)
-        of = Contrast(APART, f"{one.name}: {name}", f"{other.name}: {name}")
-        yield estimate(one.measured, of, plus[0].arm, value, ci)
+        value, ci = contrast([*gain, *less], measured.panel.clusters)
+        of = Contrast(APART, f"{first.name}: {name}", f"{second.name}: {name}")
+        yield estimate(measured, of, gain[0].arm, value, ci)
 
 
-def _carried(own: Side, other: Side, measured: Measured) -> list[Estimate]:
-    """A model under the other's choice, minus under its own; nothing where they are the same.
+def _carried(own: Side, donor: Side, measured: Measured) -> list[Estimate]:
+    """A model under the donor's choice, minus under its own; nothing where they are the same.
 
     Its own was chosen by the same runs that are read, and is still favoured by their luck on test:
     the cost is rather overestimated, and the method names the seeds of the choice.
     """
     target = measured.panel.task
-    own_cell, other_cell = own.chosen.get(target), other.chosen.get(target)
-    if own_cell is None or other_cell is None or own_cell == other_cell:
+    own_cell, donor_cell = own.chosen.get(target), donor.chosen.get(target)
+    if own_cell is None or donor_cell is None or own_cell == donor_cell:
         return []
     note = "chosen on validation by the same seeds"
     return [
-        replace(row, subject=f"{own.name}: {other_cell}", method=f"{row.method}; {note}")
-        for row in minus(measured, CARRIED, other_cell, own_cell)
+        replace(row, subject=f"{own.name}: {donor_cell}", method=f"{row.method}; {note}")
+        for row in minus(measured, CARRIED, donor_cell, own_cell)
     ]

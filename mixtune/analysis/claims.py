@@ -56,7 +56,7 @@ class _Test:
     @property
     def p(self) -> float | None:
         """The largest p; None where any difference has none: only what is tested is confirmed."""
-        values = [one.ci.p for one in self.differences]
+        values = [row.ci.p for row in self.differences]
         return None if not values or None in values else max(p for p in values if p is not None)
 
 
@@ -74,12 +74,12 @@ def claims(
         fresh: the seeds that count: those that nothing was chosen by.
         margin: differences below it do not matter, in the metric's unit.
     """
-    panels = {one.key: one for one in measured}
+    panels = {m.key: m for m in measured}
     tests = []
-    for one in arms:
-        choice = one.choice
+    for pair in arms:
+        choice = pair.choice
         panel = panels.get(PanelMetric(choice.target, choice.form, choice.metric))
-        tests.append(_Test(one, panel, _differences(one, panel, fresh, margin) if panel else []))
+        tests.append(_Test(pair, panel, _differences(pair, panel, fresh, margin) if panel else []))
     adjusted = holm([test.p for test in tests])
     return [_claim(test, p, margin) for test, p in zip(tests, adjusted, strict=True)]
 
@@ -221,8 +221,8 @@ def interval_text(low: float | None, high: float | None) -> str:
     return f"95 % CI {100 * low:+.1f} to {100 * high:+.1f}"
 
 
-def _several(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+def _several(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _p(value: float) -> str:

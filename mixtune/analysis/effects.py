@@ -44,7 +44,7 @@ def differences(measured: Sequence[Measured]) -> list[Estimate]:
         DataError: two systems of one cocktail and seed.
     """
     kinds = (_to_single, _to_exposure, _to_base, _transfer)
-    return adjusted([row for one in measured for kind in kinds for row in kind(one)])
+    return adjusted([row for m in measured for kind in kinds for row in kind(m)])
 
 
 def adjusted(rows: Sequence[Estimate]) -> list[Estimate]:
@@ -70,8 +70,8 @@ def compare(
     two are a tie within it.
     """
     rows = []
-    for one in measured:
-        sides = [one.named(name) for name in (subject, reference)]
+    for m in measured:
+        sides = [m.named(name) for name in (subject, reference)]
         if all(None not in side for side in sides):
             shared = sides[0].keys() & sides[1].keys()
             sides = [{seed: side[seed] for seed in shared} for side in sides]
@@ -79,8 +79,8 @@ def compare(
             continue
         # Seeds as text, since a fixed system's is None; the order fixes the rounding of sums.
         systems, against = ([side[seed] for seed in sorted(side, key=str)] for side in sides)
-        row = _difference(one, Contrast(DIFFERENCE, subject, reference), systems, against)
-        rows.append(row if margin is None else _with_tie(row, one, systems, against, margin))
+        row = _difference(m, Contrast(DIFFERENCE, subject, reference), systems, against)
+        rows.append(row if margin is None else _with_tie(row, m, systems, against, margin))
     return rows
 
 
@@ -100,8 +100,8 @@ def _to_single(measured: Measured) -> list[Estimate]:
     single = measured.panel.task
     if all(info.ingredients != (single,) for info in measured.infos.values()):
         return []
-    others = [name for name in measured.cells() if name != single]
-    return [row for name in others for row in minus(measured, TO_SINGLE, name, single)]
+    names = [name for name in measured.cells() if name != single]
+    return [row for name in names for row in minus(measured, TO_SINGLE, name, single)]
 
 
 def _to_exposure(measured: Measured) -> list[Estimate]:
@@ -205,7 +205,7 @@ def ties(measured: Sequence[Measured], margin: float) -> list[Estimate]:
     The best has the highest mean over its seeds, ties by name. It was picked on the data that it is
     read on: the differences are exploratory.
     """
-    return [row for one in measured for row in _ties(one, margin)]
+    return [row for m in measured for row in _ties(m, margin)]
 
 
 def _ties(measured: Measured, margin: float) -> Iterator[Estimate]:
@@ -242,7 +242,7 @@ def detectable(measured: Sequence[Measured]) -> list[Estimate]:
     pairs of the cells that train on the task. No row where runs were not repeated, nothing varies
     or there are too few clusters: the effect of seeds is then not known.
     """
-    return [row for one in measured for row in _detectable(one)]
+    return [row for m in measured for row in _detectable(m)]
 
 
 def _detectable(measured: Measured) -> list[Estimate]:

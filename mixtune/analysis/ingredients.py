@@ -33,7 +33,7 @@ def ingredient_effects(measured: Sequence[Measured], budget: str) -> list[Estima
         measured: the panels.
         budget: the study's budget, in words.
     """
-    rows = [row for one in measured for row in _effects(one, budget)]
+    rows = [row for m in measured for row in _effects(m, budget)]
     return adjusted(rows)
 
 
@@ -47,15 +47,15 @@ def _effects(measured: Measured, budget: str) -> Iterator[Estimate]:
     }
     ingredients = sorted({part for parts in plain for part in parts})
     single, everything = plain.get((target,)), plain.get(tuple(ingredients))
-    for one in ingredients:
-        pair = plain.get(tuple(sorted((one, target))))
-        if one != target and pair and single:
+    for ingredient in ingredients:
+        pair = plain.get(tuple(sorted((ingredient, target))))
+        if ingredient != target and pair and single:
             terms = [WeightedCell(1, pair), WeightedCell(-1, single)]
-            yield from _row(measured, Contrast(EFFECT, one, single), terms, budget)
-        rest = plain.get(tuple(name for name in ingredients if name != one))
+            yield from _row(measured, Contrast(EFFECT, ingredient, single), terms, budget)
+        rest = plain.get(tuple(name for name in ingredients if name != ingredient))
         if len(ingredients) > 2 and everything and rest:
             terms = [WeightedCell(1, everything), WeightedCell(-1, rest)]
-            yield from _row(measured, Contrast(LEFT_OUT, one, rest), terms, budget)
+            yield from _row(measured, Contrast(LEFT_OUT, ingredient, rest), terms, budget)
     for parts, name in plain.items():
         halves = [WeightedCell(-0.5, plain[part,]) for part in parts if (part,) in plain]
         if len(parts) == len(halves) == 2:
@@ -111,9 +111,9 @@ def _split(strict: Measured, constrained: Measured) -> Iterator[Estimate]:
 
 def _form_arm(strict: Measured, constrained: Measured, systems: Sequence[str]) -> Arm:
     """Strict minus constrained of the same systems, as one arm."""
-    one, other = strict.arm(systems), constrained.arm(systems)
-    spread = None if one.spread is None else pooled(_by_cell(strict, constrained))
-    return Arm(one.values - other.values, one.draws - other.draws, spread)
+    arm, against = strict.arm(systems), constrained.arm(systems)
+    spread = None if arm.spread is None else pooled(_by_cell(strict, constrained))
+    return Arm(arm.values - against.values, arm.draws - against.draws, spread)
 
 
 def _by_cell(strict: Measured, constrained: Measured) -> list[FloatArray]:

@@ -253,8 +253,8 @@ class PairedTable(NamedTuple):
 
 def _paired_table(arm: Arm, against: Arm, items: Items) -> PairedTable:
     """Derived from the two shares and the number of items on which the sides differ."""
-    right, other = (round(side.value * items.clusters) for side in (arm, against))
-    first = (items.varying + right - other) // 2
+    right, reference = (round(side.value * items.clusters) for side in (arm, against))
+    first = (items.varying + right - reference) // 2
     second = items.varying - first
     both = right - first
     return PairedTable(both, first, second, items.clusters - both - items.varying)
@@ -437,15 +437,17 @@ def newcombe(
     """
     n = both + first + second + neither
     rights = both + first, both + second
-    one, two = rights[0] / n, rights[1] / n
+    share_1, share_2 = rights[0] / n, rights[1] / n
     (low_1, high_1), (low_2, high_2) = (wilson(right, n, level) for right in rights)
     phi = _phi(both, first, second, neither)
 
     def half(x: float, y: float) -> float:
         return math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
 
-    gap = one - two
-    return gap - half(one - low_1, high_2 - two), gap + half(high_1 - one, two - low_2)
+    gap = share_1 - share_2
+    below = half(share_1 - low_1, high_2 - share_2)
+    above = half(high_1 - share_1, share_2 - low_2)
+    return gap - below, gap + above
 
 
 def _phi(both: int, first: int, second: int, neither: int) -> float:

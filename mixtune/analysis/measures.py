@@ -5,7 +5,7 @@ shown.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -47,7 +47,7 @@ class PanelMetric(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """What an estimate is of: a quantity, of a subject, against a reference if there is one."""
+    """Quantity and subject of an estimate, with its reference if there is one."""
 
     quantity: str
     subject: str
@@ -104,57 +104,24 @@ class Draws:
         self._metrics = metrics
         self._resample = _Resample(seed, f"{panel.task}/{panel.split}", panel.clusters, draws)
         self._tallies = panel.tallies(metrics[0])
-        self._values: dict[str, dict[str, FloatArray]] = {metric.name: {} for metric in metrics}
+        self._values: dict[tuple[str, str], FloatArray] = {}
 
-    def of(self, metric: Metric) -> "MetricDraws":
-        """The draws of one of the metrics."""
-        return MetricDraws(self, metric)
+    def of(self, metric: Metric, systems: Sequence[str]) -> FloatArray:
+        """Values of a metric [systems, draws]."""
+        self.compute(systems)
+        return np.stack([self._values[metric.name, system] for system in systems])
 
-    def fetch(self, systems: Sequence[str]) -> None:
+    def compute(self, systems: Sequence[str]) -> None:
         """Compute the values of some systems, as far as they are not computed yet."""
-        computed = next(iter(self._values.values()))
-        missing = [system for system in systems if system not in computed]
-        for first in range(0, len(missing), BATCH):
-            batch = missing[first : first + BATCH]
+        first = self._metrics[0].name
+        missing = [system for system in systems if (first, system) not in self._values]
+        for start in range(0, len(missing), BATCH):
+            batch = missing[start : start + BATCH]
             counts = np.concatenate([self._tallies[system] for system in batch], axis=2)
             drawn = resampled(counts, _weights(self._resample))
-            width = counts.shape[2] // len(batch)
-            for index, system in enumerate(batch):
-                own = drawn[:, :, index * width : (index + 1) * width]
+            for system, own in zip(batch, np.split(drawn, len(batch), axis=2), strict=True):
                 for metric in self._metrics:
-                    self._values[metric.name][system] = metric.from_tallies(own)
-
-    def systems(self) -> Iterator[str]:
-        """Those that have scores."""
-        return iter(self._tallies)
-
-    def value(self, metric: Metric, system: str) -> FloatArray:
-        """Values of a metric of a system."""
-        self.fetch([system])
-        return self._values[metric.name][system]
-
-
-class MetricDraws(Mapping[str, FloatArray]):
-    """System → a metric's value on each draw [draws]."""
-
-    def __init__(self, draws: Draws, metric: Metric) -> None:
-        self._draws, self._metric = draws, metric
-
-    def fetch(self, systems: Sequence[str]) -> None:
-        """Compute those of some systems at once."""
-        self._draws.fetch(systems)
-
-    def __getitem__(self, system: str) -> FloatArray:
-        """Values of a system."""
-        return self._draws.value(self._metric, system)
-
-    def __iter__(self) -> Iterator[str]:
-        """Systems."""
-        return self._draws.systems()
-
-    def __len__(self) -> int:
-        """Number of systems."""
-        return sum(1 for _ in self)
+                    self._values[metric.name, system] = metric.from_tallies(own)
 
 
 class _Resample(NamedTuple):
@@ -173,7 +140,7 @@ def _weights(resample: _Resample) -> FloatArray:
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric on one panel: system → value, and system → value on each draw [draws].
+    """One metric on one panel: system → value, and values on each draw.
 
     `seed`: of the resampling.
     """
@@ -182,7 +149,7 @@ class Measured:
     metric: Metric
     infos: Mapping[str, SystemInfo]
     values: Mapping[str, float]
-    draws: MetricDraws
+    draws: Draws
     seed: int
 
     @property
@@ -241,7 +208,7 @@ class Measured:
         # between-run variance is one estimate.
         return Arm(
             np.array([self.values[s] for s in systems]),
-            np.stack([self.draws[s] for s in systems]),
+            self.draws.of(self.metric, systems),
             None if info.seed is None else self.spread(self.panel.task in info.ingredients),
         )
 
@@ -336,7 +303,7 @@ def measure(
 def main_only(measured: Sequence[Measured], main: Iterable[PanelMetric]) -> list[Measured]:
     """Those of each task's main form and metric."""
     keys = set(main)
-    return [one for one in measured if one.key in keys]
+    return [m for m in measured if m.key in keys]
 
 
 def measure_panels(
@@ -354,7 +321,7 @@ def measure_panels(
         drawn = {items: Draws(panel, metrics, seed, draws) for items, metrics in groups.items()}
         for metric in panel.metrics:
             values = {s: panel.value(metric, s) for s in ordered}
-            own = drawn[metric.counts == "items"].of(metric)
+            own = drawn[metric.counts == "items"]
             measured.append(Measured(panel, metric, infos, values, own, seed))
     return measured
 
@@ -368,13 +335,13 @@ def results(measured: Sequence[Measured]) -> list[Result]:
     low a one.
     """
     rows = []
-    for one in measured:
-        one.draws.fetch(list(one.values))
-        chance, majority = _floors(one)
-        panel = one.panel
-        for system, value in one.values.items():
-            info = one.infos[system]
-            ci = one.interval([system], [])
+    for m in measured:
+        m.draws.compute(list(m.values))
+        chance, majority = _floors(m)
+        panel = m.panel
+        for system, value in m.values.items():
+            info = m.infos[system]
+            ci = m.interval([system], [])
             rows.append(
                 Result(
                     system=system,
@@ -383,7 +350,7 @@ def results(measured: Sequence[Measured]) -> list[Result]:
                     task=panel.task,
                     split=panel.split,
                     form=panel.form,
-                    metric=one.metric.name,
+                    metric=m.metric.name,
                     value=value,
                     low=ci.low,
                     high=ci.high,
@@ -418,13 +385,13 @@ def cocktail_means(measured: Sequence[Measured]) -> list[Estimate]:
         DataError: two systems of one cocktail and seed.
     """
     rows = []
-    for one in measured:
-        one.draws.fetch(list(one.values))
-        for cocktail, by_seed in one.cells().items():
+    for m in measured:
+        m.draws.compute(list(m.values))
+        for cocktail, by_seed in m.cells().items():
             systems = list(by_seed.values())
-            arm = one.arm(systems)
-            ci = one.interval(systems, [])
-            rows.append(estimate(one, Contrast("mean", cocktail), arm, arm.value, ci))
+            arm = m.arm(systems)
+            ci = m.interval(systems, [])
+            rows.append(estimate(m, Contrast("mean", cocktail), arm, arm.value, ci))
     return rows
 
 

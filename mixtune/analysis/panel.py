@@ -22,7 +22,7 @@ FORMS = ("strict", "lenient", "constrained", "schema")
 
 
 class Scored(Protocol):
-    """What the analysis needs of a task (tasks.task.Task has it)."""
+    """A task as far as the analysis needs it (tasks.task.Task has all of it)."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ class _Rows:
         return len(self.value)
 
     def take(self, at: IntArray) -> "_Rows":
-        columns = {name: _Column(one.codes[at], one.texts) for name, one in self.columns.items()}
+        columns = {n: _Column(column.codes[at], column.texts) for n, column in self.columns.items()}
         return _Rows(columns, self.value[at], self.unparsed[at])
 
     def by_panel(self) -> dict[PanelKey, IntArray]:

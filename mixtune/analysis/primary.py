@@ -30,11 +30,14 @@ FEWEST_CELLS = 12
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """A cell that contains a target, minus the target alone: mean over the seeds that both have."""
+    """A cell that contains a target, minus the target alone: mean over the seeds that both have.
+
+    `extra`: its ingredients beside the target.
+    """
 
     target: str
     cell: str
-    others: int
+    extra: int
     groups: tuple[str, ...]
     value: float
     seeds: int
@@ -48,18 +51,18 @@ def gains(measured: Sequence[Measured], groups: Mapping[str, Sequence[str]]) -> 
         groups: name → ingredients that belong together, such as general text.
     """
     rows = []
-    for one in measured:
-        target, cells = one.panel.task, one.cells()
+    for m in measured:
+        target, cells = m.panel.task, m.cells()
         alone = cells.get(target, {})
         for name, seeds in cells.items():
-            info = one.info(name)
+            info = m.info(name)
             parts = info.ingredients
             shared = sorted(seeds.keys() & alone.keys())
             if not info.plain or target not in parts or len(parts) < 2 or not shared:
                 continue
-            differences = [one.values[seeds[s]] - one.values[alone[s]] for s in shared]
+            differences = [m.values[seeds[s]] - m.values[alone[s]] for s in shared]
             own = tuple(g for g, ingredients in groups.items() if set(ingredients) & set(parts))
-            value = one.sign * fmean(differences)
+            value = m.sign * fmean(differences)
             rows.append(Gain(target, name, len(parts) - 1, own, value, len(shared)))
     return rows
 
@@ -90,8 +93,8 @@ def primary(
         )
         for target, values in by_target.items()
     ]
-    over = _mean(template, [fmean(values) for values in by_target.values()], "targets")
-    estimates.append(replace(over, quantity=OVER_TARGETS, subject="all cells"))
+    overall = _mean(template, [fmean(values) for values in by_target.values()], "targets")
+    estimates.append(replace(overall, quantity=OVER_TARGETS, subject="all cells"))
     fitted, note = _model(rows, template)
     return estimates + fitted, note
 
@@ -170,7 +173,7 @@ def _model(rows: Sequence[Gain], template: Estimate) -> tuple[list[Estimate], st
 def _columns(rows: Sequence[Gain]) -> tuple[dict[str, np.ndarray], list[str]]:
     """Independent columns of the fixed effects, and the terms that depend on others."""
     groups = sorted({group for row in rows for group in row.groups})
-    terms = {SLOPE: np.array([r.others - 1.0 for r in rows])}
+    terms = {SLOPE: np.array([r.extra - 1.0 for r in rows])}
     terms |= {f"has {g}": np.array([float(g in r.groups) for r in rows]) for g in groups}
     columns, left_out = {INTERCEPT: np.ones(len(rows))}, []
     for name, column in terms.items():

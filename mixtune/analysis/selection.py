@@ -32,7 +32,7 @@ def choose(measured: Sequence[Measured], main: Iterable[PanelMetric]) -> list[Ch
         measured: the panels of validation.
         main: the form and metric that each target is chosen by.
     """
-    return [choice for one in main_only(measured, main) for choice in _choose(one)]
+    return [choice for m in main_only(measured, main) for choice in _choose(m)]
 
 
 def _choose(measured: Measured) -> list[Choice]:
@@ -85,7 +85,7 @@ def best_of_n(measured: Sequence[Measured]) -> list[Estimate]:
     resamples of clusters, shared by all cells, and normal run noise of the pooled variance. Where
     runs were not repeated it is of items alone, and the method says so.
     """
-    return [row for one in measured for row in _best_of_n(one)]
+    return [row for m in measured for row in _best_of_n(m)]
 
 
 def _best_of_n(measured: Measured) -> list[Estimate]:
@@ -131,7 +131,7 @@ def shrunken(measured: Sequence[Measured]) -> list[Estimate]:
     that of their noise (method of moments), the noise being what resampling and runs leave after
     what all cells share (Efron and Morris 1975).
     """
-    return [row for one in measured for row in _shrunken(one)]
+    return [row for m in measured for row in _shrunken(m)]
 
 
 def _shrunken(measured: Measured) -> list[Estimate]:
@@ -169,7 +169,7 @@ def tuning_curves(measured: Sequence[Measured]) -> list[Estimate]:
     Subjects: "cocktails" and "single task"; over all subsets of the runs at hand, whatever cell
     they are of. Its runs are not independent draws, so there is no band.
     """
-    return [row for one in measured for row in _curves(one)]
+    return [row for m in measured for row in _curves(m)]
 
 
 def _curves(measured: Measured) -> list[Estimate]:

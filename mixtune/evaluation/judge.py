@@ -19,6 +19,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from mixtune.errors import DataError, RunFailed, SpecError, shorten
 from mixtune.identity import digest
 from mixtune.models.base import Model
@@ -290,12 +292,14 @@ def agreement(settled: Sequence[Settled], labels: Mapping[tuple[str, str, str], 
 
 
 def _kappa(own: Sequence[int], theirs: Sequence[int]) -> float | None:
-    """Cohen's kappa; not defined where both always say the same one thing."""
+    """Cohen's kappa (1960); None where both always give the same one verdict."""
     if len({*own, *theirs}) == 1:
         return None
-    from sklearn.metrics import cohen_kappa_score  # a second to import
-
-    return float(cohen_kappa_score(own, theirs, labels=[0, 1, 2]))
+    counts = np.zeros((3, 3))
+    np.add.at(counts, (list(own), list(theirs)), 1)
+    expected = np.outer(counts.sum(1), counts.sum(0)) / counts.sum()
+    unequal = ~np.eye(3, dtype=bool)
+    return float(1.0 - counts[unequal].sum() / expected[unequal].sum())
 
 
 def read_labels(path: Path) -> dict[tuple[str, str, str], int]:

@@ -80,7 +80,7 @@ def _cocktail(facts: StudyFacts, systems: Sequence[SystemInfo], name: str) -> st
     )
 
 
-def compare_studies(one: StudyFacts, other: StudyFacts, split: str) -> Comparison:
+def compare_studies(facts: StudyFacts, reference: StudyFacts, split: str) -> Comparison:
     """Systems of one study minus those of the same name in another.
 
     Only tasks whose items are the same in both studies can be compared.
@@ -88,67 +88,62 @@ def compare_studies(one: StudyFacts, other: StudyFacts, split: str) -> Compariso
     Raises:
         SpecError: both are the same study, or no system is in both.
     """
-    if one.store.folder == other.store.folder:
-        raise SpecError("a study compared with itself", found=one.study.name, remedy="name two")
-    left_out = different_tasks(one, other, split)
-    tasks = {name: task for name, task in one.tasks.items() if name not in left_out}
+    if facts.store.folder == reference.store.folder:
+        raise SpecError("a study compared with itself", found=facts.study.name, remedy="name two")
+    left_out = different_tasks(facts, reference, split)
+    tasks = {name: task for name, task in facts.tasks.items() if name not in left_out}
     if not tasks:
         raise SpecError(
             "the studies have no task that can be compared",
             found="; ".join(f"{task}: {why}" for task, why in left_out.items()),
             wanted="a task with the same items in both",
         )
-    tables = [_marked_scores(facts, split, tasks) for facts in (one, other)]
-    systems = [system_infos(facts) for facts in (one, other)]
-    shared = _shared_names(one.study.name, *systems)
-    marked = [
-        _marked(facts, info)
-        for facts, infos in zip((one, other), systems, strict=True)
-        for info in infos
-    ]
+    sides = facts, reference
+    tables = [_marked_scores(side, split, tasks) for side in sides]
+    systems = [system_infos(side) for side in sides]
+    shared = _shared_names(facts.study.name, *systems)
+    marked = [_marked(side, i) for side, own in zip(sides, systems, strict=True) for i in own]
     measured = measure(pa.concat_tables(tables), marked, tasks)
+    margin = facts.study.claims.margin
     rows = [
         row
         for name in shared
-        for row in compare(measured, _mark(one, name), _mark(other, name), one.study.claims.margin)
+        for row in compare(measured, _mark(facts, name), _mark(reference, name), margin)
     ]
     compared = {row.subject for row in rows}
-    alone = [name for name in shared if _mark(one, name) not in compared]
-    floors = frozenset(_mark(one, i.cocktail) for i in systems[0] if i.kind in (BASE, MAJORITY))
+    alone = [name for name in shared if _mark(facts, name) not in compared]
+    floors = frozenset(_mark(facts, i.cocktail) for i in systems[0] if i.kind in (BASE, MAJORITY))
     return Comparison(rows, left_out | dict.fromkeys(alone, "no seed in both studies"), floors)
 
 
 def _shared_names(
-    study: str, one: Sequence[SystemInfo], other: Sequence[SystemInfo]
-) -> Sequence[str]:
+    study: str, infos: Sequence[SystemInfo], reference: Sequence[SystemInfo]
+) -> list[str]:
     """Cocktails that both have."""
-    names, others = {info.cocktail for info in one}, [info.cocktail for info in other]
-    shared = list(dict.fromkeys(name for name in others if name in names))
+    own, known = ({info.cocktail: None for info in infos_} for infos_ in (infos, reference))
+    shared = [name for name in known if name in own]
     if not shared:
         raise SpecError(
             "the studies have no finished system of the same name",
-            found=f"{', '.join(sorted(names))} in {study}",
-            wanted=f"one of {', '.join(sorted(set(others)))}",
+            found=f"{', '.join(sorted(own))} in {study}",
+            wanted=f"one of {', '.join(sorted(known))}",
         )
     return shared
 
 
-def different_tasks(one: StudyFacts, other: StudyFacts, split: str) -> dict[str, str]:
+def different_tasks(facts: StudyFacts, reference: StudyFacts, split: str) -> dict[str, str]:
     """Tasks of either of two studies that cannot be compared, with the reason."""
-    items = [
-        {
-            row.task: row.items_digest
-            for row in facts.plan
-            if row.kind == "answer" and row.split == split
-        }
-        for facts in (one, other)
-    ]
-    why = {}
-    for name in sorted(items[0].keys() | items[1].keys()):
-        if items[0].get(name) != items[1].get(name):
-            both = name in items[0] and name in items[1]
-            why[name] = "other items or prompts" if both else "in one of the studies only"
-    return why
+    own, known = (
+        {r.task: r.items_digest for r in side.plan if r.kind == "answer" and r.split == split}
+        for side in (facts, reference)
+    )
+    return {
+        name: "other items or prompts"
+        if name in own and name in known
+        else "in one of the studies only"
+        for name in sorted(own.keys() | known.keys())
+        if own.get(name) != known.get(name)
+    }
 
 
 def _marked_scores(facts: StudyFacts, split: str, tasks: Mapping[str, Task]) -> pa.Table:

@@ -1,17 +1,17 @@
-"""Free answers of a study → judgements → what they come to, system by system.
+"""Free answers of a study → judgements → mean verdicts, system by system.
 
-Judgements are facts beside the predictions. They hold what a judge said, and are made again from
-the cache of what judges said, so that nothing is asked twice.
+Judgements are facts beside the predictions: the raw answers of a judge. They can be made again from
+the cache of judges' answers, so that nothing is asked twice.
 
-Knows: which answers are free text, where judgements are kept. Does not know: which model judges,
-what it is asked, how a number is shown.
+Knows: which answers are free text, where judgements are stored. Does not know: which model judges,
+the rubric's text, how a number is shown.
 """
 
 import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,12 +31,19 @@ FILE = "judged.parquet"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one judge: rows, outcomes behind them, questions put twice and those that agreed."""
+    """Verdicts of one judge: rows, what they rest on, questions put twice and those that agreed."""
 
     rows: list[Judged]
     settled: list[Settled]
     agreed: int
     twice: int
+
+
+class _Judge(NamedTuple):
+    """System id of the model that judges, and id of its rubric."""
+
+    judge: str
+    rubric: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +55,29 @@ class FreeAnswers:
 
     def judge(self, model: Model, rubric: Rubric, cache: Cache, again: int) -> Outcome:
         """Judge every answer; judgements are written beside the answers."""
+        by = _Judge(model.system, rubric.id)
         judged: list[Judged] = []
         settled: list[Settled] = []
         agreed = twice = 0
         for row in self.rows:
             answers, left_out = self._answers(row)
             judgements = judge(model, rubric, answers, cache, again)
-            self.facts.store.write_rows(_file(row, model, rubric), Judgement, judgements)
+            self.facts.store.write_rows(_file(row, by), Judgement, judgements)
             outcomes = settle(judgements)
-            judged.append(_judged(row, (model, rubric), outcomes, left_out))
+            judged.append(_judged(row, by, outcomes, left_out))
             settled += outcomes
-            same, asked = self_agreement(judgements)
-            agreed, twice = agreed + same, twice + asked
+            same, repeated = self_agreement(judgements)
+            agreed, twice = agreed + same, twice + repeated
         return Outcome(judged, settled, agreed, twice)
 
     def to_label(self, count: int) -> str:
         """JSON lines for people to fill in: answers of all systems in turn, verdicts null."""
         queues = [self._answers(row)[0] for row in self.rows]
         lines: list[str] = []
-        for place in range(max(map(len, queues), default=0)):
+        for index in range(max(map(len, queues), default=0)):
             for queue in queues:
-                if place < len(queue) and len(lines) < count:
-                    lines.append(json.dumps(_unlabelled(*queue[place]), ensure_ascii=False))
+                if index < len(queue) and len(lines) < count:
+                    lines.append(json.dumps(_unlabelled(*queue[index]), ensure_ascii=False))
         return "".join(f"{line}\n" for line in lines)
 
     def _answers(self, row: PlanRow) -> tuple[list[tuple[Prediction, Example]], int]:
@@ -149,35 +157,32 @@ def _key(row: Judged) -> tuple[str, ...]:
     return row.judge, row.rubric, row.answer
 
 
-def _file(row: PlanRow, model: Model, rubric: Rubric) -> str:
-    judgement = make_id("judgement", {"judge": model.system, "rubric": rubric.id})
+def _file(row: PlanRow, by: _Judge) -> str:
+    judgement = make_id("judgement", by._asdict())
     return f"{row.folder}/answers/{row.id}/judgements-{judgement}.parquet"
 
 
-def _judged(
-    row: PlanRow, by: tuple[Model, Rubric], settled: Sequence[Settled], left_out: int
-) -> Judged:
+def _judged(row: PlanRow, by: _Judge, settled: Sequence[Settled], left_out: int) -> Judged:
     counts: defaultdict[Any, int] = defaultdict(int)
-    for one in settled:
-        counts[one.outcome] += 1
-        counts[one.verdict] += 1
-    sure = [one for one in settled if one.verdict is not None]
-    values = np.array([(one.verdict or 0) / 2 for one in sure])
-    ends = _interval(values, [one.group for one in sure], f"judge/{row.task}/{row.split}")
-    model, rubric = by
+    for answer in settled:
+        counts[answer.outcome] += 1
+        counts[answer.verdict] += 1
+    consistent = [answer for answer in settled if answer.verdict is not None]
+    values = np.array([(answer.verdict or 0) / 2 for answer in consistent])
+    groups = [answer.group for answer in consistent]
+    ci = _interval(values, groups, f"judge/{row.task}/{row.split}")
     return Judged(
-        judge=model.system,
-        rubric=rubric.id,
+        **by._asdict(),
         task=row.task,
         split=row.split,
         answer=row.id,
         system=row.system,
         cocktail=row.cocktail,
         seed=row.seed,
-        value=float(values.mean()) if sure else None,
-        low=ends.low,
-        high=ends.high,
-        method=ends.method,
+        value=float(values.mean()) if consistent else None,
+        low=ci.low,
+        high=ci.high,
+        method=ci.method,
         answers=len(settled),
         wrong=counts[0],
         partly=counts[1],
@@ -190,10 +195,10 @@ def _judged(
 
 
 def _interval(values: FloatArray, groups: Sequence[str], name: str) -> Interval:
-    """Of a mean verdict; where all are the same, a resample says wrongly that nothing is unsure."""
-    found = mean_interval(values, groups, name)
-    if found.low is None or found.low != found.high:
-        return found
+    """Of a mean verdict; where all are the same, a bootstrap would claim no uncertainty."""
+    ci = mean_interval(values, groups, name)
+    if ci.low is None or ci.low != ci.high:
+        return ci
     clusters = len(set(groups))
     value, bound = float(values.mean()), wilson(0, clusters)[1]
     method = f"no verdict varies: Wilson's bound for an event unseen in {clusters} clusters"

@@ -74,9 +74,9 @@ def questions(evidence: Evidence) -> list[Question]:
     return [ask(evidence) for ask in (_mixing, _general, _maths, _knowledge, _api)]
 
 
-def unanswered(asked: Sequence[Question]) -> str:
+def unanswered(listed: Sequence[Question]) -> str:
     """One line with every question that has no answer, and why; "" where all have one."""
-    reasons = [f"{one.topic} ({one.reason})" for one in asked if not one.answered]
+    reasons = [f"{q.topic} ({q.reason})" for q in listed if not q.answered]
     return f"Not answered: {'; '.join(reasons)}." if reasons else ""
 
 
@@ -112,15 +112,15 @@ MODELS = _Topic("models", "Do base models agree?", "agreement of base models")
 
 def _mixing(evidence: Evidence) -> Question:
     """Does training on more than the target help it?"""
-    over = [row for row in evidence.estimates.primary if row.quantity == OVER_TARGETS]
+    means = [row for row in evidence.estimates.primary if row.quantity == OVER_TARGETS]
     shown = (OVER_TARGETS, TARGET_MEAN, MODEL)
     rows = [row for row in evidence.estimates.primary if row.quantity in shown]
-    if not over or over[0].low is None:
-        reason = evidence.estimates.note or f"{over[0].n} targets are too few for an interval"
+    if not means or means[0].low is None:
+        reason = evidence.estimates.note or f"{means[0].n} targets are too few for an interval"
         return MIXING.without_answer(reason, rows)
     lines = [
-        _difference(over[0], "cocktails", "single-task training at equal steps", "are"),
-        f"Mean over {over[0].n} targets and every cell that holds them; nothing is selected.",
+        _difference(means[0], "cocktails", "single-task training at equal steps", "are"),
+        f"Mean over {means[0].n} targets and every cell that holds them; nothing is selected.",
     ]
     note = evidence.estimates.note
     lines += [f"{note[0].upper()}{note[1:]}."] if note else []
@@ -238,7 +238,7 @@ def _api(evidence: Evidence) -> Question:
         if entry.name in finished
         for target, cocktail in evidence.best.items()
         for row in compare(
-            [one for one in evidence.split.measured if one.panel.task == target],
+            [m for m in evidence.split.measured if m.panel.task == target],
             cocktail,
             entry.name,
             study.claims.margin,
@@ -264,9 +264,9 @@ def agreeing(evidence: Sequence[Evidence]) -> Question:
         return MODELS.without_answer("one base model; list several under model in the study file")
     lines: list[str] = []
     rows: list[Estimate] = []
-    for one, other in combinations(evidence, 2):
-        differing = different_tasks(one.facts, other.facts, one.split.split)
-        pair = _side(one, differing), _side(other, differing)
+    for first, second in combinations(evidence, 2):
+        differing = different_tasks(first.facts, second.facts, first.split.split)
+        pair = _side(first, differing), _side(second, differing)
         own = agreement(*pair)
         rows += own
         lines += [f"{pair[0].name} and {pair[1].name}: {text}" for text in _agreements(own)]
@@ -278,7 +278,7 @@ def agreeing(evidence: Sequence[Evidence]) -> Question:
 
 
 def _side(evidence: Evidence, left_out: Container[str]) -> Side:
-    measured = [one for one in evidence.split.main if one.panel.task not in left_out]
+    measured = [m for m in evidence.split.main if m.panel.task not in left_out]
     return Side(evidence.facts.study.name, measured, evidence.best)
 
 

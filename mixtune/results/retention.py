@@ -1,4 +1,4 @@
-"""What each system keeps of its base, by `mixtune probe`; and the best strength of each adapter.
+"""Retention of the base by each system (`mixtune probe`); the best strength of each adapter.
 
 The same strengths are tried for every cocktail, and the choice is by the same number: the mean over
 the study's tasks of each one's main metric, a mean over the seeds that have all strengths. Ties go

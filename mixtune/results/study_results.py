@@ -1,4 +1,4 @@
-"""Facts of a study → scores → what is measured of a split → estimates.
+"""Facts of a study → scores → measured split → estimates.
 
 `read_facts` loads a folder once, `score_study` scores the answers that need it, `measure_split`
 measures a split once. Claims, questions, the page, packs and verbs are handed these values. Scores
@@ -141,12 +141,12 @@ class StudyFacts:
 
     @property
     def training_note(self) -> str:
-        """What is unusual in how the study's systems were trained, in words; often nothing."""
+        """Unusual settings of training, in words; often nothing."""
         return training_note(self.study.train, self.study.flaws)
 
     @property
     def model_note(self) -> str:
-        """Where the base model came from, as the first finished run recorded it."""
+        """Origin of the base model, as the first finished run recorded it."""
         for facts in self.run_facts.values():
             model = facts["model"]
             return f"{model['name']}, {model['source']}: {model['note'] or 'as published'}"
@@ -261,7 +261,7 @@ def training_curves(facts: StudyFacts) -> dict[str, list[TrainStep]]:
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """What `score_study` did, in sets of answers."""
+    """Counts of `score_study`, in sets of answers; `kept`: they had scores already."""
 
     scored: int
     kept: int
