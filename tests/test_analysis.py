@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from cells_kit import measured, right
 from metric_oracle import ORACLE
 from scipy import stats
 
 from mixtune.analysis import effects
 from mixtune.analysis import measures as found
-from mixtune.analysis.effects import TO_BASE, TO_SINGLE, select
+from mixtune.analysis.effects import TO_BASE, TO_SINGLE
 from mixtune.analysis.intervals import (
     FEW_VARY,
     MIN_CLUSTERS,
@@ -26,6 +27,7 @@ from mixtune.analysis.intervals import (
 )
 from mixtune.analysis.measures import SystemInfo, measure
 from mixtune.analysis.panel import panels
+from mixtune.analysis.selection import best_cell
 from mixtune.errors import DataError
 from mixtune.records import Score, schema_of
 from mixtune.tasks.metrics import METRICS, tallies
@@ -40,6 +42,7 @@ class Toy:
 
 
 TASKS = {"moves": Toy()}
+MOVES = ("moves", "strict", "accuracy")
 SYSTEMS = [
     SystemInfo("majority", "majority", None, ()),
     SystemInfo("base", "base", None, ()),
@@ -320,29 +323,26 @@ def test_runs_that_never_saw_the_task_do_not_widen_those_that_did():
     assert before == after
 
 
-def test_selection_is_by_the_validation_mean_with_ties_by_name():
-    rows = results(study(), SYSTEMS, TASKS)
-    assert select(rows, "moves", "accuracy", "strict") == "maths+moves"
-    tied = [replace(row, value=0.5) for row in rows]
-    assert select(tied, "moves", "accuracy", "strict") == "maths+moves"
-    assert select([replace(r, value=1.0) if r.seed is None else r for r in tied], *(
-        "moves", "accuracy", "strict"
-    )) == "maths+moves"  # fmt: skip
-    on_test = [replace(row, split="test", value=1.0) for row in of(rows, cocktail="moves")]
-    assert select(rows + on_test, "moves", "accuracy", "strict") == "maths+moves"
-    with pytest.raises(DataError, match="nothing to choose from"):
-        select(on_test, "moves", "accuracy", "strict")
+def test_selection_is_by_the_mean_with_ties_by_name():
+    (moves,) = [m for m in measure(study(), SYSTEMS, TASKS) if m.key == MOVES]
+    assert best_cell(moves) == "maths+moves"
+    tied = dict.fromkeys(moves.values, 0.5)
+    assert best_cell(replace(moves, values=tied)) == "maths+moves"
+    # Systems without a seed are not chosen from.
+    floors = {s: 1.0 if moves.infos[s].seed is None else 0.5 for s in tied}
+    assert best_cell(replace(moves, values=floors)) == "maths+moves"
+    fixed = {s: v for s, v in floors.items() if moves.infos[s].seed is None}
+    assert best_cell(replace(moves, values=fixed)) is None
 
 
 def test_selection_is_over_the_seeds_that_all_candidates_have():
     """The third seed flatters the one cocktail that has it."""
-    (row, *_) = results(scores("s1", [True] * 30), SYSTEMS, TASKS)
-    made = {("a", 1): 0.6, ("a", 2): 0.6, ("b", 1): 0.5, ("b", 2): 0.5, ("b", 3): 1.0}
-    rows = [replace(row, cocktail=c, seed=s, value=v) for (c, s), v in made.items()]
+    shares = {("a", 1): 0.6, ("a", 2): 0.6, ("b", 1): 0.5, ("b", 2): 0.5, ("b", 3): 1.0}
     assert np.mean([0.5, 0.5, 1.0]) > 0.6  # a mean over all seeds would take b
-    assert select(rows, "moves", "accuracy", "strict") == "a"
-    with pytest.raises(DataError, match="share no seed"):
-        select([rows[0], rows[3]], "moves", "accuracy", "strict")
+    (both,) = measured({key: right(share) for key, share in shares.items()})
+    assert best_cell(both) == "a"
+    (apart,) = measured({("a", 1): right(0.6), ("b", 3): right(1.0)})
+    assert best_cell(apart) is None
 
 
 # resampling

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from mixtune.analysis.effects import adjusted, minus
 from mixtune.analysis.intervals import LEVEL, TOO_FEW, contrast, special
-from mixtune.analysis.measures import Contrast, Measured, WeightedCell, estimate
+from mixtune.analysis.measures import Contrast, Measured, WeightedCell, estimate, shared_seeds
 from mixtune.records import Estimate
 
 RANKS = "rank-agreement"
@@ -134,9 +134,8 @@ def _with_itself(measured: Measured, cells: Sequence[str]) -> float | None:
 
 
 def _shared_seeds(measured: Measured, cells: Sequence[str]) -> list[int]:
-    """Those that all cells have."""
     by_name = measured.cells()
-    return sorted(set.intersection(*(set(by_name[name]) for name in cells)))
+    return shared_seeds(by_name[name] for name in cells)
 
 
 def _means(measured: Measured, cells: Sequence[str], seeds: Sequence[int]) -> list[float]:

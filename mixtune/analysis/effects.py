@@ -12,9 +12,7 @@ import numpy as np
 
 from mixtune.analysis.intervals import LEVEL, OWN_RUNS_FROM, Arm, benjamini_hochberg, special
 from mixtune.analysis.measures import BASE, MAJORITY, Contrast, Measured, estimate
-from mixtune.errors import DataError
-from mixtune.records import Estimate, Result
-from mixtune.tasks.metrics import METRICS
+from mixtune.records import Estimate
 
 TO_SINGLE = "difference-to-single"
 TO_EXPOSURE = "difference-to-exposure-matched"
@@ -149,38 +147,6 @@ def _difference(
     arm, reference = measured.arm(systems), measured.arm(against)
     ci = measured.interval(systems, against)
     return estimate(measured, contrast, arm, arm.value - reference.value, ci)
-
-
-def select(
-    results: Sequence[Result], task: str, metric: str, form: str, split: str = "validation"
-) -> str:
-    """The cocktail with the best mean on a split (validation), over the seeds that all have.
-
-    A cocktail with a seed of its own gains nothing from a lucky one. Ties by name; baselines, which
-    have no seed, are not chosen from.
-
-    Raises:
-        DataError: no trained system has a result there, or the cocktails share no seed.
-    """
-    values: defaultdict[str, dict[int, float]] = defaultdict(dict)
-    for row in results:
-        key = (row.task, row.metric, row.form, row.split)
-        if row.seed is not None and key == (task, metric, form, split):
-            values[row.cocktail][row.seed] = row.value
-    where = f"{task}, {split}, {form}, {metric}"
-    if not values:
-        raise DataError("nothing to choose from", where=where)
-    shared = sorted(set.intersection(*(set(by_seed) for by_seed in values.values())))
-    if not shared:
-        raise DataError(
-            "the cocktails share no seed, so none can be chosen",
-            where=where,
-            found={cocktail: sorted(by_seed) for cocktail, by_seed in values.items()},
-            wanted="a seed that every cocktail has finished",
-            remedy="finish or retry the missing runs",
-        )
-    sign = -1.0 if METRICS[metric].higher_is_better else 1.0
-    return min(values, key=lambda c: (sign * sum(values[c][s] for s in shared), c))
 
 
 # ---- ties ----------------------------------------------------------------------------------------

@@ -215,7 +215,7 @@ class Measured:
     def weighted(self, terms: Sequence[WeightedCell]) -> list[Part]:
         """Cells with their weights as arms, on the seeds that all have; nothing without one."""
         cells = self.cells()
-        shared = sorted(set.intersection(*(set(cells.get(name, {})) for _, name in terms)))
+        shared = shared_seeds(cells.get(name, {}) for _, name in terms)
         if not shared:
             return []
         return [Part(weight, self.arm([cells[name][s] for s in shared])) for weight, name in terms]
@@ -283,6 +283,12 @@ class Measured:
         right, gold, parsed = counts[..., RIGHT], counts[..., GOLD], counts[..., PARSED]
         wrong = (right < gold) | (right < parsed)
         return int(min(wrong.any(0).sum(), (right > 0).any(0).sum()))
+
+
+def shared_seeds(cells: Iterable[Iterable[int]]) -> list[int]:
+    """Seeds that all cells have, in order; none without a cell."""
+    seeds = [set(cell) for cell in cells]
+    return sorted(set.intersection(*seeds)) if seeds else []
 
 
 def measure(

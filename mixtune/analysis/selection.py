@@ -10,7 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mixtune.analysis.measures import Contrast, Measured, PanelMetric, estimate, main_only
+from mixtune.analysis.measures import (
+    Contrast,
+    Measured,
+    PanelMetric,
+    estimate,
+    main_only,
+    shared_seeds,
+)
 from mixtune.identity import generator
 from mixtune.records import Choice, Estimate
 from mixtune.tasks.metrics import FloatArray
@@ -20,6 +27,30 @@ CURVE = "tuning-curve"
 SHRUNKEN = "shrunken"
 COCKTAILS, SINGLE = "cocktails", "single task"
 """The two arms of a tuning curve."""
+
+
+def best_cell(measured: Measured) -> str | None:
+    """The cell with the best mean over the seeds that all cells have, ties by name.
+
+    A cell with a seed of its own gains nothing from a lucky one. None without a shared seed.
+    """
+    cells = measured.cells()
+    means = _means(measured, cells, shared_seeds(cells.values()))
+    return _best(measured, means) if means else None
+
+
+Cells = Mapping[str, Mapping[int, str]]
+"""Cell → seed → system."""
+
+
+def _means(measured: Measured, cells: Cells, seeds: Sequence[int]) -> dict[str, float]:
+    """Each cell's mean over some seeds; empty without a seed."""
+    systems = {name: [own[seed] for seed in seeds] for name, own in cells.items() if seeds}
+    return {n: float(np.mean([measured.values[s] for s in own])) for n, own in systems.items()}
+
+
+def _best(measured: Measured, means: Mapping[str, float]) -> str:
+    return min(means, key=lambda name: (-measured.sign * means[name], name))
 
 
 def choose(measured: Sequence[Measured], main: Iterable[PanelMetric]) -> list[Choice]:
@@ -40,26 +71,20 @@ def _choose(measured: Measured) -> list[Choice]:
     cells = measured.trained_cells()
     alone = [name for name in cells if measured.info(name).ingredients == (target,)]
     mixed = [name for name in cells if name not in alone]
-    shared = sorted(set.intersection(*map(set, cells.values()))) if cells else []
+    shared = shared_seeds(cells.values())
     if target not in alone or not mixed or not shared:
         return []
-
-    def mean(name: str) -> float:
-        return float(np.mean([measured.values[cells[name][seed]] for seed in shared]))
-
-    def best(names: Sequence[str]) -> str:
-        return min(names, key=lambda name: (-measured.sign * mean(name), name))
-
-    cocktail, single = best(mixed), best(alone)
+    means = _means(measured, cells, shared)
+    cocktail, single = (_best(measured, {n: means[n] for n in names}) for names in (mixed, alone))
     return [
         Choice(
             target=target,
             form=measured.panel.form,
             metric=measured.metric.name,
             cocktail=cocktail,
-            value=mean(cocktail),
+            value=means[cocktail],
             single=single,
-            single_value=mean(single),
+            single_value=means[single],
             plain=target,
             seeds=tuple(shared),
             tried=sum(len(cells[name]) for name in mixed),
@@ -95,7 +120,7 @@ def _best_of_n(measured: Measured) -> list[Estimate]:
     noise = _noise(measured, cells)
     gain = float((measured.sign * noise.draws).max(0).mean())
     means = {name: measured.arm(list(seeds.values())).value for name, seeds in cells.items()}
-    best = min(means, key=lambda name: (-measured.sign * means[name], name))
+    best = _best(measured, means)
     method = f"bootstrap of {len(cells)} cells recentred to a common mean, clusters"
     unrepeated = " only: runs were not repeated, so it is larger than this"
     method += " and runs" if noise.repeated else unrepeated
@@ -104,7 +129,7 @@ def _best_of_n(measured: Measured) -> list[Estimate]:
     return [replace(estimate(measured, of, arm, measured.sign * gain), method=method)]
 
 
-def _noise(measured: Measured, cells: Mapping[str, Mapping[int, str]]) -> _Noise:
+def _noise(measured: Measured, cells: Cells) -> _Noise:
     """Noise of each cell's mean by items and runs.
 
     Runs of a cell differ on the same items by more than run noise: by what resampling items shows
@@ -145,7 +170,7 @@ def _shrunken(measured: Measured) -> list[Estimate]:
     grand, scatter = float(values.mean()), float(values.var(ddof=1))
     share = max(0.0, scatter - error) / scatter if scatter else 0.0
     means = dict(zip(cells, values.tolist(), strict=True))
-    best = min(means, key=lambda name: (-measured.sign * means[name], name))
+    best = _best(measured, means)
     arm = measured.arm(list(cells[best].values()))
     value = grand + share * (means[best] - grand)
     row = estimate(measured, Contrast(SHRUNKEN, best, f"{len(cells)} cells"), arm, value)

@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 
 from mixtune.analysis.effects import TO_BASE, compare, differences
-from mixtune.analysis.measures import Contrast, Measured, estimate, main_only, measure
+from mixtune.analysis.measures import (
+    Contrast,
+    Measured,
+    estimate,
+    main_only,
+    measure,
+    shared_seeds,
+)
 from mixtune.analysis.readings import readings
 from mixtune.errors import SpecError
 from mixtune.planning.strengths import KIND, at
@@ -119,12 +126,12 @@ def _retained(facts: StudyFacts, probes: Probes) -> list[Estimate]:
 def _scores(measured: Sequence[Measured]) -> list[Estimate]:
     """Each cocktail's or fixed system's mean over its seeds."""
     rows = []
-    for each in measured:
-        for name in dict.fromkeys(each.infos[system].cocktail for system in each.values):
-            systems = list(each.named(name).values())
-            arm = each.arm(systems)
-            ci = each.interval(systems, [])
-            rows.append(estimate(each, Contrast(SCORE, name), arm, arm.value, ci))
+    for m in measured:
+        for name in dict.fromkeys(m.infos[system].cocktail for system in m.values):
+            systems = list(m.named(name).values())
+            arm = m.arm(systems)
+            ci = m.interval(systems, [])
+            rows.append(estimate(m, Contrast(SCORE, name), arm, arm.value, ci))
     return rows
 
 
@@ -217,12 +224,11 @@ def _measured_strengths(facts: StudyFacts, split: str, names: Sequence[str]) -> 
 
 def _shared_seeds(measured: Sequence[Measured], name: str, grid: Sequence[float]) -> list[int]:
     """Seeds that have answered every task at every strength."""
-    seeds = [
-        {seed for seed in each.named(at(name, strength)) if seed is not None}
-        for each in measured
+    shared = shared_seeds(
+        (seed for seed in m.named(at(name, strength)) if seed is not None)
+        for m in measured
         for strength in grid
-    ]
-    shared = sorted(set.intersection(*seeds)) if seeds else []
+    )
     if not shared:
         raise SpecError(
             "no seed of this cocktail has answered at all strengths",
@@ -234,5 +240,5 @@ def _shared_seeds(measured: Sequence[Measured], name: str, grid: Sequence[float]
 
 def _mean_value(measured: Sequence[Measured], name: str, seeds: Sequence[int]) -> float:
     """Mean over tasks and seeds."""
-    systems = [(each, each.named(name)) for each in measured]
-    return float(np.mean([each.values[by_seed[s]] for each, by_seed in systems for s in seeds]))
+    systems = [(m, m.named(name)) for m in measured]
+    return float(np.mean([m.values[by_seed[s]] for m, by_seed in systems for s in seeds]))

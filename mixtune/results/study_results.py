@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mixtune.analysis.effects import detectable, differences, select, ties
+from mixtune.analysis.effects import detectable, differences, ties
 from mixtune.analysis.measures import (
     Measured,
     PanelMetric,
@@ -27,7 +27,7 @@ from mixtune.analysis.measures import (
     results,
     without,
 )
-from mixtune.analysis.selection import best_of_n, shrunken, tuning_curves
+from mixtune.analysis.selection import best_cell, best_of_n, shrunken, tuning_curves
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, StoreError
 from mixtune.evaluation.score import score, score_version
@@ -446,18 +446,10 @@ def write_estimates(
 def best_cocktails(facts: StudyFacts, validation: SplitResults) -> dict[str, str]:
     """Task → the cocktail with the best mean on validation, by the task's main metric.
 
-    Nothing under `flaws.select_on_test`: the best on test is then what the page of test shows.
+    No task whose cells share no seed. Nothing under `flaws.select_on_test`: the page of test then
+    shows the best on test.
     """
     if facts.study.flaws.select_on_test:
         return {}
-    rows = validation.results
-    trained = {(row.task, row.form) for row in rows if row.seed is not None}
-    best = {}
-    for name, main in facts.main_metrics.items():
-        if (name, main.form) not in trained:
-            continue
-        try:
-            best[name] = select(rows, name, main.metric, main.form)
-        except DataError:
-            continue  # the cocktails share no seed: nothing can be chosen, and the page says so
-    return best
+    best = {m.panel.task: best_cell(m) for m in validation.main}
+    return {task: cell for task, cell in best.items() if cell is not None}
