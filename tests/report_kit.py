@@ -85,7 +85,7 @@ def evidence():
         estimate("synergy", both, first, 0.002),
         estimate("transfer", second, first, -0.05, "base"),
         without_ends(estimate("best-of-n", both, first, 0.0123, "3 cells")),
-        replace(estimate("tie", second, first, -0.002, both), method="tie within ±0.01; bootstrap"),
+        replace(estimate("tie", second, first, -0.002, both), tied=True, margin=0.01),
     ]
     rows += [
         replace(

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from pack_kit import finish
 
-from mixtune.report import gather
+from mixtune.report.page import write_report
 from mixtune.results import study_results
 from mixtune.store.folder import Store
 
@@ -30,7 +30,7 @@ def test_a_report_reads_and_measures_the_scores_of_a_split_once(facts, split, mo
 
     monkeypatch.setattr(Store, "read_table", counted_read)
     monkeypatch.setattr(study_results, "measure", counted_measure)
-    gather.write_report(facts, split, with_text=True)
+    write_report(facts, split, with_text=True)
     assert max(reads.values()) == 1
     assert sorted(measured) == sorted([name] for name in {"validation", split})
 
