@@ -1,6 +1,6 @@
 """The case of everything but the model: what a run costs in planning, states, files and results.
 
-Knows: a study of any number of runs, mixtune's planner, store and desk. Does not know: engines,
+Knows: a study of any number of runs, mixtune's planner, store and worker. Does not know: engines,
 peers.
 
 Ingredients and items are few and the same in every study; only the number of seeds grows. The
@@ -21,8 +21,10 @@ from bench.run import Run
 from mixtune.datasets.registry import Registry
 from mixtune.engine.convert import prepare
 from mixtune.engine.model import LocalModel
-from mixtune.execution.units import Desk
-from mixtune.execution.worker import begin
+from mixtune.execution.assign import Assignment, portion_of
+from mixtune.execution.options import Setting
+from mixtune.execution.units import started
+from mixtune.execution.worker import Worker, WorkerOptions
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan, RunPlan
@@ -80,21 +82,21 @@ def _seconds(model: str, runs: int, folder: Path) -> dict[str, float]:
     store = Store(folder)
     facts = {"data": planner.data_rows()}
     _, saved = _timed(lambda: store.save_plan(plan.rows(), dump_study(study), facts))
-    _, started = _timed(lambda: _start(plan, store))
+    _, begun = _timed(lambda: _start(plan, store))
     carried = plan.runs[:CARRIED]
-    _, done = _timed(lambda: _carry(planner, store, plan, carried))
+    _, done = _timed(lambda: _carry(planner, store, carried))
     _, looked = _timed(store.units)
     return {
         "plan": planned / runs,
         "save": saved / runs,
-        "start": started / runs,
+        "start": begun / runs,
         "carry": done / len(carried),
         "look": looked / runs,
     }
 
 
 def _start(plan: Plan, store: Store) -> None:
-    with begin(plan, store, Events()):
+    with started(plan, store, Events()):
         pass
 
 
@@ -120,19 +122,22 @@ def _study(model: str, runs: int) -> Study:
     )
 
 
-def _carry(planner: Planner, store: Store, plan: Plan, runs: Sequence[RunPlan]) -> None:
+def _carry(planner: Planner, store: Store, runs: Sequence[RunPlan]) -> None:
     """What `mixtune run` writes for each run, from planned to done."""
-    desk = Desk(planner, store, lambda: cast(LocalModel, Dry()), Events())
+    setting = Setting.here(1, 1, "cpu", planner.study.train.compute)
+    worker = Worker(store, Events(), WorkerOptions(setting), lambda *_: cast(LocalModel, Dry()))
     log = [
         TrainStep(step, 1.0, 1e-4, 1.0, 4, 10, 100, 0.1)
         for step in range(planner.study.budget.steps)
     ]
-    for number, run in enumerate(runs, start=1):
-        desk.announce(run, number, len(plan.runs))
+    for run in runs:
+        undone = store.undone(answer.id for answer in run.answers)
+        portion = portion_of(Assignment(run.system, (run,), trains=True), planner, undone)
+        worker.start(run)
         store.begin(run.system)
         store.beat({run.system: 0.5})
-        desk.keep(run, 0, log, {})
-        desk.answer(run)
+        worker.save_adapter(portion, run, 0, log, {})
+        worker.answer(portion, run)
 
 
 class Dry:

@@ -1,7 +1,7 @@
 """Every error that mixtune raises on purpose, as one tree.
 
     MixtuneError
-    ├── UserError            the user can mend it: printed without a traceback, exit code 2
+    ├── UserError            the user can fix it: printed without a traceback, exit code 2
     │   ├── SpecError        the study file or an override
     │   ├── DataError        a dataset, a task file, a row
     │   ├── ModelError       base weights, tokenizer, adapter
@@ -20,18 +20,18 @@ class MixtuneError(Exception):
 
 
 class UserError(MixtuneError):
-    """Something the user can mend: what failed, the value seen, what was wanted, the remedy."""
+    """An error that the user can fix: the problem, the value found, what was wanted, the remedy."""
 
     def __init__(
         self,
-        what: str,
+        problem: str,
         *,
         found: object = None,
         wanted: str | None = None,
         remedy: str | None = None,
         where: str | None = None,
     ) -> None:
-        lines = [f"{where}: {what}" if where else what]
+        lines = [f"{where}: {problem}" if where else problem]
         if found is not None:
             lines.append(f"  found:  {shorten(found)}")
         if wanted is not None:
@@ -39,8 +39,8 @@ class UserError(MixtuneError):
         if remedy is not None:
             lines.append(f"  remedy: {remedy}")
         # Names and values of files and data stand in any of the parts.
-        kept = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in "\n".join(lines))
-        super().__init__("".join(kept))
+        escaped = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in "\n".join(lines))
+        super().__init__("".join(escaped))
 
 
 class SpecError(UserError):

@@ -1,13 +1,7 @@
-"""Ids and seeds: what a thing is called, by what it is made of.
+"""Ids and seeds by hashing content, and the versions that a study ran with.
 
-Knows: canonical JSON, hashing, named seeds. Does not know: what is being named.
-
-The interpreter: what a study ran with, for the record, and how it keeps house.
-
-None of it is part of an id.
-
-Knows: package versions and the interpreter. Does not know: host names, users, paths (a study's
-folder is made to be shared).
+Knows: canonical JSON, hashing, named seeds, package versions. Does not know: whose id or seed it
+is; host names, users and paths (a study's folder is made to be shared).
 """
 
 import atexit
@@ -15,13 +9,14 @@ import gc
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 SCHEME = 1
-"""Version of the id scheme; part of every id, so that a change of scheme changes every id."""
+"""Version of the id scheme: part of every id and seed, so changing it changes all of them."""
 
 
 def canonical(value: Any) -> str:  # noqa: ANN401 - any JSON value
@@ -34,13 +29,22 @@ def digest(value: Any, length: int = 16) -> str:  # noqa: ANN401 - any JSON valu
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
+def digest_of_arrays(arrays: Mapping[str, np.ndarray], text: str = "") -> str:
+    """SHA-256, as hex digits, over a text and named arrays with their shapes and types."""
+    sha = hashlib.sha256(text.encode())
+    for name, values in sorted(arrays.items()):
+        sha.update(f"{name} {values.shape} {values.dtype}".encode())
+        sha.update(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
+    return sha.hexdigest()
+
+
 def make_id(kind: str, parts: dict[str, Any]) -> str:
-    """Id of a thing of some kind: a digest of its parts and the scheme's version."""
+    """16 hex digits over a kind, its parts and the scheme's version."""
     return digest({"scheme": SCHEME, "kind": kind, **parts})
 
 
 def seed(run_seed: int, purpose: str, name: str = "") -> int:
-    """A 63-bit seed that depends on names only, never on position or on what else is there."""
+    """A 63-bit seed that depends on names only, never on position or on other ingredients."""
     text = f"mixtune-seed/{SCHEME}/{run_seed}/{purpose}/{name}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -51,7 +55,7 @@ def generator(run_seed: int, purpose: str, name: str = "") -> np.random.Generato
 
 
 def unit_interval(*names: str) -> float:
-    """A number in [0, 1) from names: the same for the same names, on every machine."""
+    """A number in [0, 1) that follows from names, the same on every machine."""
     raw = hashlib.sha256("\x1f".join(names).encode()).digest()[:8]
     return int.from_bytes(raw, "big") / 2**64
 
@@ -68,22 +72,21 @@ PACKAGES = (
 
 
 def environment() -> dict[str, str]:
-    """Versions by name; packages that are not installed are left out."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    """Versions by name, of the interpreter and of the packages that are installed."""
+    versions = {"python": platform.python_version(), "machine": platform.machine()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def collect_rarely() -> None:
-    """Let this process look for garbage a hundred times less often than Python does by itself.
+    """Run the garbage collector a hundred times less often than Python does by default.
 
-    A study's examples are hundreds of thousands of small objects, none of which is ever garbage:
-    a third of the time that it takes to load them went into looking through them again and again,
-    and most of a second into a last look at all that was imported before the process ends.
+    A study's examples are hundreds of thousands of small objects that never become garbage. The
+    collector took a third of the time to load them, and most of a second at exit.
     """
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)

@@ -4,7 +4,7 @@ Knows: fields, types, units. Does not know: how a row is made, stored or shown.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -270,10 +270,10 @@ class MixRow:
     tokens: int
     dropped_overlong: int
     dropped_leaked: int
-    unit: str = "rows"
-    share_asked: float | None = None
-    share_got: float | None = None
-    exhausted: str = ""
+    unit: str
+    share_asked: float | None
+    share_got: float | None
+    exhausted: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,8 +483,8 @@ class DataRow:
     why: str
     leaked: int
     examples: int
-    noted: str = ""
-    matched: Mapping[str, int] = field(default_factory=dict)
+    noted: str
+    matched: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

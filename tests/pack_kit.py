@@ -114,7 +114,7 @@ def _train(store, run):
     facts = {
         "train_id": run.system,
         "model": {"name": "base", "source": "local folder base", "note": ""},
-        "mix": [asdict(MixRow("north", 20, 60, 8, 8, 1.0, 10, 90, 0, 0))],
+        "mix": [asdict(MixRow("north", 20, 60, 8, 8, 1.0, 10, 90, 0, 0, "rows", None, None, ""))],
     }
     path = store.write_text(f"{run.folder}/run.json", json.dumps(facts))
     weights = store.write_text(f"{run.folder}/adapter/adapter_model.safetensors", run.system)

@@ -133,7 +133,7 @@ def page_of(**changes):
         for i, c in enumerate(COCKTAILS)
     ]
     steps = [TrainStep(s, 3.0 / s, 1e-3, 1.0, 16, 40, 900, 0.5) for s in range(1, 101)]
-    mix = MixRow("toy-topic", 400, 390, 380, 190, 2.0, 12345, 67890, 3, 7)
+    mix = MixRow("toy-topic", 400, 390, 380, 190, 2.0, 12345, 67890, 3, 7, "rows", None, None, "")
     page = ReportInput(
         study=study,
         resolved_yaml=dump_study(study),
@@ -181,7 +181,7 @@ def nasty_page():
         model_note=NASTY,
         resolved_yaml=NASTY,
         created=NASTY,
-        data=[DataRow(NASTY, NASTY, NASTY, 1, 1, NASTY, 1, 1)],
+        data=[DataRow(NASTY, NASTY, NASTY, 1, 1, NASTY, 1, 1, "", {})],
         claims=[replace(claim(NASTY, "tie"), subject=NASTY, sentence=NASTY, reason=NASTY)],
         questions=[
             Question(NASTY, NASTY, NASTY, answered, (), NASTY, NASTY) for answered in (0, 1)

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from engine_oracle import write_base
+from execution_kit import pool_here
 
 from mixtune import cli
 from mixtune.execution import placement, run_study
@@ -39,13 +39,8 @@ def call(folder: Path, *arguments: object) -> str:
 
 def without_processes(patch: pytest.MonkeyPatch) -> None:
     """Let a run do its portions in this process, one after the other, on one thread."""
-
-    def in_this_process(work, workers, events):
-        torch.set_num_threads(work.setting.threads)
-        return work.session(events).run(work.plan, work.portions)
-
-    patch.setattr(run_study, "run_pool", in_this_process)
-    patch.setattr(run_study, "begin_imports", lambda: None)
+    patch.setattr(run_study, "run_pool", pool_here)
+    patch.setattr(run_study, "start_fork_server", lambda: None)
     patch.setattr(placement, "available_cores", lambda: 1)
 
 

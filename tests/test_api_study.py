@@ -22,7 +22,7 @@ from mixtune.api.client import Patience
 from mixtune.api.ledger import Ledger
 from mixtune.errors import SpecError
 from mixtune.execution.api import answer_remote
-from mixtune.execution.worker import begin
+from mixtune.execution.units import started
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.planning.summary import facts_of
@@ -103,7 +103,7 @@ def ask(place, runs="runs", **changes):
     plan, store, events = planner.plan(), Store(place / runs / "weather"), Said()
     with store.lock():
         store.save_plan(plan.rows(), dump_study(planner.study), facts_of(planner))
-        with begin(plan, store, events):
+        with started(plan, store, events):
             left = answer_remote(plan, planner, store, events, Patience(5, 1, 0.001))
         facts = read_facts(store, known)
         score_study(facts)

@@ -74,7 +74,11 @@ def many_page():
         page,
         results=[*page.results, *low, *theirs],
         runs=[replace(run, cocktail=name) for run in page.runs],
-        data=[DataRow("toy-topic", "validation", "hub: " + "a-name/" * 9, 500, 12, why, 7, 481)],
+        data=[
+            DataRow(
+                "toy-topic", "validation", "hub: " + "a-name/" * 9, 500, 12, why, 7, 481, "", {}
+            )
+        ],
     )
 
 

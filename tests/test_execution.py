@@ -3,14 +3,15 @@
 import dataclasses
 
 import pytest
+from execution_kit import run_here, setting
 from study_kit import record, registry, study, write_rows
 
 from mixtune.errors import DataError, RunFailed, StoreError
 from mixtune.execution import bank_training as training
-from mixtune.execution import units as desk
-from mixtune.execution.assign import Portion, deal
+from mixtune.execution import worker
+from mixtune.execution.assign import alone, assign
 from mixtune.execution.placement import default_workers
-from mixtune.execution.worker import Session, alone, begin, local_model
+from mixtune.execution.units import started
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.results.study_results import measure_split, read_facts, score_study
@@ -43,9 +44,9 @@ def run(data, files, store, **changes):
     plan, listener = planner.plan(), Listener()
     with store.lock():
         store.save_plan(plan.rows(), dump_study(planner.study), {})
-        with begin(plan, store, listener):
-            portions = deal(plan, store, alone(planner), 1, listener)
-            Session(planner, store, lambda: local_model(planner), listener).run(plan, portions)
+        with started(plan, store, listener):
+            assignments = assign(plan, store, setting(planner), 1, listener)
+            run_here(assignments, planner, store, listener)
     return listener
 
 
@@ -93,10 +94,10 @@ def test_two_runs_of_the_same_study_give_the_same_bits(data, files, store, tmp_p
 def test_a_failed_run_keeps_its_error_and_the_others_go_on(data, files, store, monkeypatch):
     real = training.job_of
 
-    def fails_for_south(planner, run):
+    def fails_for_south(portion, run):
         if run.cocktail == ("south",):
             raise RunFailed("training diverged at step 1: loss nan")
-        return real(planner, run)
+        return real(portion, run)
 
     monkeypatch.setattr(training, "job_of", fails_for_south)
     listener = run(data, files, store)
@@ -119,14 +120,15 @@ def test_a_failed_run_keeps_its_error_and_the_others_go_on(data, files, store, m
 
 
 def test_a_run_that_fails_while_answering_is_in_no_mean(data, files, store, monkeypatch):
-    real = desk.predict
+    real = worker.predict_queries
 
-    def fails_on_test(model, examples, form, split, *rest):
-        if split == "test" and model.system in {r.system for r in store.plan() if r.seed == 2}:
+    def fails_on_test(model, questions, *rest):
+        seed_2 = {r.system for r in store.plan() if r.seed == 2}
+        if questions.split == "test" and model.system in seed_2:
             raise RunFailed("no answer")
-        return real(model, examples, form, split, *rest)
+        return real(model, questions, *rest)
 
-    monkeypatch.setattr(desk, "predict", fails_on_test)
+    monkeypatch.setattr(worker, "predict_queries", fails_on_test)
     assert len(run(data, files, store, seeds=[1, 2]).failed) == 3
     facts = read_facts(store, registry(data))
     score_study(facts)
@@ -217,10 +219,9 @@ def test_the_majority_answers_every_item_without_a_model(data, files, store):
     only = dataclasses.replace(plan, runs=plan.runs[:1])
     with store.lock():
         store.save_plan(only.rows(), dump_study(planner.study), {})
-        with begin(only, store, listener):
-            portions = [Portion(run.system, (run,)) for run in only.runs]
-            session = Session(planner, store, lambda: pytest.fail("loaded a model"), listener)
-            session.run(only, portions)
+        with started(only, store, listener):
+            assignments = [alone(run) for run in only.runs]
+            run_here(assignments, planner, store, listener, lambda *_: pytest.fail("loaded"))
     assert listener.ran == [("majority", None)]
 
 

@@ -135,9 +135,9 @@ FORK = """
 import signal
 from mixtune.execution import pool
 if __name__ == "__main__":
-    pool.begin_imports()
+    pool.start_fork_server()
     context = pool._context()
-    with pool._born_deaf():
+    with pool._signals_blocked():
         worker = context.Process(target=exec, args=('''
 import gc, signal, sys
 masked = signal.pthread_sigmask(signal.SIG_BLOCK, [])

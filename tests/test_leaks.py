@@ -109,9 +109,6 @@ class TestGate:
         assert set(facts["flagged"]) == {f"{t}/{s}" for t in ("north", "south")
                                          for s in ("validation", "test")}  # fmt: skip
 
-    def test_rows_kept_before_there_were_such_counts_are_read(self):
-        assert DataRow("toy", "train", "a folder", 5, 0, "", 1, 4).matched == {}
-
 
 class TestOwnText:
     """What a record says without the task's words."""

@@ -9,7 +9,7 @@ from test_execution import Listener, run
 from mixtune.engine.adapter_format import WEIGHTS_FILE
 from mixtune.errors import SpecError
 from mixtune.execution.extra_systems import answer_merged
-from mixtune.execution.worker import begin
+from mixtune.execution.units import started
 from mixtune.planning.plan import Planner
 from mixtune.results.study_results import measure_split, read_facts, score_study
 from mixtune.store.folder import Store
@@ -32,7 +32,7 @@ def merge_all(data, files, store, **changes):
     """What `mixtune run` does after its workers."""
     made, listener = planner(data, files, **changes), Listener()
     plan = made.plan()
-    with store.lock(), begin(plan, store, listener):
+    with store.lock(), started(plan, store, listener):
         return answer_merged(plan, made, store, listener), listener
 
 

@@ -2,7 +2,6 @@
 
 import io
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -59,7 +58,7 @@ def test_a_cpu_has_a_process_per_core_and_one_adapter_in_each(plan, free):
 
 def room_for(plan, slots):
     """Free memory that so many adapters just fit into."""
-    return int(placement._Estimate(plan).need(slots).total / placement.ROOM) + 2
+    return int(placement._Banks(plan, 1, 0).need(slots).total / placement.BANKS_SHARE) + 2
 
 
 def test_a_gpu_has_one_process_and_as_many_adapters_as_fit(plan, free):
@@ -93,17 +92,17 @@ def test_a_large_bank_takes_no_more_memory_than_its_runs(plan, free):
 
 def test_banks_that_were_begun_keep_their_slots(plan, free):
     free(10**12)
-    kept = [Head({"slots": 5}, (), (), None)]
+    kept = [Head({"slots": 5}, (), (), 1)]
     assert placement.place(plan, Options(), kept, Events()).slots == 5
     assert placement.place(plan, Options(bank=2), kept, Events()).slots == 2
 
 
 def test_several_at_work_are_shown_as_such(plan):
-    first, second = (replace(run, system=f"{run.name}") for run in plan.runs[2:4])
+    first, second = plan.runs[2:4]
     bar = BarProgress(Console(file=io.StringIO(), width=200))
     bar.started(plan, 2, 100.0)
-    for number, run in enumerate((first, second), start=1):
-        bar.run_started(run, number, 2)
+    for run in (first, second):
+        bar.run_started(run)
     step = TrainStep(0, 0.5, 1e-3, 1.0, 4, 8, 40, 0.1)
     bar.trained(first, step, 4, 25.0)
     assert bar.bar.tasks[0].description.endswith("step 1/4 loss 0.500, 1 more at work")

@@ -11,7 +11,6 @@ from mixtune.errors import DataError, SpecError
 from mixtune.evaluation.score import VERSIONS
 from mixtune.planning.corpus import load_corpus
 from mixtune.planning.plan import Planner
-from mixtune.records import MixRow
 from mixtune.results.study_results import score_id
 from mixtune.tasks.task import query_of
 
@@ -243,12 +242,6 @@ class TestAmounts:
         other = {"north": {"rows": 20, "repeat": 2}, "south": {"rows": 20}}
         changed = trained(plan(data, files, ingredients=other))
         assert {name for name in plain if changed[name] != plain[name]} == {"north+south"}
-
-    def test_runs_of_before_there_were_shares_are_still_read(self):
-        names = "ingredient rows_asked rows_available rows_got rows_distinct repeats"
-        names += " supervised_tokens tokens dropped_overlong dropped_leaked"
-        old = MixRow(**dict.fromkeys(names.split(), 1))
-        assert (old.unit, old.share_asked, old.share_got, old.exhausted) == ("rows", None, None, "")
 
 
 class TestCorpus:

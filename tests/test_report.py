@@ -310,7 +310,9 @@ def test_tokens_per_row_are_drawn_where_they_are_known():
 
 
 def test_what_was_read_and_taken_out_is_shown():
-    row = DataRow("toy-topic", "train", "a folder", 500, 12, "no label: 9, empty: 3", 7, 481)
+    row = DataRow(
+        "toy-topic", "train", "a folder", 500, 12, "no label: 9, empty: 3", 7, 481, "", {}
+    )
     shown = text_of(section(render(page_of(data=[row])), "data"))
     assert "toy-topic train 500 12 no label: 9, empty: 3 7 481 a folder" in shown
     clean = text_of(section(render(page_of(data=[replace(row, dropped=0, why="")])), "data"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from engine_oracle import write_base
+from execution_kit import pool_here
 from safetensors.torch import load_file
 from study_kit import STUDY, TASK, write_data
 
@@ -77,8 +78,8 @@ def place(tmp_path_factory):
 def go(place, tmp_path, monkeypatch):
     """`mixtune run` with its workers in this process, one after another."""
     monkeypatch.setattr(placement, "available_cores", lambda: 1)
-    monkeypatch.setattr(start, "run_pool", in_this_process)
-    monkeypatch.setattr(start, "begin_imports", lambda: None)
+    monkeypatch.setattr(start, "run_pool", pool_here)
+    monkeypatch.setattr(start, "start_fork_server", lambda: None)
 
     def call(runs="runs", kill_at=None, changes=(), **options):
         options = {"workers": 1, "checkpoint_every": 0.0} | options
@@ -88,11 +89,6 @@ def go(place, tmp_path, monkeypatch):
         return listener, Store(tmp_path / runs / "weather")
 
     return call
-
-
-def in_this_process(work, workers, events):
-    torch.set_num_threads(work.setting.threads)
-    return work.session(events).run(work.plan, work.portions)
 
 
 def weights(store):
@@ -124,7 +120,7 @@ def run_facts(store):
 def interrupted(go, monkeypatch, kills, **options):
     """A study that is killed after so many steps, again and again, and then left to end."""
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "_leave", lambda self, error: None)
+        patch.setattr(training.BankTraining, "_leave", lambda self, error: None)
         for kill_at in kills:
             with pytest.raises(Killed):
                 go("killed", kill_at=kill_at, **options)
@@ -180,8 +176,8 @@ def short(monkeypatch):
     """Runs of unequal length: some end, and others go on."""
     real = training.job_of
 
-    def cut(planner, run):
-        job = real(planner, run)
+    def cut(portion, run):
+        job = real(portion, run)
         steps = 1 + (run.seed + len(run.cocktail)) % STEPS
         examples = steps * job.budget.examples_per_step
         job.budget = replace(job.budget, examples=examples)
@@ -219,7 +215,7 @@ def test_killed_while_answering_nothing_is_trained_again(go, monkeypatch):
     real = Events.answered
     with monkeypatch.context() as patch:
         patch.setattr(Listener, "answered", raising(Killed), raising=False)
-        patch.setattr(training.Training, "_leave", lambda self, error: None)
+        patch.setattr(training.BankTraining, "_leave", lambda self, error: None)
         with pytest.raises(Killed):
             go("killed", bank=3)
     assert Listener.answered is real
@@ -247,7 +243,7 @@ def test_what_breaks_off_inside_a_step_is_no_place_to_go_on_from(go):
 @pytest.fixture
 def ctrl_c(monkeypatch):
     """Sends Ctrl-C in the middle of a step, whole while it lasts; `at` counts steps from 1."""
-    real, steps = training.Training._report, []
+    real, steps = training.BankTraining._report, []
 
     def arm(at):
         def interrupts(self, jobs):
@@ -256,7 +252,7 @@ def ctrl_c(monkeypatch):
                 signal.raise_signal(signal.SIGINT)
             real(self, jobs)
 
-        monkeypatch.setattr(training.Training, "_report", interrupts)
+        monkeypatch.setattr(training.BankTraining, "_report", interrupts)
 
     handler = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -293,19 +289,19 @@ def test_progress_is_kept_for_status_and_only_what_is_left_is_counted(go, ctrl_c
     monkeypatch.setattr(
         Listener, "started", lambda self, plan, todo, cost: costs.append(cost), raising=False
     )
-    monkeypatch.setattr(training, "BEAT", 0.0)
+    monkeypatch.setattr(training, "HEARTBEAT_EVERY", 0.0)
     ctrl_c(at=2)
     with pytest.raises(KeyboardInterrupt):
         go("stopped", bank=3)
-    real = training.Training._step
+    real = training.BankTraining._step
 
     def looks(self):
         shown.append(
-            {unit.progress for unit in self.desk.store.units().values() if unit.state == "running"}
+            {unit.progress for unit in self.store.units().values() if unit.state == "running"}
         )
         real(self)
 
-    monkeypatch.setattr(training.Training, "_step", looks)
+    monkeypatch.setattr(training.BankTraining, "_step", looks)
     go("stopped", bank=3)
     assert costs[1] < costs[0]
     assert shown[1] == {3 / STEPS}
@@ -467,13 +463,13 @@ def test_full_fine_tuning_is_refused_a_bank(go):
 def test_what_a_worker_says_of_its_engine_is_heard():
     said = []
     pipe = type("Pipe", (), {"send": lambda self, message: said.append(message)})()
-    pool._Sender(pipe).note("a pass does not fit")
+    pool._EventRelay(pipe).note("a pass does not fit")
     assert said == [("note", ("a pass does not fit",))]
 
 
 def test_a_base_that_cannot_be_loaded_fails_every_run_with_the_reason(go, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("mixtune.execution.pool.local_model", raising(MemoryError("too large")))
+        patch.setattr("mixtune.execution.worker.load_model", raising(MemoryError("too large")))
         listener, store = go(bank=3)
     assert set(listener.failed.values()) == {"MemoryError: too large"}
     assert len(listener.failed) == 9

@@ -11,8 +11,11 @@ from study_kit import registry, study, write_data
 
 from mixtune import signals
 from mixtune.execution import api, bank_training, units, worker
-from mixtune.execution.assign import Portion, Setting
-from mixtune.execution.worker import Session, begin, local_model
+from mixtune.execution.assign import Assignment, alone, portion_of
+from mixtune.execution.bank_training import run_portion
+from mixtune.execution.options import Setting
+from mixtune.execution.units import started
+from mixtune.execution.worker import Worker, WorkerOptions, load_model
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan
@@ -64,7 +67,7 @@ def traced(lines, plan, store, work):
     """Do a plan's work; whether the signal came."""
     before, handler = sys.gettrace(), signal.signal(signal.SIGTERM, ends)
     try:
-        with store.lock(), begin(plan, store, Events()):
+        with store.lock(), started(plan, store, Events()):
             sys.settrace(lines)
             work(plan, store)
     except SystemExit:
@@ -79,7 +82,12 @@ def traced(lines, plan, store, work):
 def model(files, tmp_path_factory):
     """A planner and its base model with a bank of two, loaded once."""
     planner = Planner(study(**SMALL), registry(write_data(tmp_path_factory.mktemp("data"))), files)
-    return planner, local_model(planner, 2)
+    portion = portion_of(alone(planner.plan().runs[0]), planner, ())
+    return planner, load_model(portion, None, planner.tokens, options(planner))
+
+
+def options(planner):
+    return WorkerOptions(Setting.here(2, 1, "cpu", planner.study.train.compute), slots=2)
 
 
 @pytest.fixture
@@ -135,9 +143,11 @@ def test_answers(model, everywhere):
     majority = planner.plan().runs[0]
     run = replace(majority, answers=majority.answers[:2])
 
+    portion = portion_of(alone(run), planner, [answer.id for answer in run.answers])
+
     def work(plan, store):
-        session = Session(planner, store, lambda: pytest.fail("loaded a model"), Events())
-        session.run(plan, [Portion(run.system, (run,))])
+        load = lambda *_: pytest.fail("loaded a model")  # noqa: E731
+        run_portion(Worker(store, Events(), options(planner), load), portion)
 
     everywhere([run], work)
 
@@ -146,11 +156,10 @@ def test_adapters_in_a_bank(model, everywhere):
     planner, base = model
     trained = [run for run in planner.plan().runs if run.kind == "trained"]
     runs = tuple(replace(run, answers=()) for run in trained)
-    setting = Setting.here(2, 1, "cpu", planner.study.train.compute)
+    portion = portion_of(Assignment("bank", runs, trains=True), planner, ())
 
     def work(plan, store):
-        session = Session(planner, store, lambda: base, Events(), setting)
-        session.run(plan, [Portion("bank", runs, trains=True)])
+        run_portion(Worker(store, Events(), options(planner), lambda *_: base), portion)
 
     assert len(runs) == 2
     everywhere(runs, work)
@@ -164,7 +173,7 @@ def test_answers_of_an_api(model, everywhere, monkeypatch):
     def writes(self, run, answer, model):
         return [self.store.write_text(f"{run.answers_folder(answer)}/said.txt", "dry")]
 
-    asking = api._RemoteDesk
+    asking = api._ApiWorker
     monkeypatch.setattr(asking, "open", lambda *_: None)
     monkeypatch.setattr(asking, "_instruction", lambda *_: ("", []))
     monkeypatch.setattr(asking, "_model", lambda *_: None)

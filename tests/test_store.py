@@ -67,6 +67,15 @@ def test_an_unknown_state_cannot_be_written(store):
     db.close()
 
 
+def test_a_folder_of_an_older_format_is_refused(store):
+    with sqlite3.connect(store.folder / "state.sqlite") as db:
+        db.execute("PRAGMA user_version = 0")
+    db.close()
+    for use in (store.units, lambda: store.undone(["aaaa"]), lambda: store.begin("aaaa")):
+        with pytest.raises(StoreError, match=r"(?s)another version of mixtune.*format 1.*format 2"):
+            use()
+
+
 def test_recover_gives_back_what_was_cut_off_and_what_was_damaged(store):
     path = finish(store)
     store.begin("bbbb")

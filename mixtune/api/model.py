@@ -21,7 +21,7 @@ from mixtune.api.ledger import Ledger, dollars
 from mixtune.errors import MixtuneError, RunFailed
 from mixtune.identity import digest
 from mixtune.records import Answer, Example, Query, Usage
-from mixtune.signals import held_back
+from mixtune.signals import defer_signals
 from mixtune.tasks.label_schema import response_format
 
 TURN = 16
@@ -139,7 +139,7 @@ class ApiModel:
         # Another study that asks the same model waits here, and then finds what both ask.
         with self._asking.cache.in_turn(self.what):
             asked = _Round(self.what, self._asking)
-            with held_back(asked.halt):
+            with defer_signals(asked.halt):
                 found = asyncio.run(asked.all(keyed))
         answers, self.usage = [], []
         for query, body in zip(queries, bodies, strict=True):

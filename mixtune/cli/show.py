@@ -28,7 +28,7 @@ from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
 from mixtune.planning.summary import size_lines
 from mixtune.records import MixRow, Result, TrainStep
 from mixtune.results.study_results import SplitResults, StudyFacts, run_rows
-from mixtune.store.folder import ASIDE
+from mixtune.store.folder import EXTRA_KINDS
 from mixtune.store.states import Unit
 
 WIDE = 160
@@ -192,6 +192,10 @@ class PlainProgress(Events):
     def started(self, plan: Plan, todo: int, cost: float) -> None:
         """Says how much there is to do."""
         self.eta = Eta(cost)
+        self._places = {
+            run.system: f"[{number}/{len(plan.runs)}] {run.title}"
+            for number, run in enumerate(plan.runs, start=1)
+        }
         done = len(plan.runs) - todo
         self._say(f"{plan.study.name}: {len(plan.runs)} systems, {done} done, {todo} to do")
 
@@ -199,10 +203,8 @@ class PlainProgress(Events):
         """Says it."""
         self._say(text)
 
-    def run_started(self, run: RunPlan, number: int, of: int) -> None:
+    def run_started(self, run: RunPlan) -> None:
         """Says which run begins."""
-        seed = "" if run.seed is None else f" seed {run.seed}"
-        self._places[run.system] = f"[{number}/{of}] {run.name}{seed}"
         self._at_work.add(run.system)
         self._last[run.system] = time.monotonic()
 
@@ -258,9 +260,9 @@ class BarProgress(PlainProgress):
             self.bar.start()
         self.bar.update(self._task, total=max(cost, 1.0))
 
-    def run_started(self, run: RunPlan, number: int, of: int) -> None:
+    def run_started(self, run: RunPlan) -> None:
         """Names the run."""
-        super().run_started(run, number, of)
+        super().run_started(run)
         self._show(self._places[run.system])
 
     def trained(self, run: RunPlan, step: TrainStep, steps: int, cost: float) -> None:
@@ -397,7 +399,7 @@ def status_json(facts: StudyFacts) -> dict[str, Any]:
 def show_status(out: Console, facts: StudyFacts) -> None:
     """One line per run, and counts of states."""
     by_system: dict[str, list[Unit]] = {}
-    for unit in (unit for unit in facts.units.values() if unit.kind not in ASIDE):
+    for unit in (unit for unit in facts.units.values() if unit.kind not in EXTRA_KINDS):
         by_system.setdefault(unit.system, []).append(unit)
     rows = []
     for run in run_rows(facts):

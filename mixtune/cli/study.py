@@ -63,7 +63,7 @@ from mixtune.results.study_results import (
     unscored,
     write_estimates,
 )
-from mixtune.store.folder import Store
+from mixtune.store.folder import Folders, Store
 from mixtune.store.selection import read_selection
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import Study
@@ -358,7 +358,7 @@ def evaluate(  # noqa: PLR0913 - a verb's options
     brought = _heavy("extra_systems")
     label = name or Path(what).name or what
     with terminal.progress(terminal.console(stderr=True)) as events:
-        failed = brought(study, what, label, (data_dir, runs_dir), events)
+        failed = brought(study, what, label, Folders(data_dir, runs_dir), events)
     facts = stored_facts(study, runs_dir, data_dir)
     with facts.store.lock():
         score_study(facts)

@@ -63,7 +63,7 @@ from mixtune.results.retention import (
 )
 from mixtune.results.study_results import StudyFacts, score_answers, score_study
 from mixtune.store.files import write_whole
-from mixtune.store.folder import Store
+from mixtune.store.folder import Folders, Store
 from mixtune.study.design import sorted_title
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import Study
@@ -94,7 +94,7 @@ def probe(  # noqa: PLR0913 - a verb's options
         _preview(study, data_dir, runs_dir, system or ())
         return
     with terminal.progress(terminal.console(stderr=True)) as events:
-        failed = _probe()(study, (data_dir, runs_dir), system or (), events)
+        failed = _probe()(study, Folders(data_dir, runs_dir), system or (), events)
     facts = stored_facts(study, runs_dir, data_dir)
     probes = finished_probes(facts, study)
     with facts.store.lock():
@@ -204,11 +204,11 @@ def strength(  # noqa: PLR0913 - a verb's options
     names = [sorted_title(name) for name in dict.fromkeys(system)]
     look_at(split, facts.store, "strength")
     if split == "test":
-        _test(study, names, (data_dir, runs_dir), as_json)
+        _test(study, names, Folders(data_dir, runs_dir), as_json)
         return
     grid = _grid(strengths)
     wanted = {name: [s for s in grid if s != 1] for name in names}
-    failed, facts = _answered(study, (data_dir, runs_dir), wanted, "validation")
+    failed, facts = _answered(study, Folders(data_dir, runs_dir), wanted, "validation")
     if failed:
         raise typer.Exit(1)
     rows = choose_strengths(facts, names, grid)
@@ -223,11 +223,9 @@ def strength(  # noqa: PLR0913 - a verb's options
     terminal.console().print(terminal.table(f"{study.name}, validation", columns, cells))
 
 
-def _test(
-    study: Study, names: Sequence[str], folders: tuple[Path | None, Path], as_json: bool
-) -> None:
+def _test(study: Study, names: Sequence[str], folders: Folders, as_json: bool) -> None:
     """What the chosen strengths gain on test."""
-    kept = read_strengths(stored_facts(study, folders[1], folders[0]).store)
+    kept = read_strengths(stored_facts(study, folders.runs, folders.data).store)
     unknown = [name for name in names if name not in kept]
     if unknown:
         raise UserError(
@@ -250,7 +248,7 @@ def _test(
 
 def _answered(
     study: Study,
-    folders: tuple[Path | None, Path],
+    folders: Folders,
     wanted: Mapping[str, Sequence[float]],
     split: str,
 ) -> tuple[list[RunPlan], StudyFacts]:
@@ -258,7 +256,7 @@ def _answered(
     run: Callable[..., list[RunPlan]] = heavy("execution.extra_systems", "answering").strengths
     with terminal.progress(terminal.console(stderr=True)) as events:
         failed = run(study, folders, wanted, split, events)
-    facts = stored_facts(study, folders[1], folders[0])
+    facts = stored_facts(study, folders.runs, folders.data)
     with facts.store.lock():
         score_study(facts)
         score_answers(facts, finished_strengths(facts))

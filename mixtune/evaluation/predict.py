@@ -6,6 +6,7 @@ answer is right (a model sees queries, which carry no target), parsers, metrics.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from mixtune.errors import DataError, RunFailed
 from mixtune.models.base import Chooser, Model
@@ -13,6 +14,15 @@ from mixtune.records import Answer, Example, Form, Prediction, Query, Split
 from mixtune.tasks.task import query_of
 
 FINISHES = ("stop", "length", "refused")
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """The items of one task and split as a model sees them; nothing says which answer is right."""
+
+    task: str
+    split: Split
+    queries: tuple[Query, ...]
 
 
 def predict(
@@ -23,26 +33,48 @@ def predict(
     max_new_tokens: int,
     prompt_hash: Callable[[Query], str],
 ) -> list[Prediction]:
-    """One prediction per example, in order: text, ranked choices, or a choice by schema.
+    """One prediction per example of a task, in order: see `predict_queries`.
 
     Raises:
-        DataError: an id twice, an example of another split, no choices to rank.
+        DataError: an example of another split, or as `predict_queries`.
+        RunFailed: as `predict_queries`.
+    """
+    for example in examples:
+        if example.split != split:
+            where = f"{example.task}/{example.id}"
+            raise DataError("an example of another split", where=where, found=example.split)
+    task = examples[0].task if examples else ""
+    questions = Questions(task, split, tuple(map(query_of, examples)))
+    return predict_queries(model, questions, form, max_new_tokens, prompt_hash)
+
+
+def predict_queries(
+    model: Model,
+    questions: Questions,
+    form: Form,
+    max_new_tokens: int,
+    prompt_hash: Callable[[Query], str],
+) -> list[Prediction]:
+    """One prediction per query, in order: text, ranked choices, or a choice by schema.
+
+    Raises:
+        DataError: an id twice, no choices to rank.
         RunFailed: the model gave too few or too many answers, or one that cannot be used.
     """
-    _check_examples(examples, form, split)
-    queries = [query_of(example) for example in examples]
-    answers = _asked(model, queries, form, max_new_tokens)
+    queries = questions.queries
+    _check_queries(questions, form)
+    answers = _answers(model, queries, form, max_new_tokens)
     if len(answers) != len(queries):
         raise RunFailed(f"{model.system} gave {len(answers)} answers to {len(queries)} queries")
     predictions = []
-    for example, query, answer in zip(examples, queries, answers, strict=True):
+    for query, answer in zip(queries, answers, strict=True):
         _check_answer(model.system, query, answer, form)
         predictions.append(
             Prediction(
                 system=model.system,
-                task=example.task,
-                split=split,
-                example=example.id,
+                task=questions.task,
+                split=questions.split,
+                example=query.id,
                 form=form,
                 prompt_hash=prompt_hash(query),
                 output=answer.output,
@@ -55,7 +87,7 @@ def predict(
     return predictions
 
 
-def _asked(model: Model, queries: Sequence[Query], form: Form, longest: int) -> list[Answer]:
+def _answers(model: Model, queries: Sequence[Query], form: Form, longest: int) -> list[Answer]:
     if form == "constrained":
         return model.rank(queries)
     if form == "schema":
@@ -65,19 +97,17 @@ def _asked(model: Model, queries: Sequence[Query], form: Form, longest: int) -> 
     return model.generate(queries, longest)
 
 
-def _check_examples(examples: Sequence[Example], form: str, split: str) -> None:
-    seen: set[tuple[str, str]] = set()
-    for example in examples:
-        where = f"{example.task}/{example.id}"
-        if example.split != split:
-            raise DataError("an example of another split", where=where, found=example.split)
-        if form in ("constrained", "schema") and not example.choices:
+def _check_queries(questions: Questions, form: str) -> None:
+    seen: set[str] = set()
+    for query in questions.queries:
+        where = f"{questions.task}/{query.id}"
+        if form in ("constrained", "schema") and not query.choices:
             raise DataError(
                 "an open answer cannot be ranked", where=where, remedy="ask for it as strict"
             )
-        if (example.task, example.id) in seen:
+        if query.id in seen:
             raise DataError("an example is asked twice", where=where)
-        seen.add((example.task, example.id))
+        seen.add(query.id)
 
 
 def _check_answer(system: str, query: Query, answer: Answer, form: str) -> None:

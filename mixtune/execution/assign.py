@@ -1,69 +1,42 @@
-"""What is left of a plan, cut into portions that workers take one at a time.
+"""Cut a plan's unfinished runs into portions that workers do one at a time.
 
 A portion is one system to be answered, or a bank of adapters to be trained side by side and then
-answered. What a bank computes depends, in the last bits, on who is in it: more rows in a matrix
-product may be summed in another order. So that a study that was killed gives the bits of one that
-was not, who shares a bank must not depend on who came first or on what was done when it was killed:
+answered. The last bits of an adapter depend on its bank: more rows in a matrix product may be
+summed in another order. So that a study that was killed ends with the bits of one that was not, who
+shares a bank depends neither on timing nor on what was done before the kill:
 
-- With one slot an adapter is alone, and its bits are its own. Every adapter is a portion, taken by
-  whichever worker is free.
-- With more, the adapters of the whole plan are dealt to the workers in turn, and each hand is one
-  bank: its adapters are seated in the plan's order, the next one wherever a slot is free.
-- A bank that was begun has a checkpoint that holds its members, their slots and its queue. It goes
-  on from that, whichever worker takes it. Adapters that were finished after the checkpoint was
-  written are trained along once more, for the others' sake, and not kept again.
+- With one slot an adapter is alone. Every adapter is a portion, for whichever worker is free.
+- With more slots, the plan's adapters are assigned to the workers in turn, and the adapters of one
+  worker are one bank: they take slots in plan order, the next one as soon as a slot is free.
+- A bank that was begun has a checkpoint with its members, their slots and its queue. Whichever
+  worker takes it goes on from there. Adapters that were finished after the checkpoint was written
+  are replayed for the bits of the others, and not saved again.
 - What failed before, or was added to the study since, waits in a bank of its own.
 
-Knows: states of units, heads of checkpoints. Does not know: torch's tensors, how anything is
-trained.
+Knows: states of units, heads of checkpoints, the planner. Does not know: how anything is computed.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
-from typing import Any
+from array import array
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
-from mixtune.errors import shorten
-from mixtune.execution.checkpoint import Head, Unusable, read_head
+from mixtune.execution.checkpoint import Unusable, heads
+from mixtune.execution.options import Setting
+from mixtune.execution.portion import AnswerCount, GoldItem, Portion, items_key
+from mixtune.execution.units import missing, titles
 from mixtune.identity import make_id
 from mixtune.planning.events import Events
-from mixtune.planning.runs import Plan, RunPlan
+from mixtune.planning.plan import Planner
+from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
 from mixtune.store.folder import Store
 from mixtune.store.states import Unit
+from mixtune.tokens import Row
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """What an adapter's bits depend on beside its id and who shares its bank."""
-
-    slots: int
-    threads: int
-    device: str
-    compute: str
-    torch: str
-    mixtune: str
-
-    @classmethod
-    def here(cls, slots: int, threads: int, device: str, compute: str) -> "Setting":
-        """The setting of this installation."""
-        return cls(
-            slots, threads, device, compute, metadata.version("torch"), metadata.version("mixtune")
-        )
-
-    def differs(self, other: Mapping[str, Any]) -> str:
-        """In what another setting is not this one, in words; empty where they are equal."""
-        mine = asdict(self)
-        keys = [key for key in mine if other.get(key) != mine[key]]
-        return ", ".join(f"{key} {other.get(key)}, now {mine[key]}" for key in keys)
-
-
-@dataclass(frozen=True, slots=True)
-class Portion:
-    """What a worker takes at a time.
-
-    `runs`: one system to be answered; or, where it `trains`, the members of a bank in the order in
-    which they are seated, those that are done among them where it `resumes`.
-    """
+class Assignment:
+    """Runs that form one portion; `trains` and `resumes` as in `portion.Header`."""
 
     name: str
     runs: tuple[RunPlan, ...]
@@ -71,103 +44,139 @@ class Portion:
     resumes: bool = False
 
 
-def heads(store: Store) -> dict[str, Head | Unusable]:
-    """What the banks' checkpoints say, by name of the bank."""
-    found: dict[str, Head | Unusable] = {}
-    for name in store.banks():
-        try:
-            found[name] = read_head(store.bank_file(name))
-        except Unusable as error:
-            found[name] = error
-    return found
+def assign(
+    plan: Plan, store: Store, setting: Setting, workers: int, events: Events
+) -> list[Assignment]:
+    """Assignments of all missing or failed units, in plan order; the caller holds the store's lock.
 
-
-def deal(plan: Plan, store: Store, setting: Setting, workers: int, events: Events) -> list[Portion]:
-    """Portions for what is missing or failed, in the order of the plan.
-
-    Checkpoints that do not fit are removed, and it is said why. The caller holds the store's lock.
+    Checkpoints that do not fit are removed, with a note that says why.
     """
     units = store.units()
-    kept = _kept(plan, store, setting, events)
-    taken = {run.system for portion in kept for run in portion.runs}
-    fresh = _fresh(plan, units, taken, (setting.slots, workers))
-    answers = [Portion(run.system, (run,)) for run in plan.runs if _only_answers(run, units)]
-    order = {run.system: place for place, run in enumerate(plan.runs)}
+    resumed = _resumed(plan, store, setting, events)
+    in_banks = {run.system for bank in resumed for run in bank.runs}
+    trained = [run for run in plan.runs if run.kind == "trained"]
+    banks = [trained[first::workers] for first in range(workers)]
+    if setting.slots == 1:
+        banks = [[run] for run in trained]
+    waiting = [
+        tuple(r for r in bank if units[r.system].state != "done" and r.system not in in_banks)
+        for bank in banks
+    ]
+    fresh = [Assignment(_bank_id(runs), runs, trains=True) for runs in waiting if runs]
+    answers = [alone(run) for run in plan.runs if _only_answers(run, units)]
+    position = {run.system: number for number, run in enumerate(plan.runs)}
     return sorted(
-        [*answers, *kept, *fresh],
-        key=lambda portion: min(
-            order[run.system]
-            for run in portion.runs
-            if not portion.trains or units[run.system].state != "done"
+        [*answers, *resumed, *fresh],
+        key=lambda each: min(
+            position[run.system]
+            for run in each.runs
+            if not each.trains or units[run.system].state != "done"
         ),
     )
 
 
-def missing(run: RunPlan, units: Mapping[str, Unit]) -> bool:
-    """Whether any unit of a run is not done."""
-    ids = [answer.id for answer in run.answers]
-    ids += [run.system] if run.kind == "trained" else []
-    return any(units[unit].state != "done" for unit in ids)
-
-
-def title(run: RunPlan) -> str:
-    """What messages call a run."""
-    return run.name if run.seed is None else f"{run.name} seed {run.seed}"
-
-
-def titles(runs: Sequence[RunPlan]) -> str:
-    """What messages call several runs."""
-    return shorten(", ".join(map(title, runs)), 300)
+def alone(run: RunPlan) -> Assignment:
+    """One system to be answered."""
+    return Assignment(run.system, (run,))
 
 
 def _only_answers(run: RunPlan, units: Mapping[str, Unit]) -> bool:
     trained = run.kind != "trained" or units[run.system].state == "done"
     # Models behind APIs are asked by the process that holds the study, not by a worker, and merged
-    # adapters wait for their parts (merged.py).
+    # adapters wait for their parts (extra_systems.py).
     return run.kind not in ("api", "merged") and trained and missing(run, units)
 
 
-def _fresh(
-    plan: Plan, units: Mapping[str, Unit], taken: set[str], shape: tuple[int, int]
-) -> list[Portion]:
-    """Banks for the adapters that are in none; `shape`: slots and workers."""
-    slots, workers = shape
-    trained = [run for run in plan.runs if run.kind == "trained"]
-    hands = [trained[first::workers] for first in range(workers)]
-    if slots == 1:
-        hands = [[run] for run in trained]
-    left = [
-        tuple(r for r in hand if units[r.system].state != "done" and r.system not in taken)
-        for hand in hands
-    ]
-    return [Portion(_name(runs), runs, trains=True) for runs in left if runs]
-
-
-def _name(runs: Sequence[RunPlan]) -> str:
+def _bank_id(runs: Sequence[RunPlan]) -> str:
     return make_id("bank", {"runs": [run.system for run in runs]})
 
 
-def _kept(plan: Plan, store: Store, setting: Setting, events: Events) -> list[Portion]:
-    """Banks that go on from their checkpoints; what cannot be used is removed."""
+def _resumed(plan: Plan, store: Store, setting: Setting, events: Events) -> list[Assignment]:
+    """Banks that go on from their checkpoints; unusable checkpoints are removed."""
     runs = {run.system: run for run in plan.runs if run.kind == "trained"}
-    found = []
+    banks = []
     for name, head in heads(store).items():
         if isinstance(head, Unusable):
             events.note(f"a checkpoint is not used, {head}; what it held is trained from its start")
             store.drop_bank(name)
             continue
-        known = [runs[system] for system in head.members if system in runs]
-        left = store.undone(run.system for run in known)
-        if not left:
+        members = [runs[system] for system in head.members if system in runs]
+        undone = store.undone(run.system for run in members)
+        if not undone:
             store.drop_bank(name)  # its process died between its last adapter and this
             continue
-        why = setting.differs(head.setting)
-        if len(known) < len(head.members):
-            why = "some of its runs are no longer in the plan"
-        if why:
-            again = titles([run for run in known if run.system in left])
-            events.note(f"a checkpoint is not used ({why}); trained from their start: {again}")
+        reason = setting.differs(head.setting)
+        if len(members) < len(head.members):
+            reason = "some of its runs are no longer in the plan"
+        if reason:
+            again = titles([run for run in members if run.system in undone])
+            events.note(f"a checkpoint is not used ({reason}); trained from their start: {again}")
             store.drop_bank(name)
         else:
-            found.append(Portion(name, tuple(known), trains=True, resumes=True))
-    return found
+            banks.append(Assignment(name, tuple(members), trains=True, resumes=True))
+    return banks
+
+
+# ---- portions -----------------------------------------------------------------------------------
+
+
+def portion_of(assignment: Assignment, planner: Planner, undone: Collection[str]) -> Portion:
+    """Everything that a worker needs for an assignment: token rows, and items to be answered.
+
+    `undone`: ids of the sets of answers that are missing; items of others are left out.
+
+    Raises:
+        SpecError: the base model is not resolved.
+        DataError: the data is no longer what was planned.
+    """
+    assert planner.files is not None
+    study, runs = planner.study, assignment.runs
+    answers = [(run, answer) for run in runs for answer in run.answers if answer.id in undone]
+    answered = {items_key(answer): answer for _, answer in answers if answer.form != "likelihood"}
+    read = {items_key(answer): answer for _, answer in answers if answer.form == "likelihood"}
+    floors = sorted({answer.task for run, answer in answers if run.kind == "majority"})
+    rows = _Rows()
+    training = planner.bank_rows(runs) if assignment.trains else {}
+    order = {system: rows.positions(each) for system, each in training.items()}
+    gold = {key: _gold(planner, answer, rows) for key, answer in read.items()}
+    return Portion(
+        name=assignment.name,
+        trains=assignment.trains,
+        resumes=assignment.resumes,
+        base=planner.files,
+        train=study.train,
+        evaluate=study.evaluate,
+        budget=study.budget,
+        runs=runs,
+        queries={key: planner.queries(answer) for key, answer in answered.items()},
+        gold=gold,
+        train_answers={task: _train_answers(planner, task) for task in floors},
+        rows=tuple(rows.distinct),
+        order=order,
+    )
+
+
+class _Rows:
+    """Distinct rows: the planner gives the same object for the same example of a bank."""
+
+    def __init__(self) -> None:
+        self.distinct: list[Row] = []
+        self._position: dict[int, int] = {}
+
+    def positions(self, rows: Sequence[Row]) -> "array[int]":
+        for row in rows:
+            if id(row) not in self._position:
+                self._position[id(row)] = len(self.distinct)
+                self.distinct.append(row)
+        return array("i", [self._position[id(row)] for row in rows])
+
+
+def _gold(planner: Planner, answer: AnswerPlan, rows: _Rows) -> tuple[GoldItem, ...]:
+    positions = rows.positions(planner.gold_rows(answer))
+    pairs = zip(planner.items(answer), positions, strict=True)
+    return tuple(GoldItem(example.group, position) for example, position in pairs)
+
+
+def _train_answers(planner: Planner, task: str) -> tuple[AnswerCount, ...]:
+    counts = Counter((row.stratum, row.target, row.cue) for row in planner.corpus.known[task])
+    return tuple(AnswerCount(*answer, count) for answer, count in counts.items())

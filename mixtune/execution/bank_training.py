@@ -1,12 +1,12 @@
-"""One bank of adapters, from its first seat to its last adapter.
+"""One bank of adapters, from the first step to the last adapter's answers.
 
-    fill free slots from the queue → one step of all → write what is done → … → answer, when empty
+    fill free slots from the queue → one step of all → write finished ones → … → answer, when empty
 
-Every so often a checkpoint (checkpoint.py) says where the bank is; whoever takes the bank up after
-its process has died does from there exactly what would have been done. Adapters are answered when
-nothing is in training, since an adapter that answers takes the first slot.
+Now and then a checkpoint (checkpoint.py) records where the bank is; whichever worker takes the bank
+after its process has died does exactly what would have been done. Adapters answer when nothing is
+in training, since an adapter that answers takes the first slot.
 
-Knows: seats, queue, checkpoints, states of adapters in training. Does not know: how a step is
+Knows: slots, queue, checkpoints, states of adapters in training. Does not know: how a step is
 computed, what is in an adapter's files.
 """
 
@@ -17,52 +17,73 @@ from dataclasses import asdict
 from mixtune.engine.train import Diverged, Job, Trainer
 from mixtune.errors import MixtuneError, StoreError, shorten
 from mixtune.execution import checkpoint
-from mixtune.execution.assign import Portion, Setting, title, titles
-from mixtune.execution.checkpoint import Head, Seated, Unusable
-from mixtune.execution.units import FAILURES, Desk, said
+from mixtune.execution.checkpoint import AdapterState, Head, Unusable
+from mixtune.execution.portion import Portion
+from mixtune.execution.units import BACKWARD, FAILURES, error_text, titles
+from mixtune.execution.worker import Worker
 from mixtune.identity import seed as named_seed
-from mixtune.planning.plan import Planner
 from mixtune.planning.runs import RunPlan
-from mixtune.signals import held_back
+from mixtune.signals import defer_signals
 
-BACKWARD = 2.0
-"""Cost of a token's backward pass in forward passes, for the ETA only."""
+HEARTBEAT_EVERY = 0.5
+"""Seconds between two entries of progress in the store."""
 
-BEAT = 0.5
-"""Seconds between two entries of how far adapters are."""
+CHECKPOINT_SHARE = 20
+"""Checkpoints take at most 1/20 of the time: large banks write them less often."""
 
-SHARE = 20
-"""Checkpoints take at most one part in so many of the time: large banks write them less often."""
-
-QUICK = 5.0
+QUICK_CHECKPOINT = 5.0
 """Seconds that the last checkpoint may have taken for one more to be written on the way out."""
 
 
-class Training:
-    """A bank at work. `mates`: for each run, whom it ever shared the bank with."""
+def run_portion(worker: Worker, portion: Portion) -> None:
+    """Train a portion's bank, or answer its system.
 
-    def __init__(
-        self, desk: Desk, portion: Portion, setting: Setting, every: float, places: dict[str, int]
-    ) -> None:
-        """Take a portion; `every`: seconds between two checkpoints; `places`: runs' numbers."""
-        self.desk = desk
+    Raises:
+        StoreError, OSError: the study's folder cannot be written.
+    """
+    if not portion.trains:
+        (run,) = portion.runs
+        worker.start(run)
+        worker.answer(portion, run)
+        return
+    try:
+        training = BankTraining(worker, portion)
+    except StoreError:
+        raise
+    except FAILURES as error:  # the base model cannot be loaded
+        undone = worker.store.undone(run.system for run in portion.runs)
+        for run in portion.runs:
+            if run.system in undone:
+                worker.start(run)
+                worker.store.fail(run.system, error_text(error), 0.0)
+                worker.fail(run, error)
+        return
+    training.run()
+
+
+class BankTraining:
+    """A bank in training. `peers`: by run, the runs that ever shared the bank with it."""
+
+    def __init__(self, worker: Worker, portion: Portion) -> None:
+        """Load the base model."""
+        self.worker = worker
+        self.store = worker.store
         self.portion = portion
-        self.setting = setting
-        self.every = every
-        self.places = places
-        self.trainer = Trainer(desk.model)
+        self.setting = worker.options.setting
+        self.model = worker.model(portion)
+        self.trainer = Trainer(self.model)
         self.runs = {run.system: run for run in portion.runs}
-        undone = desk.store.undone(self.runs)
-        self.ghosts = set(self.runs) - undone
-        """Finished since the checkpoint was written: trained along for the bits of the others."""
+        undone = self.store.undone(self.runs)
+        self.replayed = set(self.runs) - undone
+        """Finished since the checkpoint was written: trained again for the bits of the others."""
         self.queue: list[RunPlan] = []
-        self.mates: dict[str, set[str]] = {system: set() for system in self.runs}
-        self._waiting: list[RunPlan] = []
-        self._begun: dict[str, float] = {}
-        self._beaten = 0.0
-        self._saved, self._took = time.monotonic(), 0.0
-        self._whole = False
-        """Whether a checkpoint may be written of the bank: it is open, and no step is half done."""
+        self.peers: dict[str, set[str]] = {system: set() for system in self.runs}
+        self._unanswered: list[RunPlan] = []
+        self._began: dict[str, float] = {}
+        self._heartbeat_at = 0.0
+        self._saved_at, self._save_seconds = time.monotonic(), 0.0
+        self._consistent = False
+        """Whether a checkpoint may be written: the bank is open, and no step is half done."""
 
     def run(self) -> None:
         """Train all of the portion's adapters and make their answers.
@@ -72,134 +93,135 @@ class Training:
         """
         try:
             self._open()
-            self._whole = True
+            self._consistent = True
             while self.queue or self.trainer.jobs:
                 self._fill()
                 if self.trainer.jobs:
                     self._step()
                 if not self.trainer.jobs:
                     self._answer()
-                elif self._due:
+                elif self._checkpoint_due:
                     self.save()
         except BaseException as error:
             self._leave(error)
             raise
 
-    # ---- seats ----------------------------------------------------------------------------------
+    # ---- slots ----------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        """Go on from the checkpoint, or begin with all in the queue."""
+        """Go on from the checkpoint, or begin with all runs in the queue."""
         if self.portion.resumes:
             try:
                 self._restore()
                 return
             except Unusable as error:
-                again = titles([run for s, run in self.runs.items() if s not in self.ghosts])
-                self.desk.events.note(
+                again = titles([run for s, run in self.runs.items() if s not in self.replayed])
+                self.worker.events.note(
                     f"a checkpoint is not used, {error}; trained from their start: {again}"
                 )
-        self.queue = [run for system, run in self.runs.items() if system not in self.ghosts]
-        self.ghosts = set()
+        self.queue = [run for system, run in self.runs.items() if system not in self.replayed]
+        self.replayed = set()
         if self.setting.slots > 1:
             self.save()  # who shares the bank is settled before anything is finished
 
     def _fill(self) -> None:
-        """Seat the next in the queue wherever a slot is free."""
+        """Start the next runs of the queue wherever a slot is free."""
         while self.queue and self.trainer.free_slots:
-            # Out of the queue last: a signal may come in between, and nobody may be lost.
-            self._seat(self.queue[0])
+            # Out of the queue last: a signal may come in between, and no run may be lost.
+            self._assign_slot(self.queue[0])
             self.queue.pop(0)
 
-    def _seat(self, run: RunPlan) -> None:
+    def _assign_slot(self, run: RunPlan) -> None:
         self._begin(run)
         try:
-            job = job_of(self.desk.planner, run)
-            with held_back():  # a checkpoint of who is seated says with whom
+            job = job_of(self.portion, run)
+            with defer_signals():  # a checkpoint of the members names their peers
                 self.trainer.assign_slot(job)
-                seated = {one.name for one in self.trainer.jobs.values()}
-                for system in seated:
-                    self.mates[system] |= seated - {system}
+                members = {each.name for each in self.trainer.jobs.values()}
+                for system in members:
+                    self.peers[system] |= members - {system}
         except FAILURES as error:
             self._fail(run, error)
 
     def _begin(self, run: RunPlan) -> None:
-        if run.system in self.ghosts:
+        if run.system in self.replayed:
             return
-        self.desk.announce(run, self.places[run.system], len(self.places))
-        self._begun[run.system] = time.monotonic()
-        self.desk.store.begin(run.system)
+        self.worker.start(run)
+        self._began[run.system] = time.monotonic()
+        self.store.begin(run.system)
 
     # ---- steps ----------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        """One step of all, and what is done with it written: whole, whatever signal comes."""
-        with held_back():
-            self._whole = False
-            finished = self._stepped()
+        """One step of all, with finished adapters written: whole, whatever signal comes."""
+        with defer_signals():
+            self._consistent = False
+            finished = self._finished_by_step()
             self._report([*self.trainer.jobs.values(), *(job for _, job in finished)])
             for slot, job in finished:
-                self._keep(slot, job)
-            self._whole = True
+                self._save_adapter(slot, job)
+            self._consistent = True
 
-    def _stepped(self) -> list[tuple[int, Job]]:
-        """Step; returns who is done. Who fails is out of the bank, the others go on."""
+    def _finished_by_step(self) -> list[tuple[int, Job]]:
+        """Step; slots and jobs that are done. A failed job leaves the bank, the others go on."""
         jobs = self.trainer.jobs
         try:
             return self.trainer.step()
         except Diverged as error:
-            for one in (error, *error.also):
-                self._fail(self.runs[one.job.name], one)
+            for each in (error, *error.also):
+                self._fail(self.runs[each.job.name], each)
             return error.finished
         except FAILURES as error:
-            # Nobody's fault in particular, such as want of memory.
+            # No run's own fault, such as too little memory.
             for job in jobs.values():
                 self._fail(self.runs[job.name], error)
             jobs.clear()
             return []
 
     def _report(self, jobs: list[Job]) -> None:
-        """Say how far adapters are, to the listener and, now and then, to the store."""
-        told = [job for job in jobs if job.log and job.name not in self.ghosts]
-        for job in told:
+        """Report progress to the listener and, now and then, to the store."""
+        new = [job for job in jobs if job.log and job.name not in self.replayed]
+        for job in new:
             run, steps = self.runs[job.name], job.budget.steps
-            each = run.tokens / steps * (1 + BACKWARD)
-            self.desk.events.trained(run, job.log[-1], steps, each)
-        if time.monotonic() - self._beaten >= BEAT:
-            self.desk.store.beat({job.name: len(job.log) / job.budget.steps for job in told})
-            self._beaten = time.monotonic()
+            cost = run.tokens / steps * (1 + BACKWARD)
+            self.worker.events.trained(run, job.log[-1], steps, cost)
+        if time.monotonic() - self._heartbeat_at >= HEARTBEAT_EVERY:
+            self.store.beat({job.name: len(job.log) / job.budget.steps for job in new})
+            self._heartbeat_at = time.monotonic()
 
-    def _keep(self, slot: int, job: Job) -> None:
-        if job.name in self.ghosts:
+    def _save_adapter(self, slot: int, job: Job) -> None:
+        if job.name in self.replayed:
             return
         run = self.runs[job.name]
-        bank = {"slots": self.setting.slots, "with": sorted(self.mates[job.name])}
-        self.desk.keep(run, slot, job.log, bank)
-        del self._begun[job.name]
-        self._waiting.append(run)
+        bank = {"slots": self.setting.slots, "with": sorted(self.peers[job.name])}
+        self.worker.save_adapter(self.portion, run, slot, job.log, bank)
+        del self._began[job.name]
+        self._unanswered.append(run)
 
     def _fail(self, run: RunPlan, error: Exception) -> None:
-        if run.system in self.ghosts:
+        if run.system in self.replayed:
             return
-        seconds = time.monotonic() - self._begun.pop(run.system)
-        self.desk.store.fail(run.system, said(error), seconds)
-        self.desk.fail(run, error)
+        seconds = time.monotonic() - self._began.pop(run.system)
+        self.store.fail(run.system, error_text(error), seconds)
+        self.worker.fail(run, error)
 
     def _answer(self) -> None:
-        """The bank is empty: those that are trained give their answers."""
+        """The bank is empty: trained adapters give their answers."""
         if self.queue:
             self.save()
         else:
-            self.desk.store.drop_bank(self.portion.name)
-        waiting, self._waiting = self._waiting, []
-        for run in waiting:
-            self.desk.answer(run)
+            self.store.drop_bank(self.portion.name)
+        unanswered, self._unanswered = self._unanswered, []
+        for run in unanswered:
+            self.worker.answer(self.portion, run)
 
     # ---- checkpoints ----------------------------------------------------------------------------
 
     @property
-    def _due(self) -> bool:
-        since = time.monotonic() - self._saved
-        return self.every == 0 or since >= max(self.every, SHARE * self._took)
+    def _checkpoint_due(self) -> bool:
+        every = self.worker.options.checkpoint_every
+        elapsed = time.monotonic() - self._saved_at
+        return every == 0 or elapsed >= max(every, CHECKPOINT_SHARE * self._save_seconds)
 
     def save(self) -> None:
         """Write a checkpoint.
@@ -208,94 +230,88 @@ class Training:
             StoreError: no space, no permission; the one before is still there.
         """
         began = time.monotonic()
-        path = self.desk.store.bank_file(self.portion.name)
+        path = self.store.bank_file(self.portion.name)
         checkpoint.save(path, self._head(), self.trainer.state_dict())
-        self._saved = time.monotonic()
-        self._took = self._saved - began
+        self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - began
 
     def _head(self) -> Head:
-        jobs = sorted(self.trainer.jobs.items())
-        seated = [
-            Seated(job.name, slot, tuple(job.log), tuple(sorted(self.mates[job.name])))
-            for slot, job in jobs
-        ]
-        here = {one.system for one in seated}
+        adapters = tuple(
+            AdapterState(job.name, slot, tuple(job.log), tuple(sorted(self.peers[job.name])))
+            for slot, job in sorted(self.trainer.jobs.items())
+        )
+        in_slots = {adapter.system for adapter in adapters}
         return Head(
             setting=asdict(self.setting),
-            seated=tuple(seated),
-            queue=tuple(run.system for run in self.queue if run.system not in here),
-            pass_tokens=self.desk.model.pass_tokens,
+            adapters=adapters,
+            queue=tuple(run.system for run in self.queue if run.system not in in_slots),
+            pass_tokens=self.model.pass_tokens,
         )
 
     def _restore(self) -> None:
-        """Seat everyone as the checkpoint says.
+        """Put every adapter into the slot that the checkpoint names.
 
         Raises:
             Unusable: it is damaged, or the data is no longer what it was.
         """
-        path = self.desk.store.bank_file(self.portion.name)
-        head, tensors = checkpoint.read(path)
-        bank = self.desk.model.bank
+        head, tensors = checkpoint.read(self.store.bank_file(self.portion.name))
+        bank = self.model.bank
         if any(tensor.shape != bank.weights[0].shape for tensor in tensors.values()) or any(
-            one.slot >= bank.slots for one in head.seated
+            adapter.slot >= bank.slots for adapter in head.adapters
         ):
             raise Unusable("its adapters are of another form")
         try:
-            jobs = {one.slot: self._job_at(one) for one in head.seated}
+            jobs = {adapter.slot: self._job_at(adapter) for adapter in head.adapters}
         except MixtuneError as error:
             raise Unusable(str(error)) from error
-        for one in head.seated:
-            self._begin(self.runs[one.system])
-            self.mates[one.system] = set(one.mates)
+        for adapter in head.adapters:
+            self._begin(self.runs[adapter.system])
+            self.peers[adapter.system] = set(adapter.peers)
         self.trainer.resume(jobs, tensors)
         self.queue = [self.runs[system] for system in head.queue]
-        if head.pass_tokens is not None:
-            self.desk.model.pass_tokens = head.pass_tokens
-        self._say_restored(jobs)
+        self.model.pass_tokens = head.pass_tokens
+        self._note_restored(jobs)
 
-    def _job_at(self, one: Seated) -> Job:
-        job = job_of(self.desk.planner, self.runs[one.system])
-        job.log.extend(one.log)
+    def _job_at(self, adapter: AdapterState) -> Job:
+        job = job_of(self.portion, self.runs[adapter.system])
+        job.log.extend(adapter.log)
         return job
 
-    def _say_restored(self, jobs: dict[int, Job]) -> None:
-        shown = [
-            f"{title(self.runs[job.name])} at step {len(job.log)} of {job.budget.steps}"
+    def _note_restored(self, jobs: dict[int, Job]) -> None:
+        resumed = [
+            f"{self.runs[job.name].title} at step {len(job.log)} of {job.budget.steps}"
             for job in jobs.values()
-            if job.name not in self.ghosts
+            if job.name not in self.replayed
         ]
-        if shown:
-            self.desk.events.note(f"goes on from its checkpoint: {shorten(', '.join(shown), 300)}")
-        if self.ghosts:
-            self.desk.events.note(
+        note = self.worker.events.note
+        if resumed:
+            note(f"goes on from its checkpoint: {shorten(', '.join(resumed), 300)}")
+        if self.replayed:
+            note(
                 "trained along, though done, for the bits of those they share a bank with: "
-                + titles([self.runs[system] for system in self.runs if system in self.ghosts])
+                + titles([self.runs[system] for system in self.runs if system in self.replayed])
             )
 
     def _leave(self, error: BaseException) -> None:
-        """On the way out: a last checkpoint if it is quick, and units in work given back."""
-        made = any(job.log for job in self.trainer.jobs.values())
+        """On the way out: a last checkpoint if it is quick, and running units released."""
+        stepped = any(job.log for job in self.trainer.jobs.values())
         disk = isinstance(error, StoreError | OSError)
-        if self._whole and made and not disk and self._took < QUICK:
+        if self._consistent and stepped and not disk and self._save_seconds < QUICK_CHECKPOINT:
             with suppress(StoreError):
                 self.save()
-        for system in self._begun:
+        for system in self._began:
             with suppress(StoreError):
-                self.desk.store.release(system)
+                self.store.release(system)
 
 
-def job_of(planner: Planner, run: RunPlan) -> Job:
-    """A run's whole training.
-
-    Raises:
-        DataError: the data is no longer what the run was planned with.
-    """
+def job_of(portion: Portion, run: RunPlan) -> Job:
+    """A run's whole training."""
     assert run.seed is not None
     assert run.course is not None
-    train, course = planner.study.train, run.course
-    if course.warmup_steps is not None:
-        train = train.model_copy(update={"warmup_steps": course.warmup_steps})
-    if course.lr is not None:
-        train = train.model_copy(update={"lr": course.lr})
-    rows = planner.training_rows(run)
-    return Job(run.system, rows, train, course, named_seed(run.seed, "init"))
+    train, schedule = portion.train, run.course
+    if schedule.warmup_steps is not None:
+        train = train.model_copy(update={"warmup_steps": schedule.warmup_steps})
+    if schedule.lr is not None:
+        train = train.model_copy(update={"lr": schedule.lr})
+    rows = portion.training_rows(run)
+    return Job(run.system, rows, train, schedule, named_seed(run.seed, "init"))

@@ -1,16 +1,15 @@
-"""What a bank needs to go on where it was after its process has died: one file, written whole.
+"""Checkpoint of a bank of adapters in training: one file, written whole.
 
     banks/<bank>.safetensors
-      tensors    each seated adapter's weights and moments, as `Trainer.state` names them
-      metadata   `bank`: the rest, as JSON; `sha256`: of that JSON and of every tensor
+      tensors    weights and moments of each adapter in a slot, as `Trainer.state` names them
+      metadata   `bank`: the head as JSON; `sha256`: of that JSON and of every tensor
 
-One file and not two, so that tensors and steps are never of different moments. The checksum is
-there because a changed number would change a result and nothing else would tell.
+One file and not two, so that tensors and steps are never of different moments. Without the checksum
+a changed number would change a result, and nothing would show it.
 
-Knows: the file. Does not know: when it is written, whether it fits what is asked now.
+Knows: the file. Does not know: when it is written, whether it fits the run.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,8 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mixtune.errors import shorten
+from mixtune.identity import digest_of_arrays
 from mixtune.records import TrainStep
-from mixtune.store import files as durable
+from mixtune.store.files import write_whole
+from mixtune.store.folder import Store
 
 SCHEME = 1
 """Version of the file; another one is not read."""
@@ -35,36 +36,36 @@ class Unusable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Seated:
-    """An adapter in training: its run's id, its slot, its steps so far, whom it shared them with.
+class AdapterState:
+    """An adapter in training: id of its run, its slot and its steps so far.
 
-    `mates`: ids of the runs that were ever in the bank beside it.
+    `peers`: ids of the runs that ever shared the bank with it.
     """
 
     system: str
     slot: int
     log: tuple[TrainStep, ...]
-    mates: tuple[str, ...]
+    peers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A checkpoint but for its tensors.
+    """A checkpoint without its tensors.
 
-    `setting`: what the bits depend on beside the members (see `Setting`). `seated` in the order of
-    slots; `queue`: ids of the runs that are seated next, in their order. `pass_tokens`: what the
-    engine had found that one pass may hold.
+    `setting`: what the bits depend on beside the members (`assign.Setting`). `adapters` in the
+    order of slots; `queue`: ids of the runs that wait for a slot, in their order. `pass_tokens`:
+    tokens of one pass that fit into memory, as the engine has found.
     """
 
     setting: dict[str, Any]
-    seated: tuple[Seated, ...]
+    adapters: tuple[AdapterState, ...]
     queue: tuple[str, ...]
-    pass_tokens: int | None
+    pass_tokens: int
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Every run that the bank still has before it."""
-        return (*(one.system for one in self.seated), *self.queue)
+        """Ids of all runs that the bank is not done with."""
+        return (*(adapter.system for adapter in self.adapters), *self.queue)
 
 
 def save(path: Path, head: Head, tensors: Mapping[str, Tensor]) -> None:
@@ -73,57 +74,68 @@ def save(path: Path, head: Head, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         StoreError: no space, no permission.
     """
-    value = asdict(head) | {
-        "scheme": SCHEME,
-        # A step is a row without names: thousands of them are kept.
-        "seated": [
-            {**asdict(one), "log": [astuple(step) for step in one.log]} for one in head.seated
-        ],
-    }
-    text = json.dumps(value)
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    meta = {"bank": text, "sha256": _digest(text, held)}
-    durable.write_whole(path, lambda part: save_file(held, part, metadata=meta))
+    # A step is a list without names: a bank has thousands of them.
+    adapters = [
+        {**asdict(adapter), "log": [astuple(step) for step in adapter.log]}
+        for adapter in head.adapters
+    ]
+    text = json.dumps({**asdict(head), "scheme": SCHEME, "adapters": adapters})
+    saved = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"bank": text, "sha256": _digest(text, saved)}
+    write_whole(path, lambda part: save_file(saved, part, metadata=metadata))
 
 
 def read_head(path: Path) -> Head:
-    """All but the tensors, which are not looked at.
+    """Read a checkpoint without its tensors, whose checksum is not tested.
 
     Raises:
         Unusable: it cannot be read.
     """
-    with _reading(), safe_open(path, framework="pt") as held:
-        return _head(held.metadata()["bank"])
+    with _unusable_on_error(), safe_open(path, framework="pt") as file:
+        return _head(file.metadata()["bank"])
 
 
 def read(path: Path) -> tuple[Head, dict[str, Tensor]]:
-    """A checkpoint, whole.
+    """Read a whole checkpoint.
 
     Raises:
-        Unusable: it cannot be read, or a bit of it is another one than was written.
+        Unusable: it cannot be read, or a bit of it has changed.
     """
-    with _reading(), safe_open(path, framework="pt") as held:
-        meta = held.metadata()
-        tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 - no mapping
-        if _digest(meta["bank"], tensors) != meta["sha256"]:
+    with _unusable_on_error(), safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if _digest(metadata["bank"], tensors) != metadata["sha256"]:
             raise Unusable("it is damaged")
-        return _head(meta["bank"]), tensors
+        return _head(metadata["bank"]), tensors
+
+
+def heads(store: Store) -> dict[str, Head | Unusable]:
+    """Heads of the banks' checkpoints by name of the bank."""
+    by_name: dict[str, Head | Unusable] = {}
+    for name in store.banks():
+        try:
+            by_name[name] = read_head(store.bank_file(name))
+        except Unusable as error:
+            by_name[name] = error
+    return by_name
 
 
 def _head(text: str) -> Head:
     value = json.loads(text)
     if value.pop("scheme") != SCHEME:
         raise Unusable("another version of mixtune wrote it")
-    seated = [_seated(**one) for one in value.pop("seated")]
-    return Head(**value | {"seated": tuple(seated), "queue": tuple(value["queue"])})
+    adapters = tuple(_adapter(**adapter) for adapter in value.pop("adapters"))
+    return Head(**value | {"adapters": adapters, "queue": tuple(value["queue"])})
 
 
-def _seated(system: str, slot: int, log: Sequence[Sequence[Any]], mates: Sequence[str]) -> Seated:
-    return Seated(system, slot, tuple(TrainStep(*step) for step in log), tuple(mates))
+def _adapter(
+    system: str, slot: int, log: Sequence[Sequence[Any]], peers: Sequence[str]
+) -> AdapterState:
+    return AdapterState(system, slot, tuple(TrainStep(*step) for step in log), tuple(peers))
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
+def _unusable_on_error() -> Iterator[None]:
     """Whatever reading raises, as `Unusable`."""
     try:
         yield
@@ -132,8 +144,4 @@ def _reading() -> Iterator[None]:
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    sha = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        sha.update(tensor.numpy().data.cast("B"))
-    return sha.hexdigest()
+    return digest_of_arrays({name: tensor.numpy() for name, tensor in tensors.items()}, text)

@@ -1,27 +1,15 @@
-"""Systems that were made elsewhere, scored on a study's items: an adapter, or a whole model.
+"""Systems that this process answers: external and merged ones, probes and other strengths.
 
-Knows: what tells an adapter from a model, how each becomes a system of the study. Does not know:
-how answers are made or scored.
+External systems were trained elsewhere: an adapter in PEFT's format, or a whole model. Merged ones
+are weighted sums of trained adapters. What was answered before is left alone.
 
-Units aside of a study's plan, done in this process: probes, and adapters at other strengths.
-
-What was done before is left alone.
-
-Knows: which systems are asked with which model. Does not know: what is asked, how answers are made.
-
-Merged single tasks: their adapters added up, written, and asked like any other system.
-
-Knows: which parts have to be there first. Does not know: what is merged with what weights, how
-adapters are added.
-
-A base model on this machine as a judge.
-
-Knows: how a model becomes something that answers. Does not know: what it is asked.
+Knows: how each kind becomes a system of the study, what it needs before it can answer. Does not
+know: how answers are made or scored.
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,13 +17,14 @@ import torch
 from mixtune.datasets.registry import Registry
 from mixtune.engine.adapter_format import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig
 from mixtune.engine.convert import prepare
-from mixtune.engine.decoder import Decoder
 from mixtune.engine.merge import base_of, merge
-from mixtune.engine.model import DTYPES, LocalModel
+from mixtune.engine.model import LocalModel
 from mixtune.errors import ModelError, SpecError, StoreError
-from mixtune.execution.assign import Portion, missing, title
-from mixtune.execution.units import FAILURES, said
-from mixtune.execution.worker import Session, begin, local_model
+from mixtune.execution.assign import alone, portion_of
+from mixtune.execution.bank_training import run_portion
+from mixtune.execution.options import Setting
+from mixtune.execution.units import FAILURES, error_text, missing, started
+from mixtune.execution.worker import Worker, WorkerOptions
 from mixtune.identity import make_id
 from mixtune.models.catalog import local_path
 from mixtune.models.files import read_object, sha256_of
@@ -46,26 +35,170 @@ from mixtune.planning.runs import Plan, RunPlan, plan_row
 from mixtune.planning.strengths import plan_strengths
 from mixtune.planning.summary import facts_of
 from mixtune.records import Split
-from mixtune.store.folder import PlanRow, Store
+from mixtune.store.folder import Folders, PlanRow, Store
 from mixtune.study.reading import dump_study, parse_study
 from mixtune.study.spec import EvalSpec, Study, TrainSpec
 from mixtune.tokens import Tokens
 
 _FLOORS = {"majority": "", "base": ""}
-"""Names that mean the study's own floors, whether it has them or not."""
+"""Names of the study's own floors, which no other system may have."""
+
+JUDGE_PROMPT_LENGTH = 16_384
+"""Tokens of a question with both answers; the model's own context may be shorter."""
+
+
+def _answer_here(
+    runs: Sequence[RunPlan], planner: Planner, store: Store, events: Events
+) -> list[RunPlan]:
+    """Answer what is missing of systems, one after another; returns those that failed.
+
+    The caller has entered `units.started`. Systems that follow each other and whose adapters have
+    the same configuration share a loaded model.
+    """
+    worker = _worker(planner.study, store, events)
+    for run in runs:
+        undone = store.undone(answer.id for answer in run.answers)
+        run_portion(worker, portion_of(alone(run), planner, undone))
+    return worker.failed
+
+
+def _worker(study: Study, store: Store, events: Events) -> Worker:
+    setting = Setting.here(1, torch.get_num_threads(), _device(), study.train.compute)
+    return Worker(store, events, WorkerOptions(setting))
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# ---- probes and strengths -----------------------------------------------------------------------
+
+
+def probe(study: Study, folders: Folders, only: Sequence[str], events: Events) -> list[RunPlan]:
+    """Probe the base, and a study's adapters that are trained; returns the systems that failed.
+
+    Args:
+        study: with its probes.
+        folders: of data and runs.
+        only: names of the systems; empty for all.
+        events: listener.
+
+    Raises:
+        ModelError, DataError, SpecError: before anything is asked.
+        StoreError: there is no such study, the folder is in use, or it holds another study.
+    """
+    store = folders.store(study.name)
+    store.require()
+    registry, files = Registry.of(study, folders.data), prepare(study.model)
+    with store.lock():
+        return _answer_extra(plan_probes(study, store, registry, files, only), store, events)
+
+
+def strengths(
+    study: Study,
+    folders: Folders,
+    by_cocktail: Mapping[str, Sequence[float]],
+    split: Split,
+    events: Events,
+) -> list[RunPlan]:
+    """Let adapters of a study answer at other strengths; returns the systems that failed.
+
+    Args:
+        study: the stored one counts.
+        folders: of data and runs.
+        by_cocktail: cocktail → strengths.
+        split: whose items are answered.
+        events: listener.
+
+    Raises:
+        ModelError, DataError, SpecError, StoreError: as `probe`.
+    """
+    store = folders.store(study.name)
+    store.require()
+    registry, files = Registry.of(study, folders.data), prepare(study.model)
+    with store.lock():
+        stored = stored_study(store, study)
+        extra = plan_strengths(stored, store, (registry, files), by_cocktail, split)
+        return _answer_extra(extra, store, events)
+
+
+def _answer_extra(extra: Asked, store: Store, events: Events) -> list[RunPlan]:
+    """Save the plan of extra units and do those that are missing; the caller holds the lock."""
+    planner = extra.planner
+    store.save_plan(extra.rows, dump_study(planner.study), facts_of(planner))
+    plan = Plan(planner.study, planner.files, extra.runs)
+    with started(plan, store, events):
+        return _answer_here(plan.runs, planner, store, events)
+
+
+def stored_study(store: Store, study: Study) -> Study:
+    """The study as stored, with the places of task files and base model as they are now."""
+    raw = store.read_value("study.yaml")
+    return parse_study(raw | {"task_files": study.task_files, "model": study.model})
+
+
+# ---- merged adapters ----------------------------------------------------------------------------
+
+
+def answer_merged(plan: Plan, planner: Planner, store: Store, events: Events) -> list[RunPlan]:
+    """Merge and answer what is missing; returns the runs that are not done.
+
+    The caller has entered `units.started` and has trained what can be trained.
+
+    Raises:
+        StoreError, OSError: results cannot be written.
+    """
+    units = store.units()
+    unfinished = [run for run in plan.runs if run.kind == "merged" and missing(run, units)]
+    failed, written = [], []
+    # Sums of equally many adapters have the same rank, and share a loaded model.
+    for run in sorted(unfinished, key=lambda run: len(run.parts)):
+        if any(units[part.system].state != "done" for part in run.parts):
+            events.note(f"{run.title}: waits for adapters that are not trained")
+            failed.append(run)
+            continue
+        try:
+            _write_merged(run, store)
+        except (StoreError, OSError):
+            raise
+        except FAILURES as error:
+            events.run_failed(run, error_text(error))
+            failed.append(run)
+        else:
+            written.append(run)
+    return failed + _answer_here(written, planner, store, events)
+
+
+def _write_merged(run: RunPlan, store: Store) -> None:
+    parts = [store.folder / part.folder / "adapter" for part in run.parts]
+    with store.new_folder(f"{run.folder}/adapter") as folder:
+        merge(parts, [part.weight for part in run.parts], folder)
+
+
+# ---- external adapters and models ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _External:
+    """A system trained elsewhere; `planner` has its own base model where it is a whole model."""
+
+    run: RunPlan
+    planner: Planner
+    adapter: Path | None
 
 
 def evaluate(
-    study: Study, what: str, label: str, folders: tuple[Path | None, Path], events: Events
+    study: Study, source: str, label: str, folders: Folders, events: Events
 ) -> list[RunPlan]:
-    """Score an adapter or a model on a study's tasks; it stays a system of the study.
+    """Answer a study's items with an adapter or a model, which stays a system of the study.
 
     Args:
         study: its tasks, items, base model and number format are used.
-        what: a folder with a PEFT adapter; or a model: folder, .gguf file, catalogue name, hub id.
-        label: what tables call it.
-        folders: data directory (None: the hub) and runs directory.
-        events: told of progress.
+        source: a folder with a PEFT adapter; or a model: folder, .gguf file, catalogue name, hub
+            id.
+        label: its name in tables.
+        folders: of data and runs.
+        events: listener.
 
     Returns:
         The system, if it failed.
@@ -75,53 +208,51 @@ def evaluate(
         SpecError: the label is taken by a system of the study.
         StoreError: the folder is in use, or holds other results under this study's name.
     """
-    data_dir, runs_dir = folders
-    store = Store(runs_dir / study.name)
-    kept = store.plan() if store.exists else []
-    # Where the study has been planned it is what is kept there, seeds added by hand and all; a
-    # system brought in asks nothing of the study file.
-    study = kept_study(store, study) if kept else study
-    registry = Registry.of(study, data_dir)
-    home = planner = Planner(study, registry, prepare(study.model))
-    plan = home.plan().rows()
-    adapter = local_path(what)
-    if adapter is not None and (adapter / CONFIG_FILE).is_file():
-        run, load = _adapter(home, adapter, label)
-    else:
-        planner, run = _model(home, registry, what, label)
-        load = partial(local_model, planner)
-    _refuse_taken(run, [*plan, *kept])
-    units = store.units() if kept else {}
-    rows = [plan_row(run, answer) for answer in run.answers]
-    if all(row.id in units and units[row.id].state == "done" for row in rows):
+    store = folders.store(study.name)
+    stored = store.plan() if store.exists else []
+    # A planned study counts as it is stored, with seeds added on the command line: an external
+    # system asks nothing of the study file.
+    study = stored_study(store, study) if stored else study
+    registry = Registry.of(study, folders.data)
+    planner = Planner(study, registry, prepare(study.model))
+    planned = planner.plan().rows()
+    external = _external(planner, registry, source, label)
+    run = external.run
+    _refuse_taken(run, [*planned, *stored])
+    units = store.units() if stored else {}
+    undone = {a.id for a in run.answers if a.id not in units or units[a.id].state != "done"}
+    if not undone:
         return []
-    model = load()
-    if adapter is not None and run.kind == "adapter":
-        model.load_adapter(adapter)  # what does not fit is refused before it has a name here
+    worker = _worker(study, store, events)
+    portion = portion_of(alone(run), external.planner, undone)
+    # A model that cannot be loaded, or an adapter that does not fit, gets no name in the study.
+    config = None if external.adapter is None else AdapterConfig.read(external.adapter)
+    model = worker.model(portion, config)
+    if external.adapter is not None:
+        model.load_adapter(external.adapter)
     with store.lock():
-        store.save_plan([*plan, *rows], dump_study(home.study), facts_of(home))
-        own = Plan(study, planner.files, (run,))
-        with begin(own, store, events):
-            if adapter is not None and run.kind == "adapter":
+        rows = [plan_row(run, answer) for answer in run.answers]
+        store.save_plan([*planned, *rows], dump_study(study), facts_of(planner))
+        with started(Plan(study, external.planner.files, (run,)), store, events):
+            if external.adapter is not None:
                 with store.new_folder(f"{run.folder}/adapter") as folder:
                     for name in (CONFIG_FILE, WEIGHTS_FILE):
-                        shutil.copyfile(adapter / name, folder / name)
-            session = Session(planner, store, lambda: model, events)
-            return session.run(own, [Portion(run.system, (run,))])
+                        shutil.copyfile(external.adapter / name, folder / name)
+            run_portion(worker, portion)
+    return worker.failed
 
 
-def kept_study(store: Store, study: Study) -> Study:
-    """The study as it is kept, its own files where the study file says that they are now."""
-    raw = store.read_value("study.yaml")
-    return parse_study(raw | {"task_files": study.task_files, "model": study.model})
+def _external(planner: Planner, registry: Registry, source: str, label: str) -> _External:
+    folder = local_path(source)
+    if folder is not None and (folder / CONFIG_FILE).is_file():
+        return _adapter(planner, folder, label)
+    return _model(planner, registry, source, label)
 
 
-def _adapter(
-    planner: Planner, folder: Path, label: str
-) -> tuple[RunPlan, Callable[[], LocalModel]]:
-    """An adapter of the study's base model; refused where it says that it is for another."""
+def _adapter(planner: Planner, folder: Path, label: str) -> _External:
+    """An adapter of the study's base model; refused where it names another one."""
     assert planner.files is not None
-    form = AdapterConfig.read(folder)
+    config = AdapterConfig.read(folder)
     base = base_of(folder)
     if base.digest not in (None, planner.files.digest):
         raise ModelError(
@@ -131,44 +262,33 @@ def _adapter(
             wanted=f"{planner.files.name}, digest {planner.files.digest}, the study's base",
             remedy="score it in a study of its own base model",
         )
-    targets = (
-        sorted(form.target_modules)
-        if isinstance(form.target_modules, tuple)
-        else form.target_modules
-    )
+    modules = config.target_modules
+    targets = sorted(modules) if isinstance(modules, tuple) else modules
     parts = {
         "model": planner.files.digest,
         "weights": sha256_of(folder / WEIGHTS_FILE),
-        "form": [form.rank, form.alpha, targets, form.use_rslora],
+        "form": [config.rank, config.alpha, targets, config.use_rslora],
     }
-    origin = str(read_object(folder / CONFIG_FILE).get("base_model_name_or_path"))
-    origin = f"adapter {folder.name}, made for {origin}"
+    made_for = str(read_object(folder / CONFIG_FILE).get("base_model_name_or_path"))
+    origin = f"adapter {folder.name}, made for {made_for}"
     run = planner.brought_in("adapter", make_id("adapter", parts), label, origin)
-    return run, partial(of_form, planner, form)
+    return _External(run, planner, folder)
 
 
-def _model(planner: Planner, registry: Registry, what: str, label: str) -> tuple[Planner, RunPlan]:
+def _model(planner: Planner, registry: Registry, source: str, label: str) -> _External:
     """A whole model, with a tokenizer and a template of its own."""
-    files = prepare(what)
+    files = prepare(source)
     assert planner.files is not None
     if files.digest == planner.files.digest:
         raise SpecError(
             "this is the study's own base model",
-            found=what,
+            found=source,
             remedy="its scores are those of the system base",
         )
-    own = Planner(planner.study.model_copy(update={"model": what}), registry, files)
+    own = Planner(planner.study.model_copy(update={"model": source}), registry, files)
     system = make_id("model", {"model": files.digest})
-    return own, own.brought_in("model", system, label, f"model {files.name}, {files.source}")
-
-
-def of_form(planner: Planner, form: AdapterConfig, device: str = "cpu") -> LocalModel:
-    """The study's base model with one adapter of a form of its own, such as a merged one."""
-    assert planner.files is not None
-    assert planner.tokens is not None
-    study = planner.study
-    decoder = Decoder.load(planner.files.folder, DTYPES[study.train.compute], device)
-    return LocalModel.with_adapters(decoder, form, planner.tokens, study.evaluate)
+    run = own.brought_in("model", system, label, f"model {files.name}, {files.source}")
+    return _External(run, own, None)
 
 
 def _refuse_taken(run: RunPlan, rows: Sequence[PlanRow]) -> None:
@@ -185,159 +305,29 @@ def _refuse_taken(run: RunPlan, rows: Sequence[PlanRow]) -> None:
             wanted=f"a name that is none of {', '.join(sorted(named))}",
             remedy="give one with --name",
         )
-    others = [row.cocktail for row in rows if row.system == run.system]
-    if others and run.name not in others:
+    names = [row.cocktail for row in rows if row.system == run.system]
+    if names and run.name not in names:
         raise SpecError(
             "this system is scored already, under another name",
             found=run.name,
-            wanted=others[0],
-            remedy=f"mixtune compare STUDY.yaml {others[0]} OTHER shows it beside others",
+            wanted=names[0],
+            remedy=f"mixtune compare STUDY.yaml {names[0]} OTHER shows it beside others",
         )
 
 
-def probe(
-    study: Study, folders: tuple[Path | None, Path], only: Sequence[str], events: Events
-) -> list[RunPlan]:
-    """Probe the base, and the adapters of a study that are there; returns the systems that failed.
-
-    Args:
-        study: with its probes.
-        folders: data directory (None: the hub) and runs directory.
-        only: names of the systems; empty for all.
-        events: told of progress.
-
-    Raises:
-        ModelError, DataError, SpecError: before anything is asked.
-        StoreError: there is no such study, the folder is in use, or what is asked is another study.
-    """
-    data_dir, runs_dir = folders
-    store = Store(runs_dir / study.name)
-    store.require()
-    registry = Registry.of(study, data_dir)
-    files = prepare(study.model)
-    with store.lock():
-        asked = plan_probes(study, store, registry, files, only)
-        return _do(store, asked, events)
-
-
-def strengths(
-    study: Study,
-    folders: tuple[Path | None, Path],
-    wanted: Mapping[str, Sequence[float]],
-    split: Split,
-    events: Events,
-) -> list[RunPlan]:
-    """Let adapters of a study answer at other strengths; returns the systems that failed.
-
-    Args:
-        study: it is the kept one that counts.
-        folders: data directory (None: the hub) and runs directory.
-        wanted: cocktail → strengths.
-        split: whose items are answered.
-        events: told of progress.
-
-    Raises:
-        ModelError, DataError, SpecError, StoreError: as `probe`.
-    """
-    data_dir, runs_dir = folders
-    store = Store(runs_dir / study.name)
-    store.require()
-    registry = Registry.of(study, data_dir)
-    files = prepare(study.model)
-    with store.lock():
-        kept = kept_study(store, study)
-        asked = plan_strengths(kept, store, (registry, files), wanted, split)
-        return _do(store, asked, events)
-
-
-def _do(store: Store, asked: Asked, events: Events) -> list[RunPlan]:
-    """Take the units in, and do those that are missing; the caller holds the lock.
-
-    The study's own systems share one model; an adapter of another form has one of its own.
-    """
-    planner = asked.planner
-    store.save_plan(asked.rows, dump_study(planner.study), facts_of(planner))
-    plan = Plan(planner.study, planner.files, asked.runs)
-    failed: list[RunPlan] = []
-    with begin(plan, store, events):
-        brought = [run for run in plan.runs if run.kind == "adapter" and not run.of]
-        own = [run for run in plan.runs if run not in brought]
-        groups: list[tuple[list[RunPlan], Callable[[], LocalModel]]] = [
-            (own, partial(local_model, planner, 1, _device()))
-        ]
-        for run in brought:
-            form = AdapterConfig.read(store.folder / run.folder / "adapter")
-            groups.append(([run], partial(of_form, planner, form, _device())))
-        for runs, load in groups:
-            session = Session(planner, store, load, events)
-            failed += session.run(plan, [Portion(run.system, (run,)) for run in runs])
-    return failed
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def answer_merged(plan: Plan, planner: Planner, store: Store, events: Events) -> list[RunPlan]:
-    """Merge and ask what is missing; returns the runs that are not done.
-
-    The caller holds the store's lock, has saved the plan, is within `worker.begin`, and has trained
-    what can be trained.
-
-    Raises:
-        StoreError, OSError: results cannot be written.
-    """
-    units = store.units()
-    todo = [run for run in plan.runs if run.kind == "merged" and missing(run, units)]
-    lacking = [run for run in todo if any(units[part.system].state != "done" for part in run.parts)]
-    for run in lacking:
-        events.note(f"{title(run)}: waits for adapters that are not trained")
-    written: dict[AdapterConfig, list[RunPlan]] = {}
-    failed = list(lacking)
-    for run in todo:
-        if run in lacking:
-            continue
-        try:
-            written.setdefault(_write(run, store), []).append(run)
-        except (StoreError, OSError):
-            raise
-        except FAILURES as error:
-            events.run_failed(run, said(error))
-            failed.append(run)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for form, runs in written.items():
-        load = partial(of_form, planner, form, device)
-        failed += _ask(runs, plan, Session(planner, store, load, events))
-    return failed
-
-
-def _write(run: RunPlan, store: Store) -> AdapterConfig:
-    """Write the sum of a run's parts; returns its form."""
-    parts = [store.folder / part.folder / "adapter" for part in run.parts]
-    with store.new_folder(f"{run.folder}/adapter") as folder:
-        merge(parts, [part.weight for part in run.parts], folder)
-    return AdapterConfig.read(store.folder / run.folder / "adapter")
-
-
-def _ask(runs: Sequence[RunPlan], plan: Plan, session: Session) -> list[RunPlan]:
-    return session.run(plan, [Portion(run.system, (run,)) for run in runs])
-
-
-LONGEST_PROMPT = 16_384
-"""Tokens of a question with both answers; the model's own context may be shorter."""
+# ---- judge --------------------------------------------------------------------------------------
 
 
 def local_judge(name: str) -> LocalModel:
-    """A model of the catalogue, a hub id or a folder, without adapters; greedy.
+    """Load a model of the catalogue, a hub id or a folder as a judge, without adapters; greedy.
 
     Raises:
         ModelError: it cannot be found or run.
     """
     files = prepare(name)
-    evaluate = EvalSpec(max_prompt_length=LONGEST_PROMPT, batch_size=8)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    evaluate = EvalSpec(max_prompt_length=JUDGE_PROMPT_LENGTH, batch_size=8)
     model = LocalModel.load(
-        files.folder, Tokens.load(files.folder), TrainSpec(rank=1), evaluate, device=device
+        files.folder, Tokens.load(files.folder), TrainSpec(rank=1), evaluate, device=_device()
     )
     model.use_base()
     model.system = make_id("judge", {"model": files.digest})

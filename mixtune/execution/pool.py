@@ -1,10 +1,12 @@
-"""Several processes on one study: each takes the next portion of work that nobody has.
+"""Worker processes on one study: each gets the next portion as soon as it is ready for one.
 
-Without a GPU they are forked from a process that does nothing but import what they need, which it
-does while the study is planned. Where there is a GPU each is started afresh: once anything has
-looked for GPUs, a forked process can use none.
+Without a GPU they are forked from a server process that has only imported what they need, which it
+does while the study is planned. With a GPU each is started afresh: once anything has looked for
+GPUs, a forked process can use none. Python's ProcessPoolExecutor is not used: it cannot end its
+workers with time to release their units, nor tell how each of them ended.
 
-Knows: processes, who is alive, passing events on. Does not know: what a portion does.
+Knows: processes, which are alive, portion files, events of workers. Does not know: what a portion
+holds.
 """
 
 import multiprocessing
@@ -14,9 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -28,65 +29,41 @@ from typing import Any
 import torch
 
 from mixtune.errors import MixtuneError, RunFailed, UserError
-from mixtune.execution.assign import Portion, Setting
-from mixtune.execution.worker import Session, local_model
+from mixtune.execution.bank_training import run_portion
+from mixtune.execution.portion import Portion
+from mixtune.execution.worker import Worker, WorkerOptions
 from mixtune.identity import collect_rarely
 from mixtune.planning.events import Events
-from mixtune.planning.plan import Planner
-from mixtune.planning.runs import Plan, RunPlan
-from mixtune.signals import held_back
+from mixtune.planning.runs import RunPlan
+from mixtune.signals import TERMINATION_SIGNALS, defer_signals
 from mixtune.store.folder import Store
 
-Message = tuple[str, tuple[Any, ...]]
-"""Name of an event and its arguments; or "died" and the error that ended the worker."""
+SOCKET_FOLDER_LIMIT = 70
+"""Characters of the temporary folder up to which the system takes a fork server's socket in it: 108
+with what Python adds."""
 
-DEAF = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What a terminal or a closing session sends to all processes, and the parent answers for all."""
-
-SOCKET = 70
-"""Characters of the folder of temporary files up to which the system takes a fork server's socket
-in it: 108 with what Python adds."""
-
-PATIENCE = 10.0
+SHUTDOWN_TIMEOUT = 10.0
 """Seconds that a worker has to end by itself once it is asked to."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a worker process needs; `slots`: adapters in its bank; `every`: between checkpoints."""
-
-    make_planner: Callable[[], Planner]
-    plan: Plan
-    folder: Path
-    portions: Sequence[Portion]
-    setting: Setting
-    slots: int
-    every: float
-
-    def session(self, events: Events) -> Session:
-        """A session in this process, on the store's folder."""
-        planner, store = self.make_planner(), Store(self.folder)
-        load = partial(local_model, planner, self.slots, self.setting.device, store.states_folder)
-        return Session(planner, store, load, events, self.setting, self.every)
-
-
-def begin_imports() -> None:
+def start_fork_server() -> None:
     """Start to import what workers need, in the background; without a GPU only."""
     context = _context()
     if isinstance(context, ForkServerContext):
         context.set_forkserver_preload(["mixtune.execution.preload"])
-        with _born_deaf(), _finding_what_this_finds():
+        with _signals_blocked(), _same_import_path():
             forkserver.ensure_running()
 
 
 def _context() -> ForkServerContext | SpawnContext:
-    if torch.cuda.is_available() or len(os.fsencode(tempfile.gettempdir())) > SOCKET:
+    temporary = os.fsencode(tempfile.gettempdir())
+    if torch.cuda.is_available() or len(temporary) > SOCKET_FOLDER_LIMIT:
         return multiprocessing.get_context("spawn")
     return multiprocessing.get_context("forkserver")
 
 
 @contextmanager
-def _finding_what_this_finds() -> Iterator[None]:
+def _same_import_path() -> Iterator[None]:
     """A process started in the body imports modules from where this one does.
 
     By itself it would look into the working directory first.
@@ -100,103 +77,131 @@ def _finding_what_this_finds() -> Iterator[None]:
         _set_environment(before)
 
 
-def _set_environment(wanted: Mapping[str, str]) -> None:
-    for name in os.environ.keys() - wanted.keys():
+def _set_environment(variables: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - variables.keys():
         del os.environ[name]
-    os.environ.update(wanted)
+    os.environ.update(variables)
 
 
-def run_pool(work: Work, workers: int, events: Events) -> list[RunPlan]:
-    """Run a plan with worker processes; returns the runs that failed.
+def run_pool(
+    portions: Iterator[Portion], store: Store, options: WorkerOptions, workers: int, events: Events
+) -> list[RunPlan]:
+    """Do portions in worker processes; returns the runs that failed.
 
-    The caller holds the store's lock, has saved the plan, is within `worker.begin` and has dealt
-    the portions.
+    The caller holds the store's lock and has entered `units.started`. Each portion is made when a
+    worker is ready for it.
 
     Raises:
         RunFailed: a worker ended early; with its error, unless it was killed.
         UserError, OSError: what stopped a worker, such as a full disk.
     """
     context = _context()
-    begin_imports()  # where the study looked finished at its start
-    pipes = [context.Pipe(duplex=False) for _ in range(workers)]
+    start_fork_server()  # where the study looked finished at its start
+    pipes = [context.Pipe() for _ in range(workers)]
     processes: list[BaseProcess] = []
-    heard = _Heard(events)
+    dispatcher = _Dispatcher(portions, store, events)
     try:
-        with _born_deaf():
-            for _, sender in pipes:
-                process = context.Process(target=_work, args=(work, sender, dict(os.environ)))
+        with _signals_blocked():
+            for _, end in pipes:
+                arguments = (store.folder, options, end, dict(os.environ))
+                process = context.Process(target=_work, args=arguments)
                 process.start()
                 processes.append(process)
-        for _, sender in pipes:
-            sender.close()  # the worker's end closes with the worker, and reading it then ends
-        heard.listen([receiver for receiver, _ in pipes])
+        for _, end in pipes:
+            end.close()  # the worker's end closes with the worker, and reading ours then ends
+        dispatcher.serve([pipe for pipe, _ in pipes])
     finally:
         _stop(processes)
-    _raise_early_end(heard.died, [process.exitcode for process in processes])
-    return heard.failed
+        store.drop_portions()
+    _raise_early_end(dispatcher.errors, [process.exitcode for process in processes])
+    return dispatcher.failed
 
 
-def _raise_early_end(died: Sequence[Exception], codes: Sequence[int | None]) -> None:
-    """A worker's error is the study's: the user's own as it is, others and kills as RunFailed."""
-    for error in died:
+def _raise_early_end(errors: Sequence[Exception], codes: Sequence[int | None]) -> None:
+    """Raise a worker's error: the user's own as it is, others and kills as RunFailed."""
+    for error in errors:
         if isinstance(error, UserError | OSError):
             raise error
-    if died or any(codes):
-        why = "; ".join(map(str, died)) or (
+    if errors or any(codes):
+        reason = "; ".join(map(str, errors)) or (
             f"exit codes {codes}; -9 means killed, often for want of memory: try --workers 1"
         )
         raise RunFailed(
-            f"a worker process ended early: {why}\nfinished work is kept; the same command goes on"
+            f"a worker process ended early: {reason}\n"
+            "finished work is kept; the same command goes on"
         )
 
 
 @contextmanager
-def _born_deaf() -> Iterator[None]:
-    """Processes started in the body never get the terminal's signals; they wait for this one.
+def _signals_blocked() -> Iterator[None]:
+    """Start processes in the body without the terminal's signals; this process answers for them.
 
-    They would be hit while they import, print a traceback each, and not know what to give back.
+    They would be interrupted while they import, print a traceback each, and not know which units to
+    release.
     """
     resource_tracker.ensure_running()  # it unblocks signals when it starts, so it starts before
-    with held_back():  # one that reaches another thread must not come before all are known
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)
+    with defer_signals():  # one that reaches another thread must not come before all are known
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINATION_SIGNALS)
         try:
             yield
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Heard:
-    """What the workers say, passed on to the listener."""
+class _Dispatcher:
+    """Sends portions to workers that are ready, and passes their events on to the listener.
 
-    def __init__(self, events: Events) -> None:
-        self.events = events
+    A message of a worker is a name and arguments: "ready", "error" with the error that ended it, or
+    an event.
+    """
+
+    def __init__(self, portions: Iterator[Portion], store: Store, events: Events) -> None:
         self.failed: list[RunPlan] = []
-        self.died: list[Exception] = []
+        self.errors: list[Exception] = []
+        self._portions = portions
+        self._store = store
+        self._events = events
+        self._files: dict[Connection, Path] = {}
 
-    def listen(self, pipes: "list[Connection[Any, Message]]") -> None:
-        """Pass messages on until every worker has closed its end."""
+    def serve(self, pipes: list[Connection]) -> None:
+        """Go on until every worker has closed its end."""
         while pipes:
             for pipe in wait(pipes):
                 assert isinstance(pipe, Connection)
                 try:
                     name, arguments = pipe.recv()
-                except EOFError:
+                except (EOFError, ConnectionResetError):
                     pipes.remove(pipe)
-                    continue
-                if name == "died":
-                    self.died.append(arguments[0])
-                    continue
-                if name == "run_failed":
-                    self.failed.append(arguments[0])
-                getattr(self.events, name)(*arguments)
+                else:
+                    self._handle(pipe, name, arguments)
+
+    def _handle(self, pipe: Connection, name: str, arguments: tuple[Any, ...]) -> None:
+        if name == "ready":
+            self._send_next(pipe)
+        elif name == "error":
+            self.errors.append(arguments[0])
+        else:
+            if name == "run_failed":
+                self.failed.append(arguments[0])
+            getattr(self._events, name)(*arguments)
+
+    def _send_next(self, pipe: Connection) -> None:
+        """Send the file of the next portion, or None when there is none."""
+        if pipe in self._files:
+            self._files.pop(pipe).unlink(missing_ok=True)
+        portion = next(self._portions, None)
+        if portion is not None:
+            self._files[pipe] = portion.write(self._store.portion_file(portion.name))
+        with suppress(BrokenPipeError, ConnectionResetError):  # it died; reading its pipe says so
+            pipe.send(self._files.get(pipe))
 
 
 def _stop(processes: Sequence[BaseProcess]) -> None:
-    """Ask the workers that are still there to stop; insist after a while, or at a second Ctrl-C."""
+    """Ask the workers that are alive to stop; kill them after a while, or at a second Ctrl-C."""
     # Only those alive: the number of one that has ended may be another process's by now.
     for process in filter(BaseProcess.is_alive, processes):
         process.terminate()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + SHUTDOWN_TIMEOUT
     try:
         for process in processes:
             process.join(timeout=max(0.0, deadline - time.monotonic()))
@@ -206,52 +211,66 @@ def _stop(processes: Sequence[BaseProcess]) -> None:
             process.join()
 
 
-class _Sender(Events):
+# ---- in the worker ------------------------------------------------------------------------------
+
+
+class _EventRelay(Events):
     """Sends the events of runs to the parent process."""
 
-    def __init__(self, pipe: "Connection[Message, Any]") -> None:
+    def __init__(self, pipe: Connection) -> None:
         for name in ("note", "run_started", "trained", "answered", "run_finished", "run_failed"):
             setattr(self, name, partial(self._send, pipe, name))
 
     @staticmethod
-    def _send(pipe: "Connection[Message, Any]", name: str, *arguments: object) -> None:
+    def _send(pipe: Connection, name: str, *arguments: object) -> None:
         pipe.send((name, arguments))
 
 
-def _work(work: Work, pipe: "Connection[Message, Any]", environment: Mapping[str, str]) -> None:
-    """A worker process, from start to end, under the parent's environment variables."""
+def _work(
+    folder: Path, options: WorkerOptions, pipe: Connection, environment: Mapping[str, str]
+) -> None:
+    """Run a worker process, from start to end, under the parent's environment variables."""
     _set_environment(environment)
-    signal.signal(signal.SIGTERM, _asked_to_stop)
-    # By SIGTERM the parent asks. A fork server that was there before ours has not blocked the rest.
-    signal.pthread_sigmask(signal.SIG_SETMASK, {*DEAF} - {signal.SIGTERM})
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, _exit_on_request)
+    # The parent asks by SIGTERM. A fork server older than this run has not blocked the rest.
+    signal.pthread_sigmask(signal.SIG_SETMASK, {*TERMINATION_SIGNALS} - {signal.SIGTERM})
+    threading.Thread(target=_exit_when_parent_dies, daemon=True).start()
     collect_rarely()
-    torch.set_num_threads(work.setting.threads)
+    torch.set_num_threads(options.setting.threads)
+    store = Store(folder)
     try:
-        with Store(work.folder).working():
-            work.session(_Sender(pipe)).run(work.plan, work.portions)
-    except BrokenPipeError:
+        with store.working():
+            worker = Worker(store, _EventRelay(pipe), options)
+            for path in iter(partial(_next_portion, pipe), None):
+                run_portion(worker, Portion.read(path))
+    except (BrokenPipeError, EOFError):
         sys.exit(1)  # the parent is gone
     except (MixtuneError, OSError) as error:
-        pipe.send(("died", (error,)))
+        pipe.send(("error", (error,)))
         sys.exit(1)
     except Exception as error:
-        pipe.send(("died", (RunFailed(f"{type(error).__name__}: {error}"),)))
+        pipe.send(("error", (RunFailed(f"{type(error).__name__}: {error}"),)))
         raise
 
 
-def _asked_to_stop(number: int, frame: object) -> None:
-    """The parent asks, or somebody with `kill`: units in work are given back on the way out.
+def _next_portion(pipe: Connection) -> Path | None:
+    pipe.send(("ready", ()))
+    path: Path | None = pipe.recv()
+    return path
 
-    Once: a terminal's signal to the whole group comes here twice, and the second would cut off the
-    giving back.
+
+def _exit_on_request(number: int, frame: object) -> None:
+    """Exit and release running units on the way out, when the parent or `kill` asks.
+
+    Once: a terminal's signal to the whole group comes here twice, and the second would interrupt
+    the release.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
-def _leave_with_parent() -> None:
-    """End this process at once when its parent is gone: nobody would hear of its work."""
+def _exit_when_parent_dies() -> None:
+    """End this process at once when its parent is gone: no one would hear of its work."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

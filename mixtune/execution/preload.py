@@ -1,13 +1,12 @@
-"""What the process that workers are forked from imports: all that they need.
+"""Imports of the process that workers are forked from: everything they need.
 
-Knows: that nothing imported is garbage. Does not know: anything else; it computes nothing, since a
-process that has may not be forked.
+It computes nothing: a process that has computed with torch may not be forked.
 """
 
 import gc
 
-import mixtune.execution.pool  # noqa: F401 - for those that are forked from here
+import mixtune.execution.pool  # noqa: F401 - for processes that are forked from this one
 
-# Left out of every look for garbage from here on, so that workers go on sharing the memory, and the
-# process ends at once when it is no longer needed.
+# No longer visited by the garbage collector, so that workers share the memory, and the process ends
+# at once when it is no longer needed.
 gc.freeze()

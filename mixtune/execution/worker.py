@@ -1,165 +1,271 @@
-"""Run a plan on this machine, portion after portion; only what is missing or failed.
+"""State of one worker: the store, the model that is loaded, and the runs that failed.
 
-A run is an adapter and its sets of answers, each a unit with its own state (desk.py). A portion
-(deal.py) is one system to be answered, or a bank of adapters to be trained (training.py).
+Here adapters become files and systems give their answers; each is a unit with its own state. An
+interrupted unit leaves nothing that counts. A run that fails keeps its error, and the others go on.
 
-Knows: which portions this process takes, what there is to do at a start. Does not know: how
-training, answering or scoring work.
+Knows: which files a run has, which model answers for it. Does not know: planners, the order of
+runs, how training and answering work.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, repeat
 from pathlib import Path
 
 import torch
 
 from mixtune.engine.activation_cache import ActivationCache
-from mixtune.engine.model import LocalModel
-from mixtune.errors import StoreError
-from mixtune.execution.assign import Portion, Setting, heads, missing
-from mixtune.execution.bank_training import BACKWARD, Training
-from mixtune.execution.checkpoint import Head
-from mixtune.execution.options import CHECKPOINT_EVERY
-from mixtune.execution.units import FAILURES, Desk, answer_cost, said
+from mixtune.engine.adapter_format import AdapterConfig
+from mixtune.engine.decoder import Decoder
+from mixtune.engine.model import DTYPES, LocalModel
+from mixtune.errors import ModelError, StoreError
+from mixtune.evaluation.predict import predict_queries
+from mixtune.execution.options import CHECKPOINT_EVERY, Setting
+from mixtune.execution.portion import Portion, items_key
+from mixtune.execution.units import FAILURES, answer_cost, error_text, unit_of_work
+from mixtune.identity import digest
+from mixtune.models.base import MajorityModel, Model
 from mixtune.planning.events import Events
-from mixtune.planning.plan import Planner
-from mixtune.planning.runs import Plan, RunPlan
-from mixtune.signals import held_back
-from mixtune.store.folder import ASIDE, Store
-from mixtune.store.states import Unit
+from mixtune.planning.runs import AnswerPlan, RunPlan
+from mixtune.records import Prediction, ProbeRow, TrainStep
+from mixtune.store.folder import Store
+from mixtune.tokens import Tokens
 
 
-class Session:
-    """One process working on one study."""
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """Settings of a worker; `slots`: adapters in its bank, at most those of the setting.
+
+    `checkpoint_every`: seconds between two checkpoints of a bank; 0 is after every step.
+    `activations`: folder for what the layers below the adapters compute (`train.top_layers`).
+    """
+
+    setting: Setting
+    slots: int = 1
+    checkpoint_every: float = CHECKPOINT_EVERY
+    activations: Path | None = None
+
+
+LoadModel = Callable[[Portion, AdapterConfig | None, Tokens, WorkerOptions], LocalModel]
+
+
+class Worker:
+    """Does portions of a study, one after another; the caller says which and in which order."""
 
     def __init__(
-        self,
-        planner: Planner,
-        store: Store,
-        load_model: Callable[[], LocalModel],
-        events: Events,
-        setting: Setting | None = None,
-        every: float = CHECKPOINT_EVERY,
+        self, store: Store, events: Events, options: WorkerOptions, load: LoadModel | None = None
     ) -> None:
-        """Nothing is loaded yet.
+        """Load nothing yet; `load` replaces `load_model`."""
+        self.store = store
+        self.events = events
+        self.options = options
+        self.failed: list[RunPlan] = []
+        self._load = load or load_model
+        self._model: LocalModel | None = None
+        self._loaded: tuple[str, AdapterConfig | None] | None = None
+        self._tokens: dict[str, Tokens] = {}
+        self._began: dict[str, float] = {}
 
-        Args:
-            planner: gives training rows and items.
-            store: where results go.
-            load_model: the base model with as many slots as a bank may need.
-            events: told of progress.
-            setting: of the banks; by default one adapter at a time with this process's threads.
-            every: seconds between two checkpoints of a bank; 0 is after every step.
+    def model(self, portion: Portion, adapter: AdapterConfig | None = None) -> LocalModel:
+        """The portion's base model, loaded when first needed.
+
+        `adapter`: configuration of one that was not trained here; None has the study's own bank.
         """
-        self.desk = Desk(planner, store, load_model, events)
-        self.setting = setting or alone(planner)
-        self.every = every
+        key = (portion.base.digest, adapter)
+        if self._model is None or self._loaded != key:
+            self._model = None  # its memory is free before the next one is loaded
+            self._model = self._load(portion, adapter, self._tokenizer(portion), self.options)
+            self._model.on_note = self.events.note
+            self._loaded = key
+        return self._model
 
-    def run(self, plan: Plan, portions: Sequence[Portion]) -> list[RunPlan]:
-        """Do the portions that nobody else has taken; returns the runs that failed.
+    def start(self, run: RunPlan) -> None:
+        """A run begins or goes on."""
+        self._began[run.system] = time.monotonic()
+        self.events.run_started(run)
 
-        The caller holds the store's lock, has saved the plan, has called `begin` and has dealt.
+    def fail(self, run: RunPlan, error: BaseException) -> None:
+        """A run failed; the others go on."""
+        self.events.run_failed(run, error_text(error))
+        self.failed.append(run)
+
+    # ---- adapters -------------------------------------------------------------------------------
+
+    def save_adapter(
+        self, portion: Portion, run: RunPlan, slot: int, log: Sequence[TrainStep], bank: object
+    ) -> None:
+        """Write a trained adapter with its steps and facts; its unit is done.
+
+        `bank`: entry of run.json on the adapters it shared passes with.
         """
-        places = {run.system: place for place, run in enumerate(plan.runs, start=1)}
-        for portion in portions:
-            if self.desk.store.claim(portion.name):
-                self._do(portion, places)
-        return self.desk.failed
+        store = self.store
+        with store.new_folder(f"{run.folder}/adapter") as adapter:
+            self.model(portion).save_adapter(adapter, portion.base.name, slot)
+        facts = json.dumps({**self._facts(portion, run), "bank": bank}, indent=1) + "\n"
+        paths = [
+            *(store.folder / run.folder / "adapter").iterdir(),
+            store.write_rows(f"{run.folder}/train.parquet", TrainStep, log),
+            store.write_text(f"{run.folder}/run.json", facts),
+        ]
+        store.finish(run.system, paths, sum(step.seconds for step in log))
 
-    def _do(self, portion: Portion, places: dict[str, int]) -> None:
-        if portion.trains:
-            self._train(portion, places)
-            return
-        (run,) = portion.runs
-        self.desk.announce(run, places[run.system], len(places))
-        self.desk.answer(run)
+    def _facts(self, portion: Portion, run: RunPlan) -> dict[str, object]:
+        base = portion.base
+        return {
+            "train_id": run.system,
+            "cocktail": list(run.cocktail),
+            "seed": run.seed,
+            "model": {
+                "name": base.name,
+                "source": base.source,
+                "note": base.note,
+                "revision": base.revision,
+                "digest": base.digest,
+            },
+            "train": portion.train.model_dump(mode="json"),
+            "budget": portion.budget.model_dump(mode="json"),
+            "course": run.course and asdict(run.course),
+            "threads": torch.get_num_threads(),
+            "pass_tokens": self.model(portion).pass_tokens,
+            "mix": [asdict(row) for row in run.mix],
+        }
 
-    def _train(self, portion: Portion, places: dict[str, int]) -> None:
+    # ---- answers --------------------------------------------------------------------------------
+
+    def answer(self, portion: Portion, run: RunPlan) -> None:
+        """Make the missing sets of answers of a run; an error fails this run alone.
+
+        Raises:
+            StoreError, OSError: results cannot be written.
+        """
         try:
-            training = Training(self.desk, portion, self.setting, self.every, places)
+            self._answer_missing(portion, run)
         except StoreError:
             raise
-        except FAILURES as error:  # the base model cannot be loaded
-            undone = self.desk.store.undone(run.system for run in portion.runs)
-            for run in portion.runs:
-                if run.system in undone:
-                    self.desk.announce(run, places[run.system], len(places))
-                    self.desk.store.fail(run.system, said(error), 0.0)
-                    self.desk.fail(run, error)
+        except FAILURES as error:
+            self.fail(run, error)
+        else:
+            self.events.run_finished(run, time.monotonic() - self._began[run.system])
+
+    def _answer_missing(self, portion: Portion, run: RunPlan) -> None:
+        undone = self.store.undone(answer.id for answer in run.answers)
+        missing = [answer for answer in run.answers if answer.id in undone]
+        if not missing:
             return
-        training.run()
+        model = None if run.kind == "majority" else self._ready(portion, run)
+        for answer in missing:
+            with unit_of_work(self.store, answer.id) as paths:
+                if answer.form == "likelihood":
+                    assert model is not None, "the majority class has no likelihood"
+                    paths.append(self._read_gold(portion, run, answer, model))
+                else:
+                    system = model or _majority(portion, run, answer)
+                    paths.append(self._predict(portion, run, answer, system))
+            self.events.answered(run, answer, answer_cost(run, answer))
+
+    def _ready(self, portion: Portion, run: RunPlan) -> LocalModel:
+        """The model that answers for a run.
+
+        A trained run answers with its adapter as it was written, whether trained just now or last
+        week, and always in the first slot, so that a resumed study gives what an undisturbed one
+        gives.
+        """
+        if run.kind in ("base", "model"):
+            model = self.model(portion)
+            model.use_base()
+        else:
+            home = run.of or run.folder
+            folder = self.store.folder / home / "adapter"
+            own = run.kind == "trained" or bool(run.of)
+            if own:
+                self._check_base(portion, home)
+            model = self.model(portion, None if own else AdapterConfig.read(folder))
+            model.load_adapter(folder, strength=run.strength)
+        model.system = run.system
+        return model
+
+    def _check_base(self, portion: Portion, home: str) -> None:
+        """Refuse an adapter of this study that was trained on other weights than are loaded."""
+        name = f"{home}/run.json"
+        trained_on = (self.store.read_value(name).get("model") or {}).get("digest")
+        if trained_on != portion.base.digest:
+            raise ModelError(
+                "the adapter is for another base model",
+                where=str(self.store.folder / name),
+                found=f"trained on the base with digest {trained_on}",
+                wanted=f"digest {portion.base.digest}, the base {portion.base.name} that is loaded",
+                remedy=f"remove {self.store.folder / home}, and mixtune run trains it again; "
+                "or bring back the base model that it was trained on",
+            )
+
+    def _predict(self, portion: Portion, run: RunPlan, answer: AnswerPlan, model: Model) -> Path:
+        assert answer.form != "likelihood"
+        tokens = self._tokenizer(portion)
+        predictions = predict_queries(
+            model,
+            portion.questions(answer),
+            answer.form,
+            answer.max_new_tokens,
+            lambda query: tokens.prompt_hash(query.messages),
+        )
+        self.store.drop_scores(run.folder)
+        name = f"{run.answers_folder(answer)}/predictions.parquet"
+        return self.store.write_rows(name, Prediction, predictions)
+
+    def _tokenizer(self, portion: Portion) -> Tokens:
+        base = portion.base
+        if base.digest not in self._tokens:
+            self._tokens[base.digest] = Tokens.load(base.folder)
+        return self._tokens[base.digest]
+
+    def _read_gold(
+        self, portion: Portion, run: RunPlan, answer: AnswerPlan, model: LocalModel
+    ) -> Path:
+        """Log-probabilities of gold answers under the run's adapter and under its base."""
+        items = portion.gold[items_key(answer)]
+        rows = [portion.rows[item.row] for item in items]
+        readings = model.read(rows)
+        probes = [
+            ProbeRow(
+                system=run.system,
+                task=answer.task,
+                split=answer.split,
+                example=row.example_id,
+                group=item.group,
+                prompt_hash=digest(list(row.prompt)),
+                tokens=reading.tokens,
+                logprob=reading.logprob,
+                base_logprob=reading.base_logprob,
+                kl=reading.kl / reading.tokens,
+            )
+            for item, row, reading in zip(items, rows, readings, strict=True)
+        ]
+        name = f"{run.answers_folder(answer)}/probes.parquet"
+        return self.store.write_rows(name, ProbeRow, probes)
 
 
-def alone(planner: Planner) -> Setting:
-    """The setting of one adapter at a time, on the CPU, in this process."""
-    return Setting.here(1, torch.get_num_threads(), "cpu", planner.study.train.compute)
+def _majority(portion: Portion, run: RunPlan, answer: AnswerPlan) -> MajorityModel:
+    counts = portion.train_answers[answer.task]
+    return MajorityModel(chain.from_iterable(repeat(c, c.count) for c in counts), run.system)
 
 
-def local_model(
-    planner: Planner, slots: int = 1, device: str = "cpu", states: Path | None = None
+def load_model(
+    portion: Portion, adapter: AdapterConfig | None, tokens: Tokens, options: WorkerOptions
 ) -> LocalModel:
-    """The study's base model, loaded, with fresh adapters to train.
+    """Load a portion's base model with fresh adapters: the study's bank, or `adapter`.
 
-    `states`: where what the layers below the adapters compute is kept, if the study is of such.
+    Raises:
+        ModelError: the weights cannot be read or run, or they have none of its layers.
     """
-    assert planner.files is not None
-    assert planner.tokens is not None
-    study = planner.study
+    base, train, device = portion.base, portion.train, options.setting.device
+    if adapter is not None:
+        decoder = Decoder.load(base.folder, DTYPES[train.compute], device)
+        return LocalModel.with_adapters(decoder, adapter, tokens, portion.evaluate)
     model = LocalModel.load(
-        planner.files.folder,
-        planner.tokens,
-        study.train,
-        study.evaluate,
-        slots=slots,
-        device=device,
+        base.folder, tokens, train, portion.evaluate, slots=options.slots, device=device
     )
-    if states is not None and study.train.top_layers is not None:
-        model.activation_cache = ActivationCache(model.decoder, states, planner.files.digest)
+    if options.activations is not None and train.top_layers is not None:
+        model.activation_cache = ActivationCache(model.decoder, options.activations, base.digest)
     return model
-
-
-@contextmanager
-def begin(plan: Plan, store: Store, events: Events) -> Iterator[int]:
-    """Once per command that does a plan's units, in the body; the caller holds the store's lock.
-
-    Before the body, give back what a dead process left and recheck finished files; after it,
-    however it ends, give back what it left running: in this process, or in workers that it ended.
-
-    Yields:
-        How many runs are not finished.
-    """
-    unfinished = _take_up(plan, store, events)
-    try:
-        yield unfinished
-    finally:
-        # If the disk refuses, the next start does it.
-        with held_back(), suppress(StoreError):
-            store.release_running()
-
-
-def _take_up(plan: Plan, store: Store, events: Events) -> int:
-    stale, broken = store.recover()
-    planned = {row.id for row in plan.rows()}
-    kept = {name: head for name, head in heads(store).items() if isinstance(head, Head)}
-    held = {system for head in kept.values() for system in head.members}
-    for unit in [*stale, *broken]:
-        what = "its files are missing or changed" if unit in broken else "was cut off"
-        later = f"mixtune {unit.kind} does" if unit.kind in ASIDE else "mixtune eval scores"
-        then = "done again" if unit.id in planned else f"{later} it again"
-        if unit in broken or unit.id not in held:
-            events.note(f"{unit.label}: {what}, {then}")
-    units = store.units()
-    todo = [run for run in plan.runs if missing(run, units)]
-    made = {one.system: len(one.log) for head in kept.values() for one in head.seated}
-    courses = {run.system: run.course for run in plan.runs if run.course is not None}
-    parts = {s: steps / courses[s].steps for s, steps in made.items() if s in courses}
-    events.started(plan, len(todo), sum(_cost(run, units, parts) for run in todo))
-    return len(todo)
-
-
-def _cost(run: RunPlan, units: Mapping[str, Unit], parts: Mapping[str, float]) -> float:
-    """Forward-pass tokens that are left to do, for the ETA; `parts`: what checkpoints hold."""
-    cost = sum(answer_cost(run, a) for a in run.answers if units[a.id].state != "done")
-    if run.kind == "trained" and units[run.system].state != "done":
-        cost += run.tokens * (1 + BACKWARD) * (1 - parts.get(run.system, 0.0))
-    return cost

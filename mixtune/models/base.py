@@ -5,11 +5,11 @@ Knows: queries in, answers out, in order. Does not know: targets, metrics, the t
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from mixtune.errors import DataError
-from mixtune.records import Answer, Example, Query
+from mixtune.records import Answer, Query
 from mixtune.tasks.label_schema import as_json
 
 
@@ -39,6 +39,25 @@ class Chooser(Protocol):
         ...
 
 
+class TrainAnswer(Protocol):
+    """A train row as the majority class counts it."""
+
+    @property
+    def stratum(self) -> str:
+        """Sub-question that the row belongs to, "" where there is only one."""
+        ...
+
+    @property
+    def target(self) -> str:
+        """The right answer."""
+        ...
+
+    @property
+    def cue(self) -> str:
+        """Part of the prompt that the floor may look up, "" for none."""
+        ...
+
+
 class MajorityModel:
     """Answers with the commonest train answer for the query's cue, else for its stratum.
 
@@ -48,7 +67,7 @@ class MajorityModel:
     ranking agree.
     """
 
-    def __init__(self, train: Sequence[Example], system: str = "majority") -> None:
+    def __init__(self, train: Iterable[TrainAnswer], system: str = "majority") -> None:
         """Count the train rows of one task.
 
         Raises:

@@ -23,7 +23,7 @@ from mixtune.pack.readme import methods, readme
 from mixtune.pack.tables import csv_text, dataset_rows, left_out, run_rows, unit_rows
 from mixtune.results.study_results import StudyFacts, score_file, unscored
 from mixtune.store.folder import PlanRow
-from mixtune.store.states import FILE
+from mixtune.store.states import FILE, FORMAT
 from mixtune.study.reading import dump_study
 from mixtune.study.yaml import write_yaml
 from mixtune.tasks.task import Task
@@ -196,6 +196,7 @@ def _copy_states(before: sqlite3.Connection, after: sqlite3.Connection) -> None:
     statements = "SELECT sql FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite%'"
     for (statement,) in before.execute(f"{statements} ORDER BY name").fetchall():
         after.execute(statement)
+    after.execute(f"PRAGMA user_version = {FORMAT}")
     for name in ("unit", "test_read"):
         rows: list[tuple[Any, ...]] = before.execute(f"SELECT * FROM {name}").fetchall()
         for row in sorted(rows):

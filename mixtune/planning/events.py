@@ -1,4 +1,4 @@
-"""Progress events of a running study, for whoever listens (terminal, tests).
+"""Events of a running study, for a listener such as the terminal.
 
 Knows: the names of the events. Does not know: how they are shown.
 """
@@ -16,7 +16,7 @@ class Events:
     def note(self, text: str) -> None:
         """Something worth a line: a unit given back, a file found broken."""
 
-    def run_started(self, run: RunPlan, number: int, of: int) -> None:
+    def run_started(self, run: RunPlan) -> None:
         """A run begins or goes on."""
 
     def trained(self, run: RunPlan, step: TrainStep, steps: int, cost: float) -> None:

@@ -8,6 +8,7 @@ and the study's name are in none of them.
 Knows: ids, mixes, token counts. Does not know: torch, GPUs, where results are kept.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
@@ -38,7 +39,7 @@ from mixtune.planning.sizes import RowSize, Sizes, longest_answer
 from mixtune.planning.systems import merged_runs
 from mixtune.records import Example, Form, Query, Selection, Split, TrainExample
 from mixtune.study.spec import RunLength, Study
-from mixtune.tasks.task import Task, fingerprint
+from mixtune.tasks.task import Task, fingerprint, query_of
 from mixtune.tokens import Row, Tokens, encode_rows
 
 LIMITS = {"max_length", "over_long", "gradient_checkpointing"}
@@ -141,14 +142,45 @@ class Planner:
             SpecError: the base model is not resolved.
             DataError: the data is no longer what the run was planned with.
         """
+        return self.bank_rows([run])[run.system]
+
+    def bank_rows(self, runs: Sequence[RunPlan]) -> dict[str, list[Row]]:
+        """Token rows of each run in training order, by system; an example's row is one object.
+
+        Raises:
+            SpecError, DataError: as `training_rows`.
+        """
+        encoded: dict[tuple[str, int], Row] = {}
+        return {run.system: self._run_rows(run, encoded) for run in runs}
+
+    def _run_rows(self, run: RunPlan, encoded: dict[tuple[str, int], Row]) -> list[Row]:
+        """`encoded`: rows by ingredient and identity of the example; it grows."""
         if self.tokens is None or run.seed is None:
             raise _unresolved()
         cell = {**self.claimed, **self.cells}[run.name]
         mixture = self._mixture(cell, run.seed)
-        rows, course = self._packed(self._encode(mixture.order), cell.course)
+        keys = [(name, id(example)) for name, example in mixture.order]
+        new = {
+            key: each for key, each in zip(keys, mixture.order, strict=True) if key not in encoded
+        }
+        encoded |= zip(new, self._encode(list(new.values())), strict=True)
+        rows, course = self._packed([encoded[key] for key in keys], cell.course)
         if self._train_id(run.seed, mixture, course) != run.system:
             raise _moved(run.name)
         return rows
+
+    def gold_rows(self, answer: AnswerPlan) -> list[Row]:
+        """Token rows of a set of items with their gold answers.
+
+        Raises:
+            SpecError: the base model is not resolved.
+            DataError: the data is no longer what the answers were planned with.
+        """
+        if self.tokens is None:
+            raise _unresolved()
+        examples = [TrainExample(answer.task, example) for example in self.items(answer)]
+        # The plan has checked prompts against their own limit; the model's context bounds the rest.
+        return encode_rows(examples, self.tokens, sys.maxsize, "error").rows
 
     def distinct_rows(self) -> list[Row]:
         """Token rows of each example that some run of the study trains on, once.
@@ -189,6 +221,14 @@ class Planner:
         if self.item_facts(answer.task, answer.split)[1] != answer.items_digest:
             raise _moved(f"{answer.task}/{answer.split}")
         return items
+
+    def queries(self, answer: AnswerPlan) -> tuple[Query, ...]:
+        """What a model sees of the examples of one set of answers.
+
+        Raises:
+            DataError: as `items`.
+        """
+        return tuple(map(query_of, self.items(answer)))
 
     def prompt_hash(self, query: Query) -> str:
         """Names the prompt that a query is put as; of its messages where there is no tokenizer."""

@@ -77,6 +77,11 @@ class RunPlan:
         return self.label or self.kind
 
     @property
+    def title(self) -> str:
+        """Name and seed, for messages."""
+        return self.name if self.seed is None else f"{self.name} seed {self.seed}"
+
+    @property
     def folder(self) -> str:
         """Its folder below the study's."""
         seed = "" if self.seed is None else f" s{self.seed}"

@@ -15,7 +15,7 @@ from mixtune.errors import SpecError, StoreError, did_you_mean
 from mixtune.planning.plan import Planner
 from mixtune.records import Choice, Claim, Selection
 from mixtune.results.study_results import SplitResults, StudyFacts
-from mixtune.store.selection import differences, fresh_seeds, same
+from mixtune.store.selection import differences, fresh_seeds
 from mixtune.study.spec import Claims
 
 NOT_SELECTED = (
@@ -136,7 +136,7 @@ def settle(facts: StudyFacts, selection: Selection, again: bool) -> Selection | 
     before = facts.selection
     if before is None:
         return selection
-    if same(before, selection):
+    if not differences(before, selection):
         return None
     if not again:
         raise StoreError(

@@ -46,7 +46,7 @@ from mixtune.records import (
     TrainStep,
     schema_of,
 )
-from mixtune.store.folder import ASIDE, PlanRow, Store
+from mixtune.store.folder import EXTRA_KINDS, PlanRow, Store
 from mixtune.store.selection import read_selection
 from mixtune.store.states import Unit
 from mixtune.study.reading import parse_study
@@ -164,14 +164,14 @@ def read_facts(store: Store, registry: Registry) -> StudyFacts:
     selection = read_selection(store)
     fresh = {*selection.fresh, *selection.spent} if selection else set()
     rows = store.plan()
-    own = [row for row in rows if row.kind not in ASIDE]
+    own = [row for row in rows if row.kind not in EXTRA_KINDS]
     return StudyFacts(
         store=store,
         registry=registry,
         study=study,
         plan=tuple(row for row in own if row.seed not in fresh),
         claimed=tuple(row for row in own if row.seed in fresh),
-        extra=tuple(row for row in rows if row.kind in ASIDE),
+        extra=tuple(row for row in rows if row.kind in EXTRA_KINDS),
         units=store.units(),
         selection=selection,
     )

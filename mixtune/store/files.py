@@ -1,10 +1,10 @@
-"""Files that are there whole or not at all, and a folder that one process at a time writes.
+"""Files that appear whole or not at all, and locks on a folder.
 
-A file is written under a temporary name beside its place, flushed to the disk and renamed; so is
-a folder of files. Whatever goes wrong before the rename leaves what was there before.
+A file is written under a temporary name beside its target, flushed to disk and renamed; so is a
+folder of files. An error before the rename leaves what was there before.
 
-Knows: temporary names, flushing, checksums, kernel locks, JSON objects, what the system says when
-it refuses. Does not know: what is in a file, studies, models.
+Knows: temporary names, flushing, checksums, kernel locks, JSON objects, errors of the system. Does
+not know: what is in a file, studies, models.
 """
 
 import fcntl
@@ -18,20 +18,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from safetensors import SafetensorError
 
 from mixtune.errors import StoreError, UserError, shorten
 
 _PART = ".mixtune-part"
-_REFUSED = (OSError, SafetensorError)
-"""What writing raises when the system refuses; safetensors wraps it."""
+_SYSTEM_ERRORS = (OSError, SafetensorError)
+"""Errors of the system while writing; safetensors wraps them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where files are kept: the error when it cannot be written there, and what helps."""
+    """A kind of storage: the error class when it cannot be written, and the remedy."""
 
     error: type[UserError]
     remedy: str
@@ -44,23 +44,30 @@ RUNS = Place(
 )
 
 
+class Fingerprint(NamedTuple):
+    """Size in bytes and SHA-256 of a file."""
+
+    size: int
+    sha256: str
+
+
 def read_object(path: Path, error: type[UserError]) -> dict[str, Any]:
-    """A JSON object from a file; empty where there is no file.
+    """Read a JSON object from a file; empty where there is no file.
 
     Raises:
         UserError: of the class `error`; unreadable, or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(value, ensure_ascii=False).encode()  # refuses halves of characters
+        json.dumps(value, ensure_ascii=False).encode()  # refuses unpaired surrogates
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, RecursionError) as wrong:
+    except (OSError, ValueError, RecursionError) as cause:
         raise error(
-            f"not a readable JSON file: {wrong}",
+            f"not a readable JSON file: {cause}",
             where=str(path),
             remedy="fetch or save the file again",
-        ) from wrong
+        ) from cause
     if not isinstance(value, dict):
         raise error(
             "not a JSON object",
@@ -76,11 +83,11 @@ def write_whole(target: Path, write: Callable[[Path], object], place: Place = RU
     """Write a file by `write(path)`; it appears under its name when it is complete.
 
     Raises:
-        UserError: the place's; no space, no permission, a folder that is a file. Nothing is left
-            behind.
+        UserError: the place's; no space, no permission, a folder that is a file. No partial file
+            is left behind.
     """
     part = target.with_name(f".{target.name}.{os.getpid()}{_PART}")
-    with _refusals(target, part, place):
+    with _writing(target, part, place):
         target.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         _flush(part)
@@ -90,15 +97,15 @@ def write_whole(target: Path, write: Callable[[Path], object], place: Place = RU
 
 @contextmanager
 def whole_folder(target: Path, place: Place = RUNS) -> Iterator[Path]:
-    """An empty folder to fill; when the body ends without an error it takes the target's place.
+    """Fill an empty folder in the body; if that ends without an error it replaces the target.
 
-    One process at a time may do this for one target: what a killed one left is removed first.
+    One process at a time may do this for one target: parts of a killed one are removed first.
 
     Raises:
         UserError: as `write_whole`.
     """
     part = target.with_name(f".{target.name}{_PART}")
-    with _refusals(target, part, place):
+    with _writing(target, part, place):
         _remove(part)
         part.mkdir(parents=True)
         yield part
@@ -109,26 +116,26 @@ def whole_folder(target: Path, place: Place = RUNS) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a process that was killed while writing left below a folder."""
-    for left in list(folder.rglob(f".*{_PART}")):
-        _remove(left)
+    """Remove partial files that a process killed while writing has left below a folder."""
+    for part in list(folder.rglob(f".*{_PART}")):
+        _remove(part)
 
 
-def fingerprint(path: Path) -> tuple[int, str]:
-    """Size in bytes and SHA-256 of a file."""
+def fingerprint(path: Path) -> Fingerprint:
+    """Size and SHA-256 of a file."""
     with path.open("rb") as handle:
         sha = hashlib.file_digest(handle, "sha256").hexdigest()
-    return path.stat().st_size, sha
+    return Fingerprint(path.stat().st_size, sha)
 
 
-def matches(path: Path, size: int, sha: str) -> bool:
-    """Whether a file is there and is what its fingerprint says."""
-    return path.is_file() and path.stat().st_size == size and fingerprint(path)[1] == sha
+def matches(path: Path, known: Fingerprint) -> bool:
+    """True for a file that exists with this fingerprint."""
+    return path.is_file() and path.stat().st_size == known.size and fingerprint(path) == known
 
 
 @contextmanager
 def hold(path: Path) -> Iterator[None]:
-    """Hold a lock file; the kernel gives it back when the process dies. It names its holder.
+    """Hold a lock file that names its holder; the kernel frees it when the process dies.
 
     Raises:
         StoreError: another process holds it, or it cannot be written.
@@ -144,7 +151,7 @@ def hold(path: Path) -> Iterator[None]:
                 wanted="one at a time",
                 remedy="wait for it; meanwhile mixtune status and mixtune results can be used",
             ) from error
-        with refusing(path, "cannot write"):
+        with storage_errors(path, "cannot write"):
             handle.truncate(0)
             handle.write(json.dumps({"pid": os.getpid(), "since": time.time()}))
             handle.flush()
@@ -153,7 +160,7 @@ def hold(path: Path) -> Iterator[None]:
 
 @contextmanager
 def in_turn(path: Path, place: Place = RUNS) -> Iterator[None]:
-    """Hold the lock that stands beside a path; others wait. A dead process holds no lock.
+    """Hold the lock file beside a path, after waiting for any other holder that is alive.
 
     Raises:
         UserError: the place's; the lock file cannot be written.
@@ -164,21 +171,21 @@ def in_turn(path: Path, place: Place = RUNS) -> Iterator[None]:
 
 
 @contextmanager
-def refusing(path: Path, what: str, place: Place = RUNS) -> Iterator[None]:
-    """What the system refuses in the body, as the place's error that names the path."""
+def storage_errors(path: Path, action: str, place: Place = RUNS) -> Iterator[None]:
+    """Turn the system's errors in the body into the place's error, with path and failed action."""
     try:
         yield
-    except _REFUSED as error:
-        why = getattr(error, "strerror", None) or str(error)
+    except _SYSTEM_ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise place.error(
-            f"{what}: {shorten(why)}", where=str(path), remedy=place.remedy
+            f"{action}: {shorten(reason)}", where=str(path), remedy=place.remedy
         ) from error
 
 
 @contextmanager
-def _refusals(target: Path, part: Path, place: Place) -> Iterator[None]:
-    """Errors of writing name the target; whatever stops it, Ctrl-C too, leaves no part behind."""
-    with refusing(target, "cannot write", place):
+def _writing(target: Path, part: Path, place: Place) -> Iterator[None]:
+    """Name the target in errors; whatever stops the body, Ctrl-C too, leaves no part behind."""
+    with storage_errors(target, "cannot write", place):
         try:
             yield
         except BaseException:
@@ -188,7 +195,7 @@ def _refusals(target: Path, part: Path, place: Place) -> Iterator[None]:
 
 
 def _lock_file(path: Path, place: Place) -> TextIO:
-    with refusing(path, "cannot write", place):
+    with storage_errors(path, "cannot write", place):
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("a+", encoding="utf-8")
 
@@ -206,7 +213,7 @@ def _remove(path: Path) -> None:
 
 
 def _holder(handle: TextIO) -> str:
-    """Who wrote the lock file, as far as it says."""
+    """Process that wrote the lock file, as far as it says."""
     handle.seek(0)
     try:
         note = json.loads(handle.read())

@@ -1,20 +1,20 @@
-"""The only module that reads or writes results: one study's folder.
+"""The folder of one study: the only module that reads or writes results.
 
     runs/<study>/
       study.yaml  plan.parquet  {env,data,content}.json  state.sqlite  changes.jsonl  lock  workers
-      banks/<bank>.safetensors
+      banks/<bank>.safetensors  portions/<portion>.safetensors
       cells/<system>-<slug>/
         run.json  adapter/  train.parquet
         answers/<answer_id>/predictions.parquet
         scores/<score_id>.parquet
       report/
 
-Facts (adapter, train.parquet, predictions) are written once, whole files at a time (durable.py).
-A unit of work (one adapter, one set of answers) becomes `done` last (states.py), with the size and
-SHA-256 of each of its files. Derived files can be deleted. What a bank of adapters in training
-needs to go on lies in banks/ (execution/checkpoint.py) until the last of them is done.
+Facts (adapter, train.parquet, predictions) are written once, whole files at a time (files.py). A
+unit of work (one adapter, one set of answers) becomes `done` last (states.py), with size and
+SHA-256 of each of its files. Derived files can be deleted. banks/ holds checkpoints of banks in
+training until the last adapter is done, portions/ what workers are doing now.
 
-Knows: files, rows, plans, who writes. Does not know: how anything is computed, SQL.
+Knows: files, rows, plans, locks. Does not know: how anything is computed, SQL.
 """
 
 import fcntl
@@ -34,16 +34,16 @@ import pyarrow.parquet as pq
 
 from mixtune.errors import StoreError, shorten
 from mixtune.records import schema_of
-from mixtune.store import files as durable
+from mixtune.store import files
 from mixtune.store.states import FILE, States, Unit
 from mixtune.study.yaml import read_yaml
 
-ASIDE = ("probe", "strength")
+EXTRA_KINDS = ("probe", "strength")
 """Kinds of units, named after their verbs, that are in no plan of a study and in no table of it."""
 SELECTION = "selection.json"
 PACK = "pack.json"
-"""Stands in a study's folder that came out of a pack: it is read and never run."""
-LINES = 40
+"""Marks a study's folder that came out of a pack: it can be read, not run."""
+_DIFF_LINES = 40
 """Lines of a difference that are shown."""
 _COMPARED = ("study.yaml", "content.json")
 """What was asked; and what data, prompts and base are known by. The rest follows from them."""
@@ -81,9 +81,28 @@ class PlanRow:
     scaled_from: str = ""
 
     @property
-    def key(self) -> tuple[str, str, int | None, str, str, str]:
-        """What the unit is, apart from the id that its content gives it."""
-        return (self.kind, self.cocktail, self.seed, self.task, self.split, self.form)
+    def key(self) -> tuple[object, ...]:
+        """What the unit is, apart from its id."""
+        return self.kind, self.cocktail, self.seed, self.task, self.split, self.form
+
+    @property
+    def label(self) -> str:
+        """The unit's name in messages."""
+        seed = "" if self.seed is None else f" seed {self.seed}"
+        items = f" {self.task}/{self.split}/{self.form}" if self.kind != "train" else ""
+        return f"{self.cocktail}{seed}{items}"
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Folders of a command: data (None: the hub) and runs."""
+
+    data: Path | None
+    runs: Path
+
+    def store(self, study: str) -> "Store":
+        """Store of a study, by its name."""
+        return Store(self.runs / study)
 
 
 def _plan_row(raw: dict[str, Any]) -> PlanRow:
@@ -91,18 +110,16 @@ def _plan_row(raw: dict[str, Any]) -> PlanRow:
 
 
 def slug(text: str, limit: int = 40) -> str:
-    """A name fit for a folder: [a-z0-9-], at most `limit` characters."""
+    """Turn text into a folder name: [a-z0-9-], at most `limit` characters."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:limit].rstrip("-")
 
 
 class Store(States):
-    """One study's folder: the states of its units, and its files."""
-
-    # ---- opening ----------------------------------------------------------------------------
+    """One study's folder: states of its units, and its files."""
 
     @property
     def exists(self) -> bool:
-        """Whether a study was ever planned here."""
+        """True once a study was planned here."""
         return (self.folder / "plan.parquet").is_file()
 
     def require(self) -> None:
@@ -120,23 +137,22 @@ class Store(States):
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for writing; the kernel gives it back when the process dies.
+        """Hold the folder for writing; the kernel frees it when the process dies.
 
         Raises:
-            StoreError: another process holds it, the folder cannot be written, or it holds
-                something that is no study, or a pack.
+            StoreError: another process holds it, it cannot be written, or it holds no study.
         """
         self._refuse_foreign()
         self._refuse_a_pack()
-        with durable.hold(self.folder / "lock"):
+        with files.hold(self.folder / "lock"):
             with (self.folder / "workers").open("a+") as workers:
                 # Orphans of a killed process end within a moment; wait until the last has.
                 fcntl.flock(workers, fcntl.LOCK_EX)
             yield
 
     def _refuse_foreign(self) -> None:
-        """Nobody's files are swept, and no study is put among them."""
-        with durable.refusing(self.folder, "cannot use this folder"):
+        """Refuse a folder that holds anything but a study."""
+        with files.storage_errors(self.folder, "cannot use this folder"):
             names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
         foreign = sorted(names - {"lock", "workers"})
         if foreign and not names & {"plan.parquet", FILE}:
@@ -150,7 +166,7 @@ class Store(States):
 
     @property
     def packed(self) -> bool:
-        """Whether this is a pack: scores without answers, weights and data."""
+        """True for an unpacked pack: scores without answers, weights and data."""
         return (self.folder / PACK).is_file()
 
     def _refuse_a_pack(self) -> None:
@@ -164,112 +180,116 @@ class Store(States):
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Say that a worker process is writing here, until it ends."""
+        """Mark this process as a worker that writes here, until the body ends."""
         with (self.folder / "workers").open("a+") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH)
             yield
-
-    # ---- plan -------------------------------------------------------------------------------
 
     def save_plan(
         self,
         rows: Sequence[PlanRow],
         study_yaml: str,
         facts: Mapping[str, object],
-        why: Sequence[str] = (),
+        changes: Sequence[str] = (),
     ) -> None:
-        """Take a plan in: add its new units as `planned`; units already known keep their state.
+        """Save a plan and add its new units as `planned`; known units keep their state.
 
         Args:
             rows: the units. A plan may leave known ones out as long as it adds none.
             study_yaml: the resolved study.
-            facts: name → JSON value, kept as `<name>.json` beside the plan.
-            why: what is known to have changed, said where that is refused.
+            facts: name → JSON value, stored as `<name>.json` beside the plan.
+            changes: known changes of the data, for the message if the plan is refused.
 
         Raises:
-            StoreError: a unit that is already there would get another id, or units are added
-                while others are left out; nothing is written.
+            StoreError: a known unit would get another id, or units are added while others are left
+                out; nothing is written.
         """
-        files = {"study.yaml": study_yaml, **_as_files(facts)}
-        before, rows = self._beside(rows, files, why)
-        with self._state() as db:
+        texts = {"study.yaml": study_yaml, **_as_files(facts)}
+        before = self.plan() if self.exists else []
+        rows = self._extended(before, rows, texts, changes)
+        with self._database() as db:
             db.executemany(
                 "INSERT OR IGNORE INTO unit (id, kind, system, label, state) "
                 "VALUES (?, ?, ?, ?, 'planned')",
-                [(row.id, row.kind, row.system, _label(row)) for row in rows],
+                [(row.id, row.kind, row.system, row.label) for row in rows],
             )
         known = {row.id for row in before}
         added = [row for row in rows if row.id not in known]
         if added or not before:
             # The plan is last: a kill before it repeats all of this, a kill after it nothing.
             self._log_change(before, added)
-            for name, text in files.items():
+            for name, text in texts.items():
                 self.write_text(name, text)
             self.write_rows("plan.parquet", PlanRow, rows)
         elif len(rows) == len(before):
-            for name in files:
+            for name in texts:
                 if not self._readable(name):
-                    self.write_text(name, files[name])
+                    self.write_text(name, texts[name])
 
     def preview(
         self,
         rows: Sequence[PlanRow],
         study_yaml: str,
         facts: Mapping[str, object],
-        why: Sequence[str] = (),
+        changes: Sequence[str] = (),
     ) -> int:
-        """How many units of a plan are not done yet; writes nothing.
+        """Count the units of a plan that are not done yet; write nothing.
 
         Raises:
-            StoreError: what `save_plan` of the same would refuse.
+            StoreError: as `save_plan`.
         """
         if not self.exists:
             return len(rows)
-        self._beside(rows, {"study.yaml": study_yaml, **_as_files(facts)}, why)
+        texts = {"study.yaml": study_yaml, **_as_files(facts)}
+        rows = self._extended(self.plan(), rows, texts, changes)
         units = self.units()
         return sum(row.id not in units or units[row.id].state != "done" for row in rows)
 
-    def _beside(
-        self, rows: Sequence[PlanRow], files: Mapping[str, str], why: Sequence[str]
-    ) -> tuple[Sequence[PlanRow], Sequence[PlanRow]]:
-        """What is planned here, and the rows with what a study keeps; refused where they differ."""
-        before = self.plan() if self.exists else []
+    def _extended(
+        self,
+        before: Sequence[PlanRow],
+        rows: Sequence[PlanRow],
+        texts: Mapping[str, str],
+        changes: Sequence[str],
+    ) -> list[PlanRow]:
+        """Rows of a plan, with those planned before that no study file names.
+
+        These are systems trained elsewhere, extra units and runs for claims.
+        """
         if before:
             self.units()  # raises where the states are lost: everything would be done again
-        # Systems that were brought in, units aside and runs for claims are in no study file; they
-        # are kept.
-        asked, fresh = {row.key for row in rows}, self._fresh()
-        more = (r for r in before if r.origin or r.kind in ASIDE or r.seed in fresh)
-        rows = [*rows, *(row for row in more if row.key not in asked)]
-        self._refuse_changes(before, rows, files, why)
-        return before, rows
+        keys, fresh = {row.key for row in rows}, self._fresh()
+        unnamed = (r for r in before if r.origin or r.kind in EXTRA_KINDS or r.seed in fresh)
+        extended = [*rows, *(row for row in unnamed if row.key not in keys)]
+        self._refuse_changes(before, extended, texts, changes)
+        return extended
 
     def _fresh(self) -> set[int]:
-        """Seeds of runs that claims alone are read on (selection.py)."""
+        """Seeds of runs that only claims use (selection.py)."""
         if not (self.folder / SELECTION).is_file():
             return set()
-        kept = self.read_value(SELECTION)
-        return {*kept["fresh"], *kept["spent"]}
+        selection = self.read_value(SELECTION)
+        return {*selection["fresh"], *selection["spent"]}
 
     def _refuse_changes(
         self,
         before: Sequence[PlanRow],
         rows: Sequence[PlanRow],
-        files: Mapping[str, str],
-        why: Sequence[str],
+        texts: Mapping[str, str],
+        changes: Sequence[str],
     ) -> None:
         """A study is extended, never rewritten under its results."""
         ids = {row.key: row.id for row in before}
         changed = [row for row in rows if ids.get(row.key, row.id) != row.id]
         if not changed:
-            self._refuse_a_swap(before, rows)
+            self._refuse_replacement(before, rows)
             return
         raise StoreError(
             f"{len(changed)} results kept here would get another id, the first: "
-            f"{_label(changed[0])} ({ids[changed[0].key]} → {changed[0].id})\n"
-            + "".join(f"    {line}\n" for line in why)
+            f"{changed[0].label} ({ids[changed[0].key]} → {changed[0].id})\n"
+            + "".join(f"    {line}\n" for line in changes)
             + (
-                self._difference(files)
+                self._difference(texts)
                 or "    the study file is the same: data, prompts or base model changed"
             ),
             where=str(self.folder),
@@ -277,25 +297,26 @@ class Store(States):
             remedy="give the changed study another name, or choose another --runs-dir",
         )
 
-    def _difference(self, files: Mapping[str, str]) -> str:
-        """What is kept here against what is asked, line by line."""
+    def _difference(self, texts: Mapping[str, str]) -> str:
+        """Line-by-line difference between the stored study and the new one."""
         lines: list[str] = []
         for name in _COMPARED:
-            if name in files and (self.folder / name).is_file():
-                kept, asked = self.read_text(name).splitlines(), files[name].splitlines()
-                lines += unified_diff(kept, asked, f"{name} kept", f"{name} asked", "", "", 0, "")
-        shown = lines[:LINES]
-        shown += [f"… and {len(lines) - LINES} more lines"] if len(lines) > LINES else []
+            if name in texts and (self.folder / name).is_file():
+                old, new = self.read_text(name).splitlines(), texts[name].splitlines()
+                lines += unified_diff(old, new, f"{name} kept", f"{name} asked", "", "", 0, "")
+        shown = lines[:_DIFF_LINES]
+        if len(lines) > _DIFF_LINES:
+            shown.append(f"… and {len(lines) - _DIFF_LINES} more lines")
         return "\n".join(f"    {line}" for line in shown)
 
-    def _refuse_a_swap(self, before: Sequence[PlanRow], rows: Sequence[PlanRow]) -> None:
-        """Otherwise study.yaml would no longer say what the results here were made by."""
-        known, asked = {row.id for row in before}, {row.id for row in rows}
-        if known - asked and asked - known:
-            first = next(row for row in before if row.id not in asked)
+    def _refuse_replacement(self, before: Sequence[PlanRow], rows: Sequence[PlanRow]) -> None:
+        """Otherwise study.yaml would no longer describe the results here."""
+        old, new = {row.id for row in before}, {row.id for row in rows}
+        if old - new and new - old:
+            first = next(row for row in before if row.id not in new)
             raise StoreError(
-                f"this plan adds {len(asked - known)} units and leaves out {len(known - asked)} "
-                f"that are kept here, the first: {_label(first)}",
+                f"this plan adds {len(new - old)} units and leaves out {len(old - new)} "
+                f"that are kept here, the first: {first.label}",
                 where=str(self.folder),
                 wanted="a study that only adds",
                 remedy="name the seeds, tasks and cocktails that are kept as well as the new ones",
@@ -307,18 +328,18 @@ class Store(States):
             "what": "extended" if before else "planned",
             "units": len(added),
             "added": sorted(
-                {_label(r) for r in added if r.kind == "train"}
+                {r.label for r in added if r.kind == "train"}
                 | {f"{r.cocktail} ({r.origin})" for r in added if r.origin}
             ),
         }
         self.write_text("changes.jsonl", self._changes() + json.dumps(entry) + "\n")
 
     def _changes(self) -> str:
-        kept = (self.folder / "changes.jsonl").exists()
-        return self.read_text("changes.jsonl") if kept else ""
+        exists = (self.folder / "changes.jsonl").exists()
+        return self.read_text("changes.jsonl") if exists else ""
 
     def plan(self) -> list[PlanRow]:
-        """The units of the study as last planned."""
+        """Units of the study as last planned."""
         self.require()
         path = self.folder / "plan.parquet"
         try:
@@ -333,77 +354,72 @@ class Store(States):
             ) from error
 
     def changes(self) -> list[dict[str, Any]]:
-        """What was added to the study, and when."""
+        """Log of what was added to the study, and when."""
         try:
             return [json.loads(line) for line in self._changes().splitlines()]
         except ValueError as error:
             raise StoreError(
                 f"a line is not JSON: {error}",
                 where=str(self.folder / "changes.jsonl"),
-                remedy="mend or remove the line; nothing else depends on it",
+                remedy="fix or remove the line; nothing else depends on it",
             ) from error
 
-    # ---- state ------------------------------------------------------------------------------
-
     def units(self) -> dict[str, Unit]:
-        """State of every unit, by id. Usable while another process runs.
+        """State of every unit by id, while another process may be running.
 
         Raises:
-            StoreError: a study is planned here and no state of it is known.
+            StoreError: a study is planned here and its states are lost.
         """
-        found = super().units()
-        if self.exists and not found:
+        units = super().units()
+        if self.exists and not units:
             raise StoreError(
                 "the states of the study's units are gone: what is finished is not known",
                 where=str(self.folder / FILE),
                 wanted="the file as mixtune wrote it",
                 remedy="restore it, or move the folder away to begin anew",
             )
-        return found
+        return units
 
     def recover(self) -> tuple[list[Unit], list[Unit]]:
-        """After the lock is held: give back units of a dead process, recheck finished ones.
+        """Release interrupted units, check finished ones, remove partial files; under the lock.
 
         Returns:
-            The units given back, and the finished ones whose files (or whose
-            adapter's files) are gone or changed; both are planned again.
+            Interrupted units, and finished ones with damaged files (or with a damaged adapter);
+            both are planned again.
         """
         units = self.units().values()
-        stale = [u for u in units if u.state == "running"]
-        broken = [u for u in units if u.state == "done" and self.damage(u)]
-        # What a broken adapter answered belongs to the adapter that is gone.
-        lost = {u.system for u in broken if u.kind == "train"}
-        broken += [u for u in units if u.system in lost and u.state == "done" and u not in broken]
+        interrupted = [u for u in units if u.state == "running"]
+        damaged = [u for u in units if u.state == "done" and self.damage(u)]
+        # Answers of a damaged adapter belong to the adapter that is gone.
+        lost = {u.system for u in damaged if u.kind == "train"}
+        damaged += [u for u in units if u.system in lost and u.state == "done" and u not in damaged]
         self.release_running()
-        for unit in broken:
+        for unit in damaged:
             self.discard(unit.id)
-        durable.sweep(self.folder)
-        self.free_claims()
-        return stale, broken
+        files.sweep(self.folder)
+        self.drop_portions()
+        return interrupted, damaged
 
     def damage(self, unit: Unit) -> list[str]:
         """Files of a finished unit that are missing or differ from what was written."""
-        files = unit.files.items()
-        return [name for name, known in files if not durable.matches(self.folder / name, *known)]
-
-    # ---- files ------------------------------------------------------------------------------
+        return [n for n, known in unit.files.items() if not files.matches(self.folder / n, known)]
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write a whole text file atomically."""
-        return durable.write_whole(
+        """Write a text file, whole or not at all."""
+        return files.write_whole(
             self.folder / name, lambda path: path.write_text(text, encoding="utf-8")
         )
 
     def write_rows(self, name: str, row_type: type, rows: Sequence[Any]) -> Path:
-        """Write rows of one type as a parquet file, atomically, with checksums in it."""
+        """Write rows of one type as a parquet file with checksums, whole or not at all."""
         table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema_of(row_type))
         options = {"compression": "zstd", "write_page_checksum": True}
-        return durable.write_whole(
+        return files.write_whole(
             self.folder / name, lambda path: pq.write_table(table, path, **options)
         )
 
     def read_text(self, name: str) -> str:
-        """A text file.
+        """Read a text file.
 
         Raises:
             StoreError: missing or unreadable.
@@ -414,7 +430,7 @@ class Store(States):
             raise _unreadable(self.folder / name, error) from error
 
     def read_value(self, name: str) -> Any:  # noqa: ANN401 - JSON or YAML
-        """The value in a JSON or YAML file.
+        """Read the value of a JSON or YAML file.
 
         Raises:
             StoreError: missing, unreadable or malformed.
@@ -437,12 +453,12 @@ class Store(States):
         return True
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
-        """Rows of a parquet file as dictionaries."""
+        """Read the rows of a parquet file as dictionaries."""
         rows: list[dict[str, Any]] = self.read_table(name).to_pylist()
         return rows
 
     def read_table(self, name: str) -> pa.Table:
-        """A parquet file as an Arrow table.
+        """Read a parquet file as an Arrow table.
 
         Raises:
             StoreError: missing or damaged.
@@ -454,30 +470,38 @@ class Store(States):
             raise _unreadable(path, error) from error
 
     def drop_scores(self, folder: str) -> None:
-        """Scores of a system go when one of its sets of answers is made again; they are derived."""
+        """Remove the scores of a system, one of whose sets of answers is new."""
         shutil.rmtree(self.folder / folder / "scores", ignore_errors=True)
 
     @property
-    def states_folder(self) -> Path:
-        """Where `train.top_layers` keeps what the layers below compute; it can be deleted."""
+    def activations_folder(self) -> Path:
+        """Cached activations below the adapters, for `train.top_layers`; it can be deleted."""
         return self.folder / "states"
 
     def bank_file(self, bank: str) -> Path:
-        """Where a bank of adapters in training keeps what it needs to go on."""
+        """Checkpoint of a bank of adapters in training."""
         return self.folder / "banks" / f"{bank}.safetensors"
 
     def banks(self) -> list[str]:
-        """Names of the banks that have such a file."""
+        """Names of the banks that have a checkpoint."""
         return sorted(path.stem for path in (self.folder / "banks").glob("*.safetensors"))
 
     def drop_bank(self, bank: str) -> None:
-        """The bank is empty, or its file cannot be used."""
-        with durable.refusing(self.bank_file(bank), "cannot remove"):
+        """Remove a checkpoint: its bank is empty, or it cannot be used."""
+        with files.storage_errors(self.bank_file(bank), "cannot remove"):
             self.bank_file(bank).unlink(missing_ok=True)
 
+    def portion_file(self, portion: str) -> Path:
+        """File of a portion that a worker is doing."""
+        return self.folder / "portions" / f"{portion}.safetensors"
+
+    def drop_portions(self) -> None:
+        """Remove the files of all portions."""
+        shutil.rmtree(self.folder / "portions", ignore_errors=True)
+
     def new_folder(self, name: str) -> AbstractContextManager[Path]:
-        """A folder to fill that takes its place when complete; what was there before goes."""
-        return durable.whole_folder(self.folder / name)
+        """Fill an empty folder in the body; it replaces the one of that name when complete."""
+        return files.whole_folder(self.folder / name)
 
 
 def _unreadable(path: Path, error: Exception) -> StoreError:
@@ -491,9 +515,3 @@ def _unreadable(path: Path, error: Exception) -> StoreError:
 
 def _as_files(facts: Mapping[str, object]) -> dict[str, str]:
     return {f"{name}.json": json.dumps(value, indent=1) + "\n" for name, value in facts.items()}
-
-
-def _label(row: PlanRow) -> str:
-    seed = "" if row.seed is None else f" seed {row.seed}"
-    what = f" {row.task}/{row.split}/{row.form}" if row.kind != "train" else ""
-    return f"{row.cocktail}{seed}{what}"

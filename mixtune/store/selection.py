@@ -1,11 +1,12 @@
-"""What was chosen for claims, as the file selection.json in a study's folder.
+"""The file selection.json: what `mixtune confirm` chose, written before fresh runs are planned.
 
 Knows: the file, which seeds are fresh. Does not know: how anything is chosen, planned or claimed.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import asdict
+from itertools import count, islice
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -13,32 +14,26 @@ from mixtune.errors import StoreError
 from mixtune.records import Choice, Selection
 from mixtune.store.folder import SELECTION, Store
 
-_READ = TypeAdapter(Selection)
-FIRST = 1001
-"""Fresh seeds begin here, far from those that people choose."""
+_SELECTION = TypeAdapter(Selection)
+FIRST_FRESH_SEED = 1001
+"""Far from the seeds that people choose."""
 
 
-def fresh_seeds(count: int, taken: Sequence[int]) -> tuple[int, ...]:
-    """The first so many seeds that nobody has."""
-    found: list[int] = []
-    seed = FIRST
-    while len(found) < count:
-        if seed not in taken:
-            found.append(seed)
-        seed += 1
-    return tuple(found)
+def fresh_seeds(number: int, used: Collection[int]) -> tuple[int, ...]:
+    """The first unused seeds from 1001 on."""
+    return tuple(islice((s for s in count(FIRST_FRESH_SEED) if s not in used), number))
 
 
 def read_selection(store: Store) -> Selection | None:
-    """What was chosen, if anything was.
+    """Read the selection, None where nothing was chosen.
 
     Raises:
-        StoreError: the file was changed to what cannot be read.
+        StoreError: the file was changed and cannot be read.
     """
     if not (store.folder / SELECTION).is_file():
         return None
     try:
-        return _READ.validate_json(store.read_text(SELECTION))
+        return _SELECTION.validate_json(store.read_text(SELECTION))
     except ValidationError as error:
         first = error.errors()[0]
         raise StoreError(
@@ -50,34 +45,31 @@ def read_selection(store: Store) -> Selection | None:
 
 
 def write_selection(store: Store, selection: Selection) -> None:
-    """Write it down; the one before, if any, stays beside it under a number."""
+    """Write the selection; the one before, if any, stays beside it under a number."""
     if selection.again:
         store.write_text(f"selection-{selection.again}.json", store.read_text(SELECTION))
     store.write_text(SELECTION, json.dumps(asdict(selection), indent=1) + "\n")
 
 
-def same(one: Selection, other: Selection) -> bool:
-    """Whether two say the same, whenever they were made."""
-    return not differences(one, other)
+def differences(before: Selection, after: Selection) -> list[str]:
+    """Differences but for the time, a line for each target or setting; empty where there are none.
 
-
-def differences(one: Selection, other: Selection) -> list[str]:
-    """What is not the same, a line for each target or setting."""
+    Of fresh seeds only the number counts.
+    """
     lines = []
-    before, after = ({c.target: c for c in s.choices} for s in (one, other))
-    for target in sorted(before.keys() | after.keys()):
-        if before.get(target) != after.get(target):
-            lines.append(f"{target}: {_said(before.get(target))} → {_said(after.get(target))}")
+    old, new = ({c.target: c for c in s.choices} for s in (before, after))
+    for target in sorted(old.keys() | new.keys()):
+        if old.get(target) != new.get(target):
+            lines.append(f"{target}: {_text(old.get(target))} → {_text(new.get(target))}")
     for name in ("margin", "single_runs", "against", "exposed", "items", "reasons"):
-        kept, asked = getattr(one, name), getattr(other, name)
-        if kept != asked:
-            lines.append(f"{name}: {kept} → {asked}")
-    if len(one.fresh) != len(other.fresh):
-        lines.append(f"fresh seeds: {len(one.fresh)} → {len(other.fresh)}")
+        if getattr(before, name) != getattr(after, name):
+            lines.append(f"{name}: {getattr(before, name)} → {getattr(after, name)}")
+    if len(before.fresh) != len(after.fresh):
+        lines.append(f"fresh seeds: {len(before.fresh)} → {len(after.fresh)}")
     return lines
 
 
-def _said(choice: Choice | None) -> str:
+def _text(choice: Choice | None) -> str:
     if choice is None:
         return "nothing"
     return (

@@ -7,9 +7,9 @@ import signal
 import sys
 
 import pytest
-import torch
 import yaml
 from engine_oracle import write_base
+from execution_kit import pool_here
 from finished_kit import STUDY, environment, python
 from study_kit import TASK, write_data
 
@@ -49,10 +49,6 @@ def place(finished, tmp_path, monkeypatch):
 def mixtune(place, monkeypatch, capsys):
     """A verb in this process: exit code, standard output, standard error; no worker processes."""
 
-    def in_this_process(work, workers, events):
-        torch.set_num_threads(work.setting.threads)
-        return work.session(events).run(work.plan, work.portions)
-
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["mixtune", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
@@ -64,8 +60,8 @@ def mixtune(place, monkeypatch, capsys):
         return stop.value.code or 0, out.out, out.err
 
     handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(start, "run_pool", in_this_process)
-    monkeypatch.setattr(start, "begin_imports", lambda: None)
+    monkeypatch.setattr(start, "run_pool", pool_here)
+    monkeypatch.setattr(start, "start_fork_server", lambda: None)
     monkeypatch.setattr(placement, "available_cores", lambda: 1)
     yield call
     signal.signal(signal.SIGINT, handler)

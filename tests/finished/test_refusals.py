@@ -109,12 +109,12 @@ def test_a_state_that_is_full_or_held_by_another(place, mixtune, kept, monkeypat
         code, _, err = mixtune("run", "study.yaml", "seeds=[1,2,3,4,5,6,7,8,9]")
         assert (code, "database or disk is full" in err) == (2, True)
     kept()
-    monkeypatch.setattr("mixtune.store.states.PATIENCE", 0.05)
+    monkeypatch.setattr("mixtune.store.states.LOCK_TIMEOUT", 0.05)
     other = sqlite3.connect(place / "runs/weather/state.sqlite", check_same_thread=False)
     other.execute("BEGIN EXCLUSIVE")
     code, _, err = mixtune("status", "study.yaml")
     assert (code, "database is locked" in err, "state.sqlite" in err) == (2, True, True)
-    monkeypatch.setattr("mixtune.store.states.PATIENCE", 30)
+    monkeypatch.setattr("mixtune.store.states.LOCK_TIMEOUT", 30)
     threading.Timer(0.4, other.rollback).start()
     assert mixtune("status", "study.yaml")[0] == 0
     other.close()
@@ -130,7 +130,7 @@ def test_a_run_without_memory_fails_and_is_tried_again(mixtune, kept, monkeypatc
         code, _, err = mixtune("run", "study.yaml", MORE)
         assert (code, "FAILED, MemoryError" in err) == (1, True)
     with monkeypatch.context() as patch:
-        patch.setattr("mixtune.execution.run_study.begin", full)
+        patch.setattr("mixtune.execution.run_study.started", full)
         code, _, err = mixtune("run", "study.yaml", MORE)
         assert (code, "out of memory" in err, "--workers 1" in err) == (1, True, True)
     kept(more=True)

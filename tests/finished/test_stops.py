@@ -87,7 +87,7 @@ def test_a_second_run_is_told_who_is_at_work_and_harms_nothing(place, mixtune, k
 STOPS = [
     ("mixtune.planning.plan.load_corpus", signal.SIGINT, True),
     ("mixtune.execution.bank_training.job_of", signal.SIGINT, True),
-    ("mixtune.execution.units.predict", signal.SIGTERM, True),
+    ("mixtune.execution.worker.predict_queries", signal.SIGTERM, True),
     ("mixtune.execution.bank_training.job_of", signal.SIGHUP, True),
     ("mixtune.results.study_results.score", signal.SIGHUP, False),
     ("mixtune.report.page.render", signal.SIGINT, False),
