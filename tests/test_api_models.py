@@ -12,7 +12,7 @@ from api_server import HALF, HANG, RESET, fault, garbage, say, serving
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.api.cache import Cache, Said, request_key
+from mixtune.api.cache import Cache, Completion, request_key
 from mixtune.api.client import Endpoint, Patience, retry_after
 from mixtune.api.entries import OPENAI_KEY
 from mixtune.api.ledger import Ledger
@@ -296,10 +296,10 @@ def test_retry_after_is_a_date():
 def test_pauses_grow_to_a_limit_and_are_anything_below():
     patience = Patience(first=1, longest=60)
     for tried in range(40):
-        drawn = [patience.pause(tried) for _ in range(50)]
+        drawn = [patience.backoff(tried) for _ in range(50)]
         assert 0 <= min(drawn) <= max(drawn) <= min(60, 2**tried)
-    assert max(patience.pause(3) for _ in range(300)) > 6
-    assert min(patience.pause(3) for _ in range(300)) < 2
+    assert max(patience.backoff(3) for _ in range(300)) > 6
+    assert min(patience.backoff(3) for _ in range(300)) < 2
 
 
 # ---- keys ---------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ def test_without_the_client_it_is_named_what_installs_it(monkeypatch):
 
 def test_a_kept_answer_is_what_was_said_and_a_damaged_one_is_none(tmp_path):
     cache = Cache(tmp_path)
-    said = Said("wet", "stop", 3, None, "m", 0.25)
+    said = Completion("wet", "stop", 3, None, "m", 0.25)
     key = request_key("http://x/v1", {"model": "m"})
     assert cache.get(key) is None
     cache.put(key, said)

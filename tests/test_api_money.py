@@ -11,11 +11,11 @@ from api_kit import KEY, alone, query, system
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixtune.api.cache import Cache, Said
-from mixtune.api.client import Passing, Patience
+from mixtune.api.cache import Cache, Completion
+from mixtune.api.client import Patience, RetryableError
 from mixtune.api.entries import OPENAI_KEY, presets, resolve
 from mixtune.api.ledger import CeilingReached, Ledger, dollars
-from mixtune.api.model import ApiModel, Asking, Prompting, most_tokens, request_body
+from mixtune.api.model import ApiModel, Asking, Prompting, request_body, token_bounds
 from mixtune.errors import RunFailed, SpecError
 from mixtune.records import Message, Query
 from mixtune.study.api_spec import ApiEntry
@@ -48,8 +48,8 @@ class _Invented:
     def client(self):
         return _Client()
 
-    async def once(self, client, body):
-        most_in, most_out = most_tokens(body)
+    async def send(self, client, body):
+        most_in, most_out = token_bounds(body)
         kind, share, turns = self.fates[len(self.billed) % len(self.fates)]
         self.billed.append(kind)
         for _ in range(turns):
@@ -58,10 +58,10 @@ class _Invented:
         if kind != "free":
             self.bill += self.what.price.of(*tokens)
         if kind == "said":
-            return Said("wet", "stop", *tokens, "m", 0.0)
+            return Completion("wet", "stop", *tokens, "m", 0.0)
         if kind == "uncounted":
-            return Said("wet", "stop", None, None, "m", 0.0)
-        raise Passing("x", paid=kind == "lost")
+            return Completion("wet", "stop", None, None, "m", 0.0)
+        raise RetryableError("x", maybe_charged=kind == "lost")
 
 
 @settings(max_examples=40, deadline=None)
@@ -112,7 +112,7 @@ class _Silent:
     def client(self):
         return _Client()
 
-    async def once(self, client, body):
+    async def send(self, client, body):
         await asyncio.sleep(3600)
 
 
@@ -145,14 +145,14 @@ def test_a_second_ctrl_c_breaks_off_what_is_under_way(tmp_path):
 def test_what_a_killed_process_had_in_flight_counts_with_the_most(tmp_path):
     path = tmp_path / "api.sqlite"
     first = Ledger(path, 1.0)
-    number = first.enter("a", 4 * 10**11)
-    first.settle(first.enter("a", 5 * 10**11), 10**11)
+    number = first.reserve("a", 4 * 10**11)
+    first.settle(first.reserve("a", 5 * 10**11), 10**11)
     assert number is not None
     second = Ledger(path, 1.0)  # the process died, another begins
     assert second.spent() == (10**11, 4 * 10**11)
     with pytest.raises(CeilingReached, match=r"raise api\.max_cost"):
-        second.enter("a", 6 * 10**11)
-    assert second.enter("a", 5 * 10**11) is not None
+        second.reserve("a", 6 * 10**11)
+    assert second.reserve("a", 5 * 10**11) is not None
 
 
 @pytest.mark.weights
@@ -163,7 +163,7 @@ def test_a_prompt_never_has_more_tokens_than_are_set_aside(smollm2):
     for text in ("a", "日本語のテキスト" * 20, "\U0001f600" * 50, "naïve café " * 30, "   \n\n"):
         messages = (Message("user", text),)
         body = request_body(system(), Query("1", "", messages, ()), Prompting(), 5, False)
-        assert len(tokens.prompt_ids(messages)) <= most_tokens(body)[0]
+        assert len(tokens.prompt_ids(messages)) <= token_bounds(body)[0]
 
 
 # ---- entries ------------------------------------------------------------------------------------

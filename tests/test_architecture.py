@@ -24,11 +24,11 @@ MAY_IMPORT = {
     "api": "errors identity signals records study store tasks models",
     "planning": "errors identity records study store tokens tasks models datasets api",
     "engine": "errors records study store tokens models",
-    "evaluation": "errors identity records tasks models",
+    "evaluation": "errors identity records tasks models api",
     "execution": "errors identity signals records study store tokens models datasets api planning "
     "engine evaluation",
     "analysis": "errors identity records study tasks",
-    "results": "errors identity records study store tasks models datasets planning evaluation "
+    "results": "errors identity records study store tasks models datasets api planning evaluation "
     "analysis",
     "report": "errors records study store tasks analysis results",
     "pack": "errors identity study store tasks results",

@@ -8,10 +8,10 @@ from run_kit import finished_study
 from scripted import ScriptedModel
 from sklearn.metrics import cohen_kappa_score
 
+from mixtune.api.cache import Cache
 from mixtune.errors import DataError, RunFailed, SpecError
 from mixtune.evaluation.judge import (
     ORDERS,
-    Cache,
     Rubric,
     _kappa,
     agreement,
@@ -52,7 +52,7 @@ def script(query):
 
 @pytest.fixture
 def cache(tmp_path):
-    return Cache(tmp_path / "cache" / "judge.sqlite")
+    return Cache(tmp_path / "cache" / "judge")
 
 
 def test_only_verdicts_that_are_the_same_in_both_orders_count(cache):
@@ -136,8 +136,8 @@ def test_with_too_few_labels_the_judge_is_not_validated(cache):
     labels = {("t", "s", f"e{n:02}"): 2 for n in range(20)}
     found = agreement(settled, labels)
     assert (found.labels, found.compared, found.accuracy) == (20, 16, 0.5)
-    assert found.said == "not validated (16 labels by people, 100 needed)"
-    assert agreement(settled, {}).said.startswith("not validated (0 labels")
+    assert found.summary == "not validated (16 labels by people, 100 needed)"
+    assert agreement(settled, {}).summary.startswith("not validated (0 labels")
     assert agreement(settled, {("t", "other", "e01"): 2}).labels == 0
 
 
@@ -157,7 +157,7 @@ def test_agreement_is_accuracy_and_cohens_kappa(cache):
     theirs = [people["t", "s", name] for name in sorted(said)]
     chance = sum(own.count(v) * theirs.count(v) for v in range(3)) / 100**2
     assert found.kappa == pytest.approx((0.8 - chance) / (1 - chance))
-    assert found.said.startswith("validated on 100 of 100 labels by people: accuracy 80.0%")
+    assert found.summary.startswith("validated on 100 of 100 labels by people: accuracy 80.0%")
     same = dict.fromkeys(people, 2)
     always = settle(
         judge(ScriptedModel(lambda q: "Verdict: 2", "yes"), Rubric.load(), items, cache)

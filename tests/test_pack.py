@@ -13,9 +13,10 @@ import pytest
 from pack_kit import SECRETS, finish, words_in
 from scripted import ScriptedModel
 
+from mixtune.api.cache import Cache
 from mixtune.datasets.registry import Registry
 from mixtune.errors import StoreError
-from mixtune.evaluation.judge import Cache, Rubric
+from mixtune.evaluation.judge import Rubric
 from mixtune.pack.archive import opened, study_in, write_pack, zipped
 from mixtune.pack.blind import Blind, group_codes, pathless
 from mixtune.pack.pack import Contents
@@ -49,7 +50,7 @@ def study(tmp_path_factory, files):
     """What follows from a finished study with one failed run, some of its answers judged."""
     facts = finish(tmp_path_factory.mktemp("study"), files)
     answers = free_answers(facts, "validation", ["sums"])
-    cache = Cache(tmp_path_factory.mktemp("cache") / "judge.sqlite")
+    cache = Cache(tmp_path_factory.mktemp("cache") / "judge")
     judge = ScriptedModel(lambda query: "Verdict: 2")
     made = answers.judge(judge, Rubric.load(), cache, again=0)
     write_judged(facts, made.rows, "not validated", "no question was put twice")

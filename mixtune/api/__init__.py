@@ -1,1 +1,1 @@
-"""."""
+"""Models behind OpenAI-compatible APIs: requests, retries, cached completions, costs."""

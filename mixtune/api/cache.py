@@ -1,10 +1,10 @@
-"""Answers of APIs on this machine's disk, by request: what was paid for once is not paid for again.
+"""Completions on disk, keyed by request: a request that was paid for is not paid for again.
 
-Studies share it, and ask one model in turn. An entry is written whole or not at all, carries its
-own digest, and counts as absent when the two do not agree. It holds the answer and what it took, no
-question and no key.
+All studies of a user share the cache, and one process at a time sends requests to a model. An entry
+is written atomically with a digest of its content; a damaged entry is a cache miss. It holds the
+completion, no prompt and no key. Judges' answers are cached in the same way (evaluation/judge.py).
 
-Knows: files by the digest of a request. Does not know: HTTP, money.
+Knows: files named by the digest of a request. Does not know: HTTP, money.
 """
 
 import hashlib
@@ -24,14 +24,15 @@ from mixtune.models.files import CACHE, cache_dir
 from mixtune.store.files import in_turn, write_whole
 
 FOLDER = "api"
+_ENTRY = "said"
+"""Key of the completion in an entry; entries of earlier versions are paid for, so it stays."""
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What came back: text, how it ended, tokens as the endpoint counted them, seconds it took.
+class Completion:
+    """Text, finish reason, tokens as the endpoint counted them, latency in seconds.
 
-    `served`: the model that the endpoint says has answered. Tokens are None where the endpoint
-    does not count.
+    `served`: the model that the endpoint reports. Tokens are None where it reports no usage.
     """
 
     text: str
@@ -42,7 +43,7 @@ class Said:
     latency: float
 
 
-_SAID = TypeAdapter(Said)
+_COMPLETION = TypeAdapter(Completion)
 
 
 def request_key(base_url: str, body: Mapping[str, Any]) -> str:
@@ -53,40 +54,46 @@ def request_key(base_url: str, body: Mapping[str, Any]) -> str:
 
 
 class Cache:
-    """The answers kept below the user's cache folder."""
+    """Completions in a folder, by default one in the user's cache; one file per request."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or cache_dir() / FOLDER
 
-    def get(self, key: str) -> Said | None:
-        """A kept answer; None where there is none, or none that is whole."""
+    def get(self, key: str) -> Completion | None:
+        """The cached completion; None on a miss, or where the entry is damaged.
+
+        Raises:
+            ModelError: the entry exists and cannot be read.
+        """
         try:
-            kept = json.loads(self._path(key).read_text(encoding="utf-8"))
-            said = _SAID.validate_python(kept["said"])
-            whole = kept["digest"] == digest(asdict(said))
+            entry = json.loads(self._path(key).read_text(encoding="utf-8"))
+            completion = _COMPLETION.validate_python(entry[_ENTRY])
+            intact = entry["digest"] == digest(asdict(completion))
         except FileNotFoundError:
             return None
         except OSError as error:
+            # Not a miss: sending the request again would pay for it a second time.
             raise ModelError(
-                f"a kept answer cannot be read: {error.strerror}",
+                f"a cached answer cannot be read: {error.strerror}",
                 where=str(self._path(key)),
                 remedy=CACHE.remedy,
             ) from error
         except (ValueError, KeyError, TypeError, ValidationError):
             return None
-        return said if whole else None
+        return completion if intact else None
 
-    def put(self, key: str, said: Said) -> None:
-        """Keep an answer.
+    def put(self, key: str, completion: Completion) -> None:
+        """Write an entry.
 
         Raises:
             ModelError: the cache cannot be written.
         """
-        text = json.dumps({"said": asdict(said), "digest": digest(asdict(said))}, indent=1)
+        entry = {_ENTRY: asdict(completion), "digest": digest(asdict(completion))}
+        text = json.dumps(entry, indent=1)
         write_whole(self._path(key), lambda path: path.write_text(text, encoding="utf-8"), CACHE)
 
-    def in_turn(self, system: ApiSystem) -> AbstractContextManager[None]:
-        """Hold a model of an endpoint for a round of requests; other processes wait."""
+    def lock(self, system: ApiSystem) -> AbstractContextManager[None]:
+        """Lock a model of an endpoint for a batch of requests; other processes wait."""
         return in_turn(self.folder / digest([system.base_url, system.model]), CACHE)
 
     def _path(self, key: str) -> Path:

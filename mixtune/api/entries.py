@@ -1,6 +1,6 @@
-"""Entries of a study → models behind APIs, with everything that a request depends on.
+"""API entries of a study → resolved systems: endpoint, model, decoding parameters, price.
 
-Knows: presets, which endpoint a key belongs to, ids. Does not know: messages, HTTP, money spent.
+Knows: presets, the endpoint that a key belongs to, ids. Does not know: messages, HTTP, the ledger.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ OPENAI = "https://api.openai.com/v1"
 OPENAI_KEY = "OPENAI_API_KEY"
 OWN_PRICE = "stated in the study"
 PICO = 10**12
-"""Money is counted in whole millionths of a millionth of a dollar: no sum of floats drifts."""
+"""Picodollars in a US dollar: costs are integers, so that their sums are exact."""
 
 
 class Preset(Frozen):
-    """What is known of a model behind an API."""
+    """A known API model with its list price in US dollars per million tokens."""
 
     model: str
     base_url: str | None = None
@@ -38,7 +38,7 @@ class Preset(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What tokens cost, in picodollars for each; `source`: who says so."""
+    """Picodollars per prompt and per generated token; `source`: origin of the figures."""
 
     token_in: int
     token_out: int
@@ -50,16 +50,16 @@ class Price:
         return cls(round(price_in * PICO / 10**6), round(price_out * PICO / 10**6), source)
 
     def of(self, tokens_in: int, tokens_out: int) -> int:
-        """Picodollars of so many tokens."""
+        """Cost in picodollars."""
         return self.token_in * tokens_in + self.token_out * tokens_out
 
 
 @dataclass(frozen=True, slots=True)
 class ApiSystem:
-    """A model behind an endpoint, resolved. `price` is None where nobody has stated one.
+    """A resolved API model; `price` is None where neither the study nor a preset states one.
 
     `key_env`: the variable that holds its key, None where none is sent. `max_new_tokens`: None
-    where it follows from the task.
+    where the task determines it.
     """
 
     name: str
@@ -76,17 +76,17 @@ class ApiSystem:
 
     @property
     def host(self) -> str:
-        """Host of the endpoint, with its port where it has one of its own."""
+        """Host of the endpoint, with its port if the URL states one."""
         return urlsplit(self.base_url).netloc
 
     @property
     def origin(self) -> str:
-        """Where its answers come from, for tables."""
+        """Model and host, for tables."""
         return f"API {self.model} at {self.host}"
 
     @property
     def id(self) -> str:
-        """Of the system: endpoint, model, decoding, what is shown before a question."""
+        """System id: a digest of endpoint, model, decoding parameters and prompting."""
         parts: dict[str, Any] = {"host": self.host, "model": self.model, "seed": self.seed}
         if self.shots:
             parts["shots"] = self.shots
@@ -97,7 +97,7 @@ class ApiSystem:
         return make_id("api", parts)
 
     def decoding(self, max_new_tokens: int) -> dict[str, Any]:
-        """The part of a request that says how an answer is made."""
+        """Decoding parameters of a request; reasoning models accept no temperature."""
         if self.reasoning_effort is not None:
             return {
                 "max_completion_tokens": max_new_tokens,
@@ -127,34 +127,35 @@ def presets() -> dict[str, Preset]:
 
 
 def resolve(entries: Sequence[ApiEntry]) -> list[ApiSystem]:
-    """Every entry with what its preset and the defaults say.
+    """Entries completed from their presets and the defaults.
 
     Raises:
-        SpecError: no such preset, an endpoint that is none, or two entries that are one system.
+        SpecError: unknown preset, invalid endpoint, or two entries for the same system.
     """
-    found = [_resolved(entry) for entry in entries]
-    by_id: dict[str, str] = {}
-    for system in found:
-        other = by_id.setdefault(system.id, system.name)
-        if other != system.name:
+    systems = [_resolved(entry) for entry in entries]
+    names: dict[str, str] = {}
+    for system in systems:
+        first = names.setdefault(system.id, system.name)
+        if first != system.name:
             raise SpecError(
-                f"api_models: {other} and {system.name} are the same system",
+                f"api_models: {first} and {system.name} are the same system",
                 wanted="another model, endpoint, number of shots or instruction",
                 remedy="keep one of them",
             )
-    return found
+    return systems
 
 
 def _resolved(entry: ApiEntry) -> ApiSystem:
     preset = _preset(entry)
     base_url = _endpoint(entry.name, entry.base_url or (preset and preset.base_url) or OPENAI)
-    own_key = OPENAI_KEY if base_url == OPENAI else None
+    # A key is only ever sent to the endpoint that it belongs to.
+    default_key = OPENAI_KEY if base_url == OPENAI else None
     model = entry.model or (preset.model if preset else "")
     return ApiSystem(
         name=entry.name,
         model=model,
         base_url=base_url,
-        key_env=entry.key_env or (preset and preset.key_env) or own_key,
+        key_env=entry.key_env or (preset and preset.key_env) or default_key,
         price=_price(entry, preset),
         shots=entry.shots,
         seed=entry.seed,
@@ -180,22 +181,22 @@ def _preset(entry: ApiEntry) -> Preset | None:
 def _price(entry: ApiEntry, preset: Preset | None) -> Price | None:
     if entry.price_in is not None and entry.price_out is not None:
         return Price.per_million(entry.price_in, entry.price_out, OWN_PRICE)
-    # A preset's price is that of its own model at its own endpoint.
+    # A preset's price does not apply to another model or endpoint.
     if preset is None or entry.model or entry.base_url:
         return None
     return Price.per_million(preset.price_in, preset.price_out, preset.price_source)
 
 
 def _endpoint(name: str, url: str) -> str:
-    """The URL without a slash at its end; refused where it could hold a secret."""
+    """The URL without a trailing slash; rejected where it may contain a secret."""
     where = f"api_models: {name}: base_url"
     try:
         parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and bool(parts.hostname)
-        known = known and (parts.port is None or parts.port > 0)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+        valid = valid and (parts.port is None or parts.port > 0)
     except ValueError:
-        known = False
-    if not known:
+        valid = False
+    if not valid:
         raise SpecError(
             "not an endpoint",
             where=where,

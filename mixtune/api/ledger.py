@@ -1,10 +1,10 @@
-"""What a study's requests have cost, and whether the next one may be sent.
+"""Cost ledger of a study: reserves the maximum cost of each request before it is sent.
 
-Each request is entered with the most that it can cost before it is sent, and with what it did cost
-when its answer is there. What never got an answer, because the connection broke or the process was
-killed, stays entered with the most: it may have been paid for.
+A reservation is replaced by the actual cost when the completion arrives. A request that never got a
+response, because the connection broke or the process was killed, may have been charged: it keeps
+counting at its maximum.
 
-Knows: an SQLite file beside the study, a ceiling. Does not know: HTTP, tokens, who waits.
+Knows: an SQLite file in the study's folder, a budget limit. Does not know: HTTP, tokens, who waits.
 """
 
 import math
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from mixtune.api.entries import PICO
 from mixtune.errors import MixtuneError, StoreError
@@ -28,7 +29,14 @@ CREATE TABLE IF NOT EXISTS request (
 
 
 class CeilingReached(MixtuneError):
-    """The next request could pass the ceiling, and none is under way that would make room."""
+    """The next request could exceed the budget limit, and no pending one would free enough."""
+
+
+class Spent(NamedTuple):
+    """Picodollars charged for completions, and the maximum that other requests may have cost."""
+
+    charged: int
+    reserved: int
 
 
 def dollars(pico: int) -> float:
@@ -37,63 +45,65 @@ def dollars(pico: int) -> float:
 
 
 class Ledger:
-    """The money of one study; one process at a time, which holds the study's lock."""
+    """Costs of one study; used by one process at a time, the one that holds the study's lock."""
 
     def __init__(self, path: Path, max_cost: float | None) -> None:
-        """Open or begin a ledger; `max_cost` in US dollars, None for no ceiling."""
+        """Open or create a ledger; `max_cost` in US dollars, None for no limit."""
         self._path = path
-        self.ceiling = None if max_cost is None else math.floor(max_cost * PICO)
+        # Rounded down, so that the limit is never exceeded by a fraction of a picodollar.
+        self._limit = None if max_cost is None else math.floor(max_cost * PICO)
         self._in_flight: set[int] = set()
 
-    def enter(self, system: str, most: int) -> int | None:
-        """Enter a request that can cost so many picodollars at most; its number.
+    def reserve(self, system: str, max_cost: int) -> int | None:
+        """Reserve the maximum cost of a request in picodollars; returns the entry's id.
 
-        None where it has to wait for others to end, which may make room.
+        None where the request has to wait for pending ones, which may cost less than reserved.
 
         Raises:
-            CeilingReached: it does not fit, and nothing is under way.
+            CeilingReached: it does not fit, and no request is pending.
         """
         with self._open() as db:
-            taken = _taken(db)
-            if self.ceiling is not None and taken + most > self.ceiling:
+            total = _total(db)
+            if self._limit is not None and total + max_cost > self._limit:
+                # Reservations of a killed process are never released: only own ones are waited for.
                 if self._in_flight:
                     return None
-                raise CeilingReached(_reached(taken, most, self.ceiling))
+                raise CeilingReached(_limit_reached(total, max_cost, self._limit))
             row = db.execute(
                 "INSERT INTO request (system, at, most) VALUES (?, ?, ?)",
-                (system, time.time(), most),
+                (system, time.time(), max_cost),
             )
-            number = row.lastrowid
-            assert number is not None
-        self._in_flight.add(number)
-        return number
+            entry = row.lastrowid
+            assert entry is not None
+        self._in_flight.add(entry)
+        return entry
 
-    def settle(self, number: int, cost: int) -> None:
-        """A request ended and cost so much."""
+    def settle(self, entry: int, cost: int) -> None:
+        """Replace a reservation by the actual cost in picodollars."""
         with self._open() as db:
-            db.execute("UPDATE request SET cost = ? WHERE id = ?", (cost, number))
-        self._in_flight.discard(number)
+            db.execute("UPDATE request SET cost = ? WHERE id = ?", (cost, entry))
+        self._in_flight.discard(entry)
 
-    def leave(self, number: int) -> None:
-        """A request ended and nobody knows whether it was paid for: it counts with the most."""
-        self._in_flight.discard(number)
+    def keep_reserved(self, entry: int) -> None:
+        """End a request that may have been charged: it keeps counting at its maximum."""
+        self._in_flight.discard(entry)
 
-    def drop(self, number: int) -> None:
-        """A request ended and was not paid for."""
+    def release(self, entry: int) -> None:
+        """End a request that was not charged: its reservation is deleted."""
         with self._open() as db:
-            db.execute("DELETE FROM request WHERE id = ?", (number,))
-        self._in_flight.discard(number)
+            db.execute("DELETE FROM request WHERE id = ?", (entry,))
+        self._in_flight.discard(entry)
 
-    def spent(self) -> tuple[int, int]:
-        """Picodollars of answered requests, and the most that unanswered ones can have cost."""
+    def spent(self) -> Spent:
+        """Total cost so far; creates no file."""
         if not self._path.exists():
-            return 0, 0
+            return Spent(0, 0)
         with self._open() as db:
-            paid, open_ = db.execute(
+            charged, reserved = db.execute(
                 "SELECT COALESCE(SUM(cost), 0), "
                 "COALESCE(SUM(CASE WHEN cost IS NULL THEN most END), 0) FROM request"
             ).fetchone()
-        return int(paid), int(open_)
+        return Spent(int(charged), int(reserved))
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -103,20 +113,20 @@ class Ledger:
                 yield connection
         except sqlite3.Error as error:
             raise StoreError(
-                f"what API models cost cannot be written down: {error}",
+                f"costs of API models cannot be recorded: {error}",
                 where=str(self._path),
                 remedy=RUNS.remedy,
             ) from error
 
 
-def _taken(db: sqlite3.Connection) -> int:
-    (taken,) = db.execute("SELECT COALESCE(SUM(COALESCE(cost, most)), 0) FROM request").fetchone()
-    return int(taken)
+def _total(db: sqlite3.Connection) -> int:
+    (total,) = db.execute("SELECT COALESCE(SUM(COALESCE(cost, most)), 0) FROM request").fetchone()
+    return int(total)
 
 
-def _reached(taken: int, most: int, ceiling: int) -> str:
+def _limit_reached(total: int, max_cost: int, limit: int) -> str:
     return (
-        f"stopped before api.max_cost of ${dollars(ceiling):.4f} is passed: ${dollars(taken):.4f} "
-        f"are spent, and the next request can cost ${dollars(most):.6f}; what is answered is kept. "
-        "To go on, raise api.max_cost and give the same command"
+        f"stopped before api.max_cost of ${dollars(limit):.4f} is exceeded: ${dollars(total):.4f} "
+        f"are spent, and the next request can cost ${dollars(max_cost):.6f}; all answers so far "
+        "are cached. To continue, raise api.max_cost and run the same command"
     )

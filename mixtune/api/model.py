@@ -1,21 +1,21 @@
-"""A model behind an OpenAI-compatible API as a system: questions in, answers out, in order.
+"""A model behind an OpenAI-compatible API as a system: queries in, answers out, in order.
 
-Text is asked for at temperature 0 with a seed; a label can be asked for under a JSON schema, which
-is a form of its own. Log-probabilities of whole labels no such API gives, so nothing is ranked.
+Text is generated at temperature 0 with a seed. A label can be constrained to a JSON schema, which
+is a form of its own. No such API returns log-probabilities of whole labels, so nothing is ranked.
 
-Knows: conversations, requests, who may be asked at the same time, what is kept and what it costs.
-Does not know: targets of the questions, tasks' parsers, HTTP.
+Knows: conversations, requests, concurrency, the cache, the ledger. Does not know: targets of the
+queries, tasks' parsers, HTTP.
 """
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from mixtune.api.cache import Cache, Said, request_key
-from mixtune.api.client import LONGEST_PAUSE, Endpoint, Passing
+from mixtune.api.cache import Cache, Completion, request_key
+from mixtune.api.client import MAX_RETRY_AFTER, Endpoint, RetryableError
 from mixtune.api.entries import ApiSystem
 from mixtune.api.ledger import Ledger, dollars
 from mixtune.errors import MixtuneError, RunFailed
@@ -24,268 +24,311 @@ from mixtune.records import Answer, Example, Query, Usage
 from mixtune.signals import defer_signals
 from mixtune.tasks.label_schema import response_format
 
-TURN = 16
-"""Tokens that an endpoint may add to a message: role, marks of beginning and end."""
-FRAME = 256
+TOKENS_PER_MESSAGE = 16
+"""Tokens that a chat template may add to a message: role, start and end markers."""
+TOKENS_PER_REQUEST = 256
 """Tokens that an endpoint may add to a request: its template, a system message of its own."""
 
 Body = dict[str, Any]
-Turns = list[dict[str, str]]
+Messages = list[dict[str, str]]
 
 
-def conversation(query: Query, shots: Sequence[Example] = (), instruction: str = "") -> Turns:
-    """The messages that a question is put as: instruction, examples with answers, question."""
-    turns = [{"role": "system", "content": instruction}] if instruction else []
-    own = [{"role": m.role, "content": m.content} for m in query.messages]
-    # A task's own system message holds for the examples as well, and stands once.
-    turns += [turn for turn in own if turn["role"] == "system"]
-    for shot in shots:
-        turns += [_turn(m.role, m.content) for m in shot.messages if m.role != "system"]
-        turns.append(_turn("assistant", shot.target))
-    return turns + [turn for turn in own if turn["role"] != "system"]
+class TokenBounds(NamedTuple):
+    """Maximum prompt and generated tokens of a request."""
+
+    prompt: int
+    generated: int
 
 
-def most_tokens(body: Mapping[str, Any]) -> tuple[int, int]:
-    """The most prompt and generated tokens of a request.
+class Reply(NamedTuple):
+    """A completion and the attempts it took; 0 attempts for a cache hit."""
 
-    A token of a byte-level vocabulary is at least a byte, so a prompt has at most as many tokens as
-    bytes, beside what the endpoint adds.
-    """
-    texts = [turn["content"] for turn in body["messages"]]
-    given = sum(len(text.encode()) + TURN for text in texts) + FRAME
-    if "response_format" in body:
-        given += len(str(body["response_format"]).encode())
-    return given, int(body.get("max_completion_tokens") or body["max_tokens"])
+    completion: Completion
+    attempts: int
 
 
 @dataclass(frozen=True, slots=True)
 class Prompting:
-    """What stands before a question: examples of its task, an instruction."""
+    """Text before a query: few-shot examples of its task, an instruction."""
 
     shots: tuple[Example, ...] = ()
     instruction: str = ""
 
 
-def request_body(
-    what: ApiSystem, query: Query, prompting: Prompting, max_new_tokens: int, schema: bool
-) -> Body:
-    """The request that asks a model a question; with `schema` held to the question's choices."""
-    turns = conversation(query, prompting.shots, prompting.instruction)
-    body = {"model": what.model, "messages": turns, **what.decoding(max_new_tokens)}
-    return body | {"response_format": response_format(query.choices)} if schema else body
-
-
 @dataclass(frozen=True)
 class Asking:
-    """How requests are made: to whom, how many at a time, what is kept, on whose money."""
+    """Settings of a study's requests: endpoint, ledger, cache, concurrency, progress callback."""
 
     endpoint: Endpoint
     ledger: Ledger
     cache: Cache = field(default_factory=Cache)
     concurrency: int = 8
-    on_progress: Callable[[int, int], None] = lambda done, of: None
+    on_progress: Callable[[int, int], None] = lambda done, total: None
+
+
+def conversation(query: Query, shots: Sequence[Example] = (), instruction: str = "") -> Messages:
+    """The messages of a query: instruction, shots with their targets, question."""
+    messages = [_message("system", instruction)] if instruction else []
+    own = [_message(m.role, m.content) for m in query.messages]
+    # A task's system message applies to the shots as well, so it appears once, before them.
+    messages += [message for message in own if message["role"] == "system"]
+    for shot in shots:
+        messages += [_message(m.role, m.content) for m in shot.messages if m.role != "system"]
+        messages.append(_message("assistant", shot.target))
+    return messages + [message for message in own if message["role"] != "system"]
+
+
+def request_body(
+    system: ApiSystem, query: Query, prompting: Prompting, max_new_tokens: int, schema: bool
+) -> Body:
+    """The request body for a query; `schema` constrains the answer to the query's choices."""
+    messages = conversation(query, prompting.shots, prompting.instruction)
+    body = {"model": system.model, "messages": messages, **system.decoding(max_new_tokens)}
+    return body | {"response_format": response_format(query.choices)} if schema else body
+
+
+def token_bounds(body: Mapping[str, Any]) -> TokenBounds:
+    """Upper bounds on the tokens of a request, without its tokenizer."""
+    # A token of a byte-level vocabulary covers at least one byte, so bytes bound the tokens.
+    contents = [message["content"] for message in body["messages"]]
+    prompt = sum(len(text.encode()) + TOKENS_PER_MESSAGE for text in contents) + TOKENS_PER_REQUEST
+    if "response_format" in body:
+        prompt += len(str(body["response_format"]).encode())
+    return TokenBounds(prompt, int(body.get("max_completion_tokens") or body["max_tokens"]))
+
+
+def max_cost(system: ApiSystem, body: Mapping[str, Any]) -> int:
+    """Maximum cost of a request in picodollars; 0 without a price."""
+    bounds = token_bounds(body)
+    return 0 if system.price is None else system.price.of(bounds.prompt, bounds.generated)
+
+
+def actual_cost(system: ApiSystem, body: Mapping[str, Any], completion: Completion) -> int:
+    """Cost of a completion in picodollars; counts that the endpoint omits are taken as maximal."""
+    if system.price is None:
+        return 0
+    bounds = token_bounds(body)
+    prompt, generated = completion.tokens_in, completion.tokens_out
+    return system.price.of(
+        bounds.prompt if prompt is None else prompt,
+        bounds.generated if generated is None else generated,
+    )
 
 
 class ApiModel:
-    """An API model with one way of prompting; `usage` says what the last questions took."""
+    """An API model with a fixed prompting; `usage` holds one row per query of the last call."""
 
-    def __init__(self, what: ApiSystem, asking: Asking, prompting: Prompting) -> None:
-        self.what = what
+    def __init__(self, spec: ApiSystem, asking: Asking, prompting: Prompting) -> None:
+        self.spec = spec
         self.prompting = prompting
         self.usage: list[Usage] = []
         self._asking = asking
 
     @property
     def system(self) -> str:
-        """The id under which its predictions are kept."""
-        return self.what.id
+        """The system id of its predictions."""
+        return self.spec.id
 
     def rank(self, queries: Sequence[Query]) -> list[Answer]:
-        """Not to be had.
+        """Not supported.
 
         Raises:
             RunFailed: always.
         """
-        raise RunFailed(f"{self.what.name}: an API gives no log-probabilities of whole labels")
+        raise RunFailed(f"{self.spec.name}: an API gives no log-probabilities of whole labels")
 
     def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
         """Text at temperature 0, at most `max_new_tokens` of the endpoint's tokens.
 
         Raises:
-            RunFailed: a question that is not answered however often it is asked.
-            CeilingReached: the next request could pass the ceiling. What is answered is kept.
+            RunFailed: a request failed for good, or all of its attempts did.
+            CeilingReached: the next request could exceed the budget. All completions are cached.
         """
-        return self._ask(queries, [self.body(query, max_new_tokens) for query in queries])
+        return self._answers(queries, [self.body(query, max_new_tokens) for query in queries])
 
     def choose(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
-        """One of each query's choices as JSON (api_schema), as far as the endpoint holds to it.
+        """One of each query's choices as JSON (tasks/label_schema.py), if the endpoint complies.
 
         Raises:
             RunFailed, CeilingReached: as `generate`.
         """
         bodies = [self.body(query, max_new_tokens, schema=True) for query in queries]
-        return self._ask(queries, bodies)
+        return self._answers(queries, bodies)
 
     def body(self, query: Query, max_new_tokens: int, schema: bool = False) -> Body:
-        """The request for a question."""
-        return request_body(self.what, query, self.prompting, max_new_tokens, schema)
+        """The request body for a query."""
+        return request_body(self.spec, query, self.prompting, max_new_tokens, schema)
 
     def prompt_hash(self, query: Query) -> str:
-        """Names the conversation that a question is put as."""
+        """Digest of the messages of a query."""
         return digest(conversation(query, self.prompting.shots, self.prompting.instruction))
 
-    def _ask(self, queries: Sequence[Query], bodies: Sequence[Body]) -> list[Answer]:
-        keyed = {request_key(self.what.base_url, body): body for body in bodies}
-        # Another study that asks the same model waits here, and then finds what both ask.
-        with self._asking.cache.in_turn(self.what):
-            asked = _Round(self.what, self._asking)
-            with defer_signals(asked.halt):
-                found = asyncio.run(asked.all(keyed))
+    def _answers(self, queries: Sequence[Query], bodies: Sequence[Body]) -> list[Answer]:
+        keys = [request_key(self.spec.base_url, body) for body in bodies]
+        # Another study with the same model waits here; afterwards, shared requests are cache hits.
+        with self._asking.cache.lock(self.spec):
+            batch = _Batch(self.spec, self._asking)
+            with defer_signals(batch.stop):
+                replies = asyncio.run(batch.run(dict(zip(keys, bodies, strict=True))))
         answers, self.usage = [], []
-        for query, body in zip(queries, bodies, strict=True):
-            said, tries = found[request_key(self.what.base_url, body)]
-            answers.append(Answer(said.text, (), said.finish, said.latency))
-            self.usage.append(self._usage(query, body, said, tries))
+        for query, key, body in zip(queries, keys, bodies, strict=True):
+            completion, attempts = replies[key]
+            answers.append(Answer(completion.text, (), completion.finish, completion.latency))
+            self.usage.append(self._usage(query, body, completion, attempts))
         return answers
 
-    def _usage(self, query: Query, body: Body, said: Said, tries: int) -> Usage:
-        price = self.what.price
-        cost = None if price is None else dollars(cost_of(self.what, body, said))
-        return Usage(query.id, said.tokens_in, said.tokens_out, cost, tries, said.served)
-
-
-def cost_of(what: ApiSystem, body: Mapping[str, Any], said: Said | None) -> int:
-    """Picodollars of a request: as counted by the endpoint, or at most where it does not count."""
-    if what.price is None:
-        return 0
-    most_in, most_out = most_tokens(body)
-    if said is None:
-        return what.price.of(most_in, most_out)
-    given = most_in if said.tokens_in is None else said.tokens_in
-    made = most_out if said.tokens_out is None else said.tokens_out
-    return what.price.of(given, made)
-
-
-class _Round:
-    """Distinct requests asked side by side; after an error no new one begins, and none is cut."""
-
-    def __init__(self, what: ApiSystem, asking: Asking) -> None:
-        self.what = what
-        self.asking = asking
-        self.found: dict[str, tuple[Said, int]] = {}
-        self.error: Exception | None = None
-        self._room = asyncio.Event()
-        self._halted = asyncio.Event()
-        self._halts = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._all: asyncio.Task[Any] | None = None
-
-    def halt(self) -> None:
-        """Begin nothing more; at a second call, break off what is under way. For any thread."""
-        self._halts += 1
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._halt)
-
-    def _halt(self) -> None:
-        self.error = self.error or RunFailed(f"{self.what.name}: stopped")
-        self._halted.set()
-        self._room.set()
-        if self._halts > 1 and self._all is not None:
-            self._all.cancel()
-
-    async def all(self, bodies: Mapping[str, Body]) -> dict[str, tuple[Said, int]]:
-        """Every answer by key, with how many tries it took (0: it was kept)."""
-        self._loop, self._all = asyncio.get_running_loop(), asyncio.current_task()
-        if self._halts:
-            self._halt()
-        for key in bodies:
-            if (kept := self.asking.cache.get(key)) is not None:
-                self.found[key] = kept, 0
-        todo = iter([(key, body) for key, body in bodies.items() if key not in self.found])
-        if len(self.found) < len(bodies):
-            async with self.asking.endpoint.client() as client:
-                workers = min(self.asking.concurrency, len(bodies) - len(self.found))
-                takers = [self._take(todo, client, len(bodies)) for _ in range(workers)]
-                await asyncio.gather(*takers)
-        if self.error is not None:
-            raise self.error
-        return self.found
-
-    async def _take(self, todo: Any, client: Any, of: int) -> None:  # noqa: ANN401
-        for key, body in todo:
-            try:
-                self.found[key] = await self._answer(key, body, client)
-            except (MixtuneError, OSError) as error:
-                self.error = self.error or error  # raised by `all`, when the others have ended
-                self._halted.set()
-                return
-            self.asking.on_progress(len(self.found), of)
-
-    async def _answer(self, key: str, body: Body, client: Any) -> tuple[Said, int]:  # noqa: ANN401
-        patience = self.asking.endpoint.patience
-        why = ""
-        for tried in range(patience.retries + 1):
-            number = await self._enter(body)
-            try:
-                return await self._paid_for(number, (key, body), client), tried + 1
-            except Passing as passing:
-                why = str(passing)
-                if tried < patience.retries:
-                    await self._pause(passing, patience.pause(tried))
-        raise RunFailed(
-            f"{self.what.host} gave no answer in {patience.retries + 1} tries, last {why}; what is "
-            "answered is kept, the same command asks for the rest"
+    def _usage(self, query: Query, body: Body, completion: Completion, attempts: int) -> Usage:
+        cost = None
+        if self.spec.price is not None:
+            cost = dollars(actual_cost(self.spec, body, completion))
+        return Usage(
+            query.id,
+            completion.tokens_in,
+            completion.tokens_out,
+            cost,
+            attempts,
+            completion.served,
         )
 
-    async def _paid_for(self, number: int, what: tuple[str, Body], client: Any) -> Said:  # noqa: ANN401
-        """One try; its answer kept and what it cost entered, whichever way it ends."""
-        ledger, (key, body) = self.asking.ledger, what
+
+class _Request(NamedTuple):
+    """A request body and its cache key."""
+
+    key: str
+    body: Body
+
+
+class _Batch:
+    """Concurrent distinct requests; after an error none is started and pending ones finish.
+
+    Pending requests are not cancelled, because they may be charged all the same.
+    """
+
+    def __init__(self, spec: ApiSystem, asking: Asking) -> None:
+        self._spec = spec
+        self._asking = asking
+        self._replies: dict[str, Reply] = {}
+        self._error: Exception | None = None
+        self._budget_freed = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._stops = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def stop(self) -> None:
+        """Start no further request; a second call cancels pending ones. Thread-safe."""
+        self._stops += 1
+        # A signal handler may not touch events of a running loop; the loop does it itself.
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        self._error = self._error or RunFailed(f"{self._spec.name}: stopped")
+        self._stopped.set()
+        self._budget_freed.set()
+        if self._stops > 1 and self._task is not None:
+            self._task.cancel()
+
+    async def run(self, bodies: Mapping[str, Body]) -> dict[str, Reply]:
+        """Every reply by key.
+
+        Raises:
+            MixtuneError, OSError: the first error, after the pending requests have ended.
+        """
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if self._stops:  # a signal came before the loop was known
+            self._stop()
+        for key in bodies:
+            if (cached := self._asking.cache.get(key)) is not None:
+                self._replies[key] = Reply(cached, 0)
+        missing = [_Request(*item) for item in bodies.items() if item[0] not in self._replies]
+        if missing:
+            queue = iter(missing)  # shared: each worker takes the next request
+            async with self._asking.endpoint.client() as client:
+                count = min(self._asking.concurrency, len(missing))
+                workers = [self._worker(queue, client, len(bodies)) for _ in range(count)]
+                await asyncio.gather(*workers)
+        if self._error is not None:
+            raise self._error
+        return self._replies
+
+    async def _worker(self, queue: Iterator[_Request], client: Any, total: int) -> None:  # noqa: ANN401
+        for request in queue:
+            try:
+                self._replies[request.key] = await self._reply(request, client)
+            except (MixtuneError, OSError) as error:
+                # Not raised here: gather would cancel the other workers' pending requests.
+                self._error = self._error or error
+                self._stopped.set()
+                return
+            self._asking.on_progress(len(self._replies), total)
+
+    async def _reply(self, request: _Request, client: Any) -> Reply:  # noqa: ANN401
+        patience = self._asking.endpoint.patience
+        reason = ""
+        for attempt in range(patience.retries + 1):
+            entry = await self._reserve(request.body)
+            try:
+                return Reply(await self._attempt(entry, request, client), attempt + 1)
+            except RetryableError as error:
+                reason = str(error)
+                if attempt < patience.retries:
+                    await self._back_off(error, patience.backoff(attempt))
+        raise RunFailed(
+            f"{self._spec.host} gave no answer in {patience.retries + 1} tries, last {reason}; all "
+            "answers so far are cached, the same command requests the rest"
+        )
+
+    async def _attempt(self, entry: int, request: _Request, client: Any) -> Completion:  # noqa: ANN401
+        """One attempt; updates the ledger entry on every outcome except cancellation."""
+        ledger = self._asking.ledger
         try:
-            said = await self.asking.endpoint.once(client, body)
-        except Passing as passing:
-            if passing.paid:
-                ledger.leave(number)
+            completion = await self._asking.endpoint.send(client, request.body)
+        except RetryableError as error:
+            if error.maybe_charged:
+                ledger.keep_reserved(entry)
             else:
-                ledger.drop(number)
+                ledger.release(entry)
             raise
         except RunFailed:
-            ledger.drop(number)
+            ledger.release(entry)
             raise
         else:
-            # Kept first: a process that is killed in between has paid, and has what it paid for.
-            self.asking.cache.put(key, said)
-            ledger.settle(number, cost_of(self.what, body, said))
-            return said
+            # Cache first: if the process is killed in between, the reservation still covers the
+            # cost and the completion is not lost.
+            self._asking.cache.put(request.key, completion)
+            ledger.settle(entry, actual_cost(self._spec, request.body, completion))
+            return completion
         finally:
-            self._room.set()
+            self._budget_freed.set()
 
-    async def _enter(self, body: Body) -> int:
-        """A number in the ledger, when there is room under the ceiling."""
-        self._go_on()
-        most = cost_of(self.what, body, None)
-        while (number := self.asking.ledger.enter(self.what.id, most)) is None:
-            self._room.clear()
-            await self._room.wait()
-            self._go_on()
-        return number
+    async def _reserve(self, body: Body) -> int:
+        """A ledger entry, once the request fits into the budget."""
+        self._raise_error()
+        cost = max_cost(self._spec, body)
+        while (entry := self._asking.ledger.reserve(self._spec.id, cost)) is None:
+            # No await between the check and clear, so a release cannot be missed.
+            self._budget_freed.clear()
+            await self._budget_freed.wait()
+            self._raise_error()
+        return entry
 
-    async def _pause(self, passing: Passing, pause: float) -> None:
-        """Before the next try; a server that asks for too long a pause ends it."""
-        if passing.after is not None:
-            pause = passing.after
-        if not math.isfinite(pause) or pause > LONGEST_PAUSE:
+    async def _back_off(self, error: RetryableError, backoff: float) -> None:
+        """Wait for the server's `Retry-After`, else the backoff; returns early when stopped."""
+        seconds = backoff if error.retry_after is None else error.retry_after
+        if not math.isfinite(seconds) or seconds > MAX_RETRY_AFTER:
             raise RunFailed(
-                f"{self.what.host} asks to wait {pause:.0f} s: {passing}; what is "
-                "answered is kept, give the same command then"
+                f"{self._spec.host} asks to wait {seconds:.0f} s: {error}; all answers so far are "
+                "cached, run the same command then"
             )
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._halted.wait(), pause)
+            await asyncio.wait_for(self._stopped.wait(), seconds)
 
-    def _go_on(self) -> None:
-        """Begin nothing more after an error."""
-        if self.error is not None:
-            raise self.error
+    def _raise_error(self) -> None:
+        """Raise the batch's first error, so that no further request is started."""
+        if self._error is not None:
+            raise self._error
 
 
-def _turn(role: str, content: str) -> dict[str, str]:
+def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}

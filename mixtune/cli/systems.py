@@ -18,6 +18,7 @@ import typer
 
 from mixtune.analysis.measures import BASE
 from mixtune.analysis.readings import KL, PER_TOKEN, QUANTITY
+from mixtune.api.cache import Cache
 from mixtune.cli import complete
 from mixtune.cli import show as terminal
 from mixtune.cli.app import (
@@ -39,7 +40,7 @@ from mixtune.cli.app import (
 from mixtune.cli.tables import show_estimates
 from mixtune.datasets.registry import Registry
 from mixtune.errors import UserError
-from mixtune.evaluation.judge import RUBRIC, Cache, Rubric, agreement, read_labels
+from mixtune.evaluation.judge import RUBRIC, Rubric, agreement, read_labels
 from mixtune.models.base import Model
 from mixtune.models.catalog import locate
 from mixtune.models.files import BaseModelFiles, cache_dir
@@ -333,10 +334,10 @@ def judge(  # noqa: PLR0913 - a verb's options
     asked = Rubric.load(rubric)
     judge_model = _judge(by)
     with facts.store.lock():
-        made = found.judge(judge_model, asked, Cache(cache_dir() / "judge.sqlite"), again)
+        made = found.judge(judge_model, asked, Cache(cache_dir() / "judge"), again)
         compared = agreement(made.settled, people)
-        kept = write_judged(facts, made.rows, compared.said, _agreed(made))
-    notes = {"validation": compared.said, "self_agreement": _agreed(made)}
+        kept = write_judged(facts, made.rows, compared.summary, _agreed(made))
+    notes = {"validation": compared.summary, "self_agreement": _agreed(made)}
     if as_json:
         rows = [asdict(row) for row in kept]
         head = {"judge": by, "rubric": asked.id, **notes, "agreement": asdict(compared)}
@@ -346,7 +347,7 @@ def judge(  # noqa: PLR0913 - a verb's options
     title = f"{facts.study.name}, {split}: judged by {by}, rubric {asked.id}"
     shown = [verdicts(row, terminal.interval(row.low, row.high)) for row in kept]
     out.print(terminal.table(title, JUDGED, shown))
-    out.print(f"judge: {compared.said}; {_agreed(made)}", markup=False)
+    out.print(f"judge: {compared.summary}; {_agreed(made)}", markup=False)
 
 
 LABELS = 120

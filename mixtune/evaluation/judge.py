@@ -1,26 +1,26 @@
-"""Free answers judged by a model: rubric, both orders, verdicts, agreement with people.
+"""Judges free answers with a model: rubric, both orders, verdicts, agreement with human labels.
 
 A judge sees a question, the reference answer and the answer, once with the reference first and once
-with the answer first. Only a verdict that is the same in both orders counts; what depends on the
-order is `inconsistent`, what cannot be read is `unparsable`, and neither is a 0.
+with the answer first, because models prefer positions. A verdict counts only if it is the same in
+both orders; otherwise the answer is `inconsistent`, or `unparsable` where a verdict is missing, and
+neither counts as 0.
 
-Knows: rubrics, what a judge must say, what was asked before (a cache on disk). Does not know: which
-model judges, where judgements are kept, intervals.
+Knows: rubrics, the format of a verdict, the cache of judges' answers. Does not know: the model that
+judges, files of judgements, intervals.
 """
 
 import json
 import re
-import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from mixtune.api.cache import Cache, Completion
 from mixtune.errors import DataError, RunFailed, SpecError, shorten
 from mixtune.identity import digest
 from mixtune.models.base import Model
@@ -32,18 +32,18 @@ Outcome = Literal["consistent", "inconsistent", "unparsable"]
 ORDERS: tuple[Order, ...] = ("reference-first", "answer-first")
 RUBRIC = "correctness-1"
 LONGEST_VERDICT = 512
-"""Tokens that a judge may say."""
+"""Maximum tokens of a judge's answer."""
 AT_ONCE = 64
-"""Questions asked between two writes of the cache."""
+"""Questions per batch; the answers of a batch are cached before the next."""
 ENOUGH_LABELS = 100
-"""Labels by people under which a judge is not called validated."""
+"""Minimum human labels for a judge to be called validated."""
 
 _VERDICT = re.compile(r"^[\s*_#>`]*verdict[\s*_`]*[:=]?[\s*_`]*([012])[\s*_`.]*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """A template with a version in its name; `id` also changes with its text."""
+    """Template of the question to a judge; its name holds a version."""
 
     name: str
     template: str
@@ -53,7 +53,7 @@ class Rubric:
         """A rubric that ships with the package.
 
         Raises:
-            SpecError: there is none of that name.
+            SpecError: unknown name.
         """
         folder = resources.files("mixtune.evaluation") / "rubrics"
         known = sorted(f.name.removesuffix(".txt") for f in folder.iterdir())
@@ -63,18 +63,18 @@ class Rubric:
 
     @property
     def id(self) -> str:
-        """Name and a digest of the text."""
+        """Name and a digest of the text, so that an edited template is another rubric."""
         return f"{self.name}-{digest(self.template, 8)}"
 
     def query(self, example: Example, answer: str, order: Order) -> Query:
-        """What the judge is asked about an answer."""
-        said = "\n\n".join(message.content for message in example.messages)
+        """The question to the judge about an answer."""
+        question = "\n\n".join(message.content for message in example.messages)
         pair = [("reference", example.target), ("answer", answer)]
         (first_name, first), (second_name, second) = (
             pair if order == "reference-first" else pair[::-1]
         )
         values = {
-            "question": said,
+            "question": question,
             "first_name": first_name,
             "first": first,
             "second_name": second_name,
@@ -84,131 +84,116 @@ class Rubric:
         return Query(f"{example.id}/{order}", "", (Message("user", text),), ())
 
 
-class Cache:
-    """What judges said before, by judge, question and repeat; one SQLite file."""
+class Answered(NamedTuple):
+    """An answer and the example that it answers."""
 
-    def __init__(self, path: Path) -> None:
-        """The file is made when first written."""
-        self.path = path
-
-    def get(self, keys: Sequence[str]) -> dict[str, Answer]:
-        """The answers that are known."""
-        with self._open() as db:
-            rows = [
-                row
-                for key in keys
-                for row in db.execute("SELECT key, answer FROM said WHERE key=?", (key,))
-            ]
-        return {key: _answer(json.loads(text)) for key, text in rows}
-
-    def put(self, answers: Mapping[str, Answer]) -> None:
-        """Keep answers."""
-        rows = [(key, json.dumps(asdict(answer))) for key, answer in answers.items()]
-        with self._open() as db:
-            db.executemany("INSERT OR REPLACE INTO said VALUES (?, ?)", rows)
-
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=30.0)) as db, db:
-                db.execute("CREATE TABLE IF NOT EXISTS said (key TEXT PRIMARY KEY, answer TEXT)")
-                yield db
-        except (sqlite3.Error, OSError) as error:
-            raise DataError(
-                f"the cache of judgements cannot be used: {error}",
-                where=str(self.path),
-                remedy="free space and check permissions, or remove the file",
-            ) from error
-
-
-def _answer(raw: dict[str, object]) -> Answer:
-    return Answer(output=str(raw["output"]), finish=raw["finish"])  # type: ignore[arg-type]
+    prediction: Prediction
+    example: Example
 
 
 def verdict(answer: Answer) -> int | None:
-    """The verdict that a judge gave: the one line of the form asked for; None for none, or two.
+    """The verdict on the line `Verdict: N`; None without one, or with different ones.
 
-    What was cut off or refused has no verdict, whatever its beginning says.
+    A truncated or refused answer has no verdict, even if it contains such a line.
     """
     if answer.finish != "stop":
         return None
-    found = {match[1] for line in answer.output.splitlines() if (match := _VERDICT.match(line))}
-    return int(found.pop()) if len(found) == 1 else None
+    values = {match[1] for line in answer.output.splitlines() if (match := _VERDICT.match(line))}
+    return int(values.pop()) if len(values) == 1 else None
+
+
+class _Question(NamedTuple):
+    """One question to the judge; `repeat` is 1 for the second time it is put."""
+
+    answered: Answered
+    order: Order
+    repeat: int
 
 
 def judge(
     model: Model,
     rubric: Rubric,
-    answers: Sequence[tuple[Prediction, Example]],
+    answers: Sequence[Answered],
     cache: Cache,
     again: int = 0,
 ) -> list[Judgement]:
     """Judgements of answers in both orders, in the order of the answers.
 
     Args:
-        model: the judge; it is asked for text.
-        rubric: what it is asked.
-        answers: answers with the examples that they answer.
-        cache: nothing is asked that is in it.
-        again: of so many answers, the first ones, both orders are asked a second time, past what
-            was cached of the first, to see whether the judge agrees with itself.
+        model: the judge; it generates text.
+        rubric: template of the questions.
+        answers: answers with their examples.
+        cache: answers of judges; only cache misses are generated.
+        again: number of answers, from the first on, whose two questions are put a second time with
+            a cache key of their own, to measure the judge's agreement with itself.
 
     Raises:
-        RunFailed: the judge gave too few or too many answers.
+        RunFailed: the judge returned too few or too many answers.
     """
-    asked = [
-        (pair, order, repeat)
-        for number, pair in enumerate(answers)
+    questions = [
+        _Question(answered, order, repeat)
+        for number, answered in enumerate(answers)
         for order in ORDERS
         for repeat in range(2 if number < again else 1)
     ]
-    queries = [rubric.query(example, p.output, order) for (p, example), order, _ in asked]
+    queries = [
+        rubric.query(q.answered.example, q.answered.prediction.output, q.order) for q in questions
+    ]
     keys = [
-        digest([model.system, rubric.id, query.messages[0].content, LONGEST_VERDICT, repeat], 32)
-        for query, (_, _, repeat) in zip(queries, asked, strict=True)
+        digest([model.system, rubric.id, query.messages[0].content, LONGEST_VERDICT, q.repeat], 32)
+        for query, q in zip(queries, questions, strict=True)
     ]
-    said = _ask(model, dict(zip(keys, queries, strict=True)), cache)
+    replies = _generate(model, dict(zip(keys, queries, strict=True)), cache)
     return [
-        Judgement(
-            system=prediction.system,
-            task=prediction.task,
-            split=prediction.split,
-            example=prediction.example,
-            group=example.group,
-            judge=model.system,
-            rubric=rubric.id,
-            order=order,
-            repeat=repeat,
-            verdict=verdict(said[key]),
-            output=said[key].output,
-            finish=said[key].finish,
-        )
-        for key, ((prediction, example), order, repeat) in zip(keys, asked, strict=True)
+        _judgement(question, replies[key], model, rubric)
+        for key, question in zip(keys, questions, strict=True)
     ]
 
 
-def _ask(model: Model, queries: Mapping[str, Query], cache: Cache) -> dict[str, Answer]:
-    """An answer for each key: from the cache, or from the judge, kept as soon as it is there."""
-    known = cache.get(list(queries))
-    missing = [key for key in queries if key not in known]
+def _judgement(question: _Question, answer: Answer, model: Model, rubric: Rubric) -> Judgement:
+    prediction, example = question.answered
+    return Judgement(
+        system=prediction.system,
+        task=prediction.task,
+        split=prediction.split,
+        example=prediction.example,
+        group=example.group,
+        judge=model.system,
+        rubric=rubric.id,
+        order=question.order,
+        repeat=question.repeat,
+        verdict=verdict(answer),
+        output=answer.output,
+        finish=answer.finish,
+    )
+
+
+def _generate(model: Model, queries: Mapping[str, Query], cache: Cache) -> dict[str, Answer]:
+    """The judge's answers by key: from the cache, else generated and cached batch by batch."""
+    hits = {key: entry for key in queries if (entry := cache.get(key)) is not None}
+    replies = {key: Answer(e.text, (), e.finish, e.latency) for key, e in hits.items()}
+    missing = [key for key in queries if key not in replies]
     for start in range(0, len(missing), AT_ONCE):
-        some = missing[start : start + AT_ONCE]
-        answers = model.generate([queries[key] for key in some], LONGEST_VERDICT)
-        if len(answers) != len(some):
-            raise RunFailed(f"{model.system} gave {len(answers)} answers to {len(some)} questions")
-        fresh = dict(zip(some, answers, strict=True))
-        cache.put(fresh)
-        known |= fresh
-    return known
+        batch = missing[start : start + AT_ONCE]
+        answers = model.generate([queries[key] for key in batch], LONGEST_VERDICT)
+        if len(answers) != len(batch):
+            raise RunFailed(f"{model.system} gave {len(answers)} answers to {len(batch)} questions")
+        for key, answer in zip(batch, answers, strict=True):
+            cache.put(key, _cache_entry(model, answer))
+            replies[key] = answer
+    return replies
 
 
-# ---- what judgements come to ------------------------------------------------------------
+def _cache_entry(model: Model, answer: Answer) -> Completion:
+    return Completion(answer.output, answer.finish, None, None, model.system, answer.latency)
+
+
+# ---- both orders together -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What both orders together say of an answer; a verdict only where they agree."""
+    """Outcome of both orders for an answer; a verdict only where they agree."""
 
     task: str
     system: str
@@ -219,16 +204,16 @@ class Settled:
 
 
 def settle(rows: Sequence[Judgement]) -> list[Settled]:
-    """One outcome per answer, from the first asking of each order.
+    """One outcome per answer, from the first repeat of each order.
 
     Raises:
-        DataError: an answer that was not judged in both orders once.
+        DataError: an answer was not judged exactly once in each order.
     """
     pairs: defaultdict[tuple[str, str, str], list[Judgement]] = defaultdict(list)
     for row in rows:
         if row.repeat == 0:
             pairs[row.task, row.system, row.example].append(row)
-    found = []
+    settled = []
     for (task, system, example), pair in pairs.items():
         if sorted(row.order for row in pair) != sorted(ORDERS):
             raise DataError(
@@ -237,29 +222,37 @@ def settle(rows: Sequence[Judgement]) -> list[Settled]:
                 found=[row.order for row in pair],
                 remedy="mixtune judge judges it again",
             )
-        one, other = (row.verdict for row in pair)
-        outcome: Outcome = "consistent" if one == other else "inconsistent"
-        if one is None or other is None:
+        first, second = (row.verdict for row in pair)
+        outcome: Outcome = "consistent" if first == second else "inconsistent"
+        if first is None or second is None:
             outcome = "unparsable"
-        agreed = one if outcome == "consistent" else None
-        found.append(Settled(task, system, example, pair[0].group, outcome, agreed))
-    return found
+        agreed = first if outcome == "consistent" else None
+        settled.append(Settled(task, system, example, pair[0].group, outcome, agreed))
+    return settled
 
 
-def self_agreement(rows: Sequence[Judgement]) -> tuple[int, int]:
-    """How many questions that were put twice got the same readable verdict, of how many."""
-    asked: defaultdict[tuple[str, ...], list[int | None]] = defaultdict(list)
+class SelfAgreement(NamedTuple):
+    """Questions put twice, and those among them with the same parsed verdict both times."""
+
+    agreed: int
+    twice: int
+
+
+def self_agreement(rows: Sequence[Judgement]) -> SelfAgreement:
+    """The judge's agreement with itself on repeated questions."""
+    verdicts: defaultdict[tuple[str, ...], list[int | None]] = defaultdict(list)
     for row in rows:
-        asked[row.task, row.system, row.example, row.order].append(row.verdict)
-    twice = [said for said in asked.values() if len(said) > 1]
-    return sum(said[0] is not None and len(set(said)) == 1 for said in twice), len(twice)
+        verdicts[row.task, row.system, row.example, row.order].append(row.verdict)
+    repeated = [values for values in verdicts.values() if len(values) > 1]
+    agreed = sum(values[0] is not None and len(set(values)) == 1 for values in repeated)
+    return SelfAgreement(agreed, len(repeated))
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A judge beside people's labels; `kappa` (Cohen's) is None where one side never varies.
+    """A judge against human labels; `kappa` (Cohen's) is None where neither side ever varies.
 
-    `labels`: answers that have a label; `compared`: those of them with a consistent verdict.
+    `labels`: labelled answers; `compared`: those with a consistent verdict.
     """
 
     labels: int
@@ -268,8 +261,8 @@ class Agreement:
     kappa: float | None
 
     @property
-    def said(self) -> str:
-        """In words; validated from `ENOUGH_LABELS` compared labels on."""
+    def summary(self) -> str:
+        """One line; "validated" from `ENOUGH_LABELS` compared labels on."""
         if self.compared < ENOUGH_LABELS:
             return f"not validated ({self.compared} labels by people, {ENOUGH_LABELS} needed)"
         kappa = "not defined" if self.kappa is None else f"{self.kappa:.2f}"
@@ -280,15 +273,17 @@ class Agreement:
 
 
 def agreement(settled: Sequence[Settled], labels: Mapping[tuple[str, str, str], int]) -> Agreement:
-    """The judge's consistent verdicts against labels by (task, system, example)."""
-    mine = {(row.task, row.system, row.example): row.verdict for row in settled}
-    pairs = [(own, label) for key, label in labels.items() if (own := mine.get(key)) is not None]
-    known = sum(key in mine for key in labels)
+    """The judge's consistent verdicts against human labels by (task, system, example)."""
+    verdicts = {(row.task, row.system, row.example): row.verdict for row in settled}
+    pairs = [
+        (own, label) for key, label in labels.items() if (own := verdicts.get(key)) is not None
+    ]
+    labelled = sum(key in verdicts for key in labels)
     if not pairs:
-        return Agreement(known, 0, None, None)
-    verdicts, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
-    accuracy = sum(one == other for one, other in pairs) / len(pairs)
-    return Agreement(known, len(pairs), accuracy, _kappa(verdicts, theirs))
+        return Agreement(labelled, 0, None, None)
+    judged, human = ([pair[side] for pair in pairs] for side in (0, 1))
+    accuracy = sum(own == label for own, label in pairs) / len(pairs)
+    return Agreement(labelled, len(pairs), accuracy, _kappa(judged, human))
 
 
 def _kappa(own: Sequence[int], theirs: Sequence[int]) -> float | None:
@@ -303,12 +298,12 @@ def _kappa(own: Sequence[int], theirs: Sequence[int]) -> float | None:
 
 
 def read_labels(path: Path) -> dict[tuple[str, str, str], int]:
-    """Labels by people: JSON lines with task, system, example and verdict (0, 1 or 2).
+    """Human labels: JSON lines with task, system, example and verdict (0, 1 or 2).
 
     Raises:
-        DataError: a line that cannot be read, or one answer with two labels.
+        DataError: the file or a line cannot be read, or an answer has two different labels.
     """
-    found: dict[tuple[str, str, str], int] = {}
+    labels: dict[tuple[str, str, str], int] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -317,11 +312,11 @@ def read_labels(path: Path) -> dict[tuple[str, str, str], int]:
         if not line.strip():
             continue
         key, label = _label(line, f"{path}, line {number}")
-        if found.setdefault(key, label) != label:
+        if labels.setdefault(key, label) != label:
             raise DataError(
                 "an answer has two labels", where=f"{path}, line {number}", found=list(key)
             )
-    return found
+    return labels
 
 
 def _label(line: str, where: str) -> tuple[tuple[str, str, str], int]:
@@ -342,5 +337,5 @@ def _no_label(line: str, where: str) -> DataError:
         where=where,
         found=shorten(line),
         wanted='{"task": …, "system": …, "example": …, "verdict": 0, 1 or 2}',
-        remedy="mend the line; mixtune judge --to-label FILE writes lines to fill in",
+        remedy="fix the line; mixtune judge --to-label FILE writes lines to fill in",
     )

@@ -1,17 +1,15 @@
-"""Predictions against targets: up to three scores for each answer, without a model.
+"""Scores predictions against targets, without a model.
+
+Generated text is scored twice: `strict` requires the exact output format, `lenient` extracts the
+answer from the text. Log-probabilities of the choices are scored once, as `constrained`. The gap
+between strict and lenient measures format errors, the lenient score ability.
+
+A parsed answer has the status `ok` and the value 1 (right) or 0 (wrong). `unparsed`, `truncated`
+and `refused` answers have no parsed answer and the value 0. Truncated text is never parsed as
+strict; lenient parsing uses `Parser.cut`. An infrastructure error gives no score: the run is not
+done.
 
 Knows: targets, a task's parser, the four statuses. Does not know: models, prompts, tokens.
-
-A generated text is judged twice, as `strict` (the exact form asked for) and as `lenient` (the
-answer extracted from it); log-probabilities of the choices once, as `constrained`. The difference
-of the first two is form, what is left is ability.
-
-Four things are kept apart. An answer that was read is `ok`, right (1) or wrong (0). One in which
-the parser finds no answer is `unparsed`; one that was cut off is `truncated`, whatever its
-beginning says; one the model declined is `refused`; these three have the value 0 and no parsed
-answer. A lenient reading takes from a text that was cut off what the parser can be sure of
-(Parser.cut), and is `truncated` where that is nothing. An infrastructure error has no row at all:
-the run is not done.
 """
 
 from collections import defaultdict
@@ -26,11 +24,11 @@ from mixtune.tasks.parsers.labels import PARSERS, Parse
 from mixtune.tasks.task import Task
 
 VERSIONS = {"strict": 2, "constrained": 1, "schema": 1}
-"""By the form of the answers; raised whenever this module could judge one differently."""
+"""By form of the answers; increased whenever this module could score one differently."""
 
 
 def score_version(task: Task, form: str) -> str:
-    """What the scores of answers of a form depend on: this module, the parser and the metrics."""
+    """Digest of the code that scores a form depends on: this module, the parser, the metrics."""
     parts = {"score": VERSIONS[form], "metrics": metrics.VERSION, "parser": task.parser_version}
     return digest(parts)
 
@@ -45,33 +43,33 @@ def score(
     Raises:
         DataError: a prediction without an example, twice, or missing.
     """
-    known = {example.id: example for example in examples}
-    _check_complete(predictions, known, task)
-    asked = [(row, row.form) for row in predictions]
-    asked += [(row, "lenient") for row in predictions if row.form == "strict"]
-    return [_judge(row, known[row.example], task, form) for row, form in asked]
+    by_id = {example.id: example for example in examples}
+    _check_complete(predictions, by_id, task)
+    forms = [(row, row.form) for row in predictions]
+    forms += [(row, "lenient") for row in predictions if row.form == "strict"]
+    return [_score(row, by_id[row.example], task, form) for row, form in forms]
 
 
 def _check_complete(
-    predictions: Sequence[Prediction], known: dict[str, Example], task: Task
+    predictions: Sequence[Prediction], by_id: dict[str, Example], task: Task
 ) -> None:
     answered: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for row in predictions:
         answered[row.system, row.form].append(row.example)
     for (system, form), ids in answered.items():
-        if sorted(ids) != sorted(known):
+        if sorted(ids) != sorted(by_id):
             raise DataError(
                 "there is not one answer to each example",
                 where=f"{system}, {form}, {task.name}",
-                found=f"{len(ids)} answers to {len(known.keys() & ids)} of {len(known)} examples",
+                found=f"{len(ids)} answers to {len(by_id.keys() & ids)} of {len(by_id)} examples",
                 remedy="mixtune run STUDY.yaml answers again what was changed on disk",
             )
 
 
-def _judge(prediction: Prediction, example: Example, task: Task, form: str) -> Score:
-    parsed, status = _read(prediction, task, form)
-    asked = [turn.content for turn in example.messages if turn.role == "user"]
-    right = parsed is not None and PARSERS[task.parser].same(parsed, example.target, asked)
+def _score(prediction: Prediction, example: Example, task: Task, form: str) -> Score:
+    parsed, status = _parse(prediction, task, form)
+    questions = [turn.content for turn in example.messages if turn.role == "user"]
+    right = parsed is not None and PARSERS[task.parser].same(parsed, example.target, questions)
     return Score(
         system=prediction.system,
         task=prediction.task,
@@ -87,30 +85,30 @@ def _judge(prediction: Prediction, example: Example, task: Task, form: str) -> S
     )
 
 
-def _read(prediction: Prediction, task: Task, form: str) -> tuple[str | None, Status]:
-    """The answer read from a prediction, None where there is none, and why."""
+def _parse(prediction: Prediction, task: Task, form: str) -> tuple[str | None, Status]:
+    """The answer parsed from a prediction, None where there is none, and its status."""
     if prediction.finish == "refused":
         return None, "refused"
     if form == "constrained":
-        return _likeliest(prediction), "ok"
+        return _most_likely(prediction), "ok"
     parser, cut = PARSERS[task.parser], prediction.finish == "length"
     if form == "schema":
         parsed = None if cut else chosen(prediction.output, prediction.choices)
-        return (parsed, "ok") if parsed is not None else (None, _unread(cut))
-    read: Parse | None = parser.strict if form == "strict" else parser.lenient
+        return (parsed, "ok") if parsed is not None else (None, _unparsed(cut))
+    parse: Parse | None = parser.strict if form == "strict" else parser.lenient
     if cut:
-        read = parser.cut if form == "lenient" else None
-    parsed = read(prediction.output, task.labels or task.types) if read else None
-    return (parsed, "ok") if parsed is not None else (None, _unread(cut))
+        parse = parser.cut if form == "lenient" else None
+    parsed = parse(prediction.output, task.labels or task.types) if parse else None
+    return (parsed, "ok") if parsed is not None else (None, _unparsed(cut))
 
 
-def _unread(cut: bool) -> Status:
-    """Why nothing was read."""
+def _unparsed(cut: bool) -> Status:
+    """Status of an answer without a parsed value."""
     return "truncated" if cut else "unparsed"
 
 
-def _likeliest(prediction: Prediction) -> str:
-    """The choice with the highest log-probability; of equal ones the first in order of choices."""
-    assert len(prediction.choices) == len(prediction.logprobs), "held to it by predict"
+def _most_likely(prediction: Prediction) -> str:
+    """The choice with the highest log-probability; ties go to the first choice."""
+    assert len(prediction.choices) == len(prediction.logprobs), "checked by predict"
     best = max(range(len(prediction.choices)), key=prediction.logprobs.__getitem__)
     return prediction.choices[best]

@@ -17,8 +17,9 @@ import numpy as np
 
 from mixtune.analysis.intervals import Interval, wilson
 from mixtune.analysis.readings import mean_interval
+from mixtune.api.cache import Cache
 from mixtune.errors import SpecError, did_you_mean
-from mixtune.evaluation.judge import Cache, Rubric, Settled, judge, self_agreement, settle
+from mixtune.evaluation.judge import Answered, Rubric, Settled, judge, self_agreement, settle
 from mixtune.identity import make_id
 from mixtune.models.base import Model
 from mixtune.records import JUDGED_ON, Example, Judged, Judgement, Prediction, Split
@@ -80,12 +81,14 @@ class FreeAnswers:
                     lines.append(json.dumps(_unlabelled(*queue[index]), ensure_ascii=False))
         return "".join(f"{line}\n" for line in lines)
 
-    def _answers(self, row: PlanRow) -> tuple[list[tuple[Prediction, Example]], int]:
+    def _answers(self, row: PlanRow) -> tuple[list[Answered], int]:
         """Answers that can be judged, and the number of those that cannot."""
         predictions, items = read_answers(self.facts, row)
         examples = {example.id: example for example in items}
         complete = [p for p in predictions if p.finish == "stop" and p.output.strip()]
-        return [(p, examples[p.example]) for p in complete], len(predictions) - len(complete)
+        return [Answered(p, examples[p.example]) for p in complete], len(predictions) - len(
+            complete
+        )
 
 
 def free_answers(facts: StudyFacts, split: Split, only: Sequence[str] = ()) -> FreeAnswers:
