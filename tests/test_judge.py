@@ -12,6 +12,7 @@ from mixtune.api.cache import Cache
 from mixtune.errors import DataError, RunFailed, SpecError
 from mixtune.evaluation.judge import (
     ORDERS,
+    Answered,
     Rubric,
     _kappa,
     agreement,
@@ -34,7 +35,7 @@ def item(number):
     example = Example("t", f"e{number:02}", "test", f"g{number}", "", messages, f"{number} million")
     fields = {"form": "strict", "prompt_hash": "", "choices": (), "logprobs": ()}
     answer = {"output": f"It earned {number}m.", "finish": "stop", "latency": 0.0}
-    return Prediction("s", "t", "test", example.id, **fields, **answer), example
+    return Answered(Prediction("s", "t", "test", example.id, **fields, **answer), example)
 
 
 ITEMS = [item(number) for number in range(20)]

@@ -6,8 +6,8 @@ between strict and lenient measures format errors, the lenient score ability.
 
 A parsed answer has the status `ok` and the value 1 (right) or 0 (wrong). `unparsed`, `truncated`
 and `refused` answers have no parsed answer and the value 0. Truncated text is never parsed as
-strict; lenient parsing uses `Parser.cut`. An infrastructure error gives no score: the run is not
-done.
+strict; lenient parsing of it uses `Parser.cut`. An infrastructure error gives no score: the run is
+not done.
 
 Knows: targets, a task's parser, the four statuses. Does not know: models, prompts, tokens.
 """
