@@ -99,8 +99,8 @@ def _runs_of(ctx: typer.Context, folder: Path) -> Path:
         return opened(folder).parent
     study_file = ctx.params.get("study_file")
     source = ctx.get_parameter_source("runs_dir")
-    given = source is not None and source.name == "COMMANDLINE"
-    if given or not isinstance(study_file, Path) or not in_pack(study_file):
+    explicit = source is not None and source.name == "COMMANDLINE"
+    if explicit or not isinstance(study_file, Path) or not in_pack(study_file):
         return folder
     return study_file.parent.parent
 
@@ -224,15 +224,15 @@ def in_form(rows: Sequence[Row], form: str | None, study: Study) -> list[Row]:
     """
     shown: Sequence[str] = FORMS if form == "all" else (form,) if form else study.evaluate.forms
     # What is over several tasks has no form of its own.
-    found = [row for row in rows if row.form in (*shown, "main")]
-    if rows and not found:
+    selected = [row for row in rows if row.form in (*shown, "main")]
+    if rows and not selected:
         raise UserError(
             "no answers of that form",
             where=study.name,
             found=form,
             wanted=", ".join(form for form in FORMS if any(row.form == form for row in rows)),
         )
-    return found
+    return selected
 
 
 def print_rows(rows: Sequence[Any]) -> None:

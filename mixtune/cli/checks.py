@@ -86,7 +86,7 @@ def examine(data_dir: Path | None, runs_dir: Path) -> list[Line]:
 
 
 def fails(lines: list[Line]) -> bool:
-    """Whether something is missing that the quickstart needs."""
+    """True if something is missing that the quickstart needs."""
     return any(line.needed and line.level == "problem" for line in lines)
 
 
@@ -155,10 +155,10 @@ def _disks(runs_dir: Path) -> Iterator[Line]:
 
 def _disk(topic: str, folder: Path, remedy: str) -> Line:
     """Room and rights at a folder, or at the nearest one above it that is there."""
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         return Line(topic, "problem", f"{folder} cannot be written", remedy, needed=True)
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(existing).free
     low = free < LEAST_DISK
     return Line(
         topic, "warning" if low else "ok", f"{folder}, {size(free)} free", remedy if low else ""

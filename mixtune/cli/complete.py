@@ -19,8 +19,8 @@ def files(incomplete: str) -> list[str]:
     folder = Path(typed or ".")
     if not folder.is_dir():
         return []
-    found = sorted(path for path in folder.iterdir() if path.suffix in YAML or path.is_dir())
-    return [f"{typed}{path.name}{'/' if path.is_dir() else ''}" for path in found]
+    paths = sorted(path for path in folder.iterdir() if path.suffix in YAML or path.is_dir())
+    return [f"{typed}{path.name}{'/' if path.is_dir() else ''}" for path in paths]
 
 
 def tasks() -> list[str]:

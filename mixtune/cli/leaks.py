@@ -200,10 +200,10 @@ def _show(out: Console, report: dict[str, Any]) -> None:
     rows = [row for row in report["repeats"] if row["exact"] or row["loose"]]
     table("Repeats inside one split", repeats, rows)
     lines = [
-        f"{notion}: {pair['split']} {shorten(one)} = {pair['against']} {shorten(other)}"
+        f"{notion}: {pair['split']} {shorten(first)} = {pair['against']} {shorten(second)}"
         for pair in report["overlaps"]
         for notion, ids in pair["examples"].items()
-        for one, other in ids
+        for first, second in ids
     ]
     left_out = report["left_out"].items()
     lines += [f"left out: {shorten(f'{name}: {reason}', 300)}" for name, reason in left_out]

@@ -63,6 +63,8 @@ def pack(  # noqa: PLR0913 - a verb's options
         print(json.dumps(summary, indent=1))
         return
     done = "would write" if dry_run else "wrote"
-    said = f"{done} {target}: {len(files)} files, {len(content):,} bytes, no text of a dataset"
-    print(terminal.printable(said))
+    summary_line = (
+        f"{done} {target}: {len(files)} files, {len(content):,} bytes, no text of a dataset"
+    )
+    print(terminal.printable(summary_line))
     print(terminal.printable(f"sha256 {summary['sha256']}; read it: mixtune results {target}"))

@@ -21,14 +21,14 @@ from mixtune.store.folder import Store
 
 def api_json(planner: Planner) -> dict[str, Any]:
     """What API models take, as a part of a plan's JSON; nothing where there are none."""
-    found = [asdict(row) for row in planner.remote.estimates()]
-    return {"api": found, "api_max_cost": planner.study.api.max_cost} if found else {}
+    rows = [asdict(row) for row in planner.remote.estimates()]
+    return {"api": rows, "api_max_cost": planner.study.api.max_cost} if rows else {}
 
 
 def show_api_plan(out: Console, planner: Planner) -> None:
     """Requests, tokens and money of each API model, before anything is asked."""
-    found = planner.remote.estimates()
-    if not found:
+    estimates = planner.remote.estimates()
+    if not estimates:
         return
     columns = ("system", "model", "requests", "on this machine", "tokens in", "tokens out", "cost")
     rows = [
@@ -41,11 +41,11 @@ def show_api_plan(out: Console, planner: Planner) -> None:
             row.tokens_out,
             _cost(row),
         )
-        for row in found
+        for row in estimates
     ]
     out.print(table("Models behind APIs: what is left to ask", columns, rows))
-    out.print(f"tokens estimated: {found[0].estimated_with}", markup=False)
-    for row in found:
+    out.print(f"tokens estimated: {estimates[0].estimated_with}", markup=False)
+    for row in estimates:
         for line in _notes(row):
             out.print(f"{row.name}: {line}", markup=False)
     if planner.study.api.max_cost is not None:
@@ -60,12 +60,12 @@ def _cost(row: Estimate) -> str:
 
 
 def _notes(row: Estimate) -> list[str]:
-    found = [f"price: {row.price_source}"] if row.price_source else []
+    notes = [f"price: {row.price_source}"] if row.price_source else []
     if row.shots:
-        found.append(f"{row.shots} train rows shown before each question")
+        notes.append(f"{row.shots} train rows shown before each question")
     if row.variants > 1:
-        found.append(f"{row.variants} instructions, each tried on all validation items of a task")
-    return found
+        notes.append(f"{row.variants} instructions, each tried on all validation items of a task")
+    return notes
 
 
 def show_api_systems(out: Console, facts: StudyFacts, measured: SplitResults) -> None:
@@ -83,13 +83,13 @@ def show_api_systems(out: Console, facts: StudyFacts, measured: SplitResults) ->
     for row in rows:
         by_system.setdefault((row.cocktail, row.form), {})[row.task] = row
     cells = [
-        (name, _FORMS[form], *(_cell(found.get(task)) for task in tasks))
-        for (name, form), found in by_system.items()
+        (name, _FORMS[form], *(_cell(results.get(task)) for task in tasks))
+        for (name, form), results in by_system.items()
     ]
     title = f"Models behind APIs, {measured.split}: value [95 %], unread answers count as wrong"
     out.print(table(title, ("system", "answers", *tasks), cells))
-    for said in dict.fromkeys(f"{row.cocktail}: {row.training}" for row in rows if row.training):
-        out.print(said, markup=False)
+    for note in dict.fromkeys(f"{row.cocktail}: {row.training}" for row in rows if row.training):
+        out.print(note, markup=False)
 
 
 _FORMS = {"strict": "text (strict)", "lenient": "text (lenient)", "schema": "label by JSON schema"}

@@ -123,15 +123,15 @@ class Rows:
         cells = [self.columns[column], *(str(row[column]) for row in self.rows)]
         return min(READABLE, max((len(word) for cell in cells for word in cell.split()), default=1))
 
-    def _table(self, made: Table) -> Table:
-        made.title, made.title_justify = safe(self.title), "left"
-        made.pad_edge = made.box is not None
+    def _table(self, table_: Table) -> Table:
+        table_.title, table_.title_justify = safe(self.title), "left"
+        table_.pad_edge = table_.box is not None
         for i, name in enumerate(self.columns):
             right = all(_is_number(row[i]) for row in self.rows)
-            made.add_column(safe(name), justify="right" if right else "left", overflow="fold")
+            table_.add_column(safe(name), justify="right" if right else "left", overflow="fold")
         for row in self.rows:
-            made.add_row(*map(safe, row))
-        return made
+            table_.add_row(*map(safe, row))
+        return table_
 
     def _blocks(self) -> Iterator[Text | Padding]:
         """Each row as a block of `name: value`, the first value as its heading."""
@@ -233,8 +233,8 @@ class PlainProgress(Events):
         self._say(f"{self._places[run.system]}: FAILED, {error}")
 
     def _say(self, text: str) -> None:
-        left = self.eta.left
-        self.out.print(safe(f"{text} ({left})" if left else text), soft_wrap=True)
+        remaining = self.eta.left
+        self.out.print(safe(f"{text} ({remaining})" if remaining else text), soft_wrap=True)
 
 
 class BarProgress(PlainProgress):
@@ -280,8 +280,8 @@ class BarProgress(PlainProgress):
         self.bar.stop()
 
     def _show(self, text: str) -> None:
-        others = len(self._at_work) - 1
-        text = f"{text}, {others} more at work" if others > 0 else text
+        more = len(self._at_work) - 1
+        text = f"{text}, {more} more at work" if more > 0 else text
         self.bar.update(
             self._task, completed=self.eta.done, description=safe(text), left=self.eta.left
         )
@@ -325,9 +325,9 @@ def show_plan(out: Console, plan: Plan, planner: Planner) -> None:
     show_mixes(out, plan)
     for task, split in planner.corpus.items:
         dropped = planner.corpus.leaked_validation.get(task, 0) if split == "validation" else 0
-        left = f"; {dropped} dropped, they stand in a test split" if dropped else ""
+        note = f"; {dropped} dropped, they stand in a test split" if dropped else ""
         items = len(planner.corpus.items[task, split])
-        out.print(f"{task}/{split}: {items} items{left}", markup=False)
+        out.print(f"{task}/{split}: {items} items{note}", markup=False)
     tokens = sum(run.tokens for run in plan.runs)
     answers = sum(answer.tokens for run in plan.runs for answer in run.answers)
     out.print(f"tokens: {tokens:,} in training, {answers:,} in scoring", markup=False)
@@ -413,8 +413,8 @@ def show_status(out: Console, facts: StudyFacts) -> None:
     for change in facts.store.changes():
         when = datetime.fromtimestamp(change["at"], UTC)
         added = f": {', '.join(change['added'])}" if change["added"] else ""
-        said = f"{change['what']} {when:%Y-%m-%d %H:%M} UTC, {change['units']} units{added}"
-        out.print(shorten(said, LONGEST), markup=False)
+        line = f"{change['what']} {when:%Y-%m-%d %H:%M} UTC, {change['units']} units{added}"
+        out.print(shorten(line, LONGEST), markup=False)
     counts = Counter(run.state for run in run_rows(facts))
     out.print(", ".join(f"{n} {state}" for state, n in sorted(counts.items())), markup=False)
 
@@ -424,7 +424,9 @@ def show_summary(
 ) -> None:
     """Cocktail × task in main metric and form (or `form`), with the difference to the single."""
     tasks = facts.tasks
-    main = {(one.task, form or one.form, one.metric) for one in facts.main_metrics.values()}
+    main = {
+        (metric.task, form or metric.form, metric.metric) for metric in facts.main_metrics.values()
+    }
     cells: dict[str, dict[str, str]] = {}
     for row in measured.results:
         if row.seed is None and (row.task, row.form, row.metric) in main:
@@ -438,7 +440,7 @@ def show_summary(
             cells[change.subject][change.target] += (
                 f"  {change.value:+.3f} [{interval(change.low, change.high, '+')}]"
             )
-    rows = [(name, *(found.get(task, "–") for task in tasks)) for name, found in cells.items()]
+    rows = [(name, *(values.get(task, "–") for task in tasks)) for name, values in cells.items()]
     note = f", {form} answers" if form else ""
     note += ", synthetic data" if any(task.synthetic for task in tasks.values()) else ""
     title = (
@@ -467,10 +469,10 @@ def show_training(out: Console, facts: StudyFacts) -> None:
         out.print(f"{facts.study.name}: {note}", markup=False)
 
 
-def show_rows(out: Console, found: Sequence[Result], title: str) -> None:
+def show_rows(out: Console, results: Sequence[Result], title: str) -> None:
     """Results as a table."""
     rows = []
-    for row in found:
+    for row in results:
         floor = "–" if row.floor is None else f"{row.floor:.3f}"
         seed = "–" if row.seed is None else str(row.seed)
         name = (row.task, row.form, row.metric, row.cocktail, seed)

@@ -99,11 +99,11 @@ def plan(  # noqa: PLR0913 - a verb's options
     studies = studies_of(study_file, overrides, limit)
     if sketch or len(studies) > 1:
         registry = Registry.of(studies[0], data_dir)
-        found = outline(studies, registry, Rates(teraflops, price))
+        sketch_ = outline(studies, registry, Rates(teraflops, price))
         if as_json:
-            print(json.dumps(outline_json(found), indent=1))
+            print(json.dumps(outline_json(sketch_), indent=1))
         else:
-            show_outline(terminal.console(), found)
+            show_outline(terminal.console(), sketch_)
         return
     _plan(study_file, studies[0], (data_dir, runs_dir), as_json)
 
@@ -111,26 +111,26 @@ def plan(  # noqa: PLR0913 - a verb's options
 def _plan(study_file: Path, study: Study, folders: tuple[Path | None, Path], as_json: bool) -> None:
     """The plan of one study with its ids, as far as there are data and weights."""
     data_dir, runs_dir = folders
-    found = locate(study.model, download=False)
-    files = found if isinstance(found, BaseModelFiles) else None
+    located = locate(study.model, download=False)
+    files = located if isinstance(located, BaseModelFiles) else None
     store = Store(runs_dir / study.name)
     planner = Planner(study, Registry.of(study, data_dir), files, read_selection(store))
-    made = planner.plan()
+    planned = planner.plan()
     data = planner.data_rows()
     changed = changed_by_tasks(store, planner.study, data)
-    todo = _todo(store, planner, made, changed) if files else None
+    todo = _todo(store, planner, planned, changed) if files else None
     if as_json:
         facts = {**sizes_of(planner), **remote.api_json(planner)}
         facts |= {"data": data, "changed_by_tasks": changed}
-        print(json.dumps({**terminal.plan_json(made), **facts, "todo": todo}, indent=1))
+        print(json.dumps({**terminal.plan_json(planned), **facts, "todo": todo}, indent=1))
         return
     out = terminal.console()
-    terminal.show_plan(out, made, planner)
+    terminal.show_plan(out, planned, planner)
     remote.show_api_plan(out, planner)
     for line in [*leak_lines(data), *changed]:
         out.print(line, markup=False, soft_wrap=True)
-    left = "" if todo is None else f"{todo} of {len(made.rows())} units of work to do; "
-    out.print(f"{left}next: mixtune run {study_file}", markup=False)
+    todo_text = "" if todo is None else f"{todo} of {len(planned.rows())} units of work to do; "
+    out.print(f"{todo_text}next: mixtune run {study_file}", markup=False)
 
 
 @app.command(rich_help_panel="Run")
@@ -153,7 +153,7 @@ def run(  # noqa: PLR0913 - a verb's options
         return
     run_study = _heavy("run_study")
     options = Options(workers, bank, checkpoint_every)
-    failed, said = 0, []
+    failed, summaries = 0, []
     for study in studies:
         with terminal.progress(terminal.console(stderr=True)) as events:
             failed += len(run_study(study, data_dir, runs_dir, options, events))
@@ -161,7 +161,7 @@ def run(  # noqa: PLR0913 - a verb's options
         with facts.store.lock():
             score_study(facts)
             page = write_report(facts, "validation")
-        said.append({**terminal.status_json(facts), "report": str(page)})
+        summaries.append({**terminal.status_json(facts), "report": str(page)})
         if not as_json:
             look = ["mixtune", "results", str(study_file), *(overrides or ())]
             look += [f"model={study.model}"] if len(studies) > 1 else []
@@ -169,7 +169,7 @@ def run(  # noqa: PLR0913 - a verb's options
             look += ["--limit", str(limit)] if limit else []
             _show_end(facts, shlex.join(look), page)
     if as_json:
-        print(json.dumps(said if len(said) > 1 else said[0], indent=1))
+        print(json.dumps(summaries if len(summaries) > 1 else summaries[0], indent=1))
     if failed:
         terminal.complain(f"{failed} runs are not done; the same command tries them again")
         raise typer.Exit(1)
@@ -185,12 +185,12 @@ def status(
 ) -> None:
     """Show the state of every run, also while another process runs it. Next: mixtune results."""
     studies = studies_of(study_file, overrides, limit)
-    found = [stored_facts(study, runs_dir) for study in studies]
+    studies_facts = [stored_facts(study, runs_dir) for study in studies]
     if as_json:
-        said = [terminal.status_json(facts) for facts in found]
-        print(json.dumps(said if len(said) > 1 else said[0], indent=1))
+        rows = [terminal.status_json(facts) for facts in studies_facts]
+        print(json.dumps(rows if len(rows) > 1 else rows[0], indent=1))
         return
-    for facts in found:
+    for facts in studies_facts:
         terminal.show_status(terminal.console(), facts)
         remote.show_spent(terminal.console(), facts.store)
 
@@ -212,7 +212,7 @@ def results(  # noqa: PLR0913 - a verb's options
             "--clean", help="Beside it the value on items whose text no training row has in part."
         ),
     ] = False,
-    others: Annotated[
+    published_only: Annotated[
         bool,
         typer.Option(
             "--published", help="Only what others published on these tasks; not measured here."
@@ -224,12 +224,12 @@ def results(  # noqa: PLR0913 - a verb's options
     if clean and summary:
         raise UserError("--summary and --clean are two views", remedy="leave one of them out")
     facts = stored_facts(study_of(study_file, overrides, limit), runs_dir)
-    if others:
-        found = published(facts.tasks)
+    if published_only:
+        figures = published(facts.tasks)
         if as_json:
-            print_rows(found)
+            print_rows(figures)
         else:
-            remote.show_published(terminal.console(), found)
+            remote.show_published(terminal.console(), figures)
         return
     look_at(split, facts.store, "results")
     measured = measure_split(facts, split)
@@ -297,8 +297,8 @@ def report(  # noqa: PLR0913 - a verb's options
     facts = stored_facts(study_of(study_file, overrides, limit), runs_dir, data_dir)
     if kind != "html":
         look_at(split, facts.store, "report")
-        said = as_markdown if kind == "md" else as_json
-        print(terminal.printable(said(gather(facts, split, with_text))))
+        render = as_markdown if kind == "md" else as_json
+        print(terminal.printable(render(gather(facts, split, with_text))))
         return
     if dry_run:
         print(terminal.printable(f"would write {page_path(facts.store, split)}"))
@@ -333,7 +333,7 @@ def analyze(  # noqa: PLR0913 - a verb's options
 @app.command(name="eval", rich_help_panel="Run")
 def evaluate(  # noqa: PLR0913 - a verb's options
     study_file: StudyFile,
-    what: Annotated[
+    system: Annotated[
         str, typer.Argument(metavar="ADAPTER|MODEL", help="A PEFT adapter's folder, or a model.")
     ],
     overrides: Overrides = None,
@@ -356,9 +356,9 @@ def evaluate(  # noqa: PLR0913 - a verb's options
     registry = Registry.of(study, data_dir)
     gates = [_gate(text, [registry.get(task).name for task in study.tasks]) for text in gate or ()]
     brought = _heavy("extra_systems")
-    label = name or Path(what).name or what
+    label = name or Path(system).name or system
     with terminal.progress(terminal.console(stderr=True)) as events:
-        failed = brought(study, what, label, Folders(data_dir, runs_dir), events)
+        failed = brought(study, system, label, Folders(data_dir, runs_dir), events)
     facts = stored_facts(study, runs_dir, data_dir)
     with facts.store.lock():
         score_study(facts)
@@ -381,7 +381,7 @@ def evaluate(  # noqa: PLR0913 - a verb's options
 @app.command(rich_help_panel="Read")
 def compare(  # noqa: PLR0913 - a verb's options
     study_file: StudyFile,
-    others: Annotated[
+    systems: Annotated[
         list[str],
         typer.Argument(metavar="SYSTEM SYSTEM | STUDY.yaml", help="Two systems, or another study."),
     ],
@@ -400,26 +400,26 @@ def compare(  # noqa: PLR0913 - a verb's options
     as_json: Json = False,
 ) -> None:
     """Show the difference of two systems, or of two studies, paired. Next: mixtune report."""
-    one = stored_facts(study_of(study_file, None, limit), runs_dir)
-    look_at(split, one.store, "compare")
-    if len(others) == 2:
-        found = compare_systems(one, measure_split(one, split), others[0], others[1])
-    elif len(others) == 1:
-        other = stored_facts(study_of(Path(others[0]), None, limit), runs_dir)
-        look_at(split, other.store, "compare")
-        found = compare_studies(one, other, split)
+    facts = stored_facts(study_of(study_file, None, limit), runs_dir)
+    look_at(split, facts.store, "compare")
+    if len(systems) == 2:
+        comparison = compare_systems(facts, measure_split(facts, split), systems[0], systems[1])
+    elif len(systems) == 1:
+        reference = stored_facts(study_of(Path(systems[0]), None, limit), runs_dir)
+        look_at(split, reference.store, "compare")
+        comparison = compare_studies(facts, reference, split)
     else:
-        raise UserError("compare takes two systems of a study, or two studies", found=others)
-    for task, why in found.left_out.items():
+        raise UserError("compare takes two systems of a study, or two studies", found=systems)
+    for task, why in comparison.left_out.items():
         print(f"{task} is left out: {why}", file=sys.stderr)
     if as_json:
-        print_rows(in_form(found.rows, form or "all", one.study))
+        print_rows(in_form(comparison.rows, form or "all", facts.study))
     else:
-        shown = in_form(found.rows, form, one.study)
-        show_estimates(terminal.console(), shown, f"{one.study.name}, {split}")
-        for study in [one] if len(others) == 2 else [one, other]:
+        shown = in_form(comparison.rows, form, facts.study)
+        show_estimates(terminal.console(), shown, f"{facts.study.name}, {split}")
+        for study in [facts] if len(systems) == 2 else [facts, reference]:
             terminal.show_training(terminal.console(), study)
-    if no_worse_than is not None and not _no_worse(one, found, no_worse_than):
+    if no_worse_than is not None and not _no_worse(facts, comparison, no_worse_than):
         print(f"gate not met: not shown to be within {no_worse_than} everywhere", file=sys.stderr)
         raise typer.Exit(3)
 
@@ -441,9 +441,9 @@ def open_page(
         print("no browser could be started: open the file yourself", file=sys.stderr)
 
 
-def _no_worse(one: StudyFacts, found: Comparison, margin: float) -> bool:
+def _no_worse(facts: StudyFacts, comparison: Comparison, margin: float) -> bool:
     """True if nothing is left out and no difference may be below minus a margin."""
-    return not found.left_out and found.holds(one.main_metrics.values(), -margin)
+    return not comparison.left_out and comparison.holds(facts.main_metrics.values(), -margin)
 
 
 def _show_end(facts: StudyFacts, look: str, page: Path) -> None:
@@ -457,18 +457,18 @@ def _show_end(facts: StudyFacts, look: str, page: Path) -> None:
     out.print(f"report: {page}", soft_wrap=True, markup=False)
 
 
-def _todo(store: Store, planner: Planner, made: Plan, changed: Sequence[str]) -> int:
+def _todo(store: Store, planner: Planner, planned: Plan, changed: Sequence[str]) -> int:
     """Units that a run would do; refused where the run would be."""
     content = {"content": content_of(planner)}
-    return store.preview(made.rows(), dump_study(planner.study), content, changed)
+    return store.preview(planned.rows(), dump_study(planner.study), content, changed)
 
 
 def _heavy(name: str) -> Callable[..., list[RunPlan]]:
     """What trains or answers, by its module's name; torch is loaded for these verbs only."""
-    found: Callable[..., list[RunPlan]] = getattr(
+    entry: Callable[..., list[RunPlan]] = getattr(
         heavy(f"execution.{name}", "training"), _ENTRY[name]
     )
-    return found
+    return entry
 
 
 _ENTRY = {"run_study": "run_study", "extra_systems": "evaluate"}

@@ -136,22 +136,22 @@ def _preview(study: Study, data_dir: Path | None, runs_dir: Path, only: Sequence
 
 def _probe() -> Callable[..., list[RunPlan]]:
     """What answers and reads; torch is loaded here."""
-    found: Callable[..., list[RunPlan]] = heavy("execution.extra_systems", "probing").probe
-    return found
+    entry: Callable[..., list[RunPlan]] = heavy("execution.extra_systems", "probing").probe
+    return entry
 
 
 def _show(study: Study, rows: Sequence[Estimate]) -> None:
     """What was kept, probe by probe; then how gold answers are read."""
     out = terminal.console()
     base = {row.target: row for row in rows if row.quantity == SCORE and row.subject == BASE}
-    kept = [
+    cells = [
         (*_names(row), row.metric, f"{base[row.target].value:.3f}", *_numbers(row))
         for row in rows
         if row.quantity == RETENTION
     ]
     scores = ("probe", "system", "seeds", "metric", "base", "minus base", "95 %", "items")
-    if kept:
-        out.print(terminal.table(f"{study.name}: scores on probes", scores, kept))
+    if cells:
+        out.print(terminal.table(f"{study.name}: scores on probes", scores, cells))
     read = [row for row in rows if row.quantity == QUANTITY and row.reference]
     apart = {(row.target, row.subject): f"{row.value:.4f}" for row in read if row.metric == KL}
     gained = [
@@ -208,8 +208,8 @@ def strength(  # noqa: PLR0913 - a verb's options
         _test(study, names, Folders(data_dir, runs_dir), as_json)
         return
     grid = _grid(strengths)
-    wanted = {name: [s for s in grid if s != 1] for name in names}
-    failed, facts = _answered(study, Folders(data_dir, runs_dir), wanted, "validation")
+    strengths_of = {name: [s for s in grid if s != 1] for name in names}
+    failed, facts = _answered(study, Folders(data_dir, runs_dir), strengths_of, "validation")
     if failed:
         raise typer.Exit(1)
     rows = choose_strengths(facts, names, grid)
@@ -226,37 +226,37 @@ def strength(  # noqa: PLR0913 - a verb's options
 
 def _test(study: Study, names: Sequence[str], folders: Folders, as_json: bool) -> None:
     """What the chosen strengths gain on test."""
-    kept = read_strengths(stored_facts(study, folders.runs, folders.data).store)
-    unknown = [name for name in names if name not in kept]
+    stored = read_strengths(stored_facts(study, folders.runs, folders.data).store)
+    unknown = [name for name in names if name not in stored]
     if unknown:
         raise UserError(
             "no strength was chosen yet",
             found=", ".join(unknown),
             remedy="the same command without --split test chooses it on validation",
         )
-    chosen = {name: float(kept[name]["strength"]) for name in names}
-    wanted = {name: [value] for name, value in chosen.items()}
-    failed, facts = _answered(study, folders, wanted, "test")
+    chosen = {name: float(stored[name]["strength"]) for name in names}
+    strengths_of = {name: [value] for name, value in chosen.items()}
+    failed, facts = _answered(study, folders, strengths_of, "test")
     if failed:
         raise typer.Exit(1)
     rows = strength_gains(facts, chosen, "test")
     if as_json:
         print(json.dumps({"chosen": chosen, "gained": [asdict(r) for r in rows]}, indent=1))
         return
-    said = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
-    show_estimates(terminal.console(), rows, f"{study.name}, test; chosen: {said}")
+    chosen_text = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+    show_estimates(terminal.console(), rows, f"{study.name}, test; chosen: {chosen_text}")
 
 
 def _answered(
     study: Study,
     folders: Folders,
-    wanted: Mapping[str, Sequence[float]],
+    strengths_of: Mapping[str, Sequence[float]],
     split: str,
 ) -> tuple[list[RunPlan], StudyFacts]:
     """Answers at other strengths made and scored."""
     run: Callable[..., list[RunPlan]] = heavy("execution.extra_systems", "answering").strengths
     with terminal.progress(terminal.console(stderr=True)) as events:
-        failed = run(study, folders, wanted, split, events)
+        failed = run(study, folders, strengths_of, split, events)
     facts = stored_facts(study, folders.runs, folders.data)
     with facts.store.lock():
         score_study(facts)
@@ -267,16 +267,16 @@ def _answered(
 def _grid(text: str) -> list[float]:
     """The strengths that were typed, 1 always among them."""
     try:
-        found = sorted({1.0, *(float(part) for part in text.split(","))})
+        values = sorted({1.0, *(float(part) for part in text.split(","))})
     except ValueError:
-        found = [math.nan]
-    if not all(0 <= value <= LARGEST for value in found):
+        values = [math.nan]
+    if not all(0 <= value <= LARGEST for value in values):
         raise UserError(
             "--strengths is no list of strengths",
             found=text,
             wanted=f"numbers from 0 to {LARGEST:g} with commas between them, such as 0.5,1",
         )
-    return found
+    return values
 
 
 @app.command(rich_help_panel="Read")
@@ -322,49 +322,49 @@ def judge(  # noqa: PLR0913 - a verb's options
     """
     facts = stored_facts(study_of(study_file, overrides, limit), runs_dir, data_dir)
     look_at(split, facts.store, "judge")
-    found = free_answers(facts, "test" if split == "test" else "validation", task or ())
+    free = free_answers(facts, "test" if split == "test" else "validation", task or ())
     if to_label is not None:
-        text = found.to_label(LABELS)
+        text = free.to_label(LABELS)
         write_whole(to_label, lambda path: path.write_text(text, encoding="utf-8"))
         print(terminal.printable(f"{len(text.splitlines())} answers to label: {to_label}"))
         return
     if by is None:
         raise UserError("no judge is named", wanted="a model", remedy="--by MODEL")
     people = read_labels(labels) if labels is not None else {}
-    asked = Rubric.load(rubric)
+    rubric_ = Rubric.load(rubric)
     judge_model = _judge(by)
     with facts.store.lock():
-        made = found.judge(judge_model, asked, Cache(cache_dir() / "judge"), again)
-        compared = agreement(made.settled, people)
-        kept = write_judged(facts, made.rows, compared.summary, _agreed(made))
-    notes = {"validation": compared.summary, "self_agreement": _agreed(made)}
+        outcome = free.judge(judge_model, rubric_, Cache(cache_dir() / "judge"), again)
+        compared = agreement(outcome.settled, people)
+        rows_ = write_judged(facts, outcome.rows, compared.summary, _agreed(outcome))
+    notes = {"validation": compared.summary, "self_agreement": _agreed(outcome)}
     if as_json:
-        rows = [asdict(row) for row in kept]
-        head = {"judge": by, "rubric": asked.id, **notes, "agreement": asdict(compared)}
+        rows = [asdict(row) for row in rows_]
+        head = {"judge": by, "rubric": rubric_.id, **notes, "agreement": asdict(compared)}
         print(json.dumps({**head, "rows": rows}, indent=1))
         return
     out = terminal.console()
-    title = f"{facts.study.name}, {split}: judged by {by}, rubric {asked.id}"
-    shown = [verdicts(row, terminal.interval(row.low, row.high)) for row in kept]
+    title = f"{facts.study.name}, {split}: judged by {by}, rubric {rubric_.id}"
+    shown = [verdicts(row, terminal.interval(row.low, row.high)) for row in rows_]
     out.print(terminal.table(title, JUDGED, shown))
-    out.print(f"judge: {compared.summary}; {_agreed(made)}", markup=False)
+    out.print(f"judge: {compared.summary}; {_agreed(outcome)}", markup=False)
 
 
 LABELS = 120
 """Answers written for people to label: some more than are needed."""
 
 
-def _agreed(made: Outcome) -> str:
-    if not made.twice:
+def _agreed(outcome: Outcome) -> str:
+    if not outcome.twice:
         return "no question was put twice"
-    return f"agrees with itself on {made.agreed} of {made.twice} questions put twice"
+    return f"agrees with itself on {outcome.agreed} of {outcome.twice} questions put twice"
 
 
 def _judge(name: str) -> Model:
     """A model on this machine; torch is loaded here."""
     module = heavy("execution.extra_systems", "judging with a model")
-    found: Callable[[str], Model] = module.local_judge
-    return found(name)
+    load: Callable[[str], Model] = module.local_judge
+    return load(name)
 
 
 @app.command(rich_help_panel="Adapters")
@@ -388,13 +388,13 @@ def merge(
     The rank of the sum is the sum of the ranks; nothing is approximated. Next: mixtune eval.
     """
     parts = _weights(weights, len(adapters))
-    made = heavy("engine.merge", "merging").merge(adapters, parts, out)
+    merged = heavy("engine.merge", "merging").merge(adapters, parts, out)
     if as_json:
-        print(json.dumps(asdict(made), indent=1))
+        print(json.dumps(asdict(merged), indent=1))
         return
-    rows = [(p["adapter"], p["weight"], p["rank"], p["scale"]) for p in made.parts]
+    rows = [(p["adapter"], p["weight"], p["rank"], p["scale"]) for p in merged.parts]
     show = terminal.console()
-    title = f"{made.folder}: rank {made.rank} on {made.layers} layers, for {made.base}"
+    title = f"{merged.folder}: rank {merged.rank} on {merged.layers} layers, for {merged.base}"
     show.print(terminal.table(title, ("adapter", "weight", "rank", "scale"), rows))
 
 
@@ -403,14 +403,14 @@ def _weights(text: str, count: int) -> list[float]:
     if not text.strip():
         return [1 / count] * count
     try:
-        found = [float(part) for part in text.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
-        found = []
-    if len(found) != count or not all(map(math.isfinite, found)):
+        values = []
+    if len(values) != count or not all(map(math.isfinite, values)):
         raise UserError(
             "--weights does not fit the adapters",
             found=text,
             wanted=f"{count} numbers with commas between them, such as "
             + ",".join([f"{1 / count:.3g}"] * count),
         )
-    return found
+    return values

@@ -22,7 +22,7 @@ from mixtune.tasks.metrics import METRICS
 COLUMNS = ("task", "form", "metric", "system", "minus", "value", "95 %", "p", "n", "seeds", "reads")
 
 
-def show_estimates(out: Console, found: Sequence[Estimate], title: str) -> None:
+def show_estimates(out: Console, estimates: Sequence[Estimate], title: str) -> None:
     """One row per estimate: what, of which system, against which, where, with its interval."""
     rows = [
         (
@@ -38,7 +38,7 @@ def show_estimates(out: Console, found: Sequence[Estimate], title: str) -> None:
             row.seeds,
             reading(row),
         )
-        for row in found
+        for row in estimates
     ]
     out.print(terminal.table(title, COLUMNS, rows))
 
@@ -69,21 +69,22 @@ UNRESOLVED = (
 )
 
 
-def outline_json(made: Outline) -> dict[str, Any]:
+def outline_json(outline: Outline) -> dict[str, Any]:
     """Cells, datasets by model, rates and totals as one JSON object."""
     return {
-        "study": made.name,
+        "study": outline.name,
         "note": UNRESOLVED,
-        "rates": asdict(made.rates) | {"about": made.rates.about},
-        "totals": {"cells": len(made.rows), **_totals(made.rows)},
-        "cells": [asdict(row) for row in made.rows],
+        "rates": asdict(outline.rates) | {"about": outline.rates.about},
+        "totals": {"cells": len(outline.rows), **_totals(outline.rows)},
+        "cells": [asdict(row) for row in outline.rows],
         "datasets": {
-            model: [asdict(one) for one in found] for model, found in made.datasets.items()
+            model: [asdict(dataset) for dataset in datasets]
+            for model, datasets in outline.datasets.items()
         },
     }
 
 
-def show_outline(out: Console, made: Outline) -> None:
+def show_outline(out: Console, outline: Outline) -> None:
     """Cells, then datasets, then totals by model."""
     columns = ("model", "cell", "seed", "rows", "steps", "tokens", "GPU hours", "USD", "GB on disk")
     rows = [
@@ -98,30 +99,30 @@ def show_outline(out: Console, made: Outline) -> None:
             f"{row.dollars:.2f}",
             "–" if row.disk_gb is None else f"{row.disk_gb:.1f}",
         )
-        for row in made.rows
+        for row in outline.rows
     ]
-    out.print(terminal.table(f"{made.name}: {len(made.rows)} cells", columns, rows))
-    for model, found in made.datasets.items():
-        _show_datasets(out, model, found)
-    for model in made.datasets:
-        own = [row for row in made.rows if row.model == model]
+    out.print(terminal.table(f"{outline.name}: {len(outline.rows)} cells", columns, rows))
+    for model, datasets in outline.datasets.items():
+        _show_datasets(out, model, datasets)
+    for model in outline.datasets:
+        own = [row for row in outline.rows if row.model == model]
         out.print(f"{model}: {len(own)} cells, {_said(own)}", markup=False)
-    out.print(f"together: {_said(made.rows)}, {made.rates.about}", markup=False)
+    out.print(f"together: {_said(outline.rows)}, {outline.rates.about}", markup=False)
     out.print(UNRESOLVED, markup=False)
 
 
-def _show_datasets(out: Console, model: str, found: Sequence[Dataset]) -> None:
+def _show_datasets(out: Console, model: str, datasets: Sequence[Dataset]) -> None:
     columns = ("dataset", "rows", "items", "tokens of prompt + answer", "rows are", "tokens are")
     rows = [
         (
-            one.name,
-            f"{one.rows:,}",
-            f"{one.items:,}",
-            f"{one.prompt:.0f} + {one.answer:.0f}",
-            one.rows_from,
-            one.tokens_from,
+            dataset.name,
+            f"{dataset.rows:,}",
+            f"{dataset.items:,}",
+            f"{dataset.prompt:.0f} + {dataset.answer:.0f}",
+            dataset.rows_from,
+            dataset.tokens_from,
         )
-        for one in found
+        for dataset in datasets
     ]
     out.print(terminal.table(f"Datasets, as {model} reads them", columns, rows))
 

@@ -83,7 +83,7 @@ class BankTraining:
         self._heartbeat_at = 0.0
         self._saved_at, self._save_seconds = time.monotonic(), 0.0
         self._consistent = False
-        """Whether a checkpoint may be written: the bank is open, and no step is half done."""
+        """True if a checkpoint may be written: the bank is open, and no step is half done."""
 
     def run(self) -> None:
         """Train all of the portion's adapters and make their answers.

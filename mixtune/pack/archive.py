@@ -95,12 +95,12 @@ def opened(path: Path) -> Path:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a path names a pack by its ending."""
+    """True if a path names a pack by its ending."""
     return path.suffix == ".zip" and path.is_file()
 
 
 def in_pack(study_file: Path) -> bool:
-    """Whether a study file lies in a pack that was unpacked."""
+    """True if a study file lies in a pack that was unpacked."""
     return (study_file.parent / PACK).is_file()
 
 
@@ -149,7 +149,7 @@ def _about(archive: zipfile.ZipFile) -> dict[str, object]:
 
 
 def _same(folder: Path, archive: zipfile.ZipFile) -> bool:
-    """Whether this very pack was opened there before."""
+    """True if this very pack was opened there before."""
     opened_pack = folder / PACK
     return opened_pack.is_file() and opened_pack.read_bytes() == archive.read(
         f"{folder.name}/{PACK}"

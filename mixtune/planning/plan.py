@@ -112,7 +112,7 @@ class Planner:
 
     @property
     def _open(self) -> bool:
-        """Whether mixes are not known before there is a tokenizer."""
+        """True if mixes are not known before there is a tokenizer."""
         return self.tokens is None and self.study.unit != "rows"
 
     def _seeded(self) -> list[tuple[Cell, int]]:
