@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "mixtune"
 POINTERS = frozenset(
     """
     found made kept said told held given taken meant wanted asked got gone sent put left over beside
-    there here thing things one ones other others what which spoken heard seen came brought aside
+    there here thing things one ones other others what which spoken heard came brought aside
     spent
     """.split()  # noqa: SIM905 - a list of words
 )

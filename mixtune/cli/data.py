@@ -78,7 +78,7 @@ def check(
         origin = f"the task made for {shorten(file.name)}"
         folder = file.parent if write is None else write.parent
         registered = [RegisteredTask(parse_task(draft.text, origin, folder), origin)]
-    registry, names = builtin.with_tasks(registered), [one.task.name for one in registered]
+    registry, names = builtin.with_tasks(registered), [row.task.name for row in registered]
     count, note = _counter(model)
     measures = Measures(EvalSpec().carve, count, TrainSpec().max_length)
     checks = [check_task(registry, name, measures) for name in names]

@@ -105,16 +105,15 @@ def plan(  # noqa: PLR0913 - a verb's options
         else:
             show_outline(terminal.console(), sketch_)
         return
-    _plan(study_file, studies[0], (data_dir, runs_dir), as_json)
+    _plan(study_file, studies[0], Folders(data_dir, runs_dir), as_json)
 
 
-def _plan(study_file: Path, study: Study, folders: tuple[Path | None, Path], as_json: bool) -> None:
+def _plan(study_file: Path, study: Study, folders: Folders, as_json: bool) -> None:
     """The plan of one study with its ids, as far as there are data and weights."""
-    data_dir, runs_dir = folders
     located = locate(study.model, download=False)
     files = located if isinstance(located, BaseModelFiles) else None
-    store = Store(runs_dir / study.name)
-    planner = Planner(study, Registry.of(study, data_dir), files, read_selection(store))
+    store = folders.store(study.name)
+    planner = Planner(study, Registry.of(study, folders.data), files, read_selection(store))
     planned = planner.plan()
     data = planner.data_rows()
     changed = changed_by_tasks(store, planner.study, data)
@@ -355,10 +354,10 @@ def evaluate(  # noqa: PLR0913 - a verb's options
     study = study_of(study_file, overrides, limit)
     registry = Registry.of(study, data_dir)
     gates = [_gate(text, [registry.get(task).name for task in study.tasks]) for text in gate or ()]
-    brought = _heavy("extra_systems")
+    answer_external = _heavy("extra_systems")
     label = name or Path(system).name or system
     with terminal.progress(terminal.console(stderr=True)) as events:
-        failed = brought(study, system, label, Folders(data_dir, runs_dir), events)
+        failed = answer_external(study, system, label, Folders(data_dir, runs_dir), events)
     facts = stored_facts(study, runs_dir, data_dir)
     with facts.store.lock():
         score_study(facts)

@@ -126,12 +126,14 @@ def _preview(study: Study, data_dir: Path | None, runs_dir: Path, only: Sequence
             "the base model is not prepared", found=study.model, remedy="mixtune models --prepare"
         )
     store = Store(runs_dir / study.name)
-    found = plan_probes(study, store, Registry.of(study, data_dir), files, only)
-    content = {"content": content_of(found.planner)}
-    store.preview(found.rows, dump_study(found.planner.study), content)
-    asked = [answer.id for run in found.runs for answer in run.answers]
-    todo = len(store.undone(asked))
-    print(f"{len(found.runs)} systems, {todo} of {len(asked)} sets of answers and readings to do")
+    probes = plan_probes(study, store, Registry.of(study, data_dir), files, only)
+    content = {"content": content_of(probes.planner)}
+    store.preview(probes.rows, dump_study(probes.planner.study), content)
+    answer_ids = [answer.id for run in probes.runs for answer in run.answers]
+    todo = len(store.undone(answer_ids))
+    print(
+        f"{len(probes.runs)} systems, {todo} of {len(answer_ids)} sets of answers and readings to do"
+    )
 
 
 def _probe() -> Callable[..., list[RunPlan]]:

@@ -118,7 +118,7 @@ def strengths(
     registry, files = Registry.of(study, folders.data), prepare(study.model)
     with store.lock():
         stored = stored_study(store, study)
-        extra = plan_strengths(stored, store, (registry, files), by_cocktail, split)
+        extra = plan_strengths(stored, store, registry, files, by_cocktail, split)
         return _answer_extra(extra, store, events)
 
 

@@ -217,7 +217,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 def _described(task: Task, source: bool = False) -> dict[str, Any]:
     """A task as its file would say it: rows come from where the study ran."""
-    said = task.model_dump(mode="json", exclude_unset=True)
+    values = task.model_dump(mode="json", exclude_unset=True)
     if source:
-        return dict(json.loads(pathless(json.dumps(said))))
-    return {**said, "source": {"given": {"what": "the pack: no rows"}}}
+        return dict(json.loads(pathless(json.dumps(values))))
+    return {**values, "source": {"given": {"what": "the pack: no rows"}}}

@@ -194,19 +194,19 @@ def data_rows(
                 "noted": ", ".join(f"{note}: {n}" for note, n in read.notes.items()),
                 "leaked": leaked,
                 "examples": len(read.examples) - leaked,
-                "matched": _matched(corpus, runs, (name, split)),
+                "matched": _matched(corpus, runs, name, split),
             }
         )
     return rows
 
 
 def _matched(
-    corpus: Corpus, runs: Mapping[tuple[str, Split], int], part: tuple[str, Split]
+    corpus: Corpus, runs: Mapping[tuple[str, Split], int], name: str, split: Split
 ) -> dict[str, int]:
-    if part not in corpus.matched:
+    if (name, split) not in corpus.matched:
         return {}
-    kinds = list(corpus.matched[part].values())
-    return {kind: kinds.count(kind) for kind in get_args(Kind)} | {"words": runs[part]}
+    kinds = list(corpus.matched[name, split].values())
+    return {kind: kinds.count(kind) for kind in get_args(Kind)} | {"words": runs[name, split]}
 
 
 def _splits(study: Study, datasets: Mapping[str, Dataset]) -> list[tuple[str, Split]]:

@@ -35,11 +35,11 @@ def canonical(study: Study, registry: Registry) -> Study:
     """
     tasks = [_usable(name, registry, "tasks") for name in study.tasks]
     named = {name: _usable(name, registry, "ingredients") for name in study.ingredients}
-    aside = _probes(study, registry, tasks)
+    probe_keys = _probes(study, registry, tasks)
     judged = [_usable(name, registry, "judged") for name in study.judged]
     if len(set(judged)) < len(judged):
         raise SpecError("judged: two names mean the same dataset", found=list(study.judged))
-    for name in [*tasks, *aside["probes"]]:
+    for name in [*tasks, *probe_keys["probes"]]:
         if not any(answerable(registry.get(name), f, "trained") for f in study.evaluate.forms):
             raise SpecError(
                 f"task {name!r} has open answers, which cannot be ranked",
@@ -57,7 +57,7 @@ def canonical(study: Study, registry: Registry) -> Study:
     raw["ingredients"] = {named[name]: amount for name, amount in raw["ingredients"].items()}
     raw["design"] |= {"explicit": explicit, "levels": levels}
     raw["groups"] = {group: [named[n] for n in listed] for group, listed in study.groups.items()}
-    raw |= aside
+    raw |= probe_keys
     if len(raw["ingredients"]) < len(named):
         raise SpecError("ingredients: two names mean the same dataset", found=named)
     return parse_study(raw)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mixtune.api.entries import ApiSystem
 from mixtune.datasets.registry import Registry
@@ -45,6 +45,15 @@ from mixtune.tokens import Row, Tokens, encode_rows
 LIMITS = {"max_length", "over_long", "gradient_checkpointing"}
 """Training settings that are in no id: they refuse or drop rows, and the rows are in the id; or
 they trade memory for time, and the result is the same."""
+
+
+class _AnswerSet(NamedTuple):
+    """Identity of a set of answers of any system, with its length limit in tokens."""
+
+    task: Task
+    split: Split
+    form: Form
+    max_new_tokens: int
 
 
 class Planner:
@@ -131,8 +140,8 @@ class Planner:
     def exposure_of(self, cell: str, target: str) -> int:
         """Examples of a target that a cell sees; 0 where it is not among its ingredients."""
         available = {name: len(pool) for name, pool in self.corpus.pools.items()}
-        found = self.cells[cell]
-        counts = portions(available, found.amounts, found.course.examples, self._costs)
+        planned = self.cells[cell]
+        counts = portions(available, planned.amounts, planned.course.examples, self._costs)
         return counts[target].rows if target in counts else 0
 
     def training_rows(self, run: RunPlan) -> list[Row]:
@@ -201,9 +210,9 @@ class Planner:
         Raises:
             SpecError: it follows from gold answers, and the base model is not resolved.
         """
-        given = self.study.evaluate.max_new_tokens
-        if given is not None:
-            return given
+        limit = self.study.evaluate.max_new_tokens
+        if limit is not None:
+            return limit
         if self.tokens is None:
             raise _unresolved()
         if task not in self._limits:
@@ -365,8 +374,8 @@ class Planner:
         return RunPlan(system, kind, (), None, (), self._answers(system, kind), 0)
 
     def _api(self, system: ApiSystem) -> RunPlan:
-        found = self.remote.answers(system, self.item_facts)
-        answers = tuple(AnswerPlan(**asdict(one)) for one in found)
+        answered_sets = self.remote.answers(system, self.item_facts)
+        answers = tuple(AnswerPlan(**asdict(row)) for row in answered_sets)
         return RunPlan(system.id, "api", (), None, (), answers, 0, system.name, system.origin)
 
     def brought_in(self, kind: SystemKind, system: str, label: str, origin: str) -> RunPlan:
@@ -375,29 +384,29 @@ class Planner:
         return RunPlan(system, kind, (), None, (), answers, 0, label, origin)
 
     def _known(self, task: str) -> list[list[str]]:
-        """What the majority floor depends on: stratum, target and cue of every train row."""
+        """Stratum, target and cue of every train row: all that the majority floor depends on."""
         known = self.corpus.known[task]
         # A cue only where there is one: floors from before there were cues keep their ids.
         return [[row.stratum, row.target, *([row.cue] if row.cue else [])] for row in known]
 
     def data_rows(self) -> list[dict[str, object]]:
-        """What was read and dropped of each dataset, as JSON rows."""
+        """Records read and dropped of each dataset, as JSON rows."""
         return data_rows(self.study, self.corpus, self.leaks.runs)
 
     @cached_property
     def leaks(self) -> Leaks:
-        """What of its texts stands in two splits after the gate."""
+        """Texts that still stand in two splits after the gate."""
         return Leaks(self.study, self.corpus)
 
     def _answers(self, system: str, kind: SystemKind = "trained") -> tuple[AnswerPlan, ...]:
-        found = []
+        plans = []
         for name, split in answered(self.study):
             task = self.registry.get(name)
             forms = (*self.study.evaluate.forms, *self.remote.floors(kind))
             for form in ("strict",) if task.judged else forms:
                 if answerable(task, form, kind):
-                    found.append(self.answer(system, kind, task, split, form))
-        return tuple(found)
+                    plans.append(self.answer(system, kind, task, split, form))
+        return tuple(plans)
 
     def answer(
         self, system: str, kind: SystemKind, task: Task, split: Split, form: Form
@@ -406,15 +415,14 @@ class Planner:
         items = self.corpus.items[task.name, split]
         generated = kind != "majority" and form == "strict" and self.tokens is not None
         longest = self.max_new_tokens(task.name) if generated else 0
-        answer_id = self._answer_id(system, kind, (task, split, form), longest) if system else ""
+        answer_set = _AnswerSet(task, split, form, longest)
+        answer_id = self._answer_id(system, kind, answer_set) if system else ""
         tokens, digest_ = self.item_facts(task.name, split)
         tokens = 0 if kind == "majority" else tokens
         return AnswerPlan(answer_id, task.name, split, form, len(items), tokens, digest_, longest)
 
-    def _answer_id(
-        self, system: str, kind: SystemKind, what: tuple[Task, Split, Form], longest: int
-    ) -> str:
-        task, split, form = what
+    def _answer_id(self, system: str, kind: SystemKind, answer_set: _AnswerSet) -> str:
+        task, split, form, longest = answer_set
         evaluate, local = self.study.evaluate, kind != "majority"
         decoding = {
             "batch_size": evaluate.batch_size if local else None,

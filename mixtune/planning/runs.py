@@ -102,12 +102,12 @@ class Plan:
 
     def rows(self) -> list[PlanRow]:
         """One row per unit of work: adapters and sets of answers."""
-        found = []
+        rows = []
         for run in self.runs:
             if run.kind == "trained":
-                found.append(plan_row(run, None))
-            found += [plan_row(run, answer) for answer in run.answers]
-        return found
+                rows.append(plan_row(run, None))
+            rows += [plan_row(run, answer) for answer in run.answers]
+        return rows
 
 
 def plan_row(run: RunPlan, answer: AnswerPlan | None) -> PlanRow:

@@ -34,7 +34,8 @@ def at(cocktail: str, strength: float) -> str:
 def plan_strengths(
     study: Study,
     store: Store,
-    place: tuple[Registry, BaseModelFiles | None],
+    registry: Registry,
+    files: BaseModelFiles | None,
     strengths: Mapping[str, Sequence[float]],
     split: Split,
 ) -> Asked:
@@ -43,7 +44,8 @@ def plan_strengths(
     Args:
         study: as it is kept.
         store: its folder.
-        place: its tasks, and its base model.
+        registry: its tasks.
+        files: its base model.
         strengths: cocktail → strengths; 1 is left out, for it is answered already.
         split: whose items are answered.
 
@@ -52,7 +54,6 @@ def plan_strengths(
         StoreError: no study there, or another one.
     """
     store.require()
-    registry, files = place
     if study.train.method == "full":
         raise SpecError(
             "full fine-tuning leaves no adapter whose strength could be chosen",

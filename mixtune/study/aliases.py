@@ -118,11 +118,11 @@ class Spelling:
         """
         section, key = self.section(place), place[-1]
         if key in section and section[key] != value:
-            other = self.name(place)
+            own_name = self.name(place)
             raise SpecError(
-                f"contradictory settings: {name} and {other} are the same setting",
+                f"contradictory settings: {name} and {own_name} are the same setting",
                 where=self.origin.at(name.split()[0]),
-                found=f"{name}: {shorten(value)}, {other}: {shorten(section[key])}",
+                found=f"{name}: {shorten(value)}, {own_name}: {shorten(section[key])}",
                 remedy="keep one of them",
             )
         section[key] = value
@@ -310,8 +310,8 @@ def _amount(piece: str, where: str) -> tuple[str, Raw]:
     """One short amount: the name and its keys."""
     match = _PIECE.fullmatch(piece.strip())
     if match is None:
-        wanted = f"{FORMS}; numbers as 10000 or 10_000"
-        raise SpecError("not an amount that can be read", where=where, found=piece, wanted=wanted)
+        expected = f"{FORMS}; numbers as 10000 or 10_000"
+        raise SpecError("not an amount that can be read", where=where, found=piece, wanted=expected)
     share, name, rows, repeat = match.group("share", "name", "rows", "repeat")
     if (share or repeat) and name.replace("_", "").isdigit():
         problem = "a number times a number: which is the name?"

@@ -74,7 +74,7 @@ def refusal(
     details: Sequence[ErrorDetails], context: FaultContext, error: type[UserError]
 ) -> UserError:
     """The error to raise for a file: one fault with its remedy, or the first five of several."""
-    faults = [_fault(one, context) for one in _causes(details)]
+    faults = [_fault(detail, context) for detail in _causes(details)]
     where = context.origin.name
     if len(faults) == 1:
         (fault,) = faults
@@ -89,8 +89,12 @@ def refusal(
 
 def _causes(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     """The errors without "too short" for a list whose own items were refused."""
-    holders = {one["loc"][:length] for one in details for length in range(len(one["loc"]))}
-    return [one for one in details if one["type"] != "too_short" or one["loc"] not in holders]
+    holders = {detail["loc"][:length] for detail in details for length in range(len(detail["loc"]))}
+    return [
+        detail
+        for detail in details
+        if detail["type"] != "too_short" or detail["loc"] not in holders
+    ]
 
 
 def _fault(detail: ErrorDetails, context: FaultContext) -> Fault:

@@ -62,7 +62,7 @@ def load_studies(path: Path, overrides: Sequence[str] = ()) -> list[Study]:
     raw = own_keys(spelling)
     raws = _of_each_model(raw) if several else [raw]
     context = FaultContext(Study, spelling.origin, spelling.typed, ALIASES)
-    return [_with_absolute_paths(_validated(one, context), path.parent) for one in raws]
+    return [_with_absolute_paths(_validated(document, context), path.parent) for document in raws]
 
 
 def parse_study(

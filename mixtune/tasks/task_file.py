@@ -59,7 +59,7 @@ def make_task(
         task = Task.model_validate(raw)
     except ValidationError as error:
         context = faults.FaultContext(Task, Origin(where, origin.lines if origin else {}))
-        details = [one | {"loc": _as_written(one["loc"])} for one in error.errors()]
+        details = [error_ | {"loc": _as_written(error_["loc"])} for error_ in error.errors()]
         raise faults.refusal(details, context, DataError) from None
     if task.source.files is None or folder is None:
         return task
