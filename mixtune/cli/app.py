@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar
@@ -290,9 +291,15 @@ def _run() -> int:
         raise
 
 
+@cache
+def _command() -> Any:  # noqa: ANN401 - click's command; typer may carry a click of its own
+    """The commands, built once a process: `app()` would build all of them at every call."""
+    return typer.main.get_command(app)
+
+
 def _answer() -> int:
     try:
-        code = app(standalone_mode=False)
+        code = _command()(standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()  # at the interpreter's end an error would be no more than a warning
         return code if isinstance(code, int) else 0

@@ -186,8 +186,8 @@ def _preset_text(preset: str, name: str, with_options: bool) -> str:
     """The file of a preset under a study's own name."""
     source = presets.preset(preset)
     if source is None:
-        suggestion = did_you_mean(preset, presets.names())
-        raise SpecError("no such preset", found=preset, wanted=suggestion)
+        hint = did_you_mean(preset, presets.names())
+        raise SpecError("no such preset", found=preset, wanted=hint)
     if with_options:
         raise SpecError(
             "a preset is written without changes",

@@ -61,7 +61,7 @@ def read_task_file(path: Path) -> list[RegisteredTask]:
     """
     name = shorten(str(path), 300)
     if path.is_dir():
-        raise DataError("this is a folder, not a task file", where=name)
+        raise DataError("a folder, not a task file", where=name, remedy="name the file in it")
     if path.suffix == ".py":
         return _from_python(path, name)
     if path.suffix == ".json":

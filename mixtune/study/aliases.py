@@ -118,11 +118,11 @@ class Spelling:
         """
         section, key = self.section(place), place[-1]
         if key in section and section[key] != value:
-            own_name = self.name(place)
+            typed = self.name(place)
             raise SpecError(
-                f"contradictory settings: {name} and {own_name} are the same setting",
+                f"contradictory settings: {name} and {typed} are the same setting",
                 where=self.origin.at(name.split()[0]),
-                found=f"{name}: {shorten(value)}, {own_name}: {shorten(section[key])}",
+                found=f"{name}: {shorten(value)}, {typed}: {shorten(section[key])}",
                 remedy="keep one of them",
             )
         section[key] = value
@@ -310,8 +310,8 @@ def _amount(piece: str, where: str) -> tuple[str, Raw]:
     """One short amount: the name and its keys."""
     match = _PIECE.fullmatch(piece.strip())
     if match is None:
-        expected = f"{FORMS}; numbers as 10000 or 10_000"
-        raise SpecError("not an amount that can be read", where=where, found=piece, wanted=expected)
+        forms = f"{FORMS}; numbers as 10000 or 10_000"
+        raise SpecError("not an amount that can be read", where=where, found=piece, wanted=forms)
     share, name, rows, repeat = match.group("share", "name", "rows", "repeat")
     if (share or repeat) and name.replace("_", "").isdigit():
         problem = "a number times a number: which is the name?"

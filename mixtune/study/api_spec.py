@@ -73,7 +73,7 @@ class ApiEntry(Frozen):
 
 
 class ApiSpec(Frozen):
-    """How models behind APIs are asked. Nothing here changes an answer or an id."""
+    """Requests to models behind APIs. Nothing here changes an answer or an id."""
 
     max_cost: Annotated[Float, Field(gt=0, le=1_000_000)] | None = None
     """Limit in US dollars for all requests of the study together; requests stop before it is

@@ -89,12 +89,8 @@ def refusal(
 
 def _causes(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     """The errors without "too short" for a list whose own items were refused."""
-    holders = {detail["loc"][:length] for detail in details for length in range(len(detail["loc"]))}
-    return [
-        detail
-        for detail in details
-        if detail["type"] != "too_short" or detail["loc"] not in holders
-    ]
+    holders = {d["loc"][:length] for d in details for length in range(len(d["loc"]))}
+    return [d for d in details if d["type"] != "too_short" or d["loc"] not in holders]
 
 
 def _fault(detail: ErrorDetails, context: FaultContext) -> Fault:

@@ -62,7 +62,7 @@ def load_studies(path: Path, overrides: Sequence[str] = ()) -> list[Study]:
     raw = own_keys(spelling)
     raws = _of_each_model(raw) if several else [raw]
     context = FaultContext(Study, spelling.origin, spelling.typed, ALIASES)
-    return [_with_absolute_paths(_validated(document, context), path.parent) for document in raws]
+    return [_with_absolute_paths(_validated(study, context), path.parent) for study in raws]
 
 
 def parse_study(

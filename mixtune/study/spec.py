@@ -40,7 +40,7 @@ Distinct = AfterValidator(distinct)
 
 
 class Ingredient(Frozen):
-    """How much of a dataset may enter a cocktail: a pool of its rows, and its part of the mix.
+    """Amount of a dataset in a cocktail: a pool of its rows, and its part of the mix.
 
     Without a share an ingredient weighs rows × repeat. `share` and `repeat` exclude each other.
     """
@@ -178,7 +178,7 @@ class RunLength:
 
 
 class TrainSpec(Frozen):
-    """How an adapter is trained. Settings that can change the weights are part of the run's id."""
+    """Training of adapters. Settings that can change the weights are part of the run's id."""
 
     method: Literal["lora", "full"] = "lora"
     """Train LoRA adapters on the frozen base (lora), or all of its weights (full)."""
@@ -227,15 +227,15 @@ class TrainSpec(Frozen):
 
 
 class EvalSpec(Frozen):
-    """What is answered, and how. Items are sampled in whole groups, the same for every system."""
+    """Evaluation. Items are sampled in whole groups, the same for every system."""
 
     validation_items: Count | None = None
     """Items of each task's validation split, at least; null takes all."""
     test_items: Count | None = None
     """Items of each task's test split, at least; null takes all."""
     forms: tuple[FormName, ...] = ("strict", "constrained")
-    """How a task is answered: generated text (strict, also scored as lenient), or the likeliest
-    label (constrained)."""
+    """Form of answers: generated text (strict, also scored as lenient), or the likeliest label
+    (constrained)."""
     max_new_tokens: Annotated[Int, Field(gt=0, le=4096)] | None = None
     """Longest answer in tokens, end of turn included; a longer one counts as cut off. null is the
     99th percentile of each task's own train answers."""
@@ -335,9 +335,9 @@ class Study(Frozen):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct] = (1,)
     """Each cocktail is trained once for each seed."""
     train: TrainSpec = TrainSpec()
-    """How adapters are trained."""
+    """Training of adapters."""
     evaluate: EvalSpec = EvalSpec()
-    """What is answered, and how."""
+    """Items to answer, and the form of answers."""
     baselines: Annotated[tuple[Literal["majority", "base"], ...], Distinct] = ("majority", "base")
     """Floors to compare with: the most common label, and the untuned base."""
     contexts: dict[Name, LongContext] = Field(default_factory=dict)
@@ -348,7 +348,7 @@ class Study(Frozen):
     """Models behind OpenAI-compatible APIs that answer the same items: names of presets, such as
     gpt-4o, or mappings."""
     api: ApiSpec = ApiSpec()
-    """How models behind APIs are asked, and what they may cost."""
+    """Requests to models behind APIs, and their cost limit."""
     judged: Annotated[tuple[Name, ...], Distinct] = ()
     """Datasets of free answers that no parser scores, such as financebench: every system answers
     their test splits in free text, and `mixtune judge --split test` scores them."""
@@ -468,7 +468,7 @@ FLAWS = {
 
 
 def prompt_note(study: Study, system: str) -> str:
-    """What an API model is shown before a question, in words; "" for any other system."""
+    """The shots and instruction of an API model, in words; "" for any other system."""
     notes = []
     for entry in study.api_models:
         if entry.name == system and entry.shots:

@@ -42,24 +42,24 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def _rules(kinds: Collection[str], *versions: tuple[int, int]) -> dict[str, list[Any]]:
+def _rules(kinds: Collection[str], also_1_1: bool = False) -> dict[str, list[Any]]:
     """First character of an unquoted text → ruamel's (tag, pattern) of what it may be but text."""
     rules: dict[str, list[Any]] = {}
-    for known, tag, pattern, first in implicit_resolvers:
-        if tag.removeprefix(_TAG) in kinds and set(known) & set(versions):
+    for versions, tag, pattern, first in implicit_resolvers:
+        if tag.removeprefix(_TAG) in kinds and (also_1_1 or (1, 2) in versions):
             for character in first:
                 rules.setdefault(character, []).append((tag, pattern))
     return rules
 
 
 class _Resolver(VersionedResolver):
-    versioned_resolver = _rules(_SCALARS, (1, 2))
+    versioned_resolver = _rules(_SCALARS)
 
 
 class _WritingResolver(VersionedResolver):
     """Also YAML 1.1's rules: what another tool would take for a date or a boolean is quoted."""
 
-    versioned_resolver = _rules({*_SCALARS, "timestamp", "merge", "value"}, (1, 1), (1, 2))
+    versioned_resolver = _rules({*_SCALARS, "timestamp", "merge", "value"}, also_1_1=True)
 
 
 class _Representer(SafeRepresenter):
@@ -82,7 +82,7 @@ _Representer.add_representer(float, _Representer.represent_float)
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where values were read: the file's name, and the place of a value → its line from 1."""
+    """Source of values: the file's name, and the place of a value → its line from 1."""
 
     name: str
     lines: Mapping[Place, int] = field(default_factory=dict)

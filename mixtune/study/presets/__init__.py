@@ -1,6 +1,6 @@
 """Studies that ship with the package, by name: files like any other, to run or to start from.
 
-Knows: their names and where they are. Does not know: what is in them.
+Knows: their names and paths. Does not know: their contents.
 """
 
 from importlib import resources
@@ -15,5 +15,5 @@ def names() -> list[str]:
 
 
 def preset(name: str) -> Path | None:
-    """The study file of a preset; None where none is called so."""
+    """The study file of a preset; None if there is none of that name."""
     return _FOLDER / f"{name}.yaml" if name in names() else None
