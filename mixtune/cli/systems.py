@@ -132,7 +132,8 @@ def _preview(study: Study, data_dir: Path | None, runs_dir: Path, only: Sequence
     answer_ids = [answer.id for run in probes.runs for answer in run.answers]
     todo = len(store.undone(answer_ids))
     print(
-        f"{len(probes.runs)} systems, {todo} of {len(answer_ids)} sets of answers and readings to do"
+        f"{len(probes.runs)} systems, {todo} of {len(answer_ids)} sets of answers and readings "
+        "to do"
     )
 
 
