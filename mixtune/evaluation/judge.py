@@ -98,6 +98,7 @@ def verdict(answer: Answer) -> int | None:
     """
     if answer.finish != "stop":
         return None
+    # Repeating the same verdict is unambiguous; two different verdicts are not.
     values = {match[1] for line in answer.output.splitlines() if (match := _VERDICT.match(line))}
     return int(values.pop()) if len(values) == 1 else None
 
@@ -139,6 +140,7 @@ def judge(
     queries = [
         rubric.query(q.answered.example, q.answered.prediction.output, q.order) for q in questions
     ]
+    # The repeat is part of the key: a repeated question must not be answered from the cache.
     keys = [
         digest([model.system, rubric.id, query.messages[0].content, LONGEST_VERDICT, q.repeat], 32)
         for query, q in zip(queries, questions, strict=True)
@@ -178,6 +180,7 @@ def _generate(model: Model, queries: Mapping[str, Query], cache: Cache) -> dict[
         answers = model.generate([queries[key] for key in batch], LONGEST_VERDICT)
         if len(answers) != len(batch):
             raise RunFailed(f"{model.system} gave {len(answers)} answers to {len(batch)} questions")
+        # Cached before the next batch, so that a failure there loses no answers.
         for key, answer in zip(batch, answers, strict=True):
             cache.put(key, _cache_entry(model, answer))
             replies[key] = answer

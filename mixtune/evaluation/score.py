@@ -46,6 +46,7 @@ def score(
     by_id = {example.id: example for example in examples}
     _check_complete(predictions, by_id, task)
     forms = [(row, row.form) for row in predictions]
+    # Appended after the others, so that a score keeps the position of its prediction.
     forms += [(row, "lenient") for row in predictions if row.form == "strict"]
     return [_score(row, by_id[row.example], task, form) for row, form in forms]
 
