@@ -9,10 +9,9 @@
         scores/<score_id>.parquet
       report/
 
-Facts (adapter, train.parquet, predictions) are written once, whole files at a time (files.py). A
-unit of work (one adapter, one set of answers) becomes `done` last (states.py), with size and
-SHA-256 of each of its files. Derived files can be deleted. banks/ holds checkpoints of banks in
-training until the last adapter is done, portions/ what workers are doing now.
+Facts (adapter, train.parquet, predictions) are written once, whole files at a time (files.py);
+scores and the report can be deleted. banks/ holds checkpoints of banks in training until the last
+adapter is done, portions/ what workers are doing now.
 
 Knows: files, rows, plans, locks. Does not know: how anything is computed, SQL.
 """
@@ -51,9 +50,9 @@ _COMPARED = ("study.yaml", "content.json")
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One unit of a plan as kept in plan.parquet: the key of a unit, its id, and its system.
+    """One unit of a plan, as in plan.parquet.
 
-    `origin`: where a system came from that the study did not train: a folder or a model's name.
+    `origin`: source of a system trained elsewhere, a folder or a model's name.
     `system_kind`: trained, merged, base, majority, api, adapter or model. `ingredients`: of the
     cell; empty for a system that was not trained here. `note`: what sets the cell apart from others
     of the same ingredients; `lr`: its learning rate where that is not the study's. `strength`: of
@@ -105,10 +104,6 @@ class Folders:
         return Store(self.runs / study)
 
 
-def _plan_row(raw: dict[str, Any]) -> PlanRow:
-    return PlanRow(**{**raw, "ingredients": tuple(raw["ingredients"])})
-
-
 def slug(text: str, limit: int = 40) -> str:
     """Turn text into a folder name: [a-z0-9-], at most `limit` characters."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:limit].rstrip("-")
@@ -142,16 +137,15 @@ class Store(States):
         Raises:
             StoreError: another process holds it, it cannot be written, or it holds no study.
         """
-        self._refuse_foreign()
-        self._refuse_a_pack()
+        self._refuse_other_content()
         with files.hold(self.folder / "lock"):
             with (self.folder / "workers").open("a+") as workers:
                 # Orphans of a killed process end within a moment; wait until the last has.
                 fcntl.flock(workers, fcntl.LOCK_EX)
             yield
 
-    def _refuse_foreign(self) -> None:
-        """Refuse a folder that holds anything but a study."""
+    def _refuse_other_content(self) -> None:
+        """Refuse a folder that holds anything but a study, and a pack."""
         with files.storage_errors(self.folder, "cannot use this folder"):
             names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
         foreign = sorted(names - {"lock", "workers"})
@@ -163,13 +157,6 @@ class Store(States):
                 wanted="an empty folder, or one that mixtune made",
                 remedy="give the study another name, or choose another --runs-dir",
             )
-
-    @property
-    def packed(self) -> bool:
-        """True for an unpacked pack: scores without answers, weights and data."""
-        return (self.folder / PACK).is_file()
-
-    def _refuse_a_pack(self) -> None:
         if self.packed:
             raise StoreError(
                 "this is a pack, which holds scores and nothing that could be run or scored again",
@@ -177,6 +164,11 @@ class Store(States):
                 remedy="mixtune results, analyze, compare and report read it; to run the study "
                 "anew, copy its study.yaml elsewhere",
             )
+
+    @property
+    def packed(self) -> bool:
+        """True for an unpacked pack: scores without answers, weights and data."""
+        return (self.folder / PACK).is_file()
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -204,7 +196,7 @@ class Store(States):
             StoreError: a known unit would get another id, or units are added while others are left
                 out; nothing is written.
         """
-        texts = {"study.yaml": study_yaml, **_as_files(facts)}
+        texts = _texts(study_yaml, facts)
         before = self.plan() if self.exists else []
         rows = self._extended(before, rows, texts, changes)
         with self._database() as db:
@@ -222,9 +214,8 @@ class Store(States):
                 self.write_text(name, text)
             self.write_rows("plan.parquet", PlanRow, rows)
         elif len(rows) == len(before):
-            for name in texts:
-                if not self._readable(name):
-                    self.write_text(name, texts[name])
+            for name in filter(self._is_unreadable, texts):
+                self.write_text(name, texts[name])
 
     def preview(
         self,
@@ -240,7 +231,7 @@ class Store(States):
         """
         if not self.exists:
             return len(rows)
-        texts = {"study.yaml": study_yaml, **_as_files(facts)}
+        texts = _texts(study_yaml, facts)
         rows = self._extended(self.plan(), rows, texts, changes)
         units = self.units()
         return sum(row.id not in units or units[row.id].state != "done" for row in rows)
@@ -252,10 +243,7 @@ class Store(States):
         texts: Mapping[str, str],
         changes: Sequence[str],
     ) -> list[PlanRow]:
-        """Rows of a plan, with those planned before that no study file names.
-
-        These are systems trained elsewhere, extra units and runs for claims.
-        """
+        """Rows of a plan, with known external systems, extra units and runs for claims."""
         if before:
             self.units()  # raises where the states are lost: everything would be done again
         keys, fresh = {row.key for row in rows}, self._fresh()
@@ -343,7 +331,8 @@ class Store(States):
         self.require()
         path = self.folder / "plan.parquet"
         try:
-            return [_plan_row(row) for row in self.read_rows("plan.parquet")]
+            rows = self.read_rows("plan.parquet")
+            return [PlanRow(**{**row, "ingredients": tuple(row["ingredients"])}) for row in rows]
         except (StoreError, TypeError, KeyError) as error:
             raise StoreError(
                 "this is not the plan of a study, or it is damaged",
@@ -419,22 +408,14 @@ class Store(States):
         )
 
     def read_text(self, name: str) -> str:
-        """Read a text file.
-
-        Raises:
-            StoreError: missing or unreadable.
-        """
+        """Read a text file; a StoreError where it is missing or unreadable."""
         try:
             return (self.folder / name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise _unreadable(self.folder / name, error) from error
 
     def read_value(self, name: str) -> Any:  # noqa: ANN401 - JSON or YAML
-        """Read the value of a JSON or YAML file.
-
-        Raises:
-            StoreError: missing, unreadable or malformed.
-        """
+        """Read the value of a JSON or YAML file; a StoreError where it is missing or malformed."""
         text = self.read_text(name)
         try:
             yaml = name.endswith(".yaml")
@@ -445,12 +426,12 @@ class Store(States):
         except (ValueError, StoreError, RecursionError) as error:
             raise _unreadable(self.folder / name, error) from error
 
-    def _readable(self, name: str) -> bool:
+    def _is_unreadable(self, name: str) -> bool:
         try:
             self.read_value(name)
         except StoreError:
-            return False
-        return True
+            return True
+        return False
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
         """Read the rows of a parquet file as dictionaries."""
@@ -513,5 +494,7 @@ def _unreadable(path: Path, error: Exception) -> StoreError:
     )
 
 
-def _as_files(facts: Mapping[str, object]) -> dict[str, str]:
-    return {f"{name}.json": json.dumps(value, indent=1) + "\n" for name, value in facts.items()}
+def _texts(study_yaml: str, facts: Mapping[str, object]) -> dict[str, str]:
+    """Files beside a plan, by name."""
+    texts = {f"{name}.json": json.dumps(value, indent=1) + "\n" for name, value in facts.items()}
+    return {"study.yaml": study_yaml, **texts}
