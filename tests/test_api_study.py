@@ -374,8 +374,8 @@ def test_an_answer_may_be_as_long_as_the_gold_ones_are_in_bytes(data):
     [
         ({"api": {"max_cost": 1}}, "nobody has said what this model costs"),
         ({"evaluate": {"forms": ["constrained"]}, "structured": False}, "nothing that it could"),
-        ({"name": "majority"}, "another system is called"),
-        ({"name": "north"}, "another system is called"),
+        ({"name": "majority"}, "is the name of another system"),
+        ({"name": "north"}, "is the name of another system"),
         ({"model": None}, "needs a model or a preset"),
         ({"price_in": 1}, "belong together"),
         ({"variants": ["a", "a"]}, "same instruction twice"),

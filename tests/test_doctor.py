@@ -101,7 +101,7 @@ def test_the_estimate_is_what_a_worker_is_given(monkeypatch):
 
     weights = 2 * 134515008  # bytes, as it is kept in bfloat16
     for runs in (1, 3):
-        each = states(1)["smollm2-135m"].memory / placement.SHARE_OF_MEMORY
+        each = states(1)["smollm2-135m"].memory / placement.WORKERS_SHARE
         monkeypatch.setattr(placement, "available_cores", lambda: 8)
         monkeypatch.setattr(placement, "main_memory", partial(int, each * runs + 1))
         assert placement.default_workers(weights, 8) == runs

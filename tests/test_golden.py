@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import golden
@@ -15,9 +16,16 @@ HOW = "where it is meant to change: python tests/golden.py record DIR --small, t
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
-    """A small recording of this code, made by a process of its own."""
-    folder = tmp_path_factory.mktemp("golden") / "new"
+def recorded():
+    """A small recording of this code, made by a process of its own.
+
+    In a folder with a short name wherever the tests' own lie: messages shorten long paths.
+    """
+    with tempfile.TemporaryDirectory(prefix="g") as folder:
+        yield record(Path(folder) / "new")
+
+
+def record(folder):
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, golden.__file__, "record", folder, "--small"]
