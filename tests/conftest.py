@@ -52,6 +52,25 @@ def machine():
     return f"machine: {cores} cores, {rate:.0f} GFLOP/s in float32 a thread, load {load:.1f}"
 
 
+SLOW = frozenset(
+    """
+    test_adjust test_anything_typed test_api_real_server test_api_study test_bank test_bench_cuda
+    test_bench_tools test_brought test_browser test_cli test_confirm test_convert test_engine
+    test_execution test_flaws test_foreign_adapters test_golden test_honest_output test_init
+    test_kill test_leak_counts test_merged test_own_tasks test_pack test_portion test_presets
+    test_probe test_relations test_side_by_side test_statistics test_stopped_anywhere
+    test_strength test_tasks_data test_tokens
+    """.split()  # noqa: SIM905 - a list of words
+)
+"""Files whose tests train, start processes or draw for seconds; `finished/` is slow as a whole."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in SLOW or item.path.parent.name == "finished":
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory):
     """The embedded base model, converted once per session into a cache of its own."""

@@ -252,7 +252,7 @@ def show(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
 
 
 def main() -> None:
-    """Entry point: what the user can mend is printed without a traceback and exits with 2."""
+    """Entry point: what the user can fix is printed without a traceback and exits with 2."""
     collect_rarely()
     codecs.register_error(terminal.UNENCODABLE, terminal.plain_letters)
     for stream in (sys.stdout, sys.stderr):

@@ -256,7 +256,7 @@ def _gate(gated: bool) -> str:
 def _task(task: Task, source: HubSource) -> Iterator[Line]:
     info, refused = _ask("dataset_info", source.path, source.revision)
     if info is None:
-        yield Line(f"task {task.name}", "problem", refused, "mend source.hub.path", True)
+        yield Line(f"task {task.name}", "problem", refused, "fix source.hub.path", True)
         return
     for split in source.splits:
         yield _split(task, source, split)
@@ -278,8 +278,8 @@ def _split(task: Task, source: HubSource, split: Split) -> Line:
                 return Line(topic, "ok", f"{source.path}: answer {target!r}")
     # Streams fail late, with errors of several libraries.
     except (MixtuneError, HTTPError, DatasetsError, OSError, ValueError, RuntimeError) as error:
-        return Line(topic, "problem", str(error), "mend source.hub in the task file", True)
-    return Line(topic, "problem", f"{source.path} has no usable record", "mend source.hub", True)
+        return Line(topic, "problem", str(error), "fix source.hub in the task file", True)
+    return Line(topic, "problem", f"{source.path} has no usable record", "fix source.hub", True)
 
 
 def _ask(method: str, repository: str, revision: str | None) -> tuple[Any, str]:

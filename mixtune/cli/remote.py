@@ -86,7 +86,7 @@ def show_api_systems(out: Console, facts: StudyFacts, measured: SplitResults) ->
         (name, _FORMS[form], *(_cell(results.get(task)) for task in tasks))
         for (name, form), results in by_system.items()
     ]
-    title = f"Models behind APIs, {measured.split}: value [95 %], unread answers count as wrong"
+    title = f"Models behind APIs, {measured.split}: value [95 %], unparsed answers count as wrong"
     out.print(table(title, ("system", "answers", *tasks), cells))
     for note in dict.fromkeys(f"{row.cocktail}: {row.training}" for row in rows if row.training):
         out.print(note, markup=False)
@@ -99,8 +99,8 @@ def _cell(row: Result | None) -> str:
     if row is None:
         return "–"
     ends = "" if row.low is None or row.high is None else f" [{row.low:.3f}, {row.high:.3f}]"
-    unread = f", {row.unparsed:.1%} unread" if row.unparsed else ""
-    return f"{row.value:.3f}{ends}{unread}"
+    unparsed = f", {row.unparsed:.1%} unparsed" if row.unparsed else ""
+    return f"{row.value:.3f}{ends}{unparsed}"
 
 
 def show_spent(out: Console, store: Store) -> None:

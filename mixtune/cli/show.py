@@ -486,5 +486,16 @@ def show_rows(out: Console, results: Sequence[Result], title: str) -> None:
                 f"{row.unparsed:.1%}",
             )
         )
-    columns = ("task", "form", "metric", "system", "seed", "value", "95 %", "n", "floor", "unread")
+    columns = (
+        "task",
+        "form",
+        "metric",
+        "system",
+        "seed",
+        "value",
+        "95 %",
+        "n",
+        "floor",
+        "unparsed",
+    )
     out.print(table(title, columns, rows))
