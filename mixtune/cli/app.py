@@ -1,4 +1,4 @@
-"""What every verb shares: the application, its options, studies and stores, errors, exit codes.
+"""Shared by all verbs: the application, its options, studies and stores, errors, exit codes.
 
 Exit codes: 0 good, 1 a run failed, 2 usage, configuration, data or a file that the system refuses,
 3 a gate was not met, 130 stopped by Ctrl-C, 143 and 129 by SIGTERM and SIGHUP, 141 nobody reads the
@@ -337,7 +337,7 @@ def _show_usage(error: Any) -> int:  # noqa: ANN401 - click's UsageError
 
 
 def _refused(error: OSError) -> str:
-    """What the system refused, on which file; without a name it was the standard output."""
+    """The operating system's error and its file; without a name it was the standard output."""
     why = shorten(error.strerror or str(error))
     if error.filename is None:
         return f"the system refuses to read or write, most likely the standard output: {why}"
@@ -345,6 +345,6 @@ def _refused(error: OSError) -> str:
 
 
 def _mute() -> None:
-    """What is still in the buffer cannot be written: it goes nowhere instead of failing again."""
+    """Discard what is still in the buffer, so that it does not fail again."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

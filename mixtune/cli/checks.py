@@ -1,4 +1,4 @@
-"""What this machine can do for a study: each line ok, a warning or a problem with a remedy.
+"""Checks of this machine: each line ok, a warning or a problem with a remedy.
 
 Knows: versions, cores, memory, disks, caches, data folders, the environment's HF_* variables.
 Does not know: the hub (hub.py), how lines are shown. torch is asked in a process of its own;
@@ -122,7 +122,7 @@ def _machine() -> Iterator[Line]:
 
 
 def _bfloat16() -> str:
-    """What the processor says of bfloat16, which decides whether it is faster than float32."""
+    """The processor's bfloat16 instructions, which decide whether it is faster than float32."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
@@ -133,7 +133,7 @@ def _bfloat16() -> str:
 
 
 def _device() -> Line:
-    """What torch finds, asked in a process of its own: it takes seconds and much memory."""
+    """Devices that torch sees, asked in a process of its own: importing it takes seconds."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=PATIENCE
@@ -283,7 +283,7 @@ def _split(task: Task, source: HubSource, split: Split) -> Line:
 
 
 def _ask(method: str, repository: str, revision: str | None) -> tuple[Any, str]:
-    """What the hub says of a repository; or None and why it says nothing.
+    """The hub's answer about a repository; or None and the reason.
 
     Raises:
         UserError: the hub cannot be reached.

@@ -1,4 +1,4 @@
-"""What the shell is told when Tab is pressed: study files, tasks, models, as fast as can be.
+"""Shell completion of study files, tasks and models; imports as little as possible.
 
 Knows: names of files. Does not know: what is in them; reading it would make the shell wait.
 """

@@ -1,4 +1,4 @@
-"""What people see of models behind APIs, and of figures that others published.
+"""Terminal output on models behind APIs, and on figures that others published.
 
 Knows: tables. Does not know: how anything is asked, counted or measured.
 """
@@ -20,7 +20,7 @@ from mixtune.store.folder import Store
 
 
 def api_json(planner: Planner) -> dict[str, Any]:
-    """What API models take, as a part of a plan's JSON; nothing where there are none."""
+    """Requests and cost of API models, as a part of a plan's JSON; {} where there are none."""
     rows = [asdict(row) for row in planner.remote.estimates()]
     return {"api": rows, "api_max_cost": planner.study.api.max_cost} if rows else {}
 
@@ -104,7 +104,7 @@ def _cell(row: Result | None) -> str:
 
 
 def show_spent(out: Console, store: Store) -> None:
-    """What the study's requests have cost so far, if there were any."""
+    """The cost of the study's requests so far, if there were any."""
     paid, open_ = Ledger(store.folder / FILE, None).spent()
     if paid or open_:
         lost = f"; up to ${dollars(open_):.4f} for requests without an answer" if open_ else ""

@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: tables, progress with an ETA, plain lines in a pipe.
+"""Terminal output: tables, progress with an ETA, plain lines in a pipe.
 
 Knows: rich, widths, what to say at each event. Does not know: how anything is computed.
 """
@@ -167,7 +167,7 @@ class Eta:
         self._begun = time.monotonic()
 
     def add(self, cost: float) -> None:
-        """So much more is done."""
+        """Advance by an amount of work."""
         self.done = min(self.cost, self.done + cost)
 
     @property
@@ -464,7 +464,7 @@ def show_results(out: Console, facts: StudyFacts, rows: Sequence[Result], split:
 
 
 def show_training(out: Console, facts: StudyFacts) -> None:
-    """What is unusual in how a study's systems were trained, if anything is."""
+    """Unusual training settings of a study, if there are any."""
     if note := facts.training_note:
         out.print(f"{facts.study.name}: {note}", markup=False)
 

@@ -463,7 +463,7 @@ def _todo(store: Store, planner: Planner, planned: Plan, changed: Sequence[str])
 
 
 def _heavy(name: str) -> Callable[..., list[RunPlan]]:
-    """What trains or answers, by its module's name; torch is loaded for these verbs only."""
+    """The function that trains or answers, by its module; torch is loaded for these verbs only."""
     entry: Callable[..., list[RunPlan]] = getattr(
         heavy(f"execution.{name}", "training"), _ENTRY[name]
     )

@@ -138,13 +138,13 @@ def _preview(study: Study, data_dir: Path | None, runs_dir: Path, only: Sequence
 
 
 def _probe() -> Callable[..., list[RunPlan]]:
-    """What answers and reads; torch is loaded here."""
+    """The function that answers probes; torch is loaded here."""
     entry: Callable[..., list[RunPlan]] = heavy("execution.extra_systems", "probing").probe
     return entry
 
 
 def _show(study: Study, rows: Sequence[Estimate]) -> None:
-    """What was kept, probe by probe; then how gold answers are read."""
+    """Retention per probe, then log-likelihoods of gold answers."""
     out = terminal.console()
     base = {row.target: row for row in rows if row.quantity == SCORE and row.subject == BASE}
     cells = [
@@ -228,7 +228,7 @@ def strength(  # noqa: PLR0913 - a verb's options
 
 
 def _test(study: Study, names: Sequence[str], folders: Folders, as_json: bool) -> None:
-    """What the chosen strengths gain on test."""
+    """Gains of the chosen strengths on test."""
     stored = read_strengths(stored_facts(study, folders.runs, folders.data).store)
     unknown = [name for name in names if name not in stored]
     if unknown:

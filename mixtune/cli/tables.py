@@ -44,10 +44,10 @@ def show_estimates(out: Console, estimates: Sequence[Estimate], title: str) -> N
 
 
 def reading(row: Estimate) -> str:
-    """What a difference says: better or worse where its interval lies beside 0; ties by test.
+    """A difference in words: better or worse where its interval excludes 0; ties by test.
 
-    Empty for what is no difference. A difference may be better and yet a tie: surely there, and
-    surely smaller than the margin.
+    Empty for a value that is no difference. A difference may be better and yet a tie: not 0, and
+    smaller than the margin.
     """
     if not row.reference:
         return ""

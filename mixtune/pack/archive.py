@@ -132,7 +132,7 @@ def _refuse_code(study_file: Path) -> None:
 
 
 def _about(archive: zipfile.ZipFile) -> dict[str, object]:
-    """What a pack says of itself."""
+    """The pack's own description."""
     names = [n for n in archive.namelist() if PurePosixPath(n).name == PACK and n.count("/") == 1]
     try:
         about = json.loads(archive.read(names[0]))

@@ -1,4 +1,4 @@
-"""What is in a pack: a study's folder without weights and without its datasets' texts.
+"""Contents of a pack: a study's folder without weights and without its datasets' texts.
 
 Knows: which files of a study go in and in what form, what is left out. Does not know: zips
 (archive.py), how text is taken out of rows (blind.py), words for people (readme.py).

@@ -78,7 +78,7 @@ _COMMANDS = (
 
 
 def readme(facts: StudyFacts, splits: Sequence[str]) -> str:
-    """What a reviewer reads first."""
+    """README.md of a pack."""
     name = facts.study.name
     rows = []
     for split in splits:
@@ -95,7 +95,7 @@ def readme(facts: StudyFacts, splits: Sequence[str]) -> str:
 
 
 def methods(facts: StudyFacts) -> str:
-    """How the study's numbers were made, with its own settings."""
+    """methods.md of a pack: the study's settings and how its numbers were made."""
     study = facts.study
     evaluate = study.evaluate
     unusual = facts.training_note

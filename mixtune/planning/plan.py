@@ -232,7 +232,7 @@ class Planner:
         return items
 
     def queries(self, answer: AnswerPlan) -> tuple[Query, ...]:
-        """What a model sees of the examples of one set of answers.
+        """The questions of one set of answers, as a model sees them.
 
         Raises:
             DataError: as `items`.

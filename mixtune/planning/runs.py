@@ -1,4 +1,4 @@
-"""What is planned: systems with their sets of answers, and the units of work they are made of.
+"""A plan: systems with their sets of answers, and the units of work they are made of.
 
 Knows: names and folders of systems. Does not know: how ids, mixes and token counts come about.
 """

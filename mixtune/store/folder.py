@@ -81,7 +81,7 @@ class PlanRow:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What the unit is, apart from its id."""
+        """Identity of the unit apart from its id."""
         return self.kind, self.cocktail, self.seed, self.task, self.split, self.form
 
     @property
