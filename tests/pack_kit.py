@@ -62,7 +62,7 @@ def write_study(folder, changes=None):
     """The study's files and data below a folder, with keys replaced; returns the study file."""
     data = write_data(folder / "data")
     _open_rows(data, "sums", str)
-    _open_rows(data, "people", lambda i: "\n".join({NAMES[i % 3], NAMES[i % 2]}))
+    _open_rows(data, "people", lambda i: "\n".join(sorted({NAMES[i % 3], NAMES[i % 2]})))
     documents = [
         TASK.format(name="north"),
         OPEN.format(name="sums", parser="number", metric="accuracy", more=""),

@@ -6,7 +6,8 @@ import pytest
 
 from mixtune.errors import StoreError
 from mixtune.records import TrainStep
-from mixtune.store.folder import PlanRow, Store, slug
+from mixtune.store.folder import FOLDER_NAME, PlanRow, Store
+from mixtune.study.fields import slug
 
 STEP = TrainStep(1, 0.5, 1e-3, 1.0, 16, 32, 640, 0.1)
 
@@ -196,4 +197,4 @@ def test_looks_at_test_scores_are_counted(store):
     [("FPB+Head line", "fpb-head-line"), ("../../x", "x"), ("a" * 99, "a" * 40), ("é", "")],
 )
 def test_slugs_fit_a_folder(text, wanted):
-    assert slug(text) == wanted
+    assert slug(text, FOLDER_NAME) == wanted

@@ -16,6 +16,7 @@ from mixtune.datasets.rows import Fault, Row, refuse
 from mixtune.datasets.sources import Reader, RegisteredTask
 from mixtune.errors import DataError, did_you_mean, shorten
 from mixtune.records import Split
+from mixtune.study.fields import slug
 from mixtune.study.yaml import read_file
 from mixtune.tasks.conversations import COLUMNS
 from mixtune.tasks.source_spec import ending
@@ -108,14 +109,14 @@ def _import(
     tasks: list[RegisteredTask] = []
     names: dict[str, str] = {}
     for name, entry in entries.items():
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64].strip("-") or "dataset"
-        if slug in names:
+        own_name = slug(name) or "dataset"
+        if own_name in names:
             raise DataError(
                 "two entries get the same name here", where=where,
-                found=f"{names[slug]} and {name}", wanted=slug, remedy="rename one of them",
+                found=f"{names[own_name]} and {name}", wanted=own_name, remedy="rename one of them",
             )  # fmt: skip
-        names[slug] = name
-        base: Raw = {"name": slug, "title": shorten(name, 80) or slug, "scored": False}
+        names[own_name] = name
+        base: Raw = {"name": own_name, "title": shorten(name, 80) or own_name, "scored": False}
         place, reader = f"{where}: {shorten(name)}", None
         try:
             task = make_task({**base, **convert(entry)}, place, folder=path.parent)

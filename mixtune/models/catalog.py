@@ -28,7 +28,7 @@ from mixtune.models.files import (
 )
 from mixtune.models.hub import Snapshot, Unreachable, cached, fetch, offline, unreachable
 from mixtune.models.memory import BYTES_PER_PARAMETER, main_memory
-from mixtune.study.fields import Frozen
+from mixtune.study.fields import Frozen, slug
 from mixtune.study.yaml import read_yaml
 
 Text = Annotated[str, Field(min_length=1)]
@@ -250,11 +250,10 @@ def _from_path(path: Path, verify: bool) -> Located:
 
 def _from_gguf(gguf: Path, name: str, source: str, verify: bool) -> Located:
     """A GGUF file, or the folder prepared earlier from a file with the same content."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     own = gguf.parent / "tokenizer.json"
     tokenizer = gguf.parent if own.is_file() else None
     checksums = [sha256_of(gguf), sha256_of(own) if tokenizer else ""]
-    target = cache_dir() / "models" / f"{slug}-{digest(checksums)}"
+    target = cache_dir() / "models" / f"{slug(name, len(name))}-{digest(checksums)}"
     if (target / MANIFEST).is_file():
         return describe_prepared(target, verify)
     note = f"GGUF source ({gguf.name}), dequantised to bfloat16"

@@ -9,8 +9,9 @@ from typing import Literal
 from mixtune.models.files import BaseModelFiles
 from mixtune.planning.names import SystemKind
 from mixtune.records import Form, MixRow, Split
-from mixtune.store.folder import PlanRow, slug
+from mixtune.store.folder import FOLDER_NAME, PlanRow
 from mixtune.study.design import title
+from mixtune.study.fields import slug
 from mixtune.study.spec import RunLength, Study
 
 
@@ -85,7 +86,7 @@ class RunPlan:
     def folder(self) -> str:
         """Its folder below the study's."""
         seed = "" if self.seed is None else f" s{self.seed}"
-        return f"cells/{self.system}-{slug(f'{slug(self.name)}{seed}')}"
+        return f"cells/{self.system}-{slug(f'{slug(self.name, FOLDER_NAME)}{seed}', FOLDER_NAME)}"
 
     def answers_folder(self, answer: AnswerPlan) -> str:
         """Folder of one set of answers."""

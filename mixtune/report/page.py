@@ -22,7 +22,7 @@ from markupsafe import Markup, escape
 from mixtune.analysis.intervals import FEW_VARY, MIN_CLUSTERS
 from mixtune.records import LENIENT, Result
 from mixtune.report import draw, figures, plots, wording
-from mixtune.report.figures import Cell
+from mixtune.report.figures import Answer, Cell
 from mixtune.report.gather import ReportInput, gather
 from mixtune.report.text import csv_files
 from mixtune.results.questions import unanswered
@@ -100,11 +100,10 @@ def _name(kind: str, number: int, text: str) -> str:
     return f"{kind}-{number}-{wording.slug(text)}"
 
 
-def _shown(page: ReportInput) -> list[Cell]:
+def _shown(cells: Sequence[Cell], answers: Sequence[Answer]) -> list[Cell]:
     """The cells on the page: those of the first cocktails, and of the best of each task."""
-    cells = figures.cells(page)
     shown = set(list(dict.fromkeys(cell.cocktail for cell in cells))[:MAX_COCKTAILS])
-    shown |= {answer.cell.cocktail for answer in figures.answers(page) if answer.cell}
+    shown |= {answer.cell.cocktail for answer in answers if answer.cell}
     return [cell for cell in cells if cell.cocktail in shown]
 
 
@@ -123,9 +122,13 @@ def _heat_maps(page: ReportInput, shown: Sequence[Cell]) -> list[Drawing]:
 
 def render(page: ReportInput) -> str:
     """The page as HTML text; every name, note and error on it is escaped."""
-    shown, main = _shown(page), figures.main_metrics(page)
-    answers, counts = figures.answers(page), figures.counts(page)
+    cells, answers = figures.cells(page), figures.answers(page)
+    shown, main = _shown(cells, answers), figures.main_metrics(page)
+    counts, clean, unread = figures.counts(page), plots.clean(page), _unread(page)
+    others = [cell for cell in shown if cell.metric != main[cell.task]]
     failures = [run for run in page.runs if run.state == "failed" or run.error]
+    matched = [row for row in page.data if row.matched]
+    tables = (page.runs, page.judged, matched, counts, clean, unread, others)
     return _template().render(
         page=page,
         answers=answers,
@@ -136,21 +139,21 @@ def render(page: ReportInput) -> str:
         chance=plots.chance(page),
         ties=plots.near_ties(page),
         effects=plots.effects(page),
-        clean=plots.clean(page)[:MAX_ROWS],
+        clean=clean[:MAX_ROWS],
         judged=plots.judged(page.judged[:MAX_ROWS]),
-        matched=[row for row in page.data if row.matched][:MAX_ROWS],
+        matched=matched[:MAX_ROWS],
         floors=figures.floors(page),
         pooled_f1=any(METRICS[row.metric].counts == "labels" for row in page.results),
         listed_f1=any(METRICS[row.metric].counts == "items" for row in page.results),
         matrices=plots.heats(page, shown),
-        others=[c for c in shown if c.metric != main[c.task]][:MAX_ROWS],
+        others=others[:MAX_ROWS],
         main=main,
-        unread=_unread(page)[:MAX_ROWS],
+        unread=unread[:MAX_ROWS],
         lenient=any(row.form == LENIENT for row in page.results),
         figures=drawings(page, shown),
         max_rows=MAX_ROWS,
         max_cocktails=MAX_COCKTAILS,
-        truncated=_is_truncated(page, shown),
+        truncated=len(shown) < len(cells) or any(len(rows) > MAX_ROWS for rows in tables),
         brought=figures.brought(page),
         seeds=list(dict.fromkeys(point.seed for point in figures.curves(page))),
         counts=counts[:MAX_ROWS],
@@ -164,12 +167,6 @@ def render(page: ReportInput) -> str:
         done=sum(run.state == "done" for run in page.runs),
         clustered=sorted({r.task for r in page.results if r.clusters < r.n}),
     )
-
-
-def _is_truncated(page: ReportInput, shown: Sequence[Cell]) -> bool:
-    """True if the page shows less than the CSV files beside it."""
-    lists = (page.data, page.runs, page.mixes, page.judged, page.clean)
-    return len(shown) < len(figures.cells(page)) or any(len(rows) > MAX_ROWS for rows in lists)
 
 
 def _exploratory(page: ReportInput) -> str:

@@ -18,7 +18,6 @@ Knows: files, rows, plans, locks. Does not know: how anything is computed, SQL.
 
 import fcntl
 import json
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +45,9 @@ _DIFF_LINES = 40
 """Lines of a difference that are shown."""
 _COMPARED = ("study.yaml", "content.json")
 """What was asked; and what data, prompts and base are known by. The rest follows from them."""
+
+FOLDER_NAME = 40
+"""Characters of a cell's name in its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +104,6 @@ class Folders:
     def store(self, study: str) -> "Store":
         """Store of a study, by its name."""
         return Store(self.runs / study)
-
-
-def slug(text: str, limit: int = 40) -> str:
-    """Turn text into a folder name: [a-z0-9-], at most `limit` characters."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:limit].rstrip("-")
 
 
 class Store(States):
