@@ -327,6 +327,12 @@ class Choice:
     tried: int
     tried_single: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.cocktail} ({self.value:.4f}, {self.tried} runs) against {self.single} "
+            f"({self.single_value:.4f}, {self.tried_single} runs)"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:

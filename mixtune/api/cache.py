@@ -21,7 +21,7 @@ from mixtune.api.entries import ApiSystem
 from mixtune.errors import ModelError
 from mixtune.identity import canonical, digest
 from mixtune.models.files import CACHE, cache_dir
-from mixtune.store.files import in_turn, write_whole
+from mixtune.store.files import in_turn, write_text
 
 FOLDER = "api"
 _ENTRY = "said"
@@ -90,7 +90,7 @@ class Cache:
         """
         entry = {_ENTRY: asdict(completion), "digest": digest(asdict(completion))}
         text = json.dumps(entry, indent=1)
-        write_whole(self._path(key), lambda path: path.write_text(text, encoding="utf-8"), CACHE)
+        write_text(self._path(key), text, CACHE)
 
     def lock(self, system: ApiSystem) -> AbstractContextManager[None]:
         """Lock a model of an endpoint for a batch of requests; other processes wait."""

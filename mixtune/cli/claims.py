@@ -47,7 +47,6 @@ from mixtune.results.claims import (
 from mixtune.results.questions import Evidence, agreeing, gather_evidence, unanswered
 from mixtune.results.questions import questions as answers
 from mixtune.results.study_results import StudyFacts, best_cocktails, measure_split
-from mixtune.store.selection import write_selection
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import Study
 
@@ -84,7 +83,7 @@ def confirm(  # noqa: PLR0913 - a verb's options
         with facts.store.lock():
             facts.store.preview(plan.rows(), *files)
             if settled is not None:
-                write_selection(facts.store, settled)
+                facts.store.save_selection(settled)
             facts.store.save_plan(plan.rows(), *files)
     if as_json:
         print(json.dumps({**asdict(selection), "runs": _runs(plan, selection)}, indent=1))

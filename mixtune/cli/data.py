@@ -31,7 +31,7 @@ from mixtune.models.catalog import locate
 from mixtune.models.files import BaseModelFiles
 from mixtune.models.hub import Unreachable
 from mixtune.records import Example, Split
-from mixtune.store.files import write_whole
+from mixtune.store.files import write_text
 from mixtune.study.spec import EvalSpec, TrainSpec
 from mixtune.tasks.task_file import parse_task
 from mixtune.tokens import Tokens
@@ -166,7 +166,7 @@ def _drafted(file: Path, write: Path | None, builtin: Registry) -> Draft | None:
             remedy="choose another name",
         )
     draft = draft_task(file, builtin, write.parent)
-    write_whole(write, lambda path: path.write_text(draft.text, encoding="utf-8"))
+    write_text(write, draft.text)
     return draft
 
 

@@ -29,7 +29,7 @@ from mixtune.errors import SpecError, did_you_mean, shorten
 from mixtune.models.catalog import catalogue, locate
 from mixtune.models.hub import Unreachable
 from mixtune.planning.names import canonical
-from mixtune.store.files import write_whole
+from mixtune.store.files import write_text
 from mixtune.study import presets
 from mixtune.study.aliases import amounts
 from mixtune.study.design import cocktails
@@ -173,7 +173,7 @@ def schema(
 def _write(text: str, file: Path, stdout: bool, quiet: bool = False) -> None:
     """Write the file and name the next command, or print it; `quiet` prints nothing."""
     if not stdout:
-        write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(file, text)
     if quiet:
         return
     if stdout:

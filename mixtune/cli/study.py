@@ -64,7 +64,6 @@ from mixtune.results.study_results import (
     write_estimates,
 )
 from mixtune.store.folder import Folders, Store
-from mixtune.store.selection import read_selection
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import Study
 
@@ -113,7 +112,7 @@ def _plan(study_file: Path, study: Study, folders: Folders, as_json: bool) -> No
     located = locate(study.model, download=False)
     files = located if isinstance(located, BaseModelFiles) else None
     store = folders.store(study.name)
-    planner = Planner(study, Registry.of(study, folders.data), files, read_selection(store))
+    planner = Planner(study, Registry.of(study, folders.data), files, store.selection())
     planned = planner.plan()
     data = planner.data_rows()
     changed = changed_by_tasks(store, planner.study, data)

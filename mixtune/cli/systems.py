@@ -63,7 +63,7 @@ from mixtune.results.retention import (
     strength_gains,
 )
 from mixtune.results.study_results import StudyFacts, score_answers, score_study
-from mixtune.store.files import write_whole
+from mixtune.store.files import write_text
 from mixtune.store.folder import Folders, Store
 from mixtune.study.design import sorted_title
 from mixtune.study.reading import dump_study
@@ -328,7 +328,7 @@ def judge(  # noqa: PLR0913 - a verb's options
     free = free_answers(facts, "test" if split == "test" else "validation", task or ())
     if to_label is not None:
         text = free.to_label(LABELS)
-        write_whole(to_label, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(to_label, text)
         print(terminal.printable(f"{len(text.splitlines())} answers to label: {to_label}"))
         return
     if by is None:

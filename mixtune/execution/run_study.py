@@ -23,7 +23,6 @@ from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan, RunPlan
 from mixtune.planning.summary import facts_of
 from mixtune.store.folder import Store
-from mixtune.store.selection import read_selection
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import Study
 
@@ -44,7 +43,7 @@ def run_study(
     units = store.units().values()
     if not units or any(unit.state != "done" for unit in units):
         start_fork_server()
-    planner = Planner(study, Registry.of(study, data_dir), files, read_selection(store))
+    planner = Planner(study, Registry.of(study, data_dir), files, store.selection())
     plan = planner.plan()
     with store.lock():
         changes = changed_by_tasks(store, planner.study, planner.data_rows())

@@ -109,7 +109,7 @@ def write_object(path: Path, value: Mapping[str, Any]) -> None:
         ModelError: the folder cannot be written.
     """
     text = json.dumps(value, indent=2, sort_keys=True) + "\n"
-    durable.write_whole(path, lambda part: part.write_text(text, encoding="utf-8"), CACHE)
+    durable.write_text(path, text, CACHE)
 
 
 def remember(path: Path, key: str, value: Any) -> None:  # noqa: ANN401 - any JSON value

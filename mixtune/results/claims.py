@@ -7,6 +7,7 @@ how a difference is computed, how a run is trained, how a claim is shown.
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import count, islice
 
 from mixtune.analysis import claims as analysis
 from mixtune.analysis.measures import PanelMetric
@@ -15,9 +16,10 @@ from mixtune.errors import SpecError, StoreError, did_you_mean
 from mixtune.planning.plan import Planner
 from mixtune.records import Choice, Claim, Selection
 from mixtune.results.study_results import SplitResults, StudyFacts
-from mixtune.store.selection import differences, fresh_seeds
 from mixtune.study.spec import Claims
 
+FIRST_FRESH_SEED = 1001
+"""Far from the seeds that people choose."""
 NOT_SELECTED = (
     "nothing was chosen in writing before it was read (mixtune confirm): it is chosen and read on "
     "the same data"
@@ -81,12 +83,12 @@ def select(
     before, rows = facts.selection, facts.plan
     exposed = _exposures(planner, choices)
     used = (*before.spent, *before.fresh) if before else ()
-    seeds = [*facts.study.seeds, *(row.seed for row in rows if row.seed is not None), *used]
+    seeds, fresh = {*facts.study.seeds, *(row.seed for row in rows), *used}, settings.fresh_seeds
     reasons = {choice.target: _reason(facts, choice, settings) for choice in choices}
     return Selection(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         margin=settings.margin,
-        fresh=fresh_seeds(settings.fresh_seeds, seeds),
+        fresh=tuple(islice((s for s in count(FIRST_FRESH_SEED) if s not in seeds), fresh)),
         single_runs=settings.single_runs,
         choices=tuple(choices),
         against={choice.target: _references(choice, exposed) for choice in choices},
@@ -136,17 +138,35 @@ def settle(facts: StudyFacts, selection: Selection, again: bool) -> Selection | 
     before = facts.selection
     if before is None:
         return selection
-    if not differences(before, selection):
+    differences = _differences(before, selection)
+    if not differences:
         return None
     if not again:
         raise StoreError(
             "another choice was written down before\n"
-            + "\n".join(f"    {line}" for line in differences(before, selection)),
+            + "\n".join(f"    {line}" for line in differences),
             where=str(facts.store.folder / "selection.json"),
             remedy="run what was chosen then; or mixtune confirm --again, which keeps both, "
             "takes other seeds, and is counted",
         )
     return selection
+
+
+def _differences(before: Selection, after: Selection) -> list[str]:
+    """A line for each target or setting that differs; of fresh seeds only the number counts."""
+    old, new = _settings(before), _settings(after)
+    return [
+        f"{name}: {old.get(name, 'nothing')} → {new.get(name, 'nothing')}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _settings(selection: Selection) -> dict[str, object]:
+    names = ("margin", "single_runs", "against", "exposed", "items", "reasons")
+    values = {name: getattr(selection, name) for name in names}
+    choices = {choice.target: choice for choice in selection.choices}
+    return {**choices, **values, "fresh seeds": len(selection.fresh)}
 
 
 # ---- claims --------------------------------------------------------------------------------------

@@ -46,8 +46,7 @@ from mixtune.records import (
     TrainStep,
     schema_of,
 )
-from mixtune.store.folder import EXTRA_KINDS, PlanRow, Store
-from mixtune.store.selection import read_selection
+from mixtune.store.folder import EXTRA_KINDS, PlanRow, Store, claimed_seeds
 from mixtune.store.states import Unit
 from mixtune.study.reading import parse_study
 from mixtune.study.spec import Study, prompt_note, training_note
@@ -161,8 +160,8 @@ def read_facts(store: Store, registry: Registry) -> StudyFacts:
     """
     store.require()
     study = parse_study(store.read_value("study.yaml"), str(store.folder / "study.yaml"))
-    selection = read_selection(store)
-    fresh = {*selection.fresh, *selection.spent} if selection else set()
+    selection = store.selection()
+    fresh = claimed_seeds(selection)
     rows = store.plan()
     own = [row for row in rows if row.kind not in EXTRA_KINDS]
     return StudyFacts(

@@ -2,9 +2,6 @@
 
 A file is written under a temporary name beside its target, flushed to disk and renamed; so is a
 folder of files. An error before the rename leaves what was there before.
-
-Knows: temporary names, flushing, checksums, kernel locks, JSON objects, errors of the system. Does
-not know: what is in a file, studies, models.
 """
 
 import fcntl
@@ -52,30 +49,18 @@ class Fingerprint(NamedTuple):
 
 
 def read_object(path: Path, error: type[UserError]) -> dict[str, Any]:
-    """Read a JSON object from a file; empty where there is no file.
-
-    Raises:
-        UserError: of the class `error`; unreadable, or not an object.
-    """
+    """Read a JSON object from a file, {} where there is none; an `error` if it is not readable."""
+    remedy = "fetch or save the file again"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         json.dumps(value, ensure_ascii=False).encode()  # refuses unpaired surrogates
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as cause:
-        raise error(
-            f"not a readable JSON file: {cause}",
-            where=str(path),
-            remedy="fetch or save the file again",
-        ) from cause
+        problem = f"not a readable JSON file: {cause}"
+        raise error(problem, where=str(path), remedy=remedy) from cause
     if not isinstance(value, dict):
-        raise error(
-            "not a JSON object",
-            where=str(path),
-            found=value,
-            wanted='{"key": value, …}',
-            remedy="fetch or save the file again",
-        )
+        raise error("not a JSON object", where=str(path), found=value, remedy=remedy)
     return value
 
 
@@ -95,14 +80,16 @@ def write_whole(target: Path, write: Callable[[Path], object], place: Place = RU
     return target
 
 
+def write_text(target: Path, text: str, place: Place = RUNS) -> Path:
+    """Write a text file as `write_whole`."""
+    return write_whole(target, lambda path: path.write_text(text, encoding="utf-8"), place)
+
+
 @contextmanager
 def whole_folder(target: Path, place: Place = RUNS) -> Iterator[Path]:
     """Fill an empty folder in the body; if that ends without an error it replaces the target.
 
     One process at a time may do this for one target: parts of a killed one are removed first.
-
-    Raises:
-        UserError: as `write_whole`.
     """
     part = target.with_name(f".{target.name}{_PART}")
     with _writing(target, part, place):
@@ -135,11 +122,7 @@ def matches(path: Path, known: Fingerprint) -> bool:
 
 @contextmanager
 def hold(path: Path) -> Iterator[None]:
-    """Hold a lock file that names its holder; the kernel frees it when the process dies.
-
-    Raises:
-        StoreError: another process holds it, or it cannot be written.
-    """
+    """Hold a lock file that names its holder; the kernel frees it when the process dies."""
     with _lock_file(path, RUNS) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,7 +131,6 @@ def hold(path: Path) -> Iterator[None]:
                 "another mixtune process is running this study",
                 where=str(path.parent),
                 found=_holder(handle),
-                wanted="one at a time",
                 remedy="wait for it; meanwhile mixtune status and mixtune results can be used",
             ) from error
         with storage_errors(path, "cannot write"):
@@ -160,11 +142,7 @@ def hold(path: Path) -> Iterator[None]:
 
 @contextmanager
 def in_turn(path: Path, place: Place = RUNS) -> Iterator[None]:
-    """Hold the lock file beside a path, after waiting for any other holder that is alive.
-
-    Raises:
-        UserError: the place's; the lock file cannot be written.
-    """
+    """Hold the lock file beside a path, after waiting for any other holder that is alive."""
     with _lock_file(path.with_name(f".{path.name}.lock"), place) as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

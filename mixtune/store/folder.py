@@ -1,7 +1,8 @@
-"""The folder of one study: the only module that reads or writes results.
+"""The folder of one study: plan, files of units, the choice for claims; and what is written where.
 
     runs/<study>/
       study.yaml  plan.parquet  {env,data,content}.json  state.sqlite  changes.jsonl  lock  workers
+      selection.json
       banks/<bank>.safetensors  portions/<portion>.safetensors
       cells/<system>-<slug>/
         run.json  adapter/  train.parquet
@@ -9,11 +10,8 @@
         scores/<score_id>.parquet
       report/
 
-Facts (adapter, train.parquet, predictions) are written once, whole files at a time (files.py);
-scores and the report can be deleted. banks/ holds checkpoints of banks in training until the last
-adapter is done, portions/ what workers are doing now.
-
-Knows: files, rows, plans, locks. Does not know: how anything is computed, SQL.
+Adapters, train.parquet and predictions are written once; scores and the report can be deleted.
+banks/ holds checkpoints until a bank's last adapter is done, portions/ what workers are doing now.
 """
 
 import fcntl
@@ -29,9 +27,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
 
 from mixtune.errors import StoreError, shorten
-from mixtune.records import schema_of
+from mixtune.records import Selection, schema_of
 from mixtune.store import files
 from mixtune.store.states import FILE, States, Unit
 from mixtune.study.yaml import read_yaml
@@ -41,13 +40,15 @@ EXTRA_KINDS = ("probe", "strength")
 SELECTION = "selection.json"
 PACK = "pack.json"
 """Marks a study's folder that came out of a pack: it can be read, not run."""
+FOLDER_NAME = 40
+"""Characters of a cell's name in its folder."""
+
+_SELECTION = TypeAdapter(Selection)
+_CHANGES = "changes.jsonl"
 _DIFF_LINES = 40
 """Lines of a difference that are shown."""
 _COMPARED = ("study.yaml", "content.json")
-"""What was asked; and what data, prompts and base are known by. The rest follows from them."""
-
-FOLDER_NAME = 40
-"""Characters of a cell's name in its folder."""
+"""The study, and what identifies data, prompts and base. The rest follows from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +116,7 @@ class Store(States):
         return (self.folder / "plan.parquet").is_file()
 
     def require(self) -> None:
-        """Refuse to read a folder that holds no study.
-
-        Raises:
-            StoreError: nothing was planned here.
-        """
+        """Raise a StoreError where nothing was planned."""
         if not self.exists:
             raise StoreError(
                 "no study here yet",
@@ -142,7 +139,6 @@ class Store(States):
             yield
 
     def _refuse_other_content(self) -> None:
-        """Refuse a folder that holds anything but a study, and a pack."""
         with files.storage_errors(self.folder, "cannot use this folder"):
             names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
         foreign = sorted(names - {"lock", "workers"})
@@ -151,7 +147,6 @@ class Store(States):
                 "this folder holds something else than a study",
                 where=str(self.folder),
                 found=", ".join(foreign),
-                wanted="an empty folder, or one that mixtune made",
                 remedy="give the study another name, or choose another --runs-dir",
             )
         if self.packed:
@@ -183,11 +178,8 @@ class Store(States):
     ) -> None:
         """Save a plan and add its new units as `planned`; known units keep their state.
 
-        Args:
-            rows: the units. A plan may leave known ones out as long as it adds none.
-            study_yaml: the resolved study.
-            facts: name → JSON value, stored as `<name>.json` beside the plan.
-            changes: known changes of the data, for the message if the plan is refused.
+        A plan may leave known units out as long as it adds none. `facts`: name → JSON value, stored
+        as `<name>.json`. `changes`: of the data, for the message if the plan is refused.
 
         Raises:
             StoreError: a known unit would get another id, or units are added while others are left
@@ -211,8 +203,11 @@ class Store(States):
                 self.write_text(name, text)
             self.write_rows("plan.parquet", PlanRow, rows)
         elif len(rows) == len(before):
-            for name in filter(self._is_unreadable, texts):
-                self.write_text(name, texts[name])
+            for name, text in texts.items():
+                try:
+                    self.read_value(name)
+                except StoreError:
+                    self.write_text(name, text)
 
     def preview(
         self,
@@ -221,11 +216,7 @@ class Store(States):
         facts: Mapping[str, object],
         changes: Sequence[str] = (),
     ) -> int:
-        """Count the units of a plan that are not done yet; write nothing.
-
-        Raises:
-            StoreError: as `save_plan`.
-        """
+        """Count the units of a plan that are not done yet, refused as by `save_plan`; no write."""
         if not self.exists:
             return len(rows)
         texts = _texts(study_yaml, facts)
@@ -243,59 +234,35 @@ class Store(States):
         """Rows of a plan, with known external systems, extra units and runs for claims."""
         if before:
             self.units()  # raises where the states are lost: everything would be done again
-        keys, fresh = {row.key for row in rows}, self._fresh()
-        unnamed = (r for r in before if r.origin or r.kind in EXTRA_KINDS or r.seed in fresh)
+        keys, claimed = {row.key for row in rows}, claimed_seeds(self.selection())
+        unnamed = (r for r in before if r.origin or r.kind in EXTRA_KINDS or r.seed in claimed)
         extended = [*rows, *(row for row in unnamed if row.key not in keys)]
-        self._refuse_changes(before, extended, texts, changes)
+        self._refuse_rewriting(before, extended, texts, changes)
         return extended
 
-    def _fresh(self) -> set[int]:
-        """Seeds of runs that only claims use (selection.py)."""
-        if not (self.folder / SELECTION).is_file():
-            return set()
-        selection = self.read_value(SELECTION)
-        return {*selection["fresh"], *selection["spent"]}
-
-    def _refuse_changes(
+    def _refuse_rewriting(
         self,
         before: Sequence[PlanRow],
         rows: Sequence[PlanRow],
         texts: Mapping[str, str],
         changes: Sequence[str],
     ) -> None:
-        """A study is extended, never rewritten under its results."""
+        """A study is extended, so that study.yaml describes all results that are here."""
         ids = {row.key: row.id for row in before}
         changed = [row for row in rows if ids.get(row.key, row.id) != row.id]
-        if not changed:
-            self._refuse_replacement(before, rows)
-            return
-        raise StoreError(
-            f"{len(changed)} results kept here would get another id, the first: "
-            f"{changed[0].label} ({ids[changed[0].key]} → {changed[0].id})\n"
-            + "".join(f"    {line}\n" for line in changes)
-            + (
-                self._difference(texts)
-                or "    the study file is the same: data, prompts or base model changed"
-            ),
-            where=str(self.folder),
-            wanted="the study as it was, or one that only adds runs, seeds or tasks",
-            remedy="give the changed study another name, or choose another --runs-dir",
-        )
-
-    def _difference(self, texts: Mapping[str, str]) -> str:
-        """Line-by-line difference between the stored study and the new one."""
-        lines: list[str] = []
-        for name in _COMPARED:
-            if name in texts and (self.folder / name).is_file():
-                old, new = self.read_text(name).splitlines(), texts[name].splitlines()
-                lines += unified_diff(old, new, f"{name} kept", f"{name} asked", "", "", 0, "")
-        shown = lines[:_DIFF_LINES]
-        if len(lines) > _DIFF_LINES:
-            shown.append(f"… and {len(lines) - _DIFF_LINES} more lines")
-        return "\n".join(f"    {line}" for line in shown)
-
-    def _refuse_replacement(self, before: Sequence[PlanRow], rows: Sequence[PlanRow]) -> None:
-        """Otherwise study.yaml would no longer describe the results here."""
+        if changed:
+            first = changed[0]
+            difference = self._difference(texts) or [
+                "the study file is the same: data, prompts or base model changed"
+            ]
+            raise StoreError(
+                f"{len(changed)} results kept here would get another id, the first: "
+                f"{first.label} ({ids[first.key]} → {first.id})\n"
+                + "\n".join(f"    {line}" for line in [*changes, *difference]),
+                where=str(self.folder),
+                wanted="the study as it was, or one that only adds runs, seeds or tasks",
+                remedy="give the changed study another name, or choose another --runs-dir",
+            )
         old, new = {row.id for row in before}, {row.id for row in rows}
         if old - new and new - old:
             first = next(row for row in before if row.id not in new)
@@ -307,6 +274,16 @@ class Store(States):
                 remedy="name the seeds, tasks and cocktails that are kept as well as the new ones",
             )
 
+    def _difference(self, texts: Mapping[str, str]) -> list[str]:
+        """Line-by-line difference between the stored study and the new one."""
+        lines: list[str] = []
+        for name in _COMPARED:
+            if name in texts and (self.folder / name).is_file():
+                old, new = self.read_text(name).splitlines(), texts[name].splitlines()
+                lines += unified_diff(old, new, f"{name} kept", f"{name} asked", "", "", 0, "")
+        more = len(lines) - _DIFF_LINES
+        return [*lines[:_DIFF_LINES], *([f"… and {more} more lines"] if more > 0 else [])]
+
     def _log_change(self, before: Sequence[PlanRow], added: Sequence[PlanRow]) -> None:
         entry = {
             "at": time.time(),
@@ -317,23 +294,19 @@ class Store(States):
                 | {f"{r.cocktail} ({r.origin})" for r in added if r.origin}
             ),
         }
-        self.write_text("changes.jsonl", self._changes() + json.dumps(entry) + "\n")
-
-    def _changes(self) -> str:
-        exists = (self.folder / "changes.jsonl").exists()
-        return self.read_text("changes.jsonl") if exists else ""
+        log = self.read_text(_CHANGES) if (self.folder / _CHANGES).exists() else ""
+        self.write_text(_CHANGES, log + json.dumps(entry) + "\n")
 
     def plan(self) -> list[PlanRow]:
         """Units of the study as last planned."""
         self.require()
-        path = self.folder / "plan.parquet"
         try:
             rows = self.read_rows("plan.parquet")
             return [PlanRow(**{**row, "ingredients": tuple(row["ingredients"])}) for row in rows]
         except (StoreError, TypeError, KeyError) as error:
             raise StoreError(
                 "this is not the plan of a study, or it is damaged",
-                where=str(path),
+                where=str(self.folder / "plan.parquet"),
                 found=str(error.__cause__ or error),
                 remedy="restore it; or remove it and run the same study again: what is finished "
                 "and has the same id is kept",
@@ -341,27 +314,24 @@ class Store(States):
 
     def changes(self) -> list[dict[str, Any]]:
         """Log of what was added to the study, and when."""
+        if not (self.folder / _CHANGES).exists():
+            return []
         try:
-            return [json.loads(line) for line in self._changes().splitlines()]
+            return [json.loads(line) for line in self.read_text(_CHANGES).splitlines()]
         except ValueError as error:
             raise StoreError(
                 f"a line is not JSON: {error}",
-                where=str(self.folder / "changes.jsonl"),
+                where=str(self.folder / _CHANGES),
                 remedy="fix or remove the line; nothing else depends on it",
             ) from error
 
     def units(self) -> dict[str, Unit]:
-        """State of every unit by id, while another process may be running.
-
-        Raises:
-            StoreError: a study is planned here and its states are lost.
-        """
+        """State of every unit by id; a StoreError where a study is planned and they are lost."""
         units = super().units()
         if self.exists and not units:
             raise StoreError(
                 "the states of the study's units are gone: what is finished is not known",
                 where=str(self.folder / FILE),
-                wanted="the file as mixtune wrote it",
                 remedy="restore it, or move the folder away to begin anew",
             )
         return units
@@ -369,9 +339,7 @@ class Store(States):
     def recover(self) -> tuple[list[Unit], list[Unit]]:
         """Release interrupted units, check finished ones, remove partial files; under the lock.
 
-        Returns:
-            Interrupted units, and finished ones with damaged files (or with a damaged adapter);
-            both are planned again.
+        Returns interrupted units, and finished ones with damaged files or a damaged adapter.
         """
         units = self.units().values()
         interrupted = [u for u in units if u.state == "running"]
@@ -390,11 +358,15 @@ class Store(States):
         """Files of a finished unit that are missing or differ from what was written."""
         return [n for n, known in unit.files.items() if not files.matches(self.folder / n, known)]
 
+    # ---- files ----------------------------------------------------------------------------------
+
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file, whole or not at all."""
-        return files.write_whole(
-            self.folder / name, lambda path: path.write_text(text, encoding="utf-8")
-        )
+        return files.write_text(self.folder / name, text)
+
+    def write_json(self, name: str, value: object) -> Path:
+        """Write a JSON file, whole or not at all."""
+        return self.write_text(name, _json(value))
 
     def write_rows(self, name: str, row_type: type, rows: Sequence[Any]) -> Path:
         """Write rows of one type as a parquet file with checksums, whole or not at all."""
@@ -406,46 +378,28 @@ class Store(States):
 
     def read_text(self, name: str) -> str:
         """Read a text file; a StoreError where it is missing or unreadable."""
-        try:
-            return (self.folder / name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise _unreadable(self.folder / name, error) from error
+        with _reading(self.folder / name) as path:
+            return path.read_text(encoding="utf-8")
 
     def read_value(self, name: str) -> Any:  # noqa: ANN401 - JSON or YAML
         """Read the value of a JSON or YAML file; a StoreError where it is missing or malformed."""
-        text = self.read_text(name)
-        try:
+        with _reading(self.folder / name) as path:
+            text = path.read_text(encoding="utf-8")
             yaml = name.endswith(".yaml")
             value = read_yaml(text, name, StoreError).value if yaml else json.loads(text)
             if name in ("study.yaml", "run.json") and not isinstance(value, dict):
                 raise ValueError("not a mapping")
             return value
-        except (ValueError, StoreError, RecursionError) as error:
-            raise _unreadable(self.folder / name, error) from error
-
-    def _is_unreadable(self, name: str) -> bool:
-        try:
-            self.read_value(name)
-        except StoreError:
-            return True
-        return False
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
-        """Read the rows of a parquet file as dictionaries."""
+        """Read the rows of a parquet file as dictionaries; a StoreError as `read_table`."""
         rows: list[dict[str, Any]] = self.read_table(name).to_pylist()
         return rows
 
     def read_table(self, name: str) -> pa.Table:
-        """Read a parquet file as an Arrow table.
-
-        Raises:
-            StoreError: missing or damaged.
-        """
-        path = self.folder / name
-        try:
+        """Read a parquet file as an Arrow table; a StoreError where it is missing or damaged."""
+        with _reading(self.folder / name) as path:
             return pq.read_table(path, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
-            raise _unreadable(path, error) from error
 
     def drop_scores(self, folder: str) -> None:
         """Remove the scores of a system, one of whose sets of answers is new."""
@@ -481,17 +435,56 @@ class Store(States):
         """Fill an empty folder in the body; it replaces the one of that name when complete."""
         return files.whole_folder(self.folder / name)
 
+    # ---- what was chosen for claims -------------------------------------------------------------
 
-def _unreadable(path: Path, error: Exception) -> StoreError:
-    return StoreError(
-        f"cannot read: {shorten(str(error))}",
-        where=str(path),
-        wanted="the file as it was written",
-        remedy="mixtune run, which makes again what is missing or damaged (mixtune score: scores)",
-    )
+    def selection(self) -> Selection | None:
+        """The choice of `mixtune confirm`, None where nothing was chosen.
+
+        Raises:
+            StoreError: the file was changed and cannot be read.
+        """
+        if not (self.folder / SELECTION).is_file():
+            return None
+        try:
+            return _SELECTION.validate_json(self.read_text(SELECTION))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise StoreError(
+                f"what was chosen cannot be read: {first['msg']}",
+                where=f"{self.folder / SELECTION}, {'.'.join(map(str, first['loc']))}",
+                remedy="restore the file: what was chosen before the fresh runs cannot be made up "
+                "afterwards",
+            ) from error
+
+    def save_selection(self, selection: Selection) -> None:
+        """Write the choice; the one before, if any, stays beside it under a number."""
+        if selection.again:
+            self.write_text(f"selection-{selection.again}.json", self.read_text(SELECTION))
+        self.write_json(SELECTION, asdict(selection))
+
+
+def claimed_seeds(selection: Selection | None) -> set[int]:
+    """Seeds of runs that only claims use."""
+    return {*selection.fresh, *selection.spent} if selection else set()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Path]:
+    try:
+        yield path
+    except (OSError, ValueError, RecursionError, StoreError, pa.ArrowException) as error:
+        raise StoreError(
+            f"cannot read: {shorten(str(error))}",
+            where=str(path),
+            remedy="mixtune run, which makes again what is missing or damaged (mixtune score: "
+            "scores)",
+        ) from error
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=1) + "\n"
 
 
 def _texts(study_yaml: str, facts: Mapping[str, object]) -> dict[str, str]:
     """Files beside a plan, by name."""
-    texts = {f"{name}.json": json.dumps(value, indent=1) + "\n" for name, value in facts.items()}
-    return {"study.yaml": study_yaml, **texts}
+    return {"study.yaml": study_yaml, **{f"{n}.json": _json(v) for n, v in facts.items()}}

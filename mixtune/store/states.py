@@ -2,8 +2,6 @@
 
 A unit (one adapter, or one set of answers) becomes `done` last, with the size and SHA-256 of each
 of its files. The file also counts reads of test scores, and holds the format of the whole folder.
-
-Knows: units, test reads, the folder's format. Does not know: what is in a file, plans.
 """
 
 import json
@@ -27,8 +25,6 @@ FILE = "state.sqlite"
 FORMAT = 2
 """Version of a study's folder, in SQLite's `user_version`; another one is refused."""
 
-_BATCH = 500
-"""Ids in one query; SQLite takes 999 everywhere."""
 _RELEASE = "UPDATE unit SET state='planned', progress=0, heartbeat=? WHERE state='running'"
 
 _TABLES = f"""
@@ -81,15 +77,10 @@ class States:
 
     def undone(self, ids: Iterable[str]) -> set[str]:
         """The ids of units that are not done, unknown ones among them."""
-        every = list(ids)
-        done: set[str] = set()
+        every = set(ids)
+        query = "SELECT id FROM unit WHERE state='done' AND id IN (SELECT value FROM json_each(?))"
         with self._database() as db:
-            for start in range(0, len(every), _BATCH):
-                batch = every[start : start + _BATCH]
-                marks = ",".join("?" * len(batch))
-                query = f"SELECT id FROM unit WHERE state='done' AND id IN ({marks})"
-                done |= {unit for (unit,) in db.execute(query, batch)}
-        return set(every) - done
+            return every - {unit for (unit,) in db.execute(query, (json.dumps(list(every)),))}
 
     def begin(self, unit: str) -> None:
         """Planned | failed → running."""
