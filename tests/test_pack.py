@@ -18,8 +18,7 @@ from mixtune.datasets.registry import Registry
 from mixtune.errors import StoreError
 from mixtune.evaluation.judge import Rubric
 from mixtune.pack.archive import opened, study_in, write_pack, zipped
-from mixtune.pack.blind import Blind, group_codes, pathless
-from mixtune.pack.pack import Contents
+from mixtune.pack.pack import Blind, Contents, group_codes, pathless
 from mixtune.records import Score, schema_of
 from mixtune.results.judgements import free_answers, write_judged
 from mixtune.results.study_results import read_facts

@@ -3,44 +3,46 @@
 Knows: zip files, checksums, where a pack is opened. Does not know: what its files mean.
 """
 
-import hashlib
 import io
-import json
 import zipfile
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from pydantic import BaseModel
 
 from mixtune.errors import StoreError, shorten
 from mixtune.store import files as durable
 from mixtune.store.folder import PACK
 from mixtune.study.yaml import read_file, read_yaml
 
-FORMAT = 1
 STUDY = "study.yaml"
 TASKS = "tasks.yaml"
 """The study's own tasks, as far as scores need them: no code, no place to read rows from."""
-_EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The oldest time that a zip can hold: no entry says when it was packed."""
+
+
+class Manifest(BaseModel, strict=True):
+    """`pack.json`: the study's name, the version that packed it, path → SHA-256 of each file."""
+
+    format: Literal[1] = 1
+    study: str
+    mixtune: str = ""
+    sha256: dict[str, str]
 
 
 def zipped(name: str, files: Mapping[str, bytes], version: str) -> bytes:
-    """The zip of a study's files below a folder of its name, with the checksum of each.
-
-    Args:
-        name: the study's.
-        files: path below its folder → content.
-        version: of the mixtune that packs.
-    """
-    sums = {path: hashlib.sha256(files[path]).hexdigest() for path in sorted(files)}
-    about = {"format": FORMAT, "study": name, "mixtune": version, "sha256": sums}
-    content = {**files, PACK: (json.dumps(about, indent=1) + "\n").encode()}
+    """The zip of a study's files (path → content) below a folder of its name, with checksums."""
+    sums = {path: sha256(files[path]).hexdigest() for path in sorted(files)}
+    manifest = Manifest(study=name, mixtune=version, sha256=sums)
+    content = {**files, PACK: (manifest.model_dump_json(indent=1) + "\n").encode()}
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for path in sorted(content):
-            entry = zipfile.ZipInfo(f"{name}/{path}", _EPOCH)
-            entry.compress_type = zipfile.ZIP_DEFLATED
+            # Without a time, as ZipInfo makes it: no entry says when it was packed.
+            entry = zipfile.ZipInfo(f"{name}/{path}")
             entry.external_attr = 0o644 << 16
-            archive.writestr(entry, content[path])
+            archive.writestr(entry, content[path], zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 
@@ -64,7 +66,7 @@ def _study_of(path: Path) -> str | None:
     """The study that a file is a pack of; None for any other file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return str(_about(archive)["study"])
+            return _manifest(archive).study
     except (OSError, zipfile.BadZipFile, StoreError):
         return None
 
@@ -78,13 +80,19 @@ def opened(path: Path) -> Path:
     place = path.with_suffix("")
     try:
         with zipfile.ZipFile(path) as archive:
-            about = _about(archive)
-            folder = place / str(about["study"])
-            if _same(folder, archive):
+            manifest = _manifest(archive)
+            folder = place / manifest.study
+            mark = folder / PACK
+            if mark.is_file() and mark.read_bytes() == archive.read(f"{manifest.study}/{PACK}"):
                 return folder
             if place.exists():
-                raise _taken(place, path)
-            _unpack(archive, about, place)
+                raise StoreError(
+                    "the pack cannot be opened: its folder is taken",
+                    where=str(place),
+                    wanted=f"no such folder, or the one that {path.name} was opened to",
+                    remedy="move the folder away, or the zip to another place",
+                )
+            _unpack(archive, manifest, place)
             return folder
     except (OSError, zipfile.BadZipFile, EOFError) as error:
         raise StoreError(
@@ -108,17 +116,12 @@ def study_in(path: Path) -> Path:
     """The study file of a pack; any other path as it is.
 
     Raises:
-        StoreError: as `opened`; or the pack's study names files other than the pack's own tasks,
-            such as code that would be run.
+        StoreError: as `opened`; or the pack's study names files other than the pack's own tasks:
+            a pack comes from someone else, and reading one must run no code.
     """
     study_file = opened(path) / STUDY if is_zip(path) else path
-    if in_pack(study_file):
-        _refuse_code(study_file)
-    return study_file
-
-
-def _refuse_code(study_file: Path) -> None:
-    """A pack comes from someone else: reading one must run nothing."""
+    if not in_pack(study_file):
+        return study_file
     raw = read_yaml(read_file(study_file, StoreError), str(study_file), StoreError).value
     named = raw.get("task_files") if isinstance(raw, dict) else None
     if named not in (None, [], [TASKS]):
@@ -129,67 +132,39 @@ def _refuse_code(study_file: Path) -> None:
             wanted=f"{TASKS} or none",
             remedy="do not use this pack",
         )
+    return study_file
 
 
-def _about(archive: zipfile.ZipFile) -> dict[str, object]:
-    """The pack's own description."""
+def _manifest(archive: zipfile.ZipFile) -> Manifest:
     names = [n for n in archive.namelist() if PurePosixPath(n).name == PACK and n.count("/") == 1]
     try:
-        about = json.loads(archive.read(names[0]))
-        known = about["format"] == FORMAT and names[0] == f"{about['study']}/{PACK}"
-        if known and isinstance(about["sha256"], dict):
-            return dict(about)
-    except (IndexError, KeyError, TypeError, ValueError):
-        pass  # what is wanted is said below
+        manifest = Manifest.model_validate_json(archive.read(names[0]))
+        if names[0] == f"{manifest.study}/{PACK}":
+            return manifest
+    except (IndexError, ValueError):
+        pass  # the error below says what is wanted
     raise StoreError(
         "this zip is no pack that this version can read",
         where=str(archive.filename),
-        wanted=f"a zip that mixtune pack has written, format {FORMAT}",
+        wanted="a zip that mixtune pack has written, format 1",
     )
 
 
-def _same(folder: Path, archive: zipfile.ZipFile) -> bool:
-    """True if this very pack was opened there before."""
-    opened_pack = folder / PACK
-    return opened_pack.is_file() and opened_pack.read_bytes() == archive.read(
-        f"{folder.name}/{PACK}"
-    )
-
-
-def _taken(place: Path, path: Path) -> StoreError:
-    return StoreError(
-        "the pack cannot be opened: its folder is taken",
-        where=str(place),
-        wanted=f"no such folder, or the one that {path.name} was opened to",
-        remedy="move the folder away, or the zip to another place",
-    )
-
-
-def _unpack(archive: zipfile.ZipFile, about: Mapping[str, object], place: Path) -> None:
+def _unpack(archive: zipfile.ZipFile, manifest: Manifest, place: Path) -> None:
     """Exactly the files that the pack names, each checked; nothing outside the folder."""
-    sums, study = about["sha256"], str(about["study"])
-    assert isinstance(sums, dict)
+    names = archive.namelist()
     with durable.whole_folder(place) as folder:
-        for path in [*sums, PACK]:
-            parts = PurePosixPath(study, path)
-            content = _content(archive, parts)
-            if path != PACK and hashlib.sha256(content).hexdigest() != sums[path]:
-                raise _damaged(archive, path)
+        for path, digest in {**manifest.sha256, PACK: None}.items():
+            parts = PurePosixPath(manifest.study, path)
+            outside = parts.is_absolute() or ".." in parts.parts or str(parts) not in names
+            content = b"" if outside else archive.read(str(parts))
+            if outside or digest not in (None, sha256(content).hexdigest()):
+                raise StoreError(
+                    "a file of the pack is missing, changed or in no place of a study",
+                    where=str(archive.filename),
+                    found=shorten(path),
+                    remedy="ask for the pack again",
+                )
             target = folder / parts
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
-
-
-def _content(archive: zipfile.ZipFile, parts: PurePosixPath) -> bytes:
-    if parts.is_absolute() or ".." in parts.parts or str(parts) not in archive.namelist():
-        raise _damaged(archive, str(parts))
-    return archive.read(str(parts))
-
-
-def _damaged(archive: zipfile.ZipFile, path: str) -> StoreError:
-    return StoreError(
-        "a file of the pack is missing, changed or in no place of a study",
-        where=str(archive.filename),
-        found=shorten(path),
-        remedy="ask for the pack again",
-    )

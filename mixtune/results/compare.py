@@ -18,6 +18,7 @@ from mixtune.results.study_results import (
     StudyFacts,
     read_scores,
     system_infos,
+    with_column,
 )
 from mixtune.study.design import sorted_title
 from mixtune.tasks.task import Task
@@ -150,8 +151,7 @@ def _marked_scores(facts: StudyFacts, split: str, tasks: Mapping[str, Task]) -> 
     """Scores of the tasks, systems under the study's name."""
     table = read_scores(facts, split)
     table = table.filter(pc.is_in(table["task"], pa.array(list(tasks), pa.string())))
-    names = pa.array([_mark(facts, name) for name in table["system"].to_pylist()], pa.string())
-    return table.set_column(table.schema.get_field_index("system"), "system", names)
+    return with_column(table, "system", [_mark(facts, n) for n in table["system"].to_pylist()])
 
 
 def _marked(facts: StudyFacts, info: SystemInfo) -> SystemInfo:

@@ -345,14 +345,9 @@ def _prediction(raw: dict[str, object]) -> Prediction:
     return Prediction(**fields)  # type: ignore[arg-type]
 
 
-def read_scores(facts: StudyFacts, split: str, claimed: bool = False) -> pa.Table:
-    """Scores of all finished runs on a split; `claimed`: as in `StudyFacts.finished`.
-
-    Raises:
-        StoreError: some answers are not scored by the current parser and metrics.
-    """
-    missing = unscored(facts)
-    if missing:
+def require_scores(facts: StudyFacts) -> None:
+    """Refuse answers that are not scored by the current parser and metrics, as a StoreError."""
+    if missing := unscored(facts):
         raise StoreError(
             f"{len(missing)} sets of answers are not scored by this version's parsers",
             where=str(facts.store.folder),
@@ -360,6 +355,15 @@ def read_scores(facts: StudyFacts, split: str, claimed: bool = False) -> pa.Tabl
             if facts.store.packed
             else "mixtune score STUDY.yaml; a running mixtune run does it at its end",
         )
+
+
+def read_scores(facts: StudyFacts, split: str, claimed: bool = False) -> pa.Table:
+    """Scores of all finished runs on a split; `claimed`: as in `StudyFacts.finished`.
+
+    Raises:
+        StoreError: some answers are not scored by the current parser and metrics.
+    """
+    require_scores(facts)
     rows = [row for row in facts.finished(claimed) if row.split == split]
     scored = [row for row in rows if not facts.registry.get(row.task).judged]
     return score_table(facts, scored)
@@ -369,6 +373,12 @@ def score_table(facts: StudyFacts, rows: Sequence[PlanRow]) -> pa.Table:
     """Scores of some sets of answers as one table."""
     tables = [facts.store.read_table(score_file(facts, row)) for row in rows]
     return pa.concat_tables(tables) if tables else schema_of(Score).empty_table()
+
+
+def with_column(table: pa.Table, name: str, values: Sequence[str | None]) -> pa.Table:
+    """The table with other texts in one of its columns."""
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, name, pa.array(values, pa.string()))
 
 
 # ---- one split, measured once --------------------------------------------------------------------
