@@ -12,10 +12,9 @@ from api_server import HALF, HANG, RESET, fault, garbage, say, serving
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.api.cache import Cache, Completion, request_key
 from mixtune.api.client import Endpoint, Patience, retry_after
 from mixtune.api.entries import OPENAI_KEY
-from mixtune.api.ledger import Ledger
+from mixtune.api.ledger import Cache, Completion, Ledger, request_key
 from mixtune.api.model import ApiModel, Asking, Prompting, conversation, request_body
 from mixtune.errors import ModelError, RunFailed
 from mixtune.evaluation.predict import predict

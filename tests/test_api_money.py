@@ -11,10 +11,9 @@ from api_kit import KEY, alone, query, system
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixtune.api.cache import Cache, Completion
 from mixtune.api.client import Patience, RetryableError
 from mixtune.api.entries import OPENAI_KEY, presets, resolve
-from mixtune.api.ledger import CeilingReached, Ledger, dollars
+from mixtune.api.ledger import Cache, CeilingReached, Completion, Ledger, dollars
 from mixtune.api.model import ApiModel, Asking, Prompting, request_body, token_bounds
 from mixtune.errors import RunFailed, SpecError
 from mixtune.records import Message, Query

@@ -8,7 +8,7 @@ from run_kit import finished_study
 from scripted import ScriptedModel
 from sklearn.metrics import cohen_kappa_score
 
-from mixtune.api.cache import Cache
+from mixtune.api.ledger import Cache
 from mixtune.errors import DataError, RunFailed, SpecError
 from mixtune.evaluation.judge import (
     ORDERS,

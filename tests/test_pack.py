@@ -13,7 +13,7 @@ import pytest
 from pack_kit import SECRETS, finish, words_in
 from scripted import ScriptedModel
 
-from mixtune.api.cache import Cache
+from mixtune.api.ledger import Cache
 from mixtune.datasets.registry import Registry
 from mixtune.errors import StoreError
 from mixtune.evaluation.judge import Rubric

@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
-from mixtune.api.cache import Completion
 from mixtune.api.entries import ApiSystem
+from mixtune.api.ledger import Completion
 from mixtune.errors import ModelError, RunFailed, shorten
 
 MAX_RETRY_AFTER = 600.0
@@ -36,6 +36,20 @@ _NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached")
 """Codes of a 429 that waiting does not resolve."""
 _NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 """Errors of the HTTP library before a request has left this machine."""
+_KEY_REMEDY = "check the key and its permissions"
+_REMEDIES = {
+    401: _KEY_REMEDY,
+    403: _KEY_REMEDY,
+    404: "check base_url and model",
+    429: "the account has no quota left; all answers so far are cached, the same command resumes",
+}
+_OTHER_REMEDY = "check that the endpoint accepts these parameters (structured, reasoning_effort)"
+_FINISH: dict[str, Literal["stop", "length", "refused"]] = {
+    "stop": "stop",
+    "length": "length",
+    "content_filter": "refused",
+}
+"""The server's finish reason → ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +77,8 @@ class RetryableError(Exception):
         self.retry_after = retry_after
 
 
-def api_key(system: ApiSystem) -> str | None:
-    """The key from the environment; None where the endpoint needs none.
-
-    Raises:
-        ModelError: it is not set, or is malformed. The message never holds it.
-    """
+def _api_key(system: ApiSystem) -> str | None:
+    """The key from the environment, None where none is needed; no error holds it."""
     if system.key_env is None:
         return None
     key = os.environ.get(system.key_env, "").strip()
@@ -93,8 +103,14 @@ class Endpoint:
         """
         self.system = system
         self.patience = patience
-        self._key = api_key(system)
-        self._openai = _openai()
+        self._key = _api_key(system)
+        try:
+            self._openai: Any = importlib.import_module("openai")
+        except ModuleNotFoundError as error:
+            raise ModelError(
+                f"models behind APIs need a package that is not installed: {error.name}",
+                remedy="pip install 'mixtune[api]'",
+            ) from error
 
     def __repr__(self) -> str:
         return f"Endpoint({self.system.host})"
@@ -124,29 +140,28 @@ class Endpoint:
             content = raw.http_response.content
         except openai.APIStatusError as error:
             return self._failed_status(error, time.monotonic() - started)
-        except (TimeoutError, openai.APITimeoutError) as error:
-            message = f"no answer within {self.patience.timeout:g} s"
-            raise RetryableError(message, maybe_charged=not _not_sent(error)) from None
         except (openai.APIError, OSError) as error:
             cause = error.__cause__ or error
             message = self._redacted(f"{type(cause).__name__}: {cause}")
-            raise RetryableError(message, maybe_charged=not _not_sent(error)) from None
+            if isinstance(error, (TimeoutError, openai.APITimeoutError)):
+                message = f"no answer within {self.patience.timeout:g} s"
+            sent = type(error.__cause__).__name__ not in _NOT_SENT
+            raise RetryableError(message, maybe_charged=sent) from None
         return parse_completion(content, time.monotonic() - started)
 
     def _failed_status(self, error: Any, latency: float) -> Completion:  # noqa: ANN401
         """Raises for an HTTP error status, except a content filter's, which is a refusal."""
-        code = _error_code(error.body)
-        if error.status_code == 400 and code == "content_filter":
+        status, code = error.status_code, error.code or error.type
+        if status == 400 and code == "content_filter":
             return Completion("", "refused", 0, 0, "", latency)
+        message = f"HTTP {status}"
         # Bodies of 401 and 403 are not quoted: servers repeat parts of the key in them.
-        private = error.status_code in (401, 403)
-        quoted = "" if private else f": {self._redacted(_error_message(error.body))}"
-        message = f"HTTP {error.status_code}{quoted}"
-        retryable = error.status_code in _RETRYABLE or error.status_code >= 500
-        if not retryable or code in _NO_QUOTA:
-            raise RunFailed(
-                f"{self.system.host} rejects the request: {message}; {_remedy(error.status_code)}"
-            )
+        if status not in (401, 403):
+            text = error.body.get("message") if isinstance(error.body, dict) else error.body
+            message += f": {self._redacted(str(text or 'no message'))}"
+        if (status < 500 and status not in _RETRYABLE) or code in _NO_QUOTA:
+            remedy = _REMEDIES.get(status, _OTHER_REMEDY)
+            raise RunFailed(f"{self.system.host} rejects the request: {message}; {remedy}")
         # Endpoints charge for completions only, so an error status costs nothing.
         raise RetryableError(message, False, retry_after(error.response.headers))
 
@@ -165,30 +180,31 @@ def parse_completion(content: bytes, latency: float) -> Completion:
     try:
         body = json.loads(content)
         (choice,) = body["choices"]
-        message = choice["message"]
-        text, refusal = message.get("content"), message.get("refusal")
-        finish = _finish(choice["finish_reason"], bool(refusal))
-        if refusal or (finish == "refused" and text is None):
-            text = refusal or ""
+        refusal = choice["message"].get("refusal")
+        reason = "content_filter" if refusal else choice["finish_reason"]
+        if reason not in _FINISH:
+            raise ValueError(f"finish_reason {reason!r}")
+        text = refusal or choice["message"].get("content")
         # A reasoning model that hits the limit while it reasons returns no content at all.
-        if finish == "length" and text is None:
+        if text is None and reason != "stop":
             text = ""
         if not isinstance(text, str):
             raise TypeError(f"content is {type(text).__name__}")
         usage = body.get("usage") or {}
-        counts = [_token_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
         served = str(body.get("model") or "")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"the answer is no completion: {type(error).__name__}: {shorten(str(error))}"
         raise RetryableError(reason, maybe_charged=True) from None
-    return Completion(_encodable(text), finish, counts[0], counts[1], _encodable(served), latency)
+    tokens_in, tokens_out = (n if type(n) is int and n >= 0 else None for n in counts)
+    # JSON can escape lone surrogates, which UTF-8 cannot encode: they become "?".
+    text, served = (part.encode("utf-8", "replace").decode() for part in (text, served))
+    return Completion(text, _FINISH[reason], tokens_in, tokens_out, served, latency)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds of a `Retry-After` header, a number or an HTTP date; None without a valid one."""
-    value = headers.get("retry-after")
-    if value is None:
-        return None
+    value = headers.get("retry-after", "")
     try:
         seconds = float(value)
     except ValueError:
@@ -196,67 +212,5 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             until = parsedate_to_datetime(value)
         except ValueError:
             return None
-        until = until if until.tzinfo else until.replace(tzinfo=UTC)
-        seconds = (until - datetime.now(UTC)).total_seconds()
+        seconds = (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def _openai() -> Any:  # noqa: ANN401 - untyped where it is not installed
-    try:
-        return importlib.import_module("openai")
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            f"models behind APIs need a package that is not installed: {error.name}",
-            remedy="pip install 'mixtune[api]'",
-        ) from error
-
-
-def _finish(reason: object, refused: bool) -> Literal["stop", "length", "refused"]:
-    if refused or reason == "content_filter":
-        return "refused"
-    if reason == "length":
-        return "length"
-    if reason != "stop":
-        raise ValueError(f"finish_reason {reason!r}")
-    return "stop"
-
-
-def _token_count(value: object) -> int | None:
-    return value if type(value) is int and value >= 0 else None
-
-
-def _encodable(text: str) -> str:
-    """The text with lone surrogates replaced: JSON can escape them, UTF-8 cannot encode them."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _not_sent(error: BaseException) -> bool:
-    return type(error.__cause__).__name__ in _NOT_SENT
-
-
-def _error_object(body: object) -> object:
-    """The error in a response body, with or without the "error" wrapper that some servers add."""
-    return body.get("error", body) if isinstance(body, dict) else body
-
-
-def _error_code(body: object) -> str:
-    error = _error_object(body)
-    return str(error.get("code") or error.get("type") or "") if isinstance(error, dict) else ""
-
-
-def _error_message(body: object) -> str:
-    error = _error_object(body)
-    message = error.get("message") if isinstance(error, dict) else error
-    return str(message) if message else "no message"
-
-
-def _remedy(status: int) -> str:
-    if status in (401, 403):
-        return "check the key and its permissions"
-    if status == 404:
-        return "check base_url and model"
-    if status == 429:
-        return (
-            "the account has no quota left; all answers so far are cached, the same command resumes"
-        )
-    return "check that the endpoint accepts these parameters (structured, reasoning_effort)"

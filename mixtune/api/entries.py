@@ -29,8 +29,6 @@ class Preset(Frozen):
     """A known API model with its list price in US dollars per million tokens."""
 
     model: str
-    base_url: str | None = None
-    key_env: str | None = None
     price_in: float
     price_out: float
     price_source: str
@@ -98,13 +96,10 @@ class ApiSystem:
 
     def decoding(self, max_new_tokens: int) -> dict[str, Any]:
         """Decoding parameters of a request; reasoning models accept no temperature."""
-        if self.reasoning_effort is not None:
-            return {
-                "max_completion_tokens": max_new_tokens,
-                "reasoning_effort": self.reasoning_effort,
-                "seed": self.seed,
-            }
-        return {"max_tokens": max_new_tokens, "temperature": 0, "seed": self.seed}
+        if self.reasoning_effort is None:
+            return {"max_tokens": max_new_tokens, "temperature": 0, "seed": self.seed}
+        effort = {"reasoning_effort": self.reasoning_effort, "seed": self.seed}
+        return {"max_completion_tokens": max_new_tokens, **effort}
 
 
 @lru_cache(maxsize=1)
@@ -146,17 +141,21 @@ def resolve(entries: Sequence[ApiEntry]) -> list[ApiSystem]:
 
 
 def _resolved(entry: ApiEntry) -> ApiSystem:
-    preset = _preset(entry)
-    base_url = _endpoint(entry.name, entry.base_url or (preset and preset.base_url) or OPENAI)
-    # A key is only ever sent to the endpoint that it belongs to.
-    default_key = OPENAI_KEY if base_url == OPENAI else None
-    model = entry.model or (preset.model if preset else "")
+    preset = None if entry.preset is None else _preset(entry.preset)
+    base_url = _endpoint(entry.name, entry.base_url or OPENAI)
+    price = None
+    if entry.price_in is not None and entry.price_out is not None:
+        price = Price.per_million(entry.price_in, entry.price_out, OWN_PRICE)
+    # A preset's price does not apply to another model or endpoint.
+    elif preset is not None and not entry.model and not entry.base_url:
+        price = Price.per_million(preset.price_in, preset.price_out, preset.price_source)
     return ApiSystem(
         name=entry.name,
-        model=model,
+        model=entry.model or (preset.model if preset else ""),
         base_url=base_url,
-        key_env=entry.key_env or (preset and preset.key_env) or default_key,
-        price=_price(entry, preset),
+        # A key is only ever sent to the endpoint that it belongs to.
+        key_env=entry.key_env or (OPENAI_KEY if base_url == OPENAI else None),
+        price=price,
         shots=entry.shots,
         seed=entry.seed,
         variants=entry.variants or ("",),
@@ -166,25 +165,14 @@ def _resolved(entry: ApiEntry) -> ApiSystem:
     )
 
 
-def _preset(entry: ApiEntry) -> Preset | None:
-    if entry.preset is None:
-        return None
-    if entry.preset not in presets():
+def _preset(name: str) -> Preset:
+    if name not in presets():
         raise SpecError(
-            f"api_models: no preset is called {entry.preset!r}",
-            wanted=did_you_mean(entry.preset, presets()),
+            f"api_models: no preset is called {name!r}",
+            wanted=did_you_mean(name, presets()),
             remedy="or give {name, model, base_url} of any OpenAI-compatible endpoint",
         )
-    return presets()[entry.preset]
-
-
-def _price(entry: ApiEntry, preset: Preset | None) -> Price | None:
-    if entry.price_in is not None and entry.price_out is not None:
-        return Price.per_million(entry.price_in, entry.price_out, OWN_PRICE)
-    # A preset's price does not apply to another model or endpoint.
-    if preset is None or entry.model or entry.base_url:
-        return None
-    return Price.per_million(preset.price_in, preset.price_out, preset.price_source)
+    return presets()[name]
 
 
 def _endpoint(name: str, url: str) -> str:
@@ -192,17 +180,13 @@ def _endpoint(name: str, url: str) -> str:
     where = f"api_models: {name}: base_url"
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
-        valid = valid and (parts.port is None or parts.port > 0)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         valid = False
     if not valid:
-        raise SpecError(
-            "not an endpoint",
-            where=where,
-            found=url.rpartition("@")[2],
-            wanted="http(s)://host[:port]/path, such as http://127.0.0.1:8000/v1",
-        )
+        expected = "http(s)://host[:port]/path, such as http://127.0.0.1:8000/v1"
+        found = url.rpartition("@")[2]
+        raise SpecError("not an endpoint", where=where, found=found, wanted=expected)
     if parts.username is not None or parts.query or parts.fragment:
         raise SpecError(
             "an endpoint has no user, password, query or fragment",

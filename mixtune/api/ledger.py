@@ -1,23 +1,34 @@
-"""Cost ledger of a study: reserves the maximum cost of each request before it is sent.
+"""What requests to APIs have cost, and the completions that were paid for.
 
-A reservation is replaced by the actual cost when the completion arrives. A request that never got a
-response, because the connection broke or the process was killed, may have been charged: it keeps
-counting at its maximum.
+A study's ledger reserves the maximum cost of each request before it is sent and replaces it by the
+actual cost when the completion arrives. A request that never got a response, because the connection
+broke or the process was killed, may have been charged: it keeps counting at its maximum.
 
-Knows: an SQLite file in the study's folder, a budget limit. Does not know: HTTP, tokens, who waits.
+Completions are cached for all studies of a user, keyed by request: none is paid for again, judges'
+answers neither. An entry holds no prompt and no key.
+
+Knows: an SQLite file in the study's folder, a budget limit, files named by the digest of a request.
+Does not know: HTTP, tokens, who waits.
 """
 
+import hashlib
+import json
 import math
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from mixtune.api.entries import PICO
-from mixtune.errors import MixtuneError, StoreError
-from mixtune.store.files import RUNS
+from pydantic import TypeAdapter, ValidationError
+
+from mixtune.api.entries import PICO, ApiSystem
+from mixtune.errors import MixtuneError, ModelError, StoreError
+from mixtune.identity import canonical, digest
+from mixtune.models.files import CACHE, cache_dir
+from mixtune.store.files import RUNS, in_turn, write_text
 
 FILE = "api.sqlite"
 _TABLE = """
@@ -26,6 +37,8 @@ CREATE TABLE IF NOT EXISTS request (
   most INTEGER NOT NULL, cost INTEGER
 )
 """
+_ENTRY = "said"
+"""Key of the completion in an entry; entries of earlier versions are paid for, so it stays."""
 
 
 class CeilingReached(MixtuneError):
@@ -63,12 +76,17 @@ class Ledger:
             CeilingReached: it does not fit, and no request is pending.
         """
         with self._open() as db:
-            total = _total(db)
+            total = sum(_spent(db))
             if self._limit is not None and total + max_cost > self._limit:
                 # Reservations of a killed process are never released: only own ones are waited for.
                 if self._in_flight:
                     return None
-                raise CeilingReached(_limit_reached(total, max_cost, self._limit))
+                raise CeilingReached(
+                    f"stopped before api.max_cost of ${dollars(self._limit):.4f} is exceeded: "
+                    f"${dollars(total):.4f} are spent, and the next request can cost "
+                    f"${dollars(max_cost):.6f}; all answers so far are cached. To continue, raise "
+                    "api.max_cost and run the same command"
+                )
             row = db.execute(
                 "INSERT INTO request (system, at, most) VALUES (?, ?, ?)",
                 (system, time.time(), max_cost),
@@ -99,11 +117,7 @@ class Ledger:
         if not self._path.exists():
             return Spent(0, 0)
         with self._open() as db:
-            charged, reserved = db.execute(
-                "SELECT COALESCE(SUM(cost), 0), "
-                "COALESCE(SUM(CASE WHEN cost IS NULL THEN most END), 0) FROM request"
-            ).fetchone()
-        return Spent(int(charged), int(reserved))
+            return _spent(db)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -112,21 +126,84 @@ class Ledger:
                 connection.execute(_TABLE)
                 yield connection
         except sqlite3.Error as error:
-            raise StoreError(
-                f"costs of API models cannot be recorded: {error}",
-                where=str(self._path),
-                remedy=RUNS.remedy,
-            ) from error
+            problem = f"costs of API models cannot be recorded: {error}"
+            raise StoreError(problem, where=str(self._path), remedy=RUNS.remedy) from error
 
 
-def _total(db: sqlite3.Connection) -> int:
-    (total,) = db.execute("SELECT COALESCE(SUM(COALESCE(cost, most)), 0) FROM request").fetchone()
-    return int(total)
-
-
-def _limit_reached(total: int, max_cost: int, limit: int) -> str:
-    return (
-        f"stopped before api.max_cost of ${dollars(limit):.4f} is exceeded: ${dollars(total):.4f} "
-        f"are spent, and the next request can cost ${dollars(max_cost):.6f}; all answers so far "
-        "are cached. To continue, raise api.max_cost and run the same command"
+def _spent(db: sqlite3.Connection) -> Spent:
+    row = db.execute(
+        "SELECT COALESCE(SUM(cost), 0), COALESCE(SUM(CASE WHEN cost IS NULL THEN most END), 0) "
+        "FROM request"
     )
+    return Spent(*row.fetchone())
+
+
+# ---- completions --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Text, finish reason, tokens as the endpoint counted them, latency in seconds.
+
+    `served`: the model that the endpoint reports. Tokens are None where it reports no usage.
+    """
+
+    text: str
+    finish: Literal["stop", "length", "refused"]
+    tokens_in: int | None
+    tokens_out: int | None
+    served: str
+    latency: float
+
+
+_COMPLETION = TypeAdapter(Completion)
+
+
+def request_key(base_url: str, body: Mapping[str, Any]) -> str:
+    """SHA-256 of endpoint and body: model, messages, parameters, schema."""
+    request = {"endpoint": base_url, "body": dict(body)}
+    return hashlib.sha256(canonical(request).encode()).hexdigest()
+
+
+class Cache:
+    """Completions in a folder, by default one in the user's cache; one file per request."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or cache_dir() / "api"
+
+    def get(self, key: str) -> Completion | None:
+        """The cached completion; None on a miss, or where the entry is damaged.
+
+        Raises:
+            ModelError: the entry exists and cannot be read.
+        """
+        try:
+            entry = json.loads(self._path(key).read_text(encoding="utf-8"))
+            completion = _COMPLETION.validate_python(entry[_ENTRY])
+            intact = entry["digest"] == digest(asdict(completion))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            # Not a miss: sending the request again would pay for it a second time.
+            problem, where = f"a cached answer cannot be read: {error.strerror}", self._path(key)
+            raise ModelError(problem, where=str(where), remedy=CACHE.remedy) from error
+        except (ValueError, KeyError, TypeError, ValidationError):
+            return None
+        return completion if intact else None
+
+    def put(self, key: str, completion: Completion) -> None:
+        """Write an entry whole, with a digest of its content.
+
+        Raises:
+            ModelError: the cache cannot be written.
+        """
+        entry = {_ENTRY: asdict(completion), "digest": digest(asdict(completion))}
+        text = json.dumps(entry, indent=1)
+        write_text(self._path(key), text, CACHE)
+
+    def lock(self, system: ApiSystem) -> AbstractContextManager[None]:
+        """Lock a model of an endpoint for a batch of requests; other processes wait."""
+        return in_turn(self.folder / digest([system.base_url, system.model]), CACHE)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.json"

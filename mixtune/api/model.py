@@ -8,19 +8,17 @@ queries, tasks' parsers, HTTP.
 """
 
 import asyncio
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from mixtune.api.cache import Cache, Completion, request_key
 from mixtune.api.client import MAX_RETRY_AFTER, Endpoint, RetryableError
 from mixtune.api.entries import ApiSystem
-from mixtune.api.ledger import Ledger, dollars
+from mixtune.api.ledger import Cache, Completion, Ledger, dollars, request_key
 from mixtune.errors import MixtuneError, RunFailed
 from mixtune.identity import digest
-from mixtune.records import Answer, Example, Query, Usage
+from mixtune.records import Answer, Example, Message, Query, Usage
 from mixtune.signals import defer_signals
 from mixtune.tasks.label_schema import response_format
 
@@ -68,14 +66,14 @@ class Asking:
 
 def conversation(query: Query, shots: Sequence[Example] = (), instruction: str = "") -> Messages:
     """The messages of a query: instruction, shots with their targets, question."""
-    messages = [_message("system", instruction)] if instruction else []
-    own = [_message(m.role, m.content) for m in query.messages]
+    turns = [Message("system", instruction)] if instruction else []
     # A task's system message applies to the shots as well, so it appears once, before them.
-    messages += [message for message in own if message["role"] == "system"]
+    turns += [turn for turn in query.messages if turn.role == "system"]
     for shot in shots:
-        messages += [_message(m.role, m.content) for m in shot.messages if m.role != "system"]
-        messages.append(_message("assistant", shot.target))
-    return messages + [message for message in own if message["role"] != "system"]
+        turns += [turn for turn in shot.messages if turn.role != "system"]
+        turns.append(Message("assistant", shot.target))
+    turns += [turn for turn in query.messages if turn.role != "system"]
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
 def request_body(
@@ -97,22 +95,20 @@ def token_bounds(body: Mapping[str, Any]) -> TokenBounds:
     return TokenBounds(prompt, int(body.get("max_completion_tokens") or body["max_tokens"]))
 
 
-def max_cost(system: ApiSystem, body: Mapping[str, Any]) -> int:
-    """Maximum cost of a request in picodollars; 0 without a price."""
-    bounds = token_bounds(body)
-    return 0 if system.price is None else system.price.of(bounds.prompt, bounds.generated)
+def cost_of(
+    system: ApiSystem, body: Mapping[str, Any], completion: Completion | None = None
+) -> int:
+    """Cost of a request in picodollars, 0 without a price.
 
-
-def actual_cost(system: ApiSystem, body: Mapping[str, Any], completion: Completion) -> int:
-    """Cost of a completion in picodollars; counts that the endpoint omits are taken as maximal."""
+    Without a completion its maximum; counts that the endpoint omits are taken as maximal too.
+    """
     if system.price is None:
         return 0
-    bounds = token_bounds(body)
-    prompt, generated = completion.tokens_in, completion.tokens_out
-    return system.price.of(
-        bounds.prompt if prompt is None else prompt,
-        bounds.generated if generated is None else generated,
-    )
+    prompt, generated = token_bounds(body)
+    if completion is not None:
+        prompt = prompt if completion.tokens_in is None else completion.tokens_in
+        generated = generated if completion.tokens_out is None else completion.tokens_out
+    return system.price.of(prompt, generated)
 
 
 class ApiModel:
@@ -130,11 +126,7 @@ class ApiModel:
         return self.spec.id
 
     def rank(self, queries: Sequence[Query]) -> list[Answer]:
-        """Not supported.
-
-        Raises:
-            RunFailed: always.
-        """
+        """Not supported: always raises RunFailed."""
         raise RunFailed(f"{self.spec.name}: an API gives no log-probabilities of whole labels")
 
     def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
@@ -144,7 +136,7 @@ class ApiModel:
             RunFailed: a request failed for good, or all of its attempts did.
             CeilingReached: the next request could exceed the budget. All completions are cached.
         """
-        return self._answers(queries, [self.body(query, max_new_tokens) for query in queries])
+        return self._answers(queries, max_new_tokens, schema=False)
 
     def choose(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
         """One of each query's choices as JSON (tasks/label_schema.py), if the endpoint complies.
@@ -152,61 +144,41 @@ class ApiModel:
         Raises:
             RunFailed, CeilingReached: as `generate`.
         """
-        bodies = [self.body(query, max_new_tokens, schema=True) for query in queries]
-        return self._answers(queries, bodies)
-
-    def body(self, query: Query, max_new_tokens: int, schema: bool = False) -> Body:
-        """The request body for a query."""
-        return request_body(self.spec, query, self.prompting, max_new_tokens, schema)
+        return self._answers(queries, max_new_tokens, schema=True)
 
     def prompt_hash(self, query: Query) -> str:
         """Digest of the messages of a query."""
         return digest(conversation(query, self.prompting.shots, self.prompting.instruction))
 
-    def _answers(self, queries: Sequence[Query], bodies: Sequence[Body]) -> list[Answer]:
-        keys = [request_key(self.spec.base_url, body) for body in bodies]
+    def _answers(self, queries: Sequence[Query], max_new_tokens: int, schema: bool) -> list[Answer]:
+        spec = self.spec
+        bodies = [request_body(spec, q, self.prompting, max_new_tokens, schema) for q in queries]
+        keys = [request_key(spec.base_url, body) for body in bodies]
         # Another study with the same model waits here; afterwards, shared requests are cache hits.
-        with self._asking.cache.lock(self.spec):
-            batch = _Batch(self.spec, self._asking)
+        with self._asking.cache.lock(spec):
+            batch = _Batch(spec, self._asking, dict(zip(keys, bodies, strict=True)))
             with defer_signals(batch.stop):
-                replies = asyncio.run(batch.run(dict(zip(keys, bodies, strict=True))))
+                replies = asyncio.run(batch.run())
         answers, self.usage = [], []
         for query, key, body in zip(queries, keys, bodies, strict=True):
-            completion, attempts = replies[key]
-            answers.append(Answer(completion.text, (), completion.finish, completion.latency))
-            self.usage.append(self._usage(query, body, completion, attempts))
+            reply, tries = replies[key]
+            answers.append(Answer(reply.text, (), reply.finish, reply.latency))
+            cost = None if spec.price is None else dollars(cost_of(spec, body, reply))
+            counts = reply.tokens_in, reply.tokens_out
+            self.usage.append(Usage(query.id, *counts, cost, tries, reply.served))
         return answers
-
-    def _usage(self, query: Query, body: Body, completion: Completion, attempts: int) -> Usage:
-        cost = None
-        if self.spec.price is not None:
-            cost = dollars(actual_cost(self.spec, body, completion))
-        return Usage(
-            query.id,
-            completion.tokens_in,
-            completion.tokens_out,
-            cost,
-            attempts,
-            completion.served,
-        )
-
-
-class _Request(NamedTuple):
-    """A request body and its cache key."""
-
-    key: str
-    body: Body
 
 
 class _Batch:
-    """Concurrent distinct requests; after an error none is started and pending ones finish.
+    """Concurrent distinct requests, by key; after an error none is started and pending ones finish.
 
     Pending requests are not cancelled, because they may be charged all the same.
     """
 
-    def __init__(self, spec: ApiSystem, asking: Asking) -> None:
+    def __init__(self, spec: ApiSystem, asking: Asking, bodies: Mapping[str, Body]) -> None:
         self._spec = spec
         self._asking = asking
+        self._bodies = bodies
         self._replies: dict[str, Reply] = {}
         self._error: Exception | None = None
         self._budget_freed = asyncio.Event()
@@ -229,7 +201,7 @@ class _Batch:
         if self._stops > 1 and self._task is not None:
             self._task.cancel()
 
-    async def run(self, bodies: Mapping[str, Body]) -> dict[str, Reply]:
+    async def run(self) -> dict[str, Reply]:
         """Every reply by key.
 
         Raises:
@@ -238,38 +210,36 @@ class _Batch:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         if self._stops:  # a signal came before the loop was known
             self._stop()
-        for key in bodies:
+        for key in self._bodies:
             if (cached := self._asking.cache.get(key)) is not None:
                 self._replies[key] = Reply(cached, 0)
-        missing = [_Request(*item) for item in bodies.items() if item[0] not in self._replies]
+        missing = [key for key in self._bodies if key not in self._replies]
         if missing:
             queue = iter(missing)  # shared: each worker takes the next request
             async with self._asking.endpoint.client() as client:
                 count = min(self._asking.concurrency, len(missing))
-                workers = [self._worker(queue, client, len(bodies)) for _ in range(count)]
-                await asyncio.gather(*workers)
-        if self._error is not None:
-            raise self._error
+                await asyncio.gather(*(self._worker(queue, client) for _ in range(count)))
+        self._raise_error()
         return self._replies
 
-    async def _worker(self, queue: Iterator[_Request], client: Any, total: int) -> None:  # noqa: ANN401
-        for request in queue:
+    async def _worker(self, queue: Iterator[str], client: Any) -> None:  # noqa: ANN401
+        for key in queue:
             try:
-                self._replies[request.key] = await self._reply(request, client)
+                self._replies[key] = await self._reply(key, client)
             except (MixtuneError, OSError) as error:
                 # Not raised here: gather would cancel the other workers' pending requests.
                 self._error = self._error or error
                 self._stopped.set()
                 return
-            self._asking.on_progress(len(self._replies), total)
+            self._asking.on_progress(len(self._replies), len(self._bodies))
 
-    async def _reply(self, request: _Request, client: Any) -> Reply:  # noqa: ANN401
+    async def _reply(self, key: str, client: Any) -> Reply:  # noqa: ANN401
         patience = self._asking.endpoint.patience
         reason = ""
         for attempt in range(patience.retries + 1):
-            entry = await self._reserve(request.body)
+            entry = await self._reserve(self._bodies[key])
             try:
-                return Reply(await self._attempt(entry, request, client), attempt + 1)
+                return Reply(await self._attempt(entry, key, client), attempt + 1)
             except RetryableError as error:
                 reason = str(error)
                 if attempt < patience.retries:
@@ -279,33 +249,29 @@ class _Batch:
             "answers so far are cached, the same command requests the rest"
         )
 
-    async def _attempt(self, entry: int, request: _Request, client: Any) -> Completion:  # noqa: ANN401
+    async def _attempt(self, entry: int, key: str, client: Any) -> Completion:  # noqa: ANN401
         """One attempt; updates the ledger entry on every outcome except cancellation."""
-        ledger = self._asking.ledger
+        ledger, body = self._asking.ledger, self._bodies[key]
         try:
-            completion = await self._asking.endpoint.send(client, request.body)
+            completion = await self._asking.endpoint.send(client, body)
+            # Cache first: if the process is killed in between, the reservation still covers the
+            # cost and the completion is not lost.
+            self._asking.cache.put(key, completion)
+            ledger.settle(entry, cost_of(self._spec, body, completion))
+            return completion
         except RetryableError as error:
-            if error.maybe_charged:
-                ledger.keep_reserved(entry)
-            else:
-                ledger.release(entry)
+            (ledger.keep_reserved if error.maybe_charged else ledger.release)(entry)
             raise
         except RunFailed:
             ledger.release(entry)
             raise
-        else:
-            # Cache first: if the process is killed in between, the reservation still covers the
-            # cost and the completion is not lost.
-            self._asking.cache.put(request.key, completion)
-            ledger.settle(entry, actual_cost(self._spec, request.body, completion))
-            return completion
         finally:
             self._budget_freed.set()
 
     async def _reserve(self, body: Body) -> int:
         """A ledger entry, once the request fits into the budget."""
         self._raise_error()
-        cost = max_cost(self._spec, body)
+        cost = cost_of(self._spec, body)
         while (entry := self._asking.ledger.reserve(self._spec.id, cost)) is None:
             # No await between the check and clear, so a release cannot be missed.
             self._budget_freed.clear()
@@ -316,7 +282,7 @@ class _Batch:
     async def _back_off(self, error: RetryableError, backoff: float) -> None:
         """Wait for the server's `Retry-After`, else the backoff; returns early when stopped."""
         seconds = backoff if error.retry_after is None else error.retry_after
-        if not math.isfinite(seconds) or seconds > MAX_RETRY_AFTER:
+        if seconds > MAX_RETRY_AFTER:
             raise RunFailed(
                 f"{self._spec.host} asks to wait {seconds:.0f} s: {error}; all answers so far are "
                 "cached, run the same command then"
@@ -328,7 +294,3 @@ class _Batch:
         """Raise the batch's first error, so that no further request is started."""
         if self._error is not None:
             raise self._error
-
-
-def _message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}

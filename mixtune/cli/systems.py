@@ -18,7 +18,7 @@ import typer
 
 from mixtune.analysis.measures import BASE
 from mixtune.analysis.readings import KL, PER_TOKEN, QUANTITY
-from mixtune.api.cache import Cache
+from mixtune.api.ledger import Cache
 from mixtune.cli import complete
 from mixtune.cli import show as terminal
 from mixtune.cli.app import (

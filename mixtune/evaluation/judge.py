@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mixtune.api.cache import Cache, Completion
+from mixtune.api.ledger import Cache, Completion
 from mixtune.errors import DataError, RunFailed, SpecError, shorten
 from mixtune.identity import digest
 from mixtune.models.base import Model

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mixtune.api.cache import Cache, request_key
 from mixtune.api.entries import ApiSystem, resolve
-from mixtune.api.ledger import dollars
-from mixtune.api.model import Prompting, max_cost, request_body
+from mixtune.api.ledger import Cache, dollars, request_key
+from mixtune.api.model import Prompting, cost_of, request_body
 from mixtune.datasets.leakage import find_leaked
 from mixtune.datasets.registry import Registry
 from mixtune.errors import SpecError
@@ -217,7 +216,7 @@ class Remote:
             texts = sum(len(turn["content"].encode()) for turn in body["messages"])
             tokens_in += -(-texts // BYTES_PER_TOKEN)
             tokens_out += -(-len(gold.encode()) // BYTES_PER_TOKEN)
-            most += max_cost(system, body)
+            most += cost_of(system, body)
         price = system.price
         return Estimate(
             name=system.name,

@@ -17,7 +17,7 @@ import numpy as np
 
 from mixtune.analysis.intervals import Interval, wilson
 from mixtune.analysis.readings import mean_interval
-from mixtune.api.cache import Cache
+from mixtune.api.ledger import Cache
 from mixtune.errors import SpecError, did_you_mean
 from mixtune.evaluation.judge import Answered, Rubric, Settled, judge, self_agreement, settle
 from mixtune.identity import make_id
