@@ -21,8 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from mixtune.datasets.leakage import SHORTEST_LOOSE, loose, own_texts, words
-from mixtune.datasets.overlap import Overlaps, Part
+from mixtune.datasets.leakage import SHORTEST_LOOSE, Overlaps, Part, loose, own_texts, words
 from mixtune.datasets.registry import Registry
 from mixtune.tasks.task_file import parse_task
 

@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.datasets import overlap
-from mixtune.datasets.leakage import SHORTEST_LOOSE, loose, normalise, words
-from mixtune.datasets.overlap import NOTIONS, Overlaps, Part, shared_runs
+from mixtune.datasets import leakage
+from mixtune.datasets.leakage import (
+    NOTIONS,
+    SHORTEST_LOOSE,
+    Overlaps,
+    Part,
+    loose,
+    normalise,
+    shared_runs,
+    words,
+)
 from mixtune.records import OwnText
 
 LONG = "the board of the company proposes to pay a dividend of one euro per share this year"
@@ -191,7 +199,7 @@ def test_a_collision_of_hashes_makes_no_match(monkeypatch):
     """The multiplier 1 gives the sum of the words, which two orders of them have in common."""
     texts = [["a", "b", "c"], ["c", "b", "a"], ["x", "a", "b"]]
     multipliers = iter([np.uint64(1), np.uint64(3), np.uint64(5)])
-    monkeypatch.setattr(overlap, "_multipliers", lambda: multipliers)
+    monkeypatch.setattr(leakage, "_multipliers", lambda: multipliers)
     owners, numbers = shared_runs(texts, 2)
     assert (list(owners), len(set(numbers))) == ([0, 2], 1)
     assert len(list(multipliers)) == 1

@@ -16,8 +16,7 @@ from mixtune.cli import complete
 from mixtune.cli import show as terminal
 from mixtune.cli.app import DataDir, Json
 from mixtune.cli.data import TaskFiles, data
-from mixtune.datasets.leakage import own_texts
-from mixtune.datasets.overlap import NOTIONS, RUN, Notion, Overlap, Overlaps, Part
+from mixtune.datasets.leakage import NOTIONS, RUN, Notion, Overlap, Overlaps, Part, own_texts
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, UserError, shorten
 from mixtune.planning.corpus import answered

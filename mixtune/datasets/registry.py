@@ -30,10 +30,9 @@ from mixtune.tasks.task_file import parse_task
 def _shipped_tasks() -> tuple[Task, ...]:
     """The tasks that ship with the package, by name; reading their files takes half a second."""
     folder = resources.files("mixtune.tasks") / "builtin"
-    files = sorted(
-        (f for f in folder.iterdir() if f.name.endswith(".yaml")), key=attrgetter("name")
-    )
-    return tuple(parse_task(f.read_text(encoding="utf-8"), f.name) for f in files)
+    files = sorted(folder.iterdir(), key=attrgetter("name"))
+    yamls = [file for file in files if file.name.endswith(".yaml")]
+    return tuple(parse_task(file.read_text(encoding="utf-8"), file.name) for file in yamls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +61,7 @@ class Dataset:
     """A task and its splits, each read when it is first used and then kept."""
 
     def __init__(self, task: Task, reader: Reader, carve: float) -> None:
-        """Nothing is read yet.
-
-        Args:
-            task: what records become.
-            reader: where they come from.
-            carve: share of train groups that become validation where none is stored.
-        """
+        """Nothing is read yet; `carve`: share of train groups that become validation if needed."""
         self.task = task
         self.source = reader.about
         self._reader = reader
@@ -83,11 +76,7 @@ class Dataset:
 
     @cached_property
     def splits(self) -> tuple[Split, ...]:
-        """The splits that exist, stored or carved.
-
-        Raises:
-            DataError: the dataset cannot be used.
-        """
+        """The splits that exist, stored or carved."""
         return tuple(s for s in get_args(Split) if s in self._shares or self._reader.has(s))
 
     @cached_property
@@ -163,11 +152,9 @@ class Dataset:
         return replace(stored, examples=examples, source=source)
 
     def _stored_split(self, split: Split) -> LoadedSplit:
-        """A stored split."""
         if split not in self._stored:
             if not self._reader.has(split):
-                role = self.task.role
-                why = ", a probe: nothing is chosen by it" if role == "probe" else ""
+                why = ", a probe: nothing is chosen by it" if self.task.role == "probe" else ""
                 raise DataError(
                     f"the dataset has no {split} split",
                     where=self.task.name,
@@ -197,9 +184,7 @@ class Registry:
         self._readers: dict[str, Reader] = {}
         self._datasets: dict[tuple[str, float], Dataset] = {}
         for task in tasks:
-            self._add(
-                task if isinstance(task, RegisteredTask) else RegisteredTask(task, "the package")
-            )
+            self._add(RegisteredTask(task, "the package") if isinstance(task, Task) else task)
 
     @classmethod
     def builtin(cls, data_dir: Path | None = None) -> "Registry":
@@ -232,19 +217,11 @@ class Registry:
         return registry
 
     def with_files(self, paths: Iterable[Path]) -> "Registry":
-        """A registry with the tasks of users' files added; user_tasks.py reads them.
-
-        Raises:
-            DataError: a file that cannot be read or used, a name that is already taken.
-        """
+        """A registry with the tasks of users' files added; raises as `read_task_file`."""
         return self.with_tasks(task for path in paths for task in read_task_file(path))
 
     def with_tasks(self, more: Iterable[RegisteredTask]) -> "Registry":
-        """A registry with more tasks.
-
-        Raises:
-            DataError: a name that is already taken.
-        """
+        """A registry with more tasks; raises DataError where a name is already taken."""
         return Registry([*self._tasks.values(), *more], self._data_dir)
 
     def with_context(self, name: str, policy: Policy, words: int | None) -> "Registry":
@@ -254,8 +231,7 @@ class Registry:
             SpecError: no such task, or one without a long context.
         """
         changed = self.get(name).with_context(policy, words)
-        tasks = dict(self._tasks)
-        tasks[changed.name] = replace(tasks[changed.name], task=changed)
+        tasks = self._tasks | {changed.name: replace(self._tasks[changed.name], task=changed)}
         return Registry(tasks.values(), self._data_dir)
 
     def __contains__(self, name: object) -> bool:
@@ -283,19 +259,11 @@ class Registry:
         return self._tasks[key].task
 
     def source_of(self, name: str) -> str:
-        """Name of the place that a task is read from.
-
-        Raises:
-            SpecError: no such task. DataError: there is no place to read it from.
-        """
+        """The place that a task is read from; raises as `dataset`."""
         return self._reader(self.get(name)).about
 
     def origin_of(self, name: str) -> str:
-        """Origin of a task's definition: the package, an installed package, a file.
-
-        Raises:
-            SpecError: no such task.
-        """
+        """Origin of a task's definition: the package, an installed package, a file."""
         return self._tasks[self.get(name).name].origin
 
     def dataset(self, name: str, carve: float) -> Dataset:
@@ -350,7 +318,13 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
             )
             for example in rendered.examples:
                 if example.id in places:
-                    raise _repeated_id(example.id, row.where, places[example.id])
+                    raise DataError(
+                        "the id is there twice",
+                        where=row.where,
+                        found=f"{example.id}, first at {places[example.id]}",
+                        wanted="an id that no other record of the split has",
+                        remedy="fix the ids, or set fields: {id: null} to number the records",
+                    )
                 places[example.id] = row.where
         except DataError as error:
             fault(error)
@@ -362,6 +336,7 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
         examples += rendered.examples
         used += 1
         notes.update(rendered.notes)
+    assert records == used + faults + dropped.total()
     if not examples and not faults:
         unusable = DataError(
             f"the {split} split has no usable record",
@@ -371,18 +346,7 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
             remedy="check that the file is the right one and has rows",
         )
         fault(unusable)
-    assert records == used + faults + dropped.total()
     return LoadedSplit(tuple(examples), reader.about, split, records, dropped, notes)
-
-
-def _repeated_id(example_id: str, where: str, first: str) -> DataError:
-    return DataError(
-        "the id is there twice",
-        where=where,
-        found=f"{example_id}, first at {first}",
-        wanted="an id that no other record of the split has",
-        remedy="fix the ids, or set fields: {id: null} to number the records",
-    )
 
 
 def _carved_split(group: str, shares: Mapping[Split, float]) -> Split:

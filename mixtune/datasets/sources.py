@@ -6,7 +6,7 @@ and labels (tasks/), splitting and caching (registry.py).
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -79,12 +79,9 @@ def reader_for(task: Task, data_dir: Path | None) -> Reader:
             where=task.name,
             wanted="a path, local or hub",
         )
-    raise DataError(
-        "this task is read from a local folder, and no data directory was given",
-        where=task.name,
-        wanted=LAYOUT,
-        remedy="name the directory with --data-dir",
-    )
+    problem = "this task is read from a local folder, and no data directory was given"
+    remedy = "name the directory with --data-dir"
+    raise DataError(problem, where=task.name, wanted=LAYOUT, remedy=remedy)
 
 
 class _ToyReader(Reader):
@@ -119,11 +116,7 @@ class _FileReader(Reader):
 
 
 def _folder_reader(name: str, source: LocalSource, data_dir: Path) -> _FileReader:
-    """Reader of a folder below the data directory; files named by the task file must exist.
-
-    Raises:
-        DataError: no such folder, a split that is there twice.
-    """
+    """Reader of a folder below the data directory; files named by the task file must exist."""
     folder = data_dir / source.folder
     if not folder.is_dir():
         folders = sorted(p.name for p in data_dir.iterdir() if p.is_dir())
@@ -134,20 +127,14 @@ def _folder_reader(name: str, source: LocalSource, data_dir: Path) -> _FileReade
             wanted=f"{folder} ({LAYOUT})",
             remedy="put the task's files there, or leave --data-dir out to use the hub",
         )
-    if source.files:
-        paths = {split: folder / file for split, file in source.files.items()}
-        return _FileReader(paths, str(folder), None)
-    paths = {}
-    for split in get_args(Split):
-        files = [folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz"]
-        files = [file for file in files if file.is_file()]
+    paths = {split: folder / file for split, file in source.files.items()}
+    for split in () if paths else get_args(Split):
+        names = (f"{split}.jsonl", f"{split}.jsonl.gz")
+        files = [folder / file for file in names if (folder / file).is_file()]
         if len(files) > 1:
-            raise DataError(
-                "the split is there twice, plain and compressed",
-                where=name,
-                found=", ".join(map(str, files)),
-                remedy="remove one of them",
-            )
+            problem, found = "the split is there twice, plain and compressed", map(str, files)
+            remedy = "remove one of them"
+            raise DataError(problem, where=name, found=", ".join(found), remedy=remedy)
         if files:
             paths[split] = files[0]
     return _FileReader(paths, str(folder), None)
@@ -178,67 +165,54 @@ class HubReader(Reader):
         Raises:
             DataError: the hub or the dataset cannot be reached, a field is missing.
         """
-        hub_split = self._source.splits[split]
-        for number, raw in enumerate(_fetch(self._name, self._source, hub_split, self._options)):
+        hub_split, rename = self._source.splits[split], self._source.rename
+        for number, raw in enumerate(self._fetch(hub_split)):
             where = f"{self._source.path}, {hub_split} row {number}"
-            record = _rename(raw, self._source.rename, where)
+            _require(raw, rename, where, "rename")
+            record = {rename.get(field, field): value for field, value in raw.items()}
             record.setdefault("id", f"{hub_split}-{number}")
             row = Row(where, number, record)
             yield row if self._source.flat is None else _unflatten(row, self._source.flat)
 
+    def _fetch(self, split: str) -> Iterable[Mapping[str, Any]]:
+        # Imported here because it may import torch.
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
 
-def _fetch(
-    name: str, source: HubSource, split: str, options: Mapping[str, bool]
-) -> Iterable[Mapping[str, Any]]:
-    """One split of a hub dataset."""
-    # Imported here because it may import torch.
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    try:
-        rows: Iterable[Mapping[str, Any]] = load_dataset(
-            source.path,
-            source.config,
-            data_dir=source.data_dir,
-            split=split,
-            revision=source.revision,
-            **options,
-        )
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        note = " (this entry could not be checked against the hub)" if source.unverified else ""
-        raise DataError(
-            f"cannot load the dataset from the hub: {type(error).__name__}: {error}{note}",
-            where=name,
-            found=f"{source.path}, split {split}, revision {source.revision or 'main'}",
-            wanted=f"a network connection to the hub, or the data in a local folder: {LAYOUT}",
-            remedy="name the local folder with --data-dir, or check network and dataset name",
-        ) from error
-    return rows
+        source = self._source
+        try:
+            rows: Iterable[Mapping[str, Any]] = load_dataset(
+                source.path,
+                source.config,
+                data_dir=source.data_dir,
+                split=split,
+                revision=source.revision,
+                **self._options,
+            )
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+            note = " (this entry could not be checked against the hub)" * source.unverified
+            raise DataError(
+                f"cannot load the dataset from the hub: {type(error).__name__}: {error}{note}",
+                where=self._name,
+                found=f"{source.path}, split {split}, revision {source.revision or 'main'}",
+                wanted=f"a network connection to the hub, or the data in a local folder: {LAYOUT}",
+                remedy="name the local folder with --data-dir, or check network and dataset name",
+            ) from error
+        return rows
 
 
-def _rename(raw: Mapping[str, Any], rename: Mapping[str, str], where: str) -> dict[str, Any]:
-    for field in rename:
-        _require(raw, field, where, "rename")
-    return {rename.get(field, field): value for field, value in raw.items()}
-
-
-def _require(record: Mapping[str, Any], field: str, where: str, key: str) -> None:
-    if field not in record:
-        raise DataError(
-            f"the hub's record has no field {field!r}",
-            where=where,
-            found=", ".join(record),
-            wanted=field,
-            remedy=f"fix source.hub.{key} in the task file; {did_you_mean(field, record)}",
-        )
+def _require(record: Mapping[str, Any], fields: Iterable[str], where: str, key: str) -> None:
+    for field in fields:
+        if field not in record:
+            remedy = f"fix source.hub.{key} in the task file; {did_you_mean(field, record)}"
+            problem, found = f"the hub's record has no field {field!r}", ", ".join(record)
+            raise DataError(problem, where=where, found=found, wanted=field, remedy=remedy)
 
 
 def _unflatten(row: Row, flat: FlatQuestions) -> Row:
     """A row about one question, as a record that has that question's field only."""
-    record = row.record
-    for field in (flat.question, flat.answer):
-        _require(record, field, row.where, "flat")
-    question = str(record[flat.question])
+    _require(row.record, (flat.question, flat.answer), row.where, "flat")
+    question = str(row.record[flat.question])
     names = {_letters(value): name for value, name in flat.values.items()}
     name = names.get(_letters(question))
     if name is None:
@@ -249,7 +223,7 @@ def _unflatten(row: Row, flat: FlatQuestions) -> Row:
             wanted=", ".join(sorted(flat.values)),
             remedy="add it to source.hub.flat.values in the task file",
         )
-    return Row(row.where, row.number, {**record, name: record[flat.answer]}, question=name)
+    return replace(row, record={**row.record, name: row.record[flat.answer]}, question=name)
 
 
 def _letters(text: str) -> str:

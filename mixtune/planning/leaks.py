@@ -7,8 +7,7 @@ how a match is found, cocktails.
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
-from mixtune.datasets.leakage import own_texts
-from mixtune.datasets.overlap import RUN, Notion, Overlaps, Part
+from mixtune.datasets.leakage import RUN, Notion, Overlaps, Part, own_texts
 from mixtune.errors import StoreError
 from mixtune.planning.corpus import EVALUATED, Corpus
 from mixtune.records import Example, Split
