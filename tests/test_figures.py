@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from report_kit import LENGTHS, NASTY, TASKS, nasty_page, on_test, page_of
 
 from mixtune.report import draw, figures, plots
-from mixtune.report.page import file, page_files, standalone
-from mixtune.report.text import csv_files
+from mixtune.report.page import csv_files, file, page_files, standalone
 from mixtune.report.wording import (
     ends,
     fit,
@@ -93,7 +92,7 @@ def words(svg):
 
 def heat_of(page):
     heat = plots.heats(page, figures.cells(page))[0]
-    return heat, draw.heat_map(heat, page.tasks, figures.main_metrics(page), "h")
+    return heat, draw.heat_map(heat, page.tasks, page.main_metrics, "h")
 
 
 def test_a_cell_of_the_heat_map_has_the_colour_of_its_difference():

@@ -7,7 +7,7 @@ from report_kit import NASTY, nasty_page, page_of
 
 from mixtune.records import Claim
 from mixtune.report.gather import ReportInput
-from mixtune.report.text import as_json, as_markdown
+from mixtune.report.page import as_json, as_markdown
 
 
 def test_json_has_every_row():

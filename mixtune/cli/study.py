@@ -52,8 +52,7 @@ from mixtune.planning.runs import Plan, RunPlan
 from mixtune.planning.summary import content_of, sizes_of
 from mixtune.records import Result
 from mixtune.report.gather import gather
-from mixtune.report.page import page_path, write_report
-from mixtune.report.text import as_json, as_markdown
+from mixtune.report.page import as_json, as_markdown, page_path, write_report
 from mixtune.results.compare import Comparison, compare_studies, compare_systems
 from mixtune.results.questions import question_estimates
 from mixtune.results.study_results import (

@@ -5,7 +5,7 @@ how a number was computed. A unit is a pixel at native size; most figures fit a 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -62,7 +62,15 @@ def _svg(size: tuple[float, float], name: str, parts: Iterable[Markup]) -> Marku
         '<svg class="fig" viewBox="0 0 {0} {1}" width="{0}" '
         'height="{1}" style="--w:{0}px" role="img" aria-label="{2}">'
     )
-    return head.format(w, h, plain(name)) + Markup("").join(parts) + Markup("</svg>")
+    return head.format(w, h, plain(name)) + _joined(parts) + Markup("</svg>")
+
+
+def _joined(parts: Iterable[Markup]) -> Markup:
+    return Markup("").join(parts)
+
+
+def _row(kind: str, parts: Iterable[Markup]) -> Markup:
+    return Markup('<g class="row {}">{}</g>').format(kind, _joined(parts))
 
 
 def _text(x: float, y: float, content: str, kind: str) -> Markup:
@@ -81,6 +89,43 @@ def _rect(x: float, y: float, w: float, h: float, kind: str) -> Markup:
     )
 
 
+def _dot(x: float, y: float, radius: float = 4, kind: str = "dot") -> Markup:
+    circle = '<circle class="{}" cx="{:g}" cy="{:g}" r="{:g}"/>'
+    return Markup(circle).format(kind, x, y, radius)
+
+
+def _curve(number_of: int, points: str, title: str) -> Markup:
+    line = Markup('<polyline class="k{}" points="{}"><title>{}</title></polyline>')
+    return line.format(number_of, points, title)
+
+
+def _interval(scale: Scale, low: float | None, high: float | None, y: float) -> list[Markup]:
+    """The bar of an interval; nothing without one."""
+    if low is None or high is None:
+        return []
+    return [_line(scale(low), y, scale(high), y, "bar")]
+
+
+def _axis_below(scale: Scale, top: float, bottom: float, about: int) -> list[Markup]:
+    parts = []
+    for value in scale.ticks(about):
+        parts.append(_line(scale(value), top, scale(value), bottom, "grid"))
+        parts.append(_text(scale(value), bottom + 13, tick(value), "l mid"))
+    return [*parts, _line(scale.start, bottom, scale.end, bottom, "axis")]
+
+
+def _axes_of_curves(
+    x: Scale, y: Scale, below: float, write: Callable[[float], str]
+) -> list[Markup]:
+    """Grid lines with their numbers left of them, whole numbers at the height `below`."""
+    parts = []
+    for value in y.ticks(4):
+        parts.append(_line(x.start, y(value), x.end, y(value), "grid"))
+        parts.append(_text(x.start - 5, y(value) + 3.5, write(value), "l end"))
+    whole = [value for value in x.ticks(4) if value == int(value)]
+    return parts + [_text(x(value), below, tick(value), "l mid") for value in whole]
+
+
 def _title(content: str) -> Markup:
     return Markup("<title>{}</title>").format(plain(content))
 
@@ -93,7 +138,7 @@ def _label(name: str, middle: float, room: float, at_most: int = 2) -> Markup:
     whole = plain(name, 300)
     if "".join(shown) != whole:
         lines = [Markup("<g>"), _title(whole), *lines, Markup("</g>")]
-    return Markup("").join(lines)
+    return _joined(lines)
 
 
 def _room(names: Iterable[str], least: float, most: float) -> float:
@@ -119,43 +164,39 @@ def heat_map(heat: Heat, titles: Mapping[str, str], metrics: Mapping[str, str], 
     heads = [wrap(titles[task], (COLUMN - 8) / BOLD, SMALL, 3) for task in heat.tasks]
     top = 22.0 + 12 * max(map(len, heads))
     across, down = margin + COLUMN * len(heat.tasks), top + ROW * len(heat.cocktails)
-    parts = [Markup("<defs>") + HATCH.format(key) + Markup("</defs>")]
+    parts = [Markup("<defs>{}</defs>").format(HATCH.format(key))]
     for c, task in enumerate(heat.tasks):
         middle = margin + COLUMN * (c + 0.5) - GAP / 2
         first = top - 10 - 12 * len(heads[c])
         lines = [_text(middle, first + 12 * i, line, "h mid") for i, line in enumerate(heads[c])]
-        named = fit(metrics[task], COLUMN, SMALL)
-        metric = _text(middle, top - 8, named, "l mid")
-        whole = _title(plain(titles[task], 300))
-        parts.append(Markup('<g data-c="{}">').format(c) + whole + Markup("").join(lines) + metric)
-        parts.append(Markup("</g>"))
+        metric = _text(middle, top - 8, fit(metrics[task], COLUMN, SMALL), "l mid")
+        head = _joined([_title(plain(titles[task], 300)), *lines, metric])
+        parts.append(Markup('<g data-c="{}">{}</g>').format(c, head))
     for r, cocktail in enumerate(heat.cocktails):
-        middle = top + ROW * r + (ROW - GAP) / 2
-        label = _label(cocktail, middle, margin - 8, 3)
+        y = top + ROW * r
+        label = _label(cocktail, y + (ROW - GAP) / 2, margin - 8, 3)
         parts.append(Markup('<g data-r="{}">{}</g>').format(r, label))
         for c, task in enumerate(heat.tasks):
-            x, y = margin + COLUMN * c, top + ROW * r
-            cell = heat.at.get((cocktail, task))
-            parts.append(_heat_cell(cell, heat, (x, y), (r, c), (titles[task], key)))
+            x = margin + COLUMN * c
+            w, h = COLUMN - GAP, ROW - GAP
+            if cell := heat.at.get((cocktail, task)):
+                group = Markup(
+                    '<g class="c {}" data-r="{}" data-c="{}" '
+                    'transform="translate({:g} {:g})">{}</g>'
+                )
+                inner = _heat_cell(cell, titles[task], key)
+                parts.append(group.format(shade(cell, heat.step), r, c, x, y, inner))
+            else:
+                parts.append(_rect(x, y, w, h, "none"))
+                parts.append(_text(x + w / 2, y + h / 2 + 4, "–", "l mid"))
     legend, height = _heat_legend(heat, down + 14, key)
     name = f"heat map, {heat.form} answers, main metrics"
     return _svg((max(across, 336.0), height), name, [*parts, *legend])
 
 
-def _heat_cell(
-    cell: Cell | None,
-    heat: Heat,
-    corner: tuple[float, float],
-    at: tuple[int, int],
-    context: tuple[str, str],
-) -> Markup:
-    x, y = corner
+def _heat_cell(cell: Cell, title: str, key: str) -> Markup:
     w, h = COLUMN - GAP, ROW - GAP
-    if cell is None:
-        return _rect(x, y, w, h, "none") + _text(x + w / 2, y + h / 2 + 4, "–", "l mid")
-    title, key = context
-    group = Markup('<g class="c {}" data-r="{}" data-c="{}" transform="translate({:g} {:g})">')
-    parts = [group.format(shade(cell, heat.step), *at, x, y), _title(cell_sentence(cell, title))]
+    parts = [_title(cell_sentence(cell, title))]
     parts.append(Markup('<rect width="{:g}" height="{:g}" rx="3"/>').format(w, h))
     if cell.floored:
         path = '<path d="M0 {:g}h{:g}v5h-{:g}z" style="fill:url(#{})"/>'
@@ -163,7 +204,7 @@ def _heat_cell(
     below = "no single" if cell.difference is None else signed(cell.difference)
     parts.append(_text(w / 2, 14, number(cell.value), "v mid"))
     parts.append(_text(w / 2, 27, "single" if cell.is_single else below, "g mid"))
-    return Markup("").join(parts) + Markup("</g>")
+    return _joined(parts)
 
 
 def shade(cell: Cell, step: float) -> str:
@@ -205,6 +246,8 @@ def _swatch(shade_of: str, x: float, y: float, wide: float) -> Markup:
 
 PLOT, LABELS, VALUES = 340.0, 132.0, 44.0
 STEP = 27.0
+SIDES = {"above": "up", "below": "down"}
+"""Class of a row whose difference excludes 0."""
 
 
 def forest_plot(forest: Forest) -> Markup:
@@ -218,7 +261,7 @@ def forest_plot(forest: Forest) -> Markup:
     head = wrap(forest.title, PLOT / BOLD, 13, 2)
     parts = [_text(0, 45 - 16 * (len(head) - i) - 3, line, "t") for i, line in enumerate(head)]
     parts.append(_text(0, 44, forest.metric, "l"))
-    parts += _axis_below(scale, (top, bottom), 4)
+    parts += _axis_below(scale, top, bottom, 4)
     for name, value in forest.references.items():
         parts.append(_line(scale(value), top, scale(value), bottom, f"ref {name.split()[-1]}"))
     for i, cell in enumerate(forest.cells):
@@ -229,29 +272,18 @@ def forest_plot(forest: Forest) -> Markup:
     )
 
 
-def _axis_below(scale: Scale, span: tuple[float, float], about: int) -> list[Markup]:
-    top, bottom = span
-    parts = []
-    for value in scale.ticks(about):
-        parts.append(_line(scale(value), top, scale(value), bottom, "grid"))
-        parts.append(_text(scale(value), bottom + 13, tick(value), "l mid"))
-    return [*parts, _line(scale.start, bottom, scale.end, bottom, "axis")]
-
-
 def _forest_row(cell: Cell, scale: Scale, y: float, title: str) -> Markup:
-    kind = "single" if cell.is_single else {"above": "up", "below": "down"}.get(cell.shown, "open")
-    parts = [_title(cell_sentence(cell, title)), _label(cell.cocktail, y, LABELS)]
-    if cell.value_low is not None and cell.value_high is not None:
-        parts.append(_line(scale(cell.value_low), y, scale(cell.value_high), y, "bar"))
     x = scale(cell.value)
     if cell.seeds and not cell.is_single:
-        parts.append(Markup('<circle class="dot" cx="{:g}" cy="{:g}" r="4"/>').format(x, y))
+        dot = _dot(x, y)
     else:
         corner, rest = ((0, -5), "l5 5l-5 5l-5 -5z") if cell.is_single else ((-4, -4), "h8v8h-8z")
         mark = Markup('<path class="dot" d="M{:g} {:g}{}"/>')
-        parts.append(mark.format(x + corner[0], y + corner[1], rest))
+        dot = mark.format(x + corner[0], y + corner[1], rest)
+    parts = [_title(cell_sentence(cell, title)), _label(cell.cocktail, y, LABELS)]
+    parts += [*_interval(scale, cell.value_low, cell.value_high, y), dot]
     parts.append(_text(PLOT, y + 4, number(cell.value), "v end"))
-    return Markup('<g class="row {}">').format(kind) + Markup("").join(parts) + Markup("</g>")
+    return _row("single" if cell.is_single else SIDES.get(cell.shown, "open"), parts)
 
 
 def _references(references: Mapping[str, float], y: float) -> tuple[list[Markup], float]:
@@ -269,15 +301,15 @@ def gap_bar(cell: Cell) -> Markup:
     values = [abs(v) for v in (cell.difference, cell.low, cell.high) if v is not None]
     reach = max([0.02, *values]) * 1.05
     scale = Scale(-reach, reach, 6, 214)
-    kind = {"above": "up", "below": "down"}.get(cell.shown, "open")
-    parts = [_line(scale(0), 2, scale(0), 20, "axis"), _line(6, 11, 214, 11, "grid")]
-    parts.append(Markup('<g class="row {}">').format(kind))
-    if cell.low is not None and cell.high is not None:
-        parts.append(_line(scale(cell.low), 11, scale(cell.high), 11, "bar"))
-    dot = Markup('<circle class="dot" cx="{:g}" cy="11" r="4.5"/></g>')
-    parts.append(dot.format(scale(cell.difference or 0.0)))
-    parts += [_text(scale(0), 31, "0", "l mid"), _text(6, 31, signed(-reach), "l")]
-    parts.append(_text(214, 31, signed(reach), "l end"))
+    dot = _dot(scale(cell.difference or 0.0), 11, 4.5)
+    parts = [
+        _line(scale(0), 2, scale(0), 20, "axis"),
+        _line(6, 11, 214, 11, "grid"),
+        _row(SIDES.get(cell.shown, "open"), [*_interval(scale, cell.low, cell.high, 11), dot]),
+        _text(scale(0), 31, "0", "l mid"),
+        _text(6, 31, signed(-reach), "l"),
+        _text(214, 31, signed(reach), "l end"),
+    ]
     description = f"difference {signed(cell.difference)} {ends(cell.low, cell.high, True)}"
     return _svg((220, 34), description, parts)
 
@@ -294,15 +326,10 @@ def curve_chart(chart: Chart) -> Markup:
     shown = wrap(chart.cocktail, w / BOLD, SMALL, 2)
     parts = [_title(plain(chart.cocktail, 300))]
     parts += [_text(0, 11 + 12.5 * i, line, "h") for i, line in enumerate(shown)]
-    for value in y.ticks(4):
-        parts.append(_line(x.start, y(value), x.end, y(value), "grid"))
-        parts.append(_text(x.start - 5, y(value) + 3.5, tick(value), "l end"))
-    whole = [v for v in x.ticks(4) if v == int(v)]
-    parts += [_text(x(v), h - 6, tick(v), "l mid") for v in whole]
+    parts += _axes_of_curves(x, y, h - 6, tick)
     for i, (seed, points) in enumerate(chart.runs):
         path = " ".join(f"{x(step):g},{y(loss):g}" for step, loss in points)
-        line = Markup('<polyline class="k{}" points="{}"><title>seed {}</title></polyline>')
-        parts.append(line.format(i % 5, path, "–" if seed is None else seed))
+        parts.append(_curve(i % 5, path, f"seed {'–' if seed is None else seed}"))
     return _svg(CURVE, f"training loss of {chart.cocktail}", parts)
 
 
@@ -314,49 +341,48 @@ WIDE = 400.0
 def length_plot(rows: Sequence[LengthRow]) -> Markup:
     """Tokens per row: the whole span thin, p5 to p95 thick, the median marked; supervised below."""
     margin = _room((row.ingredient for row in rows), 60, 130)
-    right = WIDE - 88
-    scale = Scale(0, max(1, *(row.tokens_max for row in rows)), margin + 10, right)
+    scale = Scale(0, max(1, *(row.tokens_max for row in rows)), margin + 10, WIDE - 88)
     top, step = 18.0, 34.0
     bottom = top + step * len(rows)
-    parts = _axis_below(scale, (top, bottom), 4)
+    parts = _axis_below(scale, top, bottom, 4)
     parts += [_text(WIDE, 10, "supervised", "l end"), _text(WIDE - 62, 10, "median", "l end")]
     for i, row in enumerate(rows):
         y = top + step * i + step / 2
-        parts.append(_label(row.ingredient, y, margin))
-        parts.append(_box(scale, y - 4, _lengths(row, "tokens"), "all"))
-        parts.append(_box(scale, y + 7, _lengths(row, "supervised"), "sup"))
-        parts.append(_text(WIDE - 62, y + 4, str(row.tokens_median), "v end"))
         share = row.supervised / max(1, row.tokens)
-        parts.append(_text(WIDE, y + 4, f"{100 * share:.1f} %", "v end"))
+        parts += [
+            _label(row.ingredient, y, margin),
+            _box(scale, y - 4, row, "tokens"),
+            _box(scale, y + 7, row, "supervised"),
+            _text(WIDE - 62, y + 4, str(row.tokens_median), "v end"),
+            _text(WIDE, y + 4, f"{100 * share:.1f} %", "v end"),
+        ]
     y = bottom + 32
     parts += [
         _rect(margin + 10, y - 8, 18, 7, "box all"),
         _text(margin + 34, y, "all tokens", "l"),
-    ]
-    parts += [
         _rect(margin + 110, y - 7, 18, 5, "box sup"),
         _text(margin + 134, y, "supervised", "l"),
     ]
     return _svg((WIDE, y + 8), "tokens per row of each ingredient", parts)
 
 
-def _lengths(row: LengthRow, kind: str) -> list[int]:
-    return [getattr(row, f"{kind}_{end}") for end in ("min", "p5", "median", "p95", "max")]
-
-
-def _box(scale: Scale, y: float, at: Sequence[int], kind: str) -> Markup:
-    least, p5, median, p95, most = (scale(v) for v in at)
-    half = 5.0 if kind == "all" else 2.5
-    tooltip = _title("{}: {}, p5 {}, median {}, p95 {}, {}".format(kind, *at))
-    parts = [_line(least, y, most, y, "whisker")]
-    parts.append(_rect(p5, y - half, max(1.5, p95 - p5), 2 * half, f"box {kind}"))
-    parts.append(_line(median, y - half, median, y + half, "median"))
-    return Markup("<g>") + tooltip + Markup("").join(parts) + Markup("</g>")
+def _box(scale: Scale, y: float, row: LengthRow, counted: str) -> Markup:
+    kind, half = ("all", 5.0) if counted == "tokens" else ("sup", 2.5)
+    at = [getattr(row, f"{counted}_{end}") for end in ("min", "p5", "median", "p95", "max")]
+    least, p5, median, p95, most = map(scale, at)
+    parts = [
+        _title("{}: {}, p5 {}, median {}, p95 {}, {}".format(kind, *at)),
+        _line(least, y, most, y, "whisker"),
+        _rect(p5, y - half, max(1.5, p95 - p5), 2 * half, f"box {kind}"),
+        _line(median, y - half, median, y + half, "median"),
+    ]
+    return Markup("<g>{}</g>").format(_joined(parts))
 
 
 # ---- claims and tuning curves -------------------------------------------------------------------
 
-CLAIM_KINDS = {"confirmed": "up", "tie": "single"}
+VERDICTS = {"confirmed": "up", "tie": "single"}
+"""Class of a claim's row; any other is open."""
 
 
 def claims_plot(claims: Sequence[Claim], titles: Mapping[str, str]) -> Markup:
@@ -367,27 +393,17 @@ def claims_plot(claims: Sequence[Claim], titles: Mapping[str, str]) -> Markup:
     wide = PLOT + 60
     scale = Scale(-reach, reach, LABELS + 8, wide - 92)
     top, bottom = 8.0, 8.0 + STEP * len(claims)
-    shade = _rect(scale(-margin), top, scale(margin) - scale(-margin), bottom - top, "band")
-    parts = [shade, *_axis_below(scale, (top, bottom), 5)]
+    band = _rect(scale(-margin), top, scale(margin) - scale(-margin), bottom - top, "band")
+    parts = [band, *_axis_below(scale, top, bottom, 5)]
     parts.append(_line(scale(0), top, scale(0), bottom, "axis"))
     for i, claim in enumerate(claims):
-        parts.append(_claim_row(claim, scale, (top + STEP * (i + 0.5), wide), titles))
+        y = top + STEP * (i + 0.5)
+        row = [_title(claim.sentence), _label(titles.get(claim.target, claim.target), y, LABELS)]
+        row += _interval(scale, claim.low, claim.high, y)
+        row += [_dot(scale(claim.value), y)] if claim.seeds else []
+        row.append(_text(wide, y + 4, claim.verdict, "v end"))
+        parts.append(_row(VERDICTS.get(claim.verdict, "open"), row))
     return _svg((wide, bottom + 22), "claims: differences to the single task with intervals", parts)
-
-
-def _claim_row(
-    claim: Claim, scale: Scale, at: tuple[float, float], titles: Mapping[str, str]
-) -> Markup:
-    y, wide = at
-    parts = [_title(claim.sentence), _label(titles.get(claim.target, claim.target), y, LABELS)]
-    if claim.low is not None and claim.high is not None:
-        parts.append(_line(scale(claim.low), y, scale(claim.high), y, "bar"))
-    if claim.seeds:
-        dot = Markup('<circle class="dot" cx="{:g}" cy="{:g}" r="4"/>')
-        parts.append(dot.format(scale(claim.value), y))
-    parts.append(_text(wide, y + 4, claim.verdict, "v end"))
-    group = Markup('<g class="row {}">').format(CLAIM_KINDS.get(claim.verdict, "open"))
-    return group + Markup("").join(parts) + Markup("</g>")
 
 
 def tuning_chart(title: str, arms: Mapping[str, Sequence[Estimate]]) -> Markup:
@@ -399,19 +415,12 @@ def tuning_chart(title: str, arms: Mapping[str, Sequence[Estimate]]) -> Markup:
     most = max(len(rows) for rows in arms.values())
     x, y = Scale(1, max(2, most), 44, w - 12), Scale(low - pad, high + pad, h - 34, 30)
     parts = [_title(title), _text(0, 13, fit(title, w / BOLD, SMALL), "h")]
-    for value in y.ticks(4):
-        parts.append(_line(x.start, y(value), x.end, y(value), "grid"))
-        parts.append(_text(x.start - 5, y(value) + 3.5, f"{value:.3f}".rstrip("0"), "l end"))
-    for value in x.ticks(4):
-        if value == int(value):
-            parts.append(_text(x(value), h - 20, f"{value:g}", "l mid"))
+    parts += _axes_of_curves(x, y, h - 20, lambda value: f"{value:.3f}".rstrip("0"))
     for place, (name, rows) in enumerate(arms.items()):
         points = " ".join(f"{x(k)},{y(row.value)}" for k, row in enumerate(rows, 1))
-        line = Markup('<polyline class="k{}" points="{}"><title>{}</title></polyline>')
-        parts.append(line.format(place, points, name))
+        parts.append(_curve(place, points, name))
         if len(rows) == 1:
-            dot = Markup('<circle class="k{}" cx="{:g}" cy="{:g}" r="3"/>')
-            parts.append(dot.format(place, x(1), y(rows[0].value)))
+            parts.append(_dot(x(1), y(rows[0].value), 3, f"k{place}"))
     parts.append(_text((x.start + x.end) / 2, h - 5, "runs", "l mid"))
     description = "; ".join(
         f"{name}: {signed(rows[-1].value)} with {len(rows)} runs {ends(None, None)}".strip()

@@ -4,8 +4,9 @@ Knows: which number stands where. Does not know: HTML, colours, how a number was
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from mixtune.analysis.effects import TO_BASE, TO_SINGLE
 from mixtune.analysis.measures import BASE, MAJORITY
@@ -76,6 +77,19 @@ def _side(low: float | None, high: float | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """The page's first sentence for one task: the best cell and the next.
+
+    On a page that reads on test what was chosen on validation it is the cell of what was chosen,
+    None where that has no scores, and nobody comes second: a runner-up would be picked on test.
+    """
+
+    task: str
+    cell: Cell | None
+    runner_up: Cell | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Floor:
     """Reference levels of a task, and the runs that do not rise above them.
 
@@ -126,69 +140,51 @@ class Count:
     mix: MixRow
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The page's first sentence for one task: the best cell and the next.
+class CellKey(NamedTuple):
+    """A cocktail's place among the numbers of a split."""
 
-    On a page that reads on test what was chosen on validation it is the cell of what was chosen,
-    None where that has no scores, and nobody comes second: a runner-up would be picked on test.
-    """
-
+    form: str
     task: str
-    cell: Cell | None
-    runner_up: Cell | None = None
-
-
-def main_metrics(page: ReportInput) -> dict[str, str]:
-    """Task → the metric that its results name first."""
-    return {row.task: row.metric for row in reversed(page.results)}
+    metric: str
+    cocktail: str
 
 
 def cells(page: ReportInput) -> list[Cell]:
     """Every cocktail × task × form × metric of the page's split; not the lenient readings."""
-    singles, bases = _against(page, TO_SINGLE), _against(page, TO_BASE)
-    references = {(d.form, d.target, d.metric): d.reference for d in singles.values()}
-    runs = _by_cell(page)
+    singles, bases = against(page, TO_SINGLE), against(page, TO_BASE)
+    references = {key[:3]: row.reference for key, row in singles.items()}
+    runs: defaultdict[CellKey, list[Result]] = defaultdict(list)
+    for row in page.split_results:
+        runs[CellKey(row.form, row.task, row.metric, row.cocktail)].append(row)
     rows = []
     for mean in page.means:
         if mean.split != page.split or mean.form == LENIENT or mean.target not in page.tasks:
             continue
-        key = (mean.form, mean.target, mean.metric)
-        cell = _cell(mean, mean.target, mean.subject, runs.get((*key, mean.subject), []))
-        cell = replace(cell, reference=references.get(key, ""), seeds=mean.seeds)
-        if single := singles.get((*key, mean.subject)):
+        key = CellKey(mean.form, mean.target, mean.metric, mean.subject)
+        cell = _cell(mean, key, runs[key])
+        cell = replace(cell, reference=references.get(key[:3], ""), seeds=mean.seeds)
+        if single := singles.get(key):
             cell = replace(cell, difference=single.value, low=single.low, high=single.high)
             cell = replace(cell, difference_seeds=single.seeds, method=single.method)
-        if base := bases.get((*key, mean.subject)):
+        if base := bases.get(key):
             cell = replace(cell, to_base=base.value, base_low=base.low, base_high=base.high)
         rows.append(cell)
     return rows
 
 
-def _against(page: ReportInput, quantity: str) -> dict[tuple[str, str, str, str], Estimate]:
-    """(form, task, metric, cocktail) → its difference, on the page's split."""
+def against(page: ReportInput, quantity: str) -> dict[CellKey, Estimate]:
+    """Each cell's difference of a quantity, on the page's split."""
     return {
-        (d.form, d.target, d.metric, d.subject): d
-        for d in page.differences
-        if d.quantity == quantity and d.split == page.split
+        CellKey(row.form, row.target, row.metric, row.subject): row
+        for row in page.differences
+        if (row.quantity, row.split) == (quantity, page.split)
     }
 
 
-def _by_cell(page: ReportInput) -> dict[tuple[str, str, str, str], list[Result]]:
-    by_cell: defaultdict[tuple[str, str, str, str], list[Result]] = defaultdict(list)
-    for row in page.results:
-        if row.split == page.split:
-            by_cell[row.form, row.task, row.metric, row.cocktail].append(row)
-    return by_cell
-
-
-def _cell(row: Estimate | Result, task: str, cocktail: str, runs: Sequence[Result]) -> Cell:
+def _cell(row: Estimate | Result, key: CellKey, runs: Sequence[Result]) -> Cell:
     """A cell that is compared with nothing but the floor."""
     return Cell(
-        form=row.form,
-        task=task,
-        metric=row.metric,
-        cocktail=cocktail,
+        **key._asdict(),
         value=row.value,
         value_low=row.low,
         value_high=row.high,
@@ -202,16 +198,38 @@ def _cell(row: Estimate | Result, task: str, cocktail: str, runs: Sequence[Resul
 
 def brought(page: ReportInput) -> list[Cell]:
     """Systems that were brought in from elsewhere, each task in its main metric."""
-    main = main_metrics(page)
     return [
-        _cell(row, row.task, row.cocktail, [row])
-        for row in page.results
-        if row.split == page.split
-        and row.form != LENIENT
-        and (row.seed, row.metric) == (None, main[row.task])
-        and row.cocktail not in (MAJORITY, BASE)
-        and row.task in page.tasks
+        _cell(row, CellKey(row.form, row.task, row.metric, row.cocktail), [row])
+        for row in page.main_results
+        if row.seed is None and row.form != LENIENT and row.cocktail not in (MAJORITY, BASE)
     ]
+
+
+def answers(page: ReportInput) -> list[Answer]:
+    """The best cocktail of each task in its main form and metric, or the one chosen before.
+
+    Ties go to the first by name. A task without a trained cell has no row, except on a page that
+    reads on test what was chosen on validation: there every task has one.
+    """
+    own: dict[str, list[Cell]] = {task: [] for task in page.tasks}
+    for cell in cells(page):
+        if page.is_main(cell.task, cell.form, cell.metric):
+            own[cell.task].append(cell)
+    if page.confirms:
+        return [
+            Answer(task, next((c for c in own[task] if c.cocktail == page.chosen.get(task)), None))
+            for task in page.tasks
+        ]
+    return [Answer(task, *best_first(own[task])[:2]) for task in page.tasks if own[task]]
+
+
+def best_first(own: Iterable[Cell]) -> list[Cell]:
+    """Cells of one task and metric, ties by name."""
+
+    def rank(cell: Cell) -> tuple[float, str]:
+        return -cell.value if METRICS[cell.metric].higher_is_better else cell.value, cell.cocktail
+
+    return sorted(own, key=rank)
 
 
 def against_floor(low: float | None, high: float | None, floor: float | None) -> str:
@@ -226,11 +244,9 @@ def against_floor(low: float | None, high: float | None, floor: float | None) ->
 
 def floors(page: ReportInput) -> list[Floor]:
     """One row per task × form, on the main metric."""
-    main = main_metrics(page)
     by_task: defaultdict[tuple[str, str], list[Result]] = defaultdict(list)
-    for row in page.results:
-        is_shown = row.split == page.split and row.form != LENIENT and row.task in page.tasks
-        if is_shown and row.metric == main[row.task]:
+    for row in page.main_results:
+        if row.form != LENIENT:
             by_task[row.form, row.task].append(row)
     return [_floor(form, task, rows) for (form, task), rows in by_task.items()]
 
@@ -284,27 +300,3 @@ def counts(page: ReportInput) -> list[Count]:
     """Data counts, in the order given; a row of no known run keeps its name and has no seed."""
     runs = {run.id: (run.cocktail, run.seed) for run in page.runs}
     return [Count(name, *runs.get(name, (name, None)), mix) for name, mix in page.mixes]
-
-
-def answers(page: ReportInput) -> list[Answer]:
-    """The best cocktail of each task in its main form and metric, or the one chosen before.
-
-    Ties go to the first by name. A task without a trained cell has no row, except on a page that
-    reads on test what was chosen on validation: there every task has one.
-    """
-    main = main_metrics(page)
-    own: dict[str, list[Cell]] = {task: [] for task in page.tasks}
-    for cell in cells(page):
-        if (cell.form, cell.metric) == (page.main_forms[cell.task], main.get(cell.task)):
-            own[cell.task].append(cell)
-    if page.confirms:
-        return [
-            Answer(task, next((c for c in own[task] if c.cocktail == page.chosen.get(task)), None))
-            for task in page.tasks
-        ]
-    return [_best(task, own[task]) for task in page.tasks if own[task]]
-
-
-def _best(task: str, own: Sequence[Cell]) -> Answer:
-    sign = -1 if METRICS[own[0].metric].higher_is_better else 1
-    return Answer(task, *sorted(own, key=lambda c: (sign * c.value, c.cocktail))[:2])

@@ -7,6 +7,7 @@ drawn.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 
 import pyarrow.compute as pc
 
@@ -38,7 +39,7 @@ from mixtune.results.study_results import (
     run_rows,
     training_curves,
 )
-from mixtune.store.folder import Store
+from mixtune.store.folder import PlanRow
 from mixtune.study.spec import Study
 
 MOST = 20
@@ -108,6 +109,26 @@ class ReportInput:
         """True for a page that reads on test what was chosen on validation."""
         return self.split == "test" and bool(self.chosen)
 
+    @cached_property
+    def main_metrics(self) -> dict[str, str]:
+        """Task → the metric that its results name first."""
+        return {row.task: row.metric for row in reversed(self.results)}
+
+    def is_main(self, task: str, form: str, metric: str) -> bool:
+        """True for the form and metric that a task is compared and chosen in."""
+        return (form, metric) == (self.main_forms.get(task), self.main_metrics.get(task))
+
+    @cached_property
+    def split_results(self) -> list[Result]:
+        """`results` on the page's split."""
+        return [row for row in self.results if row.split == self.split]
+
+    @cached_property
+    def main_results(self) -> list[Result]:
+        """Those in the main metric of a task of the page, in every form."""
+        main = self.main_metrics
+        return [r for r in self.split_results if r.task in self.tasks and r.metric == main[r.task]]
+
 
 def gather(facts: StudyFacts, split: str, with_text: bool = False) -> ReportInput:
     """Everything the page of a split shows, computed; `with_text`: items of the datasets too.
@@ -115,11 +136,23 @@ def gather(facts: StudyFacts, split: str, with_text: bool = False) -> ReportInpu
     Raises:
         DataError: text is asked for, and the datasets no longer hold what was answered.
     """
+    settings = facts.study.claims
     validation = measure_split(facts, "validation")
     shown = validation if split == "validation" else measure_split(facts, split)
     best = best_cocktails(facts, validation)
     evidence = gather_evidence(facts, shown, best)
     store, tasks = facts.store, facts.tasks
+    flagged = store.read_value("flagged.json")
+    if facts.selection is None:
+        claims = exploratory_claims(facts, settings, validation)
+    else:
+        claims = selected_claims(facts.selection, measure_split(facts, "test", claimed=True))
+    rows: list[Disagreement] = []
+    if with_text:
+        choices = [] if best else study_choices(facts, settings, validation)
+        for task, name in (best or {c.target: c.cocktail for c in choices}).items():
+            for reference in (task, BASE):
+                rows += disagreements(facts, shown, task, (name, reference))
     return ReportInput(
         study=facts.study,
         resolved_yaml=store.read_text("study.yaml"),
@@ -141,47 +174,14 @@ def gather(facts: StudyFacts, split: str, with_text: bool = False) -> ReportInpu
         data=[DataRow(**row) for row in store.read_value("data.json")],
         lengths=[LengthRow(**row) for row in store.read_value("lengths.json")],
         published=published(tasks),
-        claims=_claims(facts, validation),
+        claims=claims,
         questions=[*questions(evidence), agreeing([evidence])],
-        estimates=[*shown.estimates(facts.study.claims.margin), *evidence.estimates.rows],
-        clean=_clean(store, shown),
+        estimates=[*shown.estimates(settings.margin), *evidence.estimates.rows],
+        clean=shown.without_items(flagged) if any(flagged.values()) else [],
         retention=evidence.retention,
         judged=[row for row in read_judged(facts) if row.split == split],
-        disagreements=_disagreements(facts, shown, best or _choices(facts, validation))
-        if with_text
-        else (),
+        disagreements=rows,
     )
-
-
-def _claims(facts: StudyFacts, validation: SplitResults) -> list[Claim]:
-    """Claims of the study as its folder holds it."""
-    if facts.selection is None:
-        return exploratory_claims(facts, facts.study.claims, validation)
-    return selected_claims(facts.selection, measure_split(facts, "test", claimed=True))
-
-
-def _clean(store: Store, shown: SplitResults) -> list[Result]:
-    """Values on items whose text no training row has in part; none where no item has."""
-    flagged = store.read_value("flagged.json")
-    return shown.without_items(flagged) if any(flagged.values()) else []
-
-
-def _disagreements(
-    facts: StudyFacts, shown: SplitResults, best: Mapping[str, str]
-) -> list[Disagreement]:
-    """Items that the best cocktail of a task and its single, or the base, answered unlike."""
-    return [
-        row
-        for task, name in best.items()
-        for reference in (task, BASE)
-        for row in disagreements(facts, shown, task, (name, reference))
-    ]
-
-
-def _choices(facts: StudyFacts, validation: SplitResults) -> dict[str, str]:
-    """Target → the cocktail that a claim would choose."""
-    choices = study_choices(facts, facts.study.claims, validation)
-    return {choice.target: choice.cocktail for choice in choices}
 
 
 def disagreements(
@@ -196,32 +196,29 @@ def disagreements(
         DataError: the dataset no longer holds what was answered.
     """
     form = facts.main_metrics[task].form
-    where = (task, shown.split, form)
-    rows = [row for row in facts.finished() if (row.task, row.split, row.form) == where]
-    sides = [{row.seed: row for row in rows if row.cocktail == name} for name in pair]
-    if pair[0] == pair[1] or not all(sides):
+    key = (task, shown.split, form)
+    rows = [row for row in facts.finished() if (row.task, row.split, row.form) == key]
+    first, second = ({row.seed: row for row in rows if row.cocktail == name} for name in pair)
+    fixed = None in second
+    seeds = [seed for seed in first if fixed or seed in second]
+    if pair[0] == pair[1] or not second or not seeds:
         return []
-    fixed = None in sides[1]
-    seeds = [seed for seed in sides[0] if fixed or seed in sides[1]]
-    if not seeds:
-        return []
-    answers = sides[0][seeds[0]], sides[1][None if fixed else seeds[0]]
-    scores = [_by_item(shown, task, form, row.system) for row in answers]
+    answers = first[seeds[0]], second[None if fixed else seeds[0]]
+    ones, others = (_by_item(shown, row) for row in answers)
     texts = {example.id: example.compared_text for example in read_answers(facts, answers[0])[1]}
-    shown_items: list[Disagreement] = []
-    for item, first in scores[0].items():
-        second = scores[1][item]
-        if bool(first.value) == bool(second.value) or len(shown_items) == MOST:
-            continue
-        good, bad = (first, second) if first.value else (second, first)
-        names = pair if first.value else (pair[1], pair[0])
-        parsed = (good.parsed or "–", bad.parsed or "–")
-        shown_items.append(Disagreement(task, *names, item, texts[item], good.gold, *parsed))
-    return shown_items
+    unlike: list[Disagreement] = []
+    for item, one in ones.items():
+        other = others[item]
+        if bool(one.value) != bool(other.value):
+            right, wrong = (one, other) if one.value else (other, one)
+            names = pair if one.value else pair[::-1]
+            parsed = (right.parsed or "–", wrong.parsed or "–")
+            unlike.append(Disagreement(task, *names, item, texts[item], right.gold, *parsed))
+    return unlike[:MOST]
 
 
-def _by_item(shown: SplitResults, task: str, form: str, system: str) -> dict[str, Score]:
+def _by_item(shown: SplitResults, row: PlanRow) -> dict[str, Score]:
     table = shown.scores
-    for column, value in (("task", task), ("form", form), ("system", system)):
-        table = table.filter(pc.equal(table[column], value))
+    for column in ("task", "form", "system"):
+        table = table.filter(pc.equal(table[column], getattr(row, column)))
     return {score.example: score for score in (Score(**raw) for raw in table.to_pylist())}

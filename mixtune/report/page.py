@@ -1,30 +1,38 @@
-"""One HTML page from a study's estimates: no network, complete without its script.
+"""A study's estimates as one HTML page, as Markdown and as JSON; figures and tables as files.
 
-Its figures and tables lie beside it as SVG and CSV files, which it links to.
+The page needs no network and is complete without its script. Figures and tables lie beside it as
+SVG and CSV files, which it links to.
 
-Knows: the template, how many rows a page shows, the figures' stylesheet. Does not know: how
-estimates were made, how a figure is drawn.
+Knows: the templates, how many rows a page shows, the figures' stylesheet, which rows go into which
+file. Does not know: how estimates were made, how a figure is drawn.
 """
 
+import csv
+import io
+import json
 import re
 from base64 import b64encode
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from hashlib import sha256
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
+from pydantic import BaseModel
 
+from mixtune.analysis.effects import TO_SINGLE
 from mixtune.analysis.intervals import FEW_VARY, MIN_CLUSTERS
-from mixtune.records import LENIENT, Result
+from mixtune.records import LENIENT, Claim, Estimate, Judged, LengthRow, MixRow, Result, RunRow
 from mixtune.report import draw, figures, plots, wording
-from mixtune.report.figures import Answer, Cell
+from mixtune.report.figures import Answer, Cell, CurvePoint, Floor
 from mixtune.report.gather import ReportInput, gather
-from mixtune.report.text import csv_files
+from mixtune.report.plots import Clean, Portion
 from mixtune.results.questions import unanswered
 from mixtune.results.study_results import StudyFacts
 from mixtune.store.folder import Store
@@ -73,63 +81,63 @@ def drawings(page: ReportInput, shown: Sequence[Cell]) -> dict[str, list[Drawing
     """Every figure of the cells that are shown, by the part of the page that it is in."""
     cocktails = {cell.cocktail for cell in shown}
     points = [point for point in figures.curves(page) if point.cocktail in cocktails]
-    return {
-        "heat": _heat_maps(page, shown),
-        "forest": [
-            Drawing(_name("task", i, forest.task), draw.forest_plot(forest), "matrix")
-            for i, forest in enumerate(plots.forests(page, shown), 1)
+    drawn: dict[str, list[Drawing]] = {
+        "heat": [
+            Drawing(
+                f"matrix-{wording.slug(heat.form)}",
+                draw.heat_map(heat, page.tasks, page.main_metrics, f"h{number}"),
+                "matrix",
+                f"{heat.form} answers",
+            )
+            for number, heat in enumerate(plots.heats(page, shown))
         ],
-        "curves": [
-            Drawing(_name("curve", i, chart.cocktail), draw.curve_chart(chart), "curves")
-            for i, chart in enumerate(plots.charts(points, MAX_POINTS), 1)
-        ],
-        "claims": [Drawing("claims", draw.claims_plot(page.claims, page.tasks), "claims")]
-        if page.claims
-        else [],
-        "tuning": [
-            Drawing(_name("tuning", i, t), draw.tuning_chart(page.tasks[t], arms), "estimates")
-            for i, (t, arms) in enumerate(plots.curves(page).items(), 1)
-        ],
-        "lengths": [Drawing("lengths", draw.length_plot(page.lengths), "lengths")]
-        if page.lengths
-        else [],
+        "forest": _numbered(
+            "task", "matrix", ((f.task, draw.forest_plot(f)) for f in plots.forests(page, shown))
+        ),
+        "curves": _numbered(
+            "curve",
+            "curves",
+            ((c.cocktail, draw.curve_chart(c)) for c in plots.charts(points, MAX_POINTS)),
+        ),
+        "tuning": _numbered(
+            "tuning",
+            "estimates",
+            (
+                (task, draw.tuning_chart(page.tasks[task], arms))
+                for task, arms in plots.tuning_curves(page).items()
+            ),
+        ),
+        "claims": [],
+        "lengths": [],
     }
+    if page.claims:
+        drawn["claims"] = [Drawing("claims", draw.claims_plot(page.claims, page.tasks), "claims")]
+    if page.lengths:
+        drawn["lengths"] = [Drawing("lengths", draw.length_plot(page.lengths), "lengths")]
+    return drawn
 
 
-def _name(kind: str, number: int, text: str) -> str:
-    return f"{kind}-{number}-{wording.slug(text)}"
-
-
-def _shown(cells: Sequence[Cell], answers: Sequence[Answer]) -> list[Cell]:
-    """The cells on the page: those of the first cocktails, and of the best of each task."""
-    shown = set(list(dict.fromkeys(cell.cocktail for cell in cells))[:MAX_COCKTAILS])
-    shown |= {answer.cell.cocktail for answer in answers if answer.cell}
-    return [cell for cell in cells if cell.cocktail in shown]
-
-
-def _heat_maps(page: ReportInput, shown: Sequence[Cell]) -> list[Drawing]:
-    main = figures.main_metrics(page)
+def _numbered(kind: str, table: str, named: Iterable[tuple[str, Markup]]) -> list[Drawing]:
+    """One figure per task or cocktail."""
     return [
-        Drawing(
-            f"matrix-{wording.slug(heat.form)}",
-            draw.heat_map(heat, page.tasks, main, f"h{number}"),
-            "matrix",
-            f"{heat.form} answers",
-        )
-        for number, heat in enumerate(plots.heats(page, shown))
+        Drawing(f"{kind}-{number}-{wording.slug(name)}", svg, table)
+        for number, (name, svg) in enumerate(named, 1)
     ]
+
+
+# ---- HTML ---------------------------------------------------------------------------------------
 
 
 def render(page: ReportInput) -> str:
     """The page as HTML text; every name, note and error on it is escaped."""
     cells, answers = figures.cells(page), figures.answers(page)
-    shown, main = _shown(cells, answers), figures.main_metrics(page)
+    shown = _shown(cells, answers)
     counts, clean, unread = figures.counts(page), plots.clean(page), _unread(page)
-    others = [cell for cell in shown if cell.metric != main[cell.task]]
+    others = [cell for cell in shown if cell.metric != page.main_metrics[cell.task]]
     failures = [run for run in page.runs if run.state == "failed" or run.error]
     matched = [row for row in page.data if row.matched]
     tables = (page.runs, page.judged, matched, counts, clean, unread, others)
-    return _template().render(
+    return _template("page.html.j2").render(
         page=page,
         answers=answers,
         bars={a.task: draw.gap_bar(a.cell) for a in answers if a.cell},
@@ -147,7 +155,7 @@ def render(page: ReportInput) -> str:
         listed_f1=any(METRICS[row.metric].counts == "items" for row in page.results),
         matrices=plots.heats(page, shown),
         others=others[:MAX_ROWS],
-        main=main,
+        main=page.main_metrics,
         unread=unread[:MAX_ROWS],
         lenient=any(row.form == LENIENT for row in page.results),
         figures=drawings(page, shown),
@@ -169,6 +177,13 @@ def render(page: ReportInput) -> str:
     )
 
 
+def _shown(cells: Sequence[Cell], answers: Sequence[Answer]) -> list[Cell]:
+    """The cells on the page: those of the first cocktails, and of the best of each task."""
+    shown = set(list(dict.fromkeys(cell.cocktail for cell in cells))[:MAX_COCKTAILS])
+    shown |= {answer.cell.cocktail for answer in answers if answer.cell}
+    return [cell for cell in cells if cell.cocktail in shown]
+
+
 def _exploratory(page: ReportInput) -> str:
     """Why the first sentences are no confirmed claim."""
     if page.confirms:
@@ -187,44 +202,121 @@ def _unread(page: ReportInput) -> list[tuple[str, str, dict[str, tuple[float, fl
 
     The lenient reading is there wherever a strict one failed.
     """
-    main = figures.main_metrics(page)
     runs: dict[tuple[str, str], dict[str, list[Result]]] = {}
-    for row in page.results:
-        if row.split == page.split and row.metric == main[row.task]:
-            runs.setdefault((row.form, row.cocktail), {}).setdefault(row.task, []).append(row)
-    means = {
-        key: {
-            task: (fmean(r.unparsed for r in own), fmean(r.value for r in own))
-            for task, own in by_task.items()
-        }
-        for key, by_task in runs.items()
-    }
-    failed = {key for key, own in means.items() if any(unread for unread, _ in own.values())}
+    for row in page.main_results:
+        runs.setdefault((row.form, row.cocktail), {}).setdefault(row.task, []).append(row)
+    failed = {(row.form, row.cocktail) for row in page.main_results if row.unparsed}
     failed |= {(LENIENT, cocktail) for _, cocktail in failed}
-    return [(*key, by_task) for key, by_task in means.items() if key in failed]
+    return [
+        (
+            *key,
+            {
+                t: (fmean(r.unparsed for r in own), fmean(r.value for r in own))
+                for t, own in by_task.items()
+            },
+        )
+        for key, by_task in runs.items()
+        if key in failed
+    ]
 
 
-@lru_cache(maxsize=1)
-def _template() -> Template:
+# ---- Markdown, JSON, CSV ------------------------------------------------------------------------
+
+
+def as_markdown(page: ReportInput) -> str:
+    """Headings, sentences and tables: answers, claims, differences, floors, runs that failed."""
+    main = [c for c in figures.cells(page) if page.is_main(c.task, c.form, c.metric)]
+    ranked = sorted(main, key=lambda cell: -cell.value)
+    p_values = {
+        (task, cocktail): row.p
+        for (form, task, metric, cocktail), row in figures.against(page, TO_SINGLE).items()
+        if page.is_main(task, form, metric)
+    }
+    judged = {
+        description: [plots.verdicts(row, wording.ends(row.low, row.high)) for row in rows]
+        for description, rows in plots.judged(page.judged).items()
+    }
+    text = _template("page.md.j2").render(
+        page=page,
+        summary=wording.summary(figures.answers(page), page.confirms),
+        cells={task: [cell for cell in ranked if cell.task == task] for task in page.tasks},
+        p_values=p_values,
+        chance=plots.chance(page),
+        judged=judged,
+        judged_columns=plots.JUDGED,
+        floors=figures.floors(page),
+    )
+    return text.rstrip()
+
+
+def as_json(page: ReportInput) -> str:
+    """Every part of the page by its name, rows as objects, as JSON text."""
+    parts = {f.name: getattr(page, f.name) for f in fields(page)}
+    return json.dumps(parts, indent=1, default=_as_object)
+
+
+def _as_object(row: Any) -> dict[str, Any]:  # noqa: ANN401 - any row type
+    return row.model_dump(mode="json") if isinstance(row, BaseModel) else asdict(row)
+
+
+def csv_files(page: ReportInput) -> dict[str, str]:
+    """Each figure's numbers as CSV text by file name: matrix, floors, curves and others."""
+    value = attrgetter(*_names(MixRow))
+    mixes = [(c.run, c.cocktail, c.seed, *value(c.mix)) for c in figures.counts(page)]
+    tables = {
+        "matrix": _csv_of(Cell, figures.cells(page)),
+        "floors": _csv_of(Floor, figures.floors(page)),
+        "curves": _csv_of(CurvePoint, figures.curves(page)),
+        "counts": _csv(["run", "cocktail", "seed", *_names(MixRow)], mixes),
+        "shares": _csv_of(Portion, plots.portions(page)),
+        "lengths": _csv_of(LengthRow, page.lengths),
+        "runs": _csv_of(RunRow, page.runs),
+        "claims": _csv_of(Claim, page.claims),
+        "estimates": _csv_of(Estimate, page.estimates),
+        "clean": _csv_of(Clean, plots.clean(page)),
+        "judged": _csv_of(Judged, page.judged),
+        "results": _csv_of(Result, page.split_results),
+    }
+    return {f"{name}.csv": text for name, text in tables.items()}
+
+
+def _csv_of(row_type: type, rows: Iterable[object]) -> str:
+    """Rows of one type, a column per field."""
+    names = _names(row_type)
+    return _csv(names, map(attrgetter(*names), rows))
+
+
+def _names(row_type: type) -> list[str]:
+    return [field.name for field in fields(row_type)]
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Floats in their shortest exact form, None as an empty field."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([header, *rows])
+    return text.getvalue()
+
+
+# ---- templates ----------------------------------------------------------------------------------
+
+
+@lru_cache
+def _template(name: str) -> Template:
     environment = Environment(
+        loader=PackageLoader("mixtune.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_safe,
+        finalize=_in_html if name == "page.html.j2" else _in_markdown,
     )
+    words = ("number", "signed", "p_value", "percent", "seconds", "verdict", "given", "headline",
+             "some")  # fmt: skip
+    environment.filters |= {word: getattr(wording, word) for word in words}
     environment.filters |= {
-        "num": wording.number,
-        "signed": wording.signed,
-        "p_value": wording.p_value,
-        "percent": wording.percent,
-        "seconds": wording.seconds,
-        "verdict": wording.verdict,
-        "given": wording.given,
-        "headline": wording.headline,
-        "lines": lambda text: escape(wording.lines(text)),
+        "lines": lines,
         "named": named,
-        "some": wording.some,
         "unanswered": unanswered,
     }
     script = file("page.js")
@@ -236,12 +328,27 @@ def _template() -> Template:
         "min_clusters": MIN_CLUSTERS,
         "few_vary": FEW_VARY,
     }
-    return environment.from_string(file("page.html.j2"))
+    return environment.get_template(name)
 
 
-def _safe(value: object) -> object:
-    """A value as the template writes it: text without control characters, of bounded length."""
+def _in_html(value: object) -> object:
+    """A value as the page writes it: text without control characters, of bounded length."""
     return value if isinstance(value, Markup) or type(value) is not str else wording.plain(value)
+
+
+def _in_markdown(value: object) -> Markup:
+    """Text that stays inside its cell and is no markup: one line, bars, tags and links escaped."""
+    if isinstance(value, Markup):
+        return value
+    text = wording.plain(str(value))
+    for sign in ("\\", "|", "<", "`", "*"):
+        text = text.replace(sign, f"\\{sign}")
+    return Markup(" ".join(text.replace("](", "]\\(").split()))
+
+
+def lines(text: str) -> Markup:
+    """An error or a file, its line breaks kept."""
+    return escape(wording.lines(text))
 
 
 def named(name: str) -> Markup:

@@ -5,19 +5,22 @@ colours, how a number was computed.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from mixtune.records import Claim, Estimate, Judged, Result
-from mixtune.report.figures import Cell, CurvePoint, brought, counts, floors, main_metrics
+from mixtune.records import Claim, Estimate, Judged
+from mixtune.report.figures import Cell, CurvePoint, best_first, brought, counts, floors
 from mixtune.report.gather import ReportInput
 from mixtune.report.wording import number
-from mixtune.tasks.metrics import METRICS
 
 LEVELS = 4
 """Shades on each side of 0 in a heat map."""
 SMALLEST_STEP = 0.005
 """Differences under two points are never stretched to full colour."""
+ARMS = ("cocktails", "single task")
+"""Arms of a tuning curve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +78,46 @@ class Portion:
     supervised: float
 
 
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """A table of effects: ingredients × targets, rows by both names."""
+
+    title: str
+    about: str
+    subjects: list[str]
+    targets: list[str]
+    at: dict[tuple[str, str], Estimate]
+
+
+@dataclass(frozen=True, slots=True)
+class Clean:
+    """A system's value on all items, and on those whose text no training row has in part."""
+
+    task: str
+    cocktail: str
+    seed: int | None
+    whole: float
+    items: int
+    clean: float
+    left: int
+
+
 def heats(page: ReportInput, shown: Sequence[Cell]) -> list[Heat]:
     """One per form of answers, each task in its main metric; main forms first."""
-    main = main_metrics(page)
     by_form: dict[str, list[Cell]] = {page.main_forms[task]: [] for task in page.tasks}
     for cell in shown:
-        if cell.metric == main[cell.task]:
+        if cell.metric == page.main_metrics[cell.task]:
             by_form.setdefault(cell.form, []).append(cell)
     return [_heat(page, form, cells) for form, cells in by_form.items() if cells]
 
 
 def _heat(page: ReportInput, form: str, own: Sequence[Cell]) -> Heat:
     widest = max((abs(c.difference) for c in own if c.difference is not None), default=0.0)
-    tasks = {c.task for c in own}
+    present = {c.task for c in own}
     return Heat(
         form=form,
         cocktails=list(dict.fromkeys(c.cocktail for c in own)),
-        tasks=[task for task in page.tasks if task in tasks],
+        tasks=[task for task in page.tasks if task in present],
         at={(c.cocktail, c.task): c for c in own},
         step=rounded_up(max(SMALLEST_STEP, widest / LEVELS), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)),
     )
@@ -105,17 +131,14 @@ def rounded_up(value: float, factors: Sequence[float] = (1, 2, 2.5, 5, 10)) -> f
 
 def forests(page: ReportInput, shown: Sequence[Cell]) -> list[Forest]:
     """One per task in its main form and metric; references: single, majority, chance, base."""
-    main = main_metrics(page)
     floor_of = {(f.form, f.task): f for f in floors(page)}
+    candidates = [c for c in [*shown, *brought(page)] if page.is_main(c.task, c.form, c.metric)]
     rows = []
     for task, title in page.tasks.items():
-        form = page.main_forms[task]
-        own = [c for c in shown if (c.task, c.form, c.metric) == (task, form, main.get(task))]
-        own += [c for c in brought(page) if (c.task, c.form) == (task, form)]
+        own = best_first(c for c in candidates if c.task == task)
         if not own:
             continue
-        sign = -1 if METRICS[own[0].metric].higher_is_better else 1
-        floor = floor_of.get((form, task))
+        floor = floor_of.get((own[0].form, task))
         values = {
             "single": next((c.value for c in own if c.is_single), None),
             "majority": floor.majority if floor else None,
@@ -123,24 +146,32 @@ def forests(page: ReportInput, shown: Sequence[Cell]) -> list[Forest]:
             "untuned base": floor.base if floor else None,
         }
         known = {name: value for name, value in values.items() if value is not None}
-        own.sort(key=lambda c: (sign * c.value, c.cocktail))
-        rows.append(Forest(task, title, main[task], own, known))
+        rows.append(Forest(task, title, own[0].metric, own, known))
     return rows
 
 
 def charts(points: Sequence[CurvePoint], at_most: int) -> list[Chart]:
     """A chart per cocktail with a line per run, on common axes."""
-    grouped: dict[str, dict[str, list[CurvePoint]]] = {}
+    by_run: defaultdict[tuple[str, str], list[CurvePoint]] = defaultdict(list)
     for point in points:
-        grouped.setdefault(point.cocktail, {}).setdefault(point.run, []).append(point)
-    drawn = {
-        cocktail: [(own[0].seed, thinned(own, at_most)) for own in runs.values()]
-        for cocktail, runs in grouped.items()
-    }
+        by_run[point.cocktail, point.run].append(point)
+    drawn: defaultdict[str, list[tuple[int | None, list[tuple[float, float]]]]] = defaultdict(list)
+    for (cocktail, _), own in by_run.items():
+        drawn[cocktail].append((own[0].seed, thinned(own, at_most)))
     losses = [loss for runs in drawn.values() for _, line in runs for _, loss in line]
     steps = max((point.step for point in points), default=0)
     top = max(losses, default=0.0) or 1.0
     return [Chart(cocktail, runs, steps, top) for cocktail, runs in drawn.items()]
+
+
+def thinned(points: Sequence[CurvePoint], at_most: int) -> list[tuple[float, float]]:
+    """(step, loss) averaged over consecutive stretches, so that at most so many are drawn."""
+    stretch = -(-len(points) // at_most)
+    parts = [points[i : i + stretch] for i in range(0, len(points), stretch)]
+    return [
+        (sum(p.step for p in part) / len(part), sum(p.loss for p in part) / len(part))
+        for part in parts
+    ]
 
 
 def portions(page: ReportInput) -> list[Portion]:
@@ -170,158 +201,95 @@ def portions(page: ReportInput) -> list[Portion]:
     return shares
 
 
-def thinned(points: Sequence[CurvePoint], at_most: int) -> list[tuple[float, float]]:
-    """(step, loss) averaged over consecutive stretches, so that at most so many are drawn."""
-    stretch = -(-len(points) // at_most)
-    parts = [points[i : i + stretch] for i in range(0, len(points), stretch)]
-    return [
-        (sum(p.step for p in part) / len(part), sum(p.loss for p in part) / len(part))
-        for part in parts
-    ]
-
-
-CURVES = ("cocktails", "single task")
-
-
-@dataclass(frozen=True, slots=True)
-class Effects:
-    """A table of effects: ingredients × targets, rows by both names."""
-
-    title: str
-    about: str
-    subjects: list[str]
-    targets: list[str]
-    at: dict[tuple[str, str], Estimate]
-
-
-@dataclass(frozen=True, slots=True)
-class Clean:
-    """A system's value on all items, and on those whose text no training row has in part."""
-
-    task: str
-    cocktail: str
-    seed: int | None
-    whole: float
-    items: int
-    clean: float
-    left: int
-
-
-def main_rows(page: ReportInput, quantity: str) -> list[Estimate]:
-    """Estimates of a quantity on the page's split, each task's in its main form and metric."""
-    main = main_metrics(page)
-    own = {task: (form, main.get(task)) for task, form in page.main_forms.items()}
+def main_rows(page: ReportInput) -> list[Estimate]:
+    """Estimates on the page's split, each task's in its main form and metric."""
     return [
         row
         for row in page.estimates
-        if (row.quantity, row.split) == (quantity, page.split)
-        and own.get(row.target) == (row.form, row.metric)
+        if row.split == page.split and page.is_main(row.target, row.form, row.metric)
     ]
 
 
+class Kind(NamedTuple):
+    """A table of effects: quantity and metric ("" for any) of its rows, title, what it is."""
+
+    quantity: str
+    metric: str
+    title: str
+    about: str
+
+
 KINDS = (
-    ("ingredient-effect", "Added to the target", "both together minus the target alone"),
-    ("leave-one-out", "Kept in the mix of all", "all minus all without the ingredient"),
-    ("synergy", "Pairs", "a pair minus the mean of its two singles, mostly dilution"),
-    ("transfer", "Without the target", "cells that never saw the task, minus the untuned base"),
-)
-"""Quantity, title of its table, what it is."""
-
-
-KEPT = (
-    ("retention", "", "Kept of the base", "probes, minus the untuned base"),
-    ("reading", "kl", "Moved from the base", "KL to the base on gold answers, nats per token"),
-    (
+    Kind("ingredient-effect", "", "Added to the target", "both together minus the target alone"),
+    Kind("leave-one-out", "", "Kept in the mix of all", "all minus all without the ingredient"),
+    Kind("synergy", "", "Pairs", "a pair minus the mean of its two singles, mostly dilution"),
+    Kind(
+        "transfer",
+        "",
+        "Without the target",
+        "cells that never saw the task, minus the untuned base",
+    ),
+    Kind("retention", "", "Kept of the base", "probes, minus the untuned base"),
+    Kind("reading", "kl", "Moved from the base", "KL to the base on gold answers, nats per token"),
+    Kind(
         "reading",
         "logprob-per-token",
         "Read as likely",
         "log-likelihood of gold answers per token, minus the base",
     ),
 )
-"""Quantity, metric ("" for any), title of its table, what it is."""
 
 
 def effects(page: ReportInput) -> list[Effects]:
-    """The transfer matrix, what leaving out does, synergies, transfer; those that there are."""
+    """A table of each kind that there is: effects of ingredients; what systems kept of the base."""
+    rows = [*main_rows(page), *(row for row in page.retention if row.reference)]
     tables = []
-    for quantity, title, about in KINDS:
-        rows = main_rows(page, quantity)
-        if rows:
-            at = {(row.subject, row.target): row for row in rows}
-            subjects = list(dict.fromkeys(row.subject for row in rows))
-            targets = [task for task in page.tasks if any(t == task for _, t in at)]
-            tables.append(Effects(title, about, subjects, targets, at))
-    return [*tables, *_kept(page)]
-
-
-def _kept(page: ReportInput) -> list[Effects]:
-    """Retention of the base's scores per probe, and the distance of answers from the base."""
-    tables = []
-    for quantity, metric, title, about in KEPT:
-        rows = [
-            row
-            for row in page.retention
-            if row.quantity == quantity and metric in ("", row.metric) and row.reference
-        ]
-        if rows:
-            at = {(row.subject, row.target): row for row in rows}
-            subjects = list(dict.fromkeys(subject for subject, _ in at))
-            targets = list(dict.fromkeys(target for _, target in at))
-            tables.append(Effects(title, about, subjects, targets, at))
+    for quantity, metric, title, about in KINDS:
+        at = {
+            (row.subject, row.target): row
+            for row in rows
+            if row.quantity == quantity and metric in ("", row.metric)
+        }
+        if at:
+            subjects, targets = (dict.fromkeys(names) for names in zip(*at, strict=True))
+            ordered = [*(task for task in page.tasks if task in targets), *targets]
+            tables.append(Effects(title, about, list(subjects), list(dict.fromkeys(ordered)), at))
     return tables
 
 
-def curves(page: ReportInput) -> dict[str, dict[str, list[Estimate]]]:
+def tuning_curves(page: ReportInput) -> dict[str, dict[str, list[Estimate]]]:
     """Task → arm → expected best of 1, 2, … runs."""
-    by_task: dict[str, dict[str, list[Estimate]]] = {}
-    for row in main_rows(page, "tuning-curve"):
-        by_task.setdefault(row.target, {}).setdefault(row.subject, []).append(row)
-    return {
-        task: {name: arms[name] for name in CURVES if name in arms}
-        for task, arms in by_task.items()
-    }
+    by_task: defaultdict[str, dict[str, list[Estimate]]] = defaultdict(dict)
+    for row in main_rows(page):
+        if row.quantity == "tuning-curve" and row.subject in ARMS:
+            by_task[row.target].setdefault(row.subject, []).append(row)
+    return {task: dict(sorted(arms.items())) for task, arms in by_task.items()}
 
 
 def chance(page: ReportInput) -> dict[str, Estimate]:
     """Task → the gain that chance alone gives the best of its cells."""
-    return {row.target: row for row in main_rows(page, "best-of-n")}
+    return {row.target: row for row in main_rows(page) if row.quantity == "best-of-n"}
 
 
 def near_ties(page: ReportInput) -> dict[str, list[str]]:
     """Task → cells that are shown to be within the margin of the best one."""
     by_task: dict[str, list[str]] = {}
-    for row in main_rows(page, "tie"):
-        if row.tied:
+    for row in main_rows(page):
+        if row.quantity == "tie" and row.tied:
             by_task.setdefault(row.target, []).append(row.subject)
     return by_task
 
 
 def clean(page: ReportInput) -> list[Clean]:
     """Values with and without the items that share text with training rows, where there are any."""
-    main = main_metrics(page)
-
-    def of(rows: Sequence[Result]) -> dict[tuple[str, str], Result]:
-        return {
-            (row.task, row.system): row
-            for row in rows
-            if row.split == page.split
-            and (row.form, row.metric) == (page.main_forms[row.task], main.get(row.task))
-        }
-
-    whole, clean_rows = of(page.results), of(page.clean)
-    return [
-        Clean(
-            row.task,
-            row.cocktail,
-            row.seed,
-            row.value,
-            row.n,
-            clean_rows[key].value,
-            clean_rows[key].n,
-        )
-        for key, row in whole.items()
-        if key in clean_rows and clean_rows[key].n < row.n
-    ]
+    less = {(r.task, r.system, r.split, r.form, r.metric): r for r in page.clean}
+    rows = []
+    for whole in page.main_results:
+        row = less.get((whole.task, whole.system, whole.split, whole.form, whole.metric))
+        if row and row.n < whole.n and page.is_main(row.task, row.form, row.metric):
+            system = (row.task, row.cocktail, row.seed)
+            rows.append(Clean(*system, whole.value, whole.n, row.value, row.n))
+    return rows
 
 
 JUDGED = (
