@@ -1,6 +1,6 @@
 """Write tickets.csv and replies.jsonl: invented messages to an invented shop's support desk.
 
-The same seed gives the same rows. Nothing here is anybody's real text.
+The same seed gives the same rows. No text is from a real person.
 """
 
 import csv
@@ -37,14 +37,14 @@ OPENINGS = ["", "Hello, ", "Good morning. ", "Second message: ", "Hi there, "]
 def ticket(rng: random.Random) -> tuple[str, str]:
     """A message and its topic."""
     topic = rng.choice(list(TOPICS))
-    said = rng.choice(TOPICS[topic])
+    template = rng.choice(TOPICS[topic])
     number = rng.randrange(1000, 9999)
-    text = said.format(n=number, thing=rng.choice(THINGS), day=rng.choice(DAYS))
+    text = template.format(n=number, thing=rng.choice(THINGS), day=rng.choice(DAYS))
     return rng.choice(OPENINGS) + text, topic
 
 
 def main(rows: int = 300) -> None:
-    """Write both files beside this one."""
+    """Write both files to this script's folder."""
     rng, folder = random.Random(7), Path(__file__).parent
     tickets = [ticket(rng) for _ in range(rows)]
     with (folder / "tickets.csv").open("w", encoding="utf-8", newline="") as file:
@@ -56,10 +56,10 @@ def main(rows: int = 300) -> None:
         "delivery": "I am sorry for the wait. We will ask the carrier and tell you by tomorrow.",
         "returns": "No problem. A return label is on its way to you by e-mail.",
     }
-    # None of the tickets again: mixtune would drop those that stand in its test split.
-    others = (made for made in iter(lambda: ticket(rng), None) if made not in tickets)
+    # Replies repeat no ticket: mixtune would drop those that also occur in the test split.
+    unused = (row for row in iter(lambda: ticket(rng), None) if row not in tickets)
     with (folder / "replies.jsonl").open("w", encoding="utf-8") as file:
-        for text, topic in islice(others, 120):
+        for text, topic in islice(unused, 120):
             row = {"instruction": "Answer this customer.", "input": text, "output": replies[topic]}
             file.write(json.dumps(row) + "\n")
 
