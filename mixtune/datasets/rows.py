@@ -10,7 +10,7 @@ import csv
 import gzip
 import json
 import zlib
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,32 +65,10 @@ def read_rows(path: Path, fault: Fault = refuse) -> Iterator[Row]:
         elif kind == ".json" and not _has_object_per_line(path):
             yield from _list_rows(path, fault)
         else:
-            yield from read_jsonl(path, fault)
+            yield from _jsonl_rows(path, fault)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"cannot read the file: {shorten(str(error), 200)}",
-            where=_name(path),
-            remedy="copy the file again",
-        ) from error
-
-
-def read_jsonl(path: Path, fault: Fault = refuse) -> Iterator[Row]:
-    """The objects of a JSON-lines file, plain or gzipped; blank lines are not records.
-
-    Raises:
-        DataError: a line too long; through `fault`, a wrong encoding or a malformed line.
-    """
-    number = 0
-    with cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
-        for where, line in _lines(file, path):
-            if not line.strip():
-                continue
-            try:
-                text = _decode(line, where)
-                yield Row(where, number, _checked(_parse_json(text, where), "\\u" in text, where))
-            except DataError as error:
-                fault(error)
-            number += 1
+        problem = f"cannot read the file: {shorten(str(error), 200)}"
+        raise DataError(problem, where=_name(path), remedy="copy the file again") from error
 
 
 def is_rows(path: Path) -> bool:
@@ -138,37 +116,42 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[str, bytes]]:
     for number, body in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
         where = f"{_name(path)}:{number}"
         if len(body) > LONGEST_LINE:
-            raise DataError(
-                "the line is too long",
-                where=where,
-                found=f"over {LONGEST_LINE} bytes",
-                wanted="a record a line, UTF-8",
-                remedy="check the file's format; one large JSON list ends in .json",
-            )
+            found, expected = f"over {LONGEST_LINE} bytes", "a record a line, UTF-8"
+            remedy = "check the file's format; one large JSON list ends in .json"
+            problem = "the line is too long"
+            raise DataError(problem, where=where, found=found, wanted=expected, remedy=remedy)
         yield where, body.removeprefix(BOM_UTF8) if number == 1 else body
 
 
 def _decode(body: bytes, where: str) -> str:
-    if b"\0" in body or body.startswith((b"\xff\xfe", b"\xfe\xff")):
-        _refuse_encoding("NUL bytes: UTF-16, or no text at all", body[:40], where)
     try:
-        return body.decode("utf-8")
+        if b"\0" not in body and not body.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+            return body.decode("utf-8")
+        reason, near = "NUL bytes: UTF-16, or no text at all", body[:40]
     except UnicodeDecodeError as error:
         near = body[max(0, error.start - 20) : error.start + 20]
-        _refuse_encoding(f"{error.reason} at byte {error.start} of the line", near, where)
-
-
-def _refuse_encoding(reason: str, near: bytes, where: str) -> NoReturn:
-    raise DataError(
-        f"wrong encoding: {reason}",
-        where=where,
-        found=repr(near),
-        wanted="UTF-8",
-        remedy="convert the file, for example with iconv -f LATIN1 -t UTF-8",
-    )
+        reason = f"{error.reason} at byte {error.start} of the line"
+    remedy = "convert the file, for example with iconv -f LATIN1 -t UTF-8"
+    problem, found = f"wrong encoding: {reason}", repr(near)
+    raise DataError(problem, where=where, found=found, wanted="UTF-8", remedy=remedy)
 
 
 # ---- JSON ---------------------------------------------------------------------------------------
+
+
+def _jsonl_rows(path: Path, fault: Fault) -> Iterator[Row]:
+    """The objects of a JSON-lines file, plain or gzipped; blank lines are not records."""
+    number = 0
+    with cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
+        for where, line in _lines(file, path):
+            if not line.strip():
+                continue
+            try:
+                text = _decode(line, where)
+                yield Row(where, number, _checked(_parse_json(text, where), "\\u" in text, where))
+            except DataError as error:
+                fault(error)
+            number += 1
 
 
 def _list_rows(path: Path, fault: Fault) -> Iterator[Row]:
@@ -184,13 +167,10 @@ def _list_rows(path: Path, fault: Fault) -> Iterator[Row]:
         )
     text = _decode(path.read_bytes().removeprefix(BOM_UTF8), where)
     if not text.lstrip().startswith("["):
-        raise DataError(
-            "the file is not a JSON list",
-            where=where,
-            found=text.strip()[:200] or "an empty file",
-            wanted='[{"field": value, …}, …]',
-            remedy="put the objects in a list, or one on each line",
-        )
+        found, expected = text.strip()[:200] or "an empty file", '[{"field": value, …}, …]'
+        problem = "the file is not a JSON list"
+        remedy = "put the objects in a list, or one on each line"
+        raise DataError(problem, where=where, found=found, wanted=expected, remedy=remedy)
     records = _parse_json(text, where)
     escaped = "\\u" in text
     del text
@@ -198,10 +178,8 @@ def _list_rows(path: Path, fault: Fault) -> Iterator[Row]:
         place = f"{where}, row {number + 1}"
         # Only a file of more than LONGEST_LINE can hold a record of that size.
         if size > LONGEST_LINE and len(json.dumps(record, ensure_ascii=False)) > LONGEST_LINE:
-            raise DataError(
-                "the record is too long", where=place, found=f"over {LONGEST_LINE} characters",
-                remedy="fix or remove the record",
-            )  # fmt: skip
+            problem, found = "the record is too long", f"over {LONGEST_LINE} characters"
+            raise DataError(problem, where=place, found=found, remedy="fix or remove the record")
         try:
             yield Row(place, number, _checked(record, escaped, place))
         except DataError as error:
@@ -291,22 +269,20 @@ def _csv_rows(path: Path, fault: Fault) -> Iterator[Row]:
 
 def _csv_cells(reader: Any, path: Path) -> Iterator[tuple[str, list[str]]]:  # noqa: ANN401 - a csv.reader
     """`file:line` and the cells of each row that is not blank."""
-    while True:
-        place = f"{_name(path)}:{reader.line_num + 1}"
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise DataError(
-                f"not valid CSV: {error}",
-                where=place,
-                wanted='a cell that holds commas, quotes or line ends is in "quotes", quotes in '
-                'it are doubled (""), and it has at most 131,072 characters',
-                remedy="fix the row; a quote that is not closed swallows the rows behind it",
-            ) from error
-        if cells is None:
-            return
-        if any(cell.strip() for cell in cells):
-            yield place, cells
+    place = f"{_name(path)}:1"
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield place, cells
+            place = f"{_name(path)}:{reader.line_num + 1}"
+    except csv.Error as error:
+        raise DataError(
+            f"not valid CSV: {error}",
+            where=place,
+            wanted='a cell that holds commas, quotes or line ends is in "quotes", quotes in it are '
+            'doubled (""), and it has at most 131,072 characters',
+            remedy="fix the row; a quote that is not closed swallows the rows behind it",
+        ) from error
 
 
 def _column_names(header: Sequence[str], where: str, separator: str) -> list[str]:
@@ -326,13 +302,9 @@ def _column_names(header: Sequence[str], where: str, separator: str) -> list[str
     _check_names(names, where)
     for name in names:
         if len(name) > 100 or "\n" in name or name.replace(".", "").isdigit():
-            raise DataError(
-                "the first line does not look like column names",
-                where=where,
-                found=name,
-                wanted=expected,
-                remedy=f"put a line such as text{separator}label first",
-            )
+            problem = "the first line does not look like column names"
+            remedy = f"put a line such as text{separator}label first"
+            raise DataError(problem, where=where, found=name, wanted=expected, remedy=remedy)
     return names
 
 
@@ -361,8 +333,5 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             for number, record in enumerate(records):
                 yield Row(f"{where}, row {number + 1}", number, record)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"not a readable parquet file: {shorten(str(error), 200)}",
-            where=where,
-            remedy="copy or write the file again",
-        ) from error
+        problem = f"not a readable parquet file: {shorten(str(error), 200)}"
+        raise DataError(problem, where=where, remedy="copy or write the file again") from error

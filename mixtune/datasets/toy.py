@@ -10,7 +10,7 @@ prompts (builtin/toy-*.yaml), models, results.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib import resources
 from itertools import cycle
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -76,7 +76,7 @@ def records(name: str, split: Split) -> list[Record]:
     Raises:
         SpecError: no such task.
     """
-    if name not in _MAKERS:
+    if name not in _TASKS:
         raise SpecError("no such toy task", found=name, wanted=did_you_mean(name, TOY))
     return [dict(record) for record in _records(name, split)]
 
@@ -127,10 +127,10 @@ class _Draws:
 @lru_cache(maxsize=64)
 def _records(name: str, split: Split) -> tuple[Record, ...]:
     """Draw until the split is full; a repeated text, or one of another split, is drawn anew."""
-    draws, make = _Draws("toy", VERSION, name, split), _MAKERS[name]
+    draws, (make, labels) = _Draws("toy", VERSION, name, split), _TASKS[name]
     rows: list[Record] = []
     seen: set[str] = set()
-    for label in cycle(_LABELS.get(name, ("",))):
+    for label in cycle(labels):
         if len(rows) == SIZES[split]:
             break
         text, answer = make(draws, label, split == "train")
@@ -159,8 +159,7 @@ def _texts(*keys: str) -> list[str]:
     value: Any = words()
     for key in keys:
         value = value[key]
-    texts: list[str] = value
-    return texts
+    return list(value)
 
 
 def _known(options: Sequence[T], train: bool) -> Sequence[T]:
@@ -189,38 +188,35 @@ def _tone_word(draws: _Draws, tone: str, halves: Sequence[Half]) -> str:
     return draws.pick(_texts("tones", tone, half, "english" if draws.unit() < 0.5 else "invented"))
 
 
-def _sentiment(draws: _Draws, label: str, train: bool) -> tuple[str, str]:
-    tone = {"positive": "up", "negative": "down", "neutral": "level"}[label]
-    phrase = _tone(draws, tone, ("a",) if train else ("a", "b"))
-    return draws.pick(_texts("headlines")).format(c=_name(draws), a=phrase), label
+_TONES = {
+    "positive": "up", "negative": "down", "neutral": "level",
+    "bullish": "up", "bearish": "down", "flat": "level",
+}  # fmt: skip
 
 
-def _mood(draws: _Draws, label: str, train: bool) -> tuple[str, str]:
-    tone = {"bullish": "up", "bearish": "down", "flat": "level"}[label]
-    phrase = _tone(draws, tone, ("b",) if train else ("a", "b"))
-    return draws.pick(_texts("chats")).format(c=_name(draws), a=phrase), label
+def _toned(
+    patterns: str, train_half: Half, draws: _Draws, label: str, train: bool
+) -> tuple[str, str]:
+    phrase = _tone(draws, _TONES[label], (train_half,) if train else ("a", "b"))
+    return draws.pick(_texts(patterns)).format(c=_name(draws), a=phrase), label
 
 
 # ---- toy-rise and toy-fall: the same texts and opposite answers ----------------------------------
 
 
-def _move(draws: _Draws, up: bool, train: bool) -> str:
-    """A sentence in which a figure rises or falls, expressed by numbers or by a verb."""
+def _move(rise: str, draws: _Draws, label: str, train: bool) -> tuple[str, str]:
+    """A sentence in which a figure rises or falls, expressed by numbers or by a verb.
+
+    `rise`: the label of a rise.
+    """
+    up = label == rise
     low = draws.number(11, 90)
     high = low + draws.number(3, 99 - low)
     x, y = (low, high) if up else (high, low)
     patterns = _texts("moves_in_numbers" if draws.unit() < 0.5 else "moves_in_words")
     verb = draws.pick(_known(_texts("rising" if up else "falling"), train))
     company, figure = _name(draws), draws.pick(_texts("figures"))
-    return draws.pick(patterns).format(c=company, f=figure, v=verb, x=x, y=y)
-
-
-def _rise(draws: _Draws, label: str, train: bool) -> tuple[str, str]:
-    return _move(draws, label == "yes", train), label
-
-
-def _fall(draws: _Draws, label: str, train: bool) -> tuple[str, str]:
-    return _move(draws, label == "no", train), label
+    return draws.pick(patterns).format(c=company, f=figure, v=verb, x=x, y=y), label
 
 
 # ---- toy-topic and toy-entity: unrelated to the others -------------------------------------------
@@ -257,10 +253,7 @@ class _Sum(NamedTuple):
     sign: str
     first: int
     second: int
-
-    @property
-    def result(self) -> int:
-        return self.first + self.second if self.sign == "+" else self.first - self.second
+    result: int
 
 
 def _sum(draws: _Draws, half: Half | None) -> _Sum:
@@ -268,24 +261,25 @@ def _sum(draws: _Draws, half: Half | None) -> _Sum:
         sign, x, y = draws.pick("+-"), draws.number(2, 15), draws.number(2, 15)
         # Train rows draw from one half of all sums, the other splits (None) from both.
         if x != y and half in (None, fact_half(sign, x, y)):
-            return _Sum(sign, x, y) if sign == "+" else _Sum(sign, max(x, y), min(x, y))
+            low, high = sorted((x, y))
+            return _Sum(sign, x, y, x + y) if sign == "+" else _Sum(sign, high, low, high - low)
 
 
 def _table(draws: _Draws, _label: str, train: bool) -> tuple[str, str]:
-    sign, x, y = total = _sum(draws, "a" if train else None)
+    sign, x, y, result = _sum(draws, "a" if train else None)
     first, second, third = draws.several(_texts("rows"), 3)
     cells = [(first, x), (second, y), (third, draws.number(2, 15))]
     table = ", ".join(f"{name} {value}" for name, value in draws.several(cells, 3))
     if draws.unit() < 0.2:
         return f"{table}. What is {first}?", str(x)
     operator = "plus" if sign == "+" else "minus"
-    return f"{table}. What is {first} {operator} {second}?", str(total.result)
+    return f"{table}. What is {first} {operator} {second}?", str(result)
 
 
 def _maths(draws: _Draws, _label: str, train: bool) -> tuple[str, str]:
-    sign, x, y = total = _sum(draws, "b" if train else None)
+    sign, x, y, result = _sum(draws, "b" if train else None)
     story = draws.pick(_texts("adding" if sign == "+" else "taking"))
-    return story.format(p=draws.pick(_texts("people")), x=x, y=y), str(total.result)
+    return story.format(p=draws.pick(_texts("people")), x=x, y=y), str(result)
 
 
 # ---- toy-general: form only, nothing to know -----------------------------------------------------
@@ -310,27 +304,28 @@ def _general(draws: _Draws, _label: str, _train: bool) -> tuple[str, str]:
     return chore.format(w=" ".join(chosen)), answer(chosen)
 
 
-_LABELS: dict[str, tuple[str, ...]] = {
-    "toy-sentiment": ("neutral", *("positive", "negative", "neutral") * 8),
-    "toy-mood": ("flat", *("bullish", "bearish", "flat") * 8),
-    "toy-rise": ("yes", *("no", "yes") * 12),
-    "toy-fall": ("yes", *("no", "yes") * 12),
-    "toy-topic": ("earnings", *("earnings", "merger", "staff", "product") * 6),
-    "toy-entity": ("company", *("person", "place", "company") * 8),
-}
-"""Labels in the order in which records get them, over and over; every split is whole rounds."""
+class _Task(NamedTuple):
+    """A task's generator, and its labels in the order in which records get them, over and over."""
 
-_MAKERS: dict[str, Callable[[_Draws, str, bool], tuple[str, str]]] = {
-    "toy-sentiment": _sentiment,
-    "toy-mood": _mood,
-    "toy-rise": _rise,
-    "toy-fall": _fall,
-    "toy-topic": _topic,
-    "toy-entity": _entity,
-    "toy-table": _table,
-    "toy-maths": _maths,
-    "toy-general": _general,
-}
+    make: Callable[[_Draws, str, bool], tuple[str, str]]
+    labels: tuple[str, ...] = ("",)
 
-TOY = tuple(_MAKERS)
+
+_TASKS = {
+    "toy-sentiment": _Task(
+        partial(_toned, "headlines", "a"),
+        ("neutral", *("positive", "negative", "neutral") * 8),
+    ),
+    "toy-mood": _Task(partial(_toned, "chats", "b"), ("flat", *("bullish", "bearish", "flat") * 8)),
+    "toy-rise": _Task(partial(_move, "yes"), ("yes", *("no", "yes") * 12)),
+    "toy-fall": _Task(partial(_move, "no"), ("yes", *("no", "yes") * 12)),
+    "toy-topic": _Task(_topic, ("earnings", *("earnings", "merger", "staff", "product") * 6)),
+    "toy-entity": _Task(_entity, ("company", *("person", "place", "company") * 8)),
+    "toy-table": _Task(_table),
+    "toy-maths": _Task(_maths),
+    "toy-general": _Task(_general),
+}
+"""Every split is whole rounds of a task's labels."""
+
+TOY = tuple(_TASKS)
 """Names of the toy tasks."""
