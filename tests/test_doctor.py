@@ -16,8 +16,8 @@ from mixtune.cli import checks as at_the_hub
 from mixtune.cli import checks as machine
 from mixtune.datasets.registry import Registry
 from mixtune.errors import UserError
-from mixtune.models import catalog as overview
 from mixtune.models import files
+from mixtune.models import memory as overview
 from mixtune.models.catalog import catalogue
 
 FACTS = {"threads": 2, "cuda": []}

@@ -116,14 +116,10 @@ class ApiModel:
 
     def __init__(self, spec: ApiSystem, asking: Asking, prompting: Prompting) -> None:
         self.spec = spec
+        self.system = spec.id
         self.prompting = prompting
         self.usage: list[Usage] = []
         self._asking = asking
-
-    @property
-    def system(self) -> str:
-        """The system id of its predictions."""
-        return self.spec.id
 
     def rank(self, queries: Sequence[Query]) -> list[Answer]:
         """Not supported: always raises RunFailed."""

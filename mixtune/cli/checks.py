@@ -25,10 +25,9 @@ from mixtune.datasets.registry import Registry
 from mixtune.datasets.sources import HubReader
 from mixtune.errors import MixtuneError, UserError, shorten
 from mixtune.identity import environment
-from mixtune.models.catalog import Entry, Overview, catalogue, overview
+from mixtune.models.catalog import Entry, catalogue, offline
 from mixtune.models.files import cache_dir
-from mixtune.models.hub import offline
-from mixtune.models.memory import free_memory, main_memory
+from mixtune.models.memory import Overview, free_memory, main_memory, overview
 from mixtune.records import Split
 from mixtune.tasks.rendering import render_record
 from mixtune.tasks.source_spec import HubSource

@@ -27,9 +27,8 @@ from mixtune.datasets.rows import is_rows
 from mixtune.datasets.sources import RegisteredTask
 from mixtune.datasets.user_tasks import Draft, draft_task, read_task_file
 from mixtune.errors import UserError, shorten
-from mixtune.models.catalog import locate
+from mixtune.models.catalog import Unreachable, locate
 from mixtune.models.files import BaseModelFiles
-from mixtune.models.hub import Unreachable
 from mixtune.records import Example, Split
 from mixtune.store.files import write_text
 from mixtune.study.spec import EvalSpec, TrainSpec

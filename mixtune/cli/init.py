@@ -26,8 +26,7 @@ from mixtune.cli.app import DataDir, Json, app
 from mixtune.cli.json_schema import json_schema
 from mixtune.datasets.registry import Registry
 from mixtune.errors import SpecError, did_you_mean, shorten
-from mixtune.models.catalog import catalogue, locate
-from mixtune.models.hub import Unreachable
+from mixtune.models.catalog import Unreachable, catalogue, locate
 from mixtune.planning.names import canonical
 from mixtune.store.files import write_text
 from mixtune.study import presets

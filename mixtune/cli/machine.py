@@ -10,8 +10,8 @@ from mixtune.cli import checks as at_the_hub
 from mixtune.cli import checks as machine
 from mixtune.cli import show as terminal
 from mixtune.cli.app import RUNS, DataDir, Json, RunsDir, app, heavy, show
-from mixtune.models.catalog import Overview, overview
 from mixtune.models.files import BaseModelFiles
+from mixtune.models.memory import Overview, overview
 
 
 @app.command(rich_help_panel="Prepare")

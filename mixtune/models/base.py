@@ -19,15 +19,12 @@ class Model(Protocol):
     @property
     def system(self) -> str:
         """The id under which its predictions are kept."""
-        ...
 
     def rank(self, queries: Sequence[Query]) -> list[Answer]:
         """Log-probability of each choice; `output` is the likeliest. Choices non-empty."""
-        ...
 
     def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
         """Greedy text up to the end of turn, at most `max_new_tokens` tokens."""
-        ...
 
 
 @runtime_checkable
@@ -36,7 +33,6 @@ class Chooser(Protocol):
 
     def choose(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
         """One choice per query, as JSON (tasks/label_schema.py). Choices non-empty."""
-        ...
 
 
 class TrainAnswer(Protocol):
@@ -45,17 +41,14 @@ class TrainAnswer(Protocol):
     @property
     def stratum(self) -> str:
         """Sub-question that the row belongs to, "" where there is only one."""
-        ...
 
     @property
     def target(self) -> str:
         """The right answer."""
-        ...
 
     @property
     def cue(self) -> str:
         """Part of the prompt that the floor may look up, "" for none."""
-        ...
 
 
 class MajorityModel:
@@ -68,11 +61,7 @@ class MajorityModel:
     """
 
     def __init__(self, train: Iterable[TrainAnswer], system: str = "majority") -> None:
-        """Count the train rows of one task.
-
-        Raises:
-            DataError: no rows.
-        """
+        """Count the train rows of one task; raises DataError where there are none."""
         self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._cues: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         for example in train:
@@ -82,12 +71,7 @@ class MajorityModel:
         self._all = sum(self._counts.values(), Counter[str]())
         if not self._all:
             raise DataError("a majority class needs train rows", found=0)
-        self._system = system
-
-    @property
-    def system(self) -> str:
-        """The id under which its predictions are kept."""
-        return self._system
+        self.system = system
 
     def rank(self, queries: Sequence[Query]) -> list[Answer]:
         """Log of the train frequency of each choice, with add-one smoothing."""

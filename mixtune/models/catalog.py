@@ -1,16 +1,20 @@
-"""Base models by name: the catalogue, where a model's files are, and what this machine has of it.
+"""Base models by name: the catalogue, and where a model's files are: a package, a folder, the hub.
 
-Knows: catalogue.yaml, what a name can be (catalogue, hub id, folder, .gguf file), where packages,
-the cache and the hub's cache keep files. Does not know: how GGUF is converted, torch.
+From the hub come safetensors or GGUF only, pinned to the revision of the first download.
+
+Knows: catalogue.yaml, what a name can be (catalogue, hub id, folder, .gguf file), `huggingface_hub`
+(which honours HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE). Does not know: how GGUF is
+converted, torch.
 """
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -22,12 +26,14 @@ from mixtune.models.files import (
     cache_dir,
     describe,
     describe_prepared,
+    is_complete,
+    read_object,
+    refuse_remote_code,
+    remember,
     sha256_of,
     weight_files,
     with_template,
 )
-from mixtune.models.hub import Snapshot, Unreachable, cached, fetch, offline, unreachable
-from mixtune.models.memory import BYTES_PER_PARAMETER, main_memory
 from mixtune.study.fields import Frozen, slug
 from mixtune.study.yaml import read_yaml
 
@@ -45,8 +51,12 @@ class Package(Frozen):
 
     def installed(self) -> list[Path]:
         """Paths of the installed files; empty unless all are there. Imports nothing."""
-        paths = [_installed(*name.split("/", 1)) for name in self.files]
-        return [path for path in paths if path] if all(paths) else []
+        paths = []
+        for package, file in (name.split("/", 1) for name in self.files):
+            spec = importlib.util.find_spec(package)
+            folders = (spec and spec.submodule_search_locations) or ()
+            paths += [path for folder in folders if (path := Path(folder) / file).is_file()][:1]
+        return paths if len(paths) == len(self.files) else []
 
 
 class Entry(Frozen):
@@ -93,12 +103,163 @@ def parse_catalogue(text: str) -> dict[str, Entry]:
         ) from error
 
 
-def _installed(package: str, file: str) -> Path | None:
-    spec = importlib.util.find_spec(package)
-    folders = spec.submodule_search_locations if spec else None
-    paths = [Path(folder) / file for folder in folders or ()]
-    return next((path for path in paths if path.is_file()), None)
+# ---- the hub ------------------------------------------------------------------------------------
 
+_REVISIONS = "revisions.json"
+"""In the cache: repository → revision of its first download."""
+_PATTERNS: dict[str, Any] = {
+    "allow_patterns": ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model"],
+    # Sub-folders hold the weights in other formats; `consolidated` is a second copy of them.
+    "ignore_patterns": ["*/*", "consolidated*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.py"],
+}
+
+
+class Unreachable(ModelError):
+    """Weights that are not on this machine and cannot be downloaded now, for this `reason`."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A downloaded folder at a revision; `gguf`: the file, where the weights are in that format."""
+
+    folder: Path
+    revision: str
+    gguf: Path | None = None
+
+
+def fetch(repository: str, download: bool = True) -> Snapshot:
+    """The files of a hub repository, at the revision recorded at its first download.
+
+    With `download` False only the hub's local cache is looked at.
+
+    Raises:
+        ModelError: not reachable, no access, not found, pickles only, or remote code.
+    """
+    snapshot, pinned = cached(repository), _pinned(repository)
+    if snapshot is None:
+        if not download:
+            raise unreachable(repository, "it is not in the hub's local cache")
+        snapshot = _download(repository, pinned)
+    if pinned is None:
+        remember(cache_dir() / _REVISIONS, repository, snapshot.revision)
+    return snapshot
+
+
+def cached(repository: str) -> Snapshot | None:
+    """The complete snapshot of a repository in the hub's local cache, or None; fetches nothing."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = snapshot_download(
+            repository, revision=_pinned(repository), local_files_only=True, **_PATTERNS
+        )
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise ModelError(f"not a hub id: {error}", found=repository) from error
+    folder = Path(path)
+    if is_complete(folder):
+        refuse_remote_code(folder, f"hub: {repository}")
+        return Snapshot(folder, folder.name)
+    ggufs = sorted(folder.glob("*.gguf"))
+    return Snapshot(folder, folder.name, ggufs[0]) if len(ggufs) == 1 else None
+
+
+def offline() -> bool:
+    """True if HF_HUB_OFFLINE is set."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _pinned(repository: str) -> str | None:
+    return read_object(cache_dir() / _REVISIONS).get(repository)
+
+
+def _download(repository: str, revision: str | None) -> Snapshot:
+    """Download from the hub; its errors become ModelError."""
+    import huggingface_hub.errors as hub
+
+    where = f"hub: {repository}"
+    try:
+        return _snapshot(repository, revision)
+    except hub.GatedRepoError as error:
+        raise ModelError(
+            "the hub gives this model only to people who accepted its licence",
+            where=where,
+            remedy="accept the licence on the model's page and set HF_TOKEN",
+        ) from error
+    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
+        at = f" at revision {revision}" if revision else ""
+        problem, remedy = (
+            "does not know this model",
+            "check the spelling; a private model needs HF_TOKEN",
+        )
+        raise ModelError(f"the hub {problem}{at}", where=where, remedy=remedy) from error
+    # Connection errors of the HTTP library derive from HTTPError, not from OSError.
+    except (hub.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+        raise unreachable(repository, str(error)) from error
+
+
+def _snapshot(repository: str, revision: str | None) -> Snapshot:
+    from huggingface_hub import HfApi, snapshot_download
+
+    where, info = f"hub: {repository}", HfApi().model_info(repository, revision=revision)
+    names = [sibling.rfilename for sibling in info.siblings or []]
+    if not info.sha:
+        raise ModelError("the hub names no revision", where=where)
+    if any(_at_top(name, ".safetensors") for name in names):
+        config = snapshot_download(repository, revision=info.sha, allow_patterns=["config.json"])
+        refuse_remote_code(Path(config), where)
+        folder = snapshot_download(repository, revision=info.sha, **_PATTERNS)
+        return Snapshot(Path(folder), info.sha)
+    ggufs = sorted(name for name in names if _at_top(name, ".gguf"))
+    if len(ggufs) != 1:
+        several = ", but several GGUF files" if ggufs else ""
+        remedy = "use a repository of the model that holds safetensors"
+        if ggufs:
+            remedy = f"download the file you want (hf download {repository} FILE) and give its path"
+        raise ModelError(
+            f"the repository holds no safetensors weights{several}",
+            where=where,
+            found=", ".join(ggufs or sorted(names)),
+            wanted="safetensors, or one .gguf file; pickles are never read",
+            remedy=remedy,
+        )
+    allowed = [*ggufs, "*.json", "*.jinja"]
+    folder = snapshot_download(repository, revision=info.sha, allow_patterns=allowed)
+    return Snapshot(Path(folder), info.sha, Path(folder) / ggufs[0])
+
+
+def _at_top(name: str, ending: str) -> bool:
+    """True for a file at the top of the repository that is no second copy of the weights."""
+    return "/" not in name and name.endswith(ending) and not name.startswith("consolidated")
+
+
+def unreachable(repository: str, reason: str, remedies: Sequence[str] = ()) -> Unreachable:
+    """The error that names the weights, where they were searched, and how to get them."""
+    from huggingface_hub import constants
+
+    remedies = [
+        *remedies,
+        f"with a network: hf download {repository}",
+        "a local folder with config.json, model.safetensors and the tokenizer's files: model: PATH",
+    ]
+    error = Unreachable(
+        f"the weights of {repository} are not here: {reason}",
+        where="base model",
+        found=f"nothing in {cache_dir()}, nothing in {constants.HF_HUB_CACHE}",
+        wanted="the weights on this machine, or a network (HF_HUB_OFFLINE not set)",
+        remedy="one of: " + "; ".join(remedies),
+    )
+    error.reason = reason
+    return error
+
+
+# ---- a name → its files -------------------------------------------------------------------------
 
 LONGEST_NAME = 96
 """Characters of an organisation's or model's name on the hub."""
@@ -149,23 +310,13 @@ def locate(name: str, *, download: bool = True, verify: bool = False) -> Located
     path = local_path(name)
     if path is not None and path.exists():
         return _from_path(path, verify)
-    if path is not None and _looks_like_path(name):
-        raise ModelError(
-            "no such file or folder",
-            where="base model",
-            found=name,
-            wanted=_EXPECTED,
-            remedy="check the path",
-        )
-    if _HUB_ID.fullmatch(name):
+    if path is not None and (name.endswith(".gguf") or name.startswith((".", "~", "/"))):
+        problem, remedy = "no such file or folder", "check the path"
+    elif _HUB_ID.fullmatch(name):
         return _from_snapshot(fetch(name, download), name, name, verify)
-    raise ModelError(
-        "no such base model",
-        where="base model",
-        found=name,
-        wanted=_EXPECTED,
-        remedy=did_you_mean(name[:LONGEST_NAME], catalogue()),
-    )
+    else:
+        problem, remedy = "no such base model", did_you_mean(name[:LONGEST_NAME], catalogue())
+    raise ModelError(problem, where="base model", found=name, wanted=_EXPECTED, remedy=remedy)
 
 
 def prepared_folder(name: str) -> Path:
@@ -181,10 +332,6 @@ def local_path(name: str) -> Path | None:
     except (OSError, RuntimeError):  # name too long, or the home folder of an unknown user
         return None
     return path if name.strip() else None
-
-
-def _looks_like_path(name: str) -> bool:
-    return name.endswith(".gguf") or name.startswith((".", "~", "/"))
 
 
 def _from_catalogue(name: str, entry: Entry, download: bool, verify: bool) -> Located:
@@ -218,14 +365,12 @@ def _from_catalogue(name: str, entry: Entry, download: bool, verify: bool) -> Lo
 def _from_snapshot(
     snapshot: Snapshot, repository: str, name: str, verify: bool, template: str | None = None
 ) -> Located:
-    source = f"hub: {repository} at {snapshot.revision[:12]}"
+    folder, revision = snapshot.folder, snapshot.revision[:12]
+    source = f"hub: {repository} at {revision}"
     if snapshot.gguf is not None:
         return _from_gguf(snapshot.gguf, name, source, verify)
-    folder = snapshot.folder
     if template is not None:
-        folder = with_template(
-            folder, template, prepared_folder(f"{name}-{snapshot.revision[:12]}")
-        )
+        folder = with_template(folder, template, prepared_folder(f"{name}-{revision}"))
     return describe(folder, name, source, revision=snapshot.revision)
 
 
@@ -240,10 +385,8 @@ def _from_path(path: Path, verify: bool) -> Located:
     ggufs = sorted(path.glob("*.gguf"))
     if ggufs and not weight_files(path):
         if len(ggufs) > 1:
-            names = ", ".join(file.name for file in ggufs)
-            raise ModelError(
-                "several GGUF files", where=str(path), found=names, remedy="give one file's path"
-            )
+            names, remedy = ", ".join(file.name for file in ggufs), "give one file's path"
+            raise ModelError("several GGUF files", where=str(path), found=names, remedy=remedy)
         return _from_gguf(ggufs[0], name, f"local folder {name}", verify)
     return describe(path, name, f"local folder {name}")
 
@@ -258,111 +401,3 @@ def _from_gguf(gguf: Path, name: str, source: str, verify: bool) -> Located:
         return describe_prepared(target, verify)
     note = f"GGUF source ({gguf.name}), dequantised to bfloat16"
     return GgufSource(name, gguf, source, note, target, tokenizer)
-
-
-MIN_BYTES_PER_PARAMETER = 5
-"""The weights in float32 and a quarter more."""
-
-COMFORTABLE_SHARE = 0.8
-"""Share of main memory up to which training fits comfortably; the system, the page cache and other
-programs need the rest."""
-
-State = Literal["prepared", "package", "hub cache", "download", "licence", "offline", "damaged"]
-Fit = Literal["yes", "tight", "no"]
-
-LOCAL: tuple[State, ...] = ("prepared", "package", "hub cache")
-"""States of models that can be used without a network."""
-
-_MEANING: dict[State, str] = {
-    "prepared": "ready in mixtune's cache",
-    "package": "installed package, converted at first use",
-    "hub cache": "ready in the hub's cache",
-    "download": "would be downloaded from the hub",
-    "licence": "from the hub, once its licence is accepted there and HF_TOKEN set",
-    "offline": "not here, and HF_HUB_OFFLINE is set",
-    "damaged": "damaged or unusable: delete it",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """One catalogue model on this machine; sizes in bytes.
-
-    `disk`: size of the files on this machine, or 0. `memory`: of one training process (LoRA,
-    float32). `fits`: "tight" where training takes nearly all memory.
-    """
-
-    name: str
-    hub: str
-    parameters: int
-    licence: str
-    gated: bool
-    state: State
-    disk: int
-    memory: int
-    fits: Fit
-    install: str
-    note: str
-
-    @property
-    def here(self) -> bool:
-        """True if the model can be used without a network."""
-        return self.state in LOCAL
-
-    @property
-    def meaning(self) -> str:
-        """The state in words, and how to install a model that is missing."""
-        text = _MEANING[self.state]
-        return text if self.here or not self.install else f"{text}; or: {self.install}"
-
-
-def overview(total_memory: int | None = None) -> list[Overview]:
-    """Every catalogue model in the catalogue's order; fetches, converts and imports nothing."""
-    memory = main_memory() if total_memory is None else total_memory
-    return [_overview_of(name, entry, memory) for name, entry in catalogue().items()]
-
-
-def _overview_of(name: str, entry: Entry, total: int) -> Overview:
-    state, disk = _state(name, entry)
-    return Overview(
-        name=name,
-        hub=entry.hub,
-        parameters=entry.parameters,
-        licence=entry.licence,
-        gated=entry.gated,
-        state=state,
-        disk=disk,
-        memory=entry.parameters * BYTES_PER_PARAMETER,
-        fits=_fit(entry, total),
-        install=entry.package.install if entry.package else "",
-        note=entry.note,
-    )
-
-
-def _fit(entry: Entry, total: int) -> Fit:
-    if entry.parameters * BYTES_PER_PARAMETER <= COMFORTABLE_SHARE * total:
-        return "yes"
-    return "tight" if entry.parameters * MIN_BYTES_PER_PARAMETER <= total else "no"
-
-
-def _state(name: str, entry: Entry) -> tuple[State, int]:
-    """The place that `locate` would take a model from, and the size of its files here."""
-    folder = prepared_folder(name)
-    if (folder / MANIFEST).is_file():
-        return "prepared", _size(folder)
-    files = entry.package.installed() if entry.package else []
-    if files:
-        return "package", sum(path.stat().st_size for path in files)
-    try:
-        snapshot = cached(entry.hub)
-    except ModelError:
-        return "damaged", 0
-    if snapshot is not None:
-        return "hub cache", _size(snapshot.folder)
-    if offline():
-        return "offline", 0
-    return ("licence" if entry.gated else "download"), 0
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

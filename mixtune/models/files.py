@@ -1,7 +1,7 @@
 """Weight files on disk, their checksums, and the user's cache.
 
 Knows: safetensors folders, SHA-256, the manifest of a prepared folder. Does not know: names of
-models (catalog.py), the hub (hub.py), how weights are read or converted.
+models and the hub (catalog.py), how weights are read or converted.
 """
 
 import json
@@ -35,13 +35,9 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 """Formats that can run code when read."""
 
 _IGNORED_KEYS = (
-    "_name_or_path",
-    "_model_name_or_path",
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
+    "_name_or_path", "_model_name_or_path", "transformers_version", "dtype", "torch_dtype",
     "use_cache",
-)
+)  # fmt: skip
 """Keys of config.json that change no result; the study itself sets the number format."""
 
 _NATIVE = {"gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3"}
@@ -66,8 +62,6 @@ class BaseModelFiles:
 
 
 class _WeightFile(BaseModel):
-    """Size and checksum of one weight file in the manifest."""
-
     model_config = ConfigDict(strict=True)
     bytes: int
     sha256: str
@@ -103,13 +97,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def write_object(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object so that readers see the old file or the new one, never a part.
-
-    Raises:
-        ModelError: the folder cannot be written.
-    """
-    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
-    durable.write_text(path, text, CACHE)
+    """Write a JSON object whole; raises ModelError where the folder cannot be written."""
+    durable.write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n", CACHE)
 
 
 def remember(path: Path, key: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
@@ -144,31 +133,28 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         ModelError: the index names a file that is missing or outside the folder.
     """
-    names = _parts(folder)
-    if names is None:
+    names = _weight_names(folder)
+    if not (folder / _INDEX).is_file():
         return [folder / _SINGLE] if (folder / _SINGLE).is_file() else []
     missing = [name for name in names if not _is_part(folder, name)]
     if missing or not names:
-        raise ModelError(
-            "the weights are incomplete",
-            where=str(folder / _INDEX),
-            found=f"missing {', '.join(missing)}" if missing else "an index without files",
-            remedy="download the model again",
-        )
+        found = f"missing {', '.join(missing)}" if missing else "an index without files"
+        problem, where = "the weights are incomplete", str(folder / _INDEX)
+        raise ModelError(problem, where=where, found=found, remedy="download the model again")
     return [folder / name for name in names]
 
 
 def is_complete(folder: Path) -> bool:
     """True if a folder holds every file that loading needs."""
-    parts = _parts(folder)
-    names = ["config.json", "tokenizer.json", *([_SINGLE] if parts is None else parts)]
-    return parts != [] and all(_is_part(folder, name) for name in names)
+    weights = _weight_names(folder)
+    names = ["config.json", "tokenizer.json", *weights]
+    return bool(weights) and all(_is_part(folder, name) for name in names)
 
 
-def _parts(folder: Path) -> list[str] | None:
-    """File names in the index of a sharded model; None where there is no index."""
+def _weight_names(folder: Path) -> list[str]:
+    """File names in the index of a sharded model; the one file's where there is no index."""
     if not (folder / _INDEX).is_file():
-        return None
+        return [_SINGLE]
     files = read_object(folder / _INDEX).get("weight_map", {})
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise ModelError(
@@ -184,6 +170,26 @@ def _parts(folder: Path) -> list[str] | None:
 def _is_part(folder: Path, name: str) -> bool:
     """True if the file lies in the folder itself: an index must not lead out of it."""
     return len(name) <= MAX_FILE_NAME and Path(name).name == name and (folder / name).is_file()
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor of a safetensors file; only its header is read.
+
+    Raises:
+        ModelError: the file is truncated or in another format.
+    """
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            names = tensors.keys()
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"not a whole safetensors file: {error}",
+            where=str(path),
+            found=f"{path.stat().st_size} bytes" if path.is_file() else "no file",
+            wanted="weights as save_pretrained writes them",
+            remedy="fetch or save the model again",
+        ) from error
 
 
 def refuse_remote_code(folder: Path, where: str) -> dict[str, Any]:
@@ -225,9 +231,16 @@ def describe(
     config = refuse_remote_code(folder, str(folder))
     files = weight_files(folder)
     if not files:
-        raise _no_weights(folder)
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        raise ModelError(
+            "no safetensors weights",
+            where=str(folder),
+            found=f"only pickles, which can run code: {', '.join(pickles)}" if pickles else None,
+            wanted=f"{_SINGLE}, or {_INDEX} with its parts, or one .gguf file",
+            remedy="save the model with save_pretrained(folder, safe_serialization=True)",
+        )
     for path in files:
-        check_header(path)
+        tensor_shapes(path)  # refuses a broken file
     weights = {path.name: sha256_of(path) for path in files}
     return BaseModelFiles(name, folder, source, note, revision, *_digests(folder, weights, config))
 
@@ -268,25 +281,6 @@ def has_template(folder: Path) -> bool:
     return (folder / _TEMPLATE).is_file() or bool(config.get("chat_template"))
 
 
-def check_header(path: Path) -> None:
-    """Read the header of a safetensors file.
-
-    Raises:
-        ModelError: the file is truncated or in another format.
-    """
-    try:
-        with safe_open(path, framework="numpy"):
-            return
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"not a whole safetensors file: {error}",
-            where=str(path),
-            found=f"{path.stat().st_size} bytes" if path.is_file() else "no file",
-            wanted="weights as save_pretrained writes them",
-            remedy="fetch or save the model again",
-        ) from error
-
-
 def describe_prepared(folder: Path, verify: bool = False) -> BaseModelFiles:
     """A folder that mixtune prepared, checked against its manifest.
 
@@ -312,15 +306,8 @@ def describe_prepared(folder: Path, verify: bool = False) -> BaseModelFiles:
         if sha256_of(path, fresh=verify) != file.sha256:
             raise _damaged(folder, f"{name} has another checksum")
     weights = {name: file.sha256 for name, file in manifest.weights.items()}
-    config = refuse_remote_code(folder, str(folder))
-    return BaseModelFiles(
-        manifest.name,
-        folder,
-        manifest.source,
-        manifest.note,
-        None,
-        *_digests(folder, weights, config),
-    )
+    digests = _digests(folder, weights, refuse_remote_code(folder, str(folder)))
+    return BaseModelFiles(manifest.name, folder, manifest.source, manifest.note, None, *digests)
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -340,17 +327,6 @@ def _digests(
     shape = {key: value for key, value in config.items() if key not in _IGNORED_KEYS}
     weights_digest = digest(dict(weights))
     return weights_digest, digest({"weights": weights_digest, "tokens": tokens, "config": shape})
-
-
-def _no_weights(folder: Path) -> ModelError:
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    return ModelError(
-        "no safetensors weights",
-        where=str(folder),
-        found=f"only pickles, which can run code: {', '.join(pickles)}" if pickles else None,
-        wanted=f"{_SINGLE}, or {_INDEX} with its parts, or one .gguf file",
-        remedy="save the model with save_pretrained(folder, safe_serialization=True)",
-    )
 
 
 def _damaged(folder: Path, detail: str) -> ModelError:

@@ -1,4 +1,4 @@
-"""Memory that training takes, estimated before anything is loaded, and what this machine has.
+"""Memory that training takes, estimated before anything is loaded, and what fits this machine.
 
     bytes = weights + K × (adapter, its gradient, two moments) + activations of a pass + logits
 
@@ -13,12 +13,11 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-
-from safetensors import SafetensorError, safe_open
+from typing import Literal, NamedTuple
 
 from mixtune.errors import ModelError
-from mixtune.models.files import read_object, weight_files
+from mixtune.models.catalog import Entry, cached, catalogue, offline, prepared_folder
+from mixtune.models.files import MANIFEST, read_object, tensor_shapes, weight_files
 from mixtune.study.spec import TrainSpec
 
 BYTES_PER_PARAMETER = 16
@@ -54,13 +53,13 @@ class Shape:
     """The sizes of a base model that memory depends on; `width`: of hidden states."""
 
     parameters: int
-    linears: tuple["Linear", ...]
+    linears: tuple[Linear, ...]
     layers: int
     heads: int
     width: int
     vocabulary: int
 
-    def adapted(self, train: TrainSpec) -> list["Linear"]:
+    def adapted(self, train: TrainSpec) -> list[Linear]:
         """The linear layers that get an adapter."""
         lowest = 0 if train.top_layers is None else self.layers - train.top_layers
         return [linear for linear in self.linears if linear.layer >= lowest]
@@ -107,7 +106,8 @@ def shape_of(folder: Path) -> Shape:
         ModelError: the folder holds no weights that could be loaded.
     """
     config = read_object(folder / "config.json")
-    shapes = _shapes(folder)
+    files = [tensor_shapes(path) for path in weight_files(folder)]
+    shapes = dict(item for shapes in files for item in shapes.items())
     flat = {name: shape for name, shape in shapes.items() if len(shape) == 2}
     linears = [
         Linear(_layer(name), d_in, d_out)
@@ -128,23 +128,6 @@ def _layer(name: str) -> int:
     """The decoder layer of a weight: the first number in its name."""
     number = re.search(r"\.(\d+)\.", name)
     return int(number[1]) if number else 0
-
-
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every weight in a folder; only headers are read."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="np") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - no mapping
-                    shapes[name] = tuple(tensors.get_slice(name).get_shape())
-        except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"the weights cannot be read: {error}",
-                where=str(path),
-                remedy="fetch or save the model again",
-            ) from error
-    return shapes
 
 
 def _count(value: object) -> int:
@@ -197,3 +180,109 @@ def main_memory() -> int:
 def gigabytes(size: int) -> str:
     """A size for people: 3.1 GB, 25 MB."""
     return f"{size / 1e9:.1f} GB" if size >= 10**8 else f"{size / 1e6:.1f} MB"
+
+
+# ---- the catalogue on this machine --------------------------------------------------------------
+
+MIN_BYTES_PER_PARAMETER = 5
+"""The weights in float32 and a quarter more."""
+
+COMFORTABLE_SHARE = 0.8
+"""Share of main memory up to which training fits comfortably; the system, the page cache and other
+programs need the rest."""
+
+State = Literal["prepared", "package", "hub cache", "download", "licence", "offline", "damaged"]
+Fit = Literal["yes", "tight", "no"]
+
+LOCAL: tuple[State, ...] = ("prepared", "package", "hub cache")
+"""States of models that can be used without a network."""
+
+_MEANING: dict[State, str] = {
+    "prepared": "ready in mixtune's cache",
+    "package": "installed package, converted at first use",
+    "hub cache": "ready in the hub's cache",
+    "download": "would be downloaded from the hub",
+    "licence": "from the hub, once its licence is accepted there and HF_TOKEN set",
+    "offline": "not here, and HF_HUB_OFFLINE is set",
+    "damaged": "damaged or unusable: delete it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """One catalogue model on this machine; sizes in bytes.
+
+    `disk`: size of the files on this machine, or 0. `memory`: of one training process (LoRA,
+    float32). `fits`: "tight" where training takes nearly all memory.
+    """
+
+    name: str
+    hub: str
+    parameters: int
+    licence: str
+    gated: bool
+    state: State
+    disk: int
+    memory: int
+    fits: Fit
+    install: str
+    note: str
+
+    @property
+    def here(self) -> bool:
+        """True if the model can be used without a network."""
+        return self.state in LOCAL
+
+    @property
+    def meaning(self) -> str:
+        """The state in words, and how to install a model that is missing."""
+        text = _MEANING[self.state]
+        return text if self.here or not self.install else f"{text}; or: {self.install}"
+
+
+def overview(total_memory: int | None = None) -> list[Overview]:
+    """Every catalogue model in the catalogue's order; fetches, converts and imports nothing."""
+    total = main_memory() if total_memory is None else total_memory
+    return [_overview_of(name, entry, total) for name, entry in catalogue().items()]
+
+
+def _overview_of(name: str, entry: Entry, total: int) -> Overview:
+    state, disk = _state(name, entry)
+    memory = entry.parameters * BYTES_PER_PARAMETER
+    fits: Fit = "yes" if memory <= COMFORTABLE_SHARE * total else "tight"
+    return Overview(
+        name=name,
+        hub=entry.hub,
+        parameters=entry.parameters,
+        licence=entry.licence,
+        gated=entry.gated,
+        state=state,
+        disk=disk,
+        memory=memory,
+        fits=fits if entry.parameters * MIN_BYTES_PER_PARAMETER <= total else "no",
+        install=entry.package.install if entry.package else "",
+        note=entry.note,
+    )
+
+
+def _state(name: str, entry: Entry) -> tuple[State, int]:
+    """The place that `locate` would take a model from, and the size of its files here."""
+    folder = prepared_folder(name)
+    if (folder / MANIFEST).is_file():
+        return "prepared", _size(folder)
+    files = entry.package.installed() if entry.package else []
+    if files:
+        return "package", sum(path.stat().st_size for path in files)
+    try:
+        snapshot = cached(entry.hub)
+    except ModelError:
+        return "damaged", 0
+    if snapshot is not None:
+        return "hub cache", _size(snapshot.folder)
+    if offline():
+        return "offline", 0
+    return ("licence" if entry.gated else "download"), 0
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
