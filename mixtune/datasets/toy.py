@@ -45,14 +45,17 @@ class Relation:
     why: str
 
 
-_MISSING_HALF = "its train rows hold the half of the tone words that the target's train rows lack"
-_OPPOSITE = "nearly the same question about the same kind of text, answered by the opposite word"
-_UNRELATED = "no shared skill, words of the answer or kind of question"
+_MISSING_HALF = (
+    "its train rows contain the half of the tone words that the target's train rows lack"
+)
+_MISSING_SUMS = "its train rows contain the sums that the target's train rows lack"
+_OPPOSITE = "nearly the same question about the same kind of text, with the opposite answer"
+_UNRELATED = "no shared skill, answer words or kind of question"
 
 RELATIONS = (
     Relation("toy-mood", "toy-sentiment", "+", _MISSING_HALF),
     Relation("toy-sentiment", "toy-mood", "+", _MISSING_HALF),
-    Relation("toy-maths", "toy-table", "+", "its train rows hold the sums the target's lack"),
+    Relation("toy-maths", "toy-table", "+", _MISSING_SUMS),
     Relation("toy-fall", "toy-rise", "-", _OPPOSITE),
     Relation("toy-rise", "toy-fall", "-", _OPPOSITE),
     Relation("toy-topic", "toy-entity", "0", _UNRELATED),
@@ -63,8 +66,8 @@ RELATIONS = (
     Relation("toy-topic", "toy-rise", "0", _UNRELATED),
     Relation("toy-topic", "toy-fall", "0", _UNRELATED),
 )
-"""Written on 2026-11-22, before any model was trained on these tasks; pairs that are not listed
-carry no expectation."""
+"""Written on 2026-11-22, before any model was trained on these tasks; other pairs have no expected
+sign."""
 
 
 def records(name: str, split: Split) -> list[Record]:
