@@ -37,31 +37,33 @@ class Target:
 
 TARGETS = {
     "train_fpb_vs_trl": Target(
-        "training, fpb: examples/s against TRL as its documentation starts it", 10, 20
+        "training, fpb: examples/s relative to TRL with default settings", 10, 20
     ),
     "train_fpb_vs_trl_best": Target(
-        "training, fpb: examples/s against TRL at its best settings", 5, 10
+        "training, fpb: examples/s relative to TRL with its best settings", 5, 10
     ),
     "train_mix_vs_trl_best": Target(
-        "training, finance mix: examples/s against TRL at its best settings", 3, 6
+        "training, finance mix: examples/s relative to TRL with its best settings", 3, 6
     ),
     "score3_vs_lm_eval": Target(
-        "scoring, 3 labels: items/s against lm-evaluation-harness at its best settings", 4, 8
+        "scoring, 3 labels: items/s relative to lm-evaluation-harness with its best settings", 4, 8
     ),
     "score20_vs_lm_eval": Target(
-        "scoring, 20 labels: items/s against lm-evaluation-harness at its best settings", 20, 50
+        "scoring, 20 labels: items/s relative to lm-evaluation-harness with its best settings",
+        20,
+        50,
     ),
     "study12_vs_loop": Target(
-        "a study of 12 cells: whole time against a loop of TRL and lm-evaluation-harness", 8, 20
+        "a study of 12 cells: speed relative to a loop over TRL and lm-evaluation-harness", 8, 20
     ),
     "matmul_share": Target(
-        "training, fpb: useful arithmetic as a share of the machine's matmul rate", 0.5, 0.75
+        "training, fpb: useful FLOP/s as a share of the machine's matmul rate", 0.5, 0.75
     ),
     "peak_memory_vs_trl_best": Target(
-        "training, fpb: peak memory against TRL at its best settings", 0.8, 0.5, lower=True
+        "training, fpb: peak memory relative to TRL with its best settings", 0.8, 0.5, lower=True
     ),
     "top_layers_vs_all": Target(
-        "training the top third of the layers: examples/s against all layers", 2.5, 4
+        "training the top third of the layers: examples/s relative to all layers", 2.5, 4
     ),
 }
 

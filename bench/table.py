@@ -1,4 +1,4 @@
-"""The table of ratios beside their targets, written into a page between two markers.
+"""The table of ratios and their targets, written into a page between two markers.
 
 Knows: Markdown, latest.json. Does not know: how anything was measured.
 """
@@ -12,6 +12,8 @@ from bench.results import FEWEST, TARGETS, Target
 
 BEGIN = "<!-- bench: begin, written by `python -m bench --table` -->"
 END = "<!-- bench: end -->"
+
+VERDICTS = {"aim": "target met", "at least": "minimum met", "short": "**below minimum**"}
 
 _NEW = f"""# Performance
 
@@ -27,7 +29,7 @@ def write_table(
 ) -> None:
     """Put the tables between the page's markers; a page that is not there is made.
 
-    `others`: what was found on other machines, by what is written above each table.
+    `others`: results of other machines, by the heading of each table.
 
     Raises:
         BenchError: the page has no markers.
@@ -43,13 +45,13 @@ def write_table(
 
 
 def table(latest: dict[str, Any]) -> str:
-    """Targets and what was found, short ones named below."""
+    """The measured ratios with their targets; those below the minimum are listed."""
     found = latest["ratios"]
-    lines = ["| | found | lowest – highest | at least | aim | |", "|---|---|---|---|---|---|"]
+    lines = ["| | median | range | minimum | target | |", "|---|---|---|---|---|---|"]
     lines += [_line(key, target, latest) for key, target in TARGETS.items()]
     short = [k for k, target in TARGETS.items() if k in found and _short(target, found[k])]
     missing = [key for key in TARGETS if key not in found]
-    lines += ["", f"Short of what was wanted at least: {_names(short)}."]
+    lines += ["", f"Below the minimum: {_names(short)}."]
     lines += [f"Not measured: {_names(missing)}."] if missing else []
     return "\n".join([*lines, "", *_made(latest["made"])]) + "\n"
 
@@ -59,7 +61,7 @@ def _line(key: str, target: Target, latest: dict[str, Any]) -> str:
     if key not in latest["ratios"]:
         return f"| {target.what} | – | – | {bounds[0]} | {bounds[1]} | not measured |"
     value, values = latest["ratios"][key], latest["values"][key]
-    verdict = {"short": "**short**"}.get(target.reached(value), target.reached(value))
+    verdict = VERDICTS[target.reached(value)]
     few = "" if len(values) >= FEWEST else f" ({len(values)} of {FEWEST} repeats)"
     span = f"{min(values):.3g} – {max(values):.3g}"
     return f"| {target.what} | {value:.3g}{few} | {span} | {bounds[0]} | {bounds[1]} | {verdict} |"
@@ -90,5 +92,5 @@ def _made(made: dict[str, Any]) -> list[str]:
         f"{machine['device']}; {made['model']}, data: {made['data']}; ours in "
         f"{last.get('compute') or 'float32'}. {versions}.",
         "",
-        f"Made by {', '.join(commands)}. Ratios are medians over repeats, pair by pair.",
+        f"Made by {', '.join(commands)}. Ratios are medians over repeats, one ratio per pair.",
     ]

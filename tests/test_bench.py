@@ -197,9 +197,9 @@ class TestTable:
             assert text.startswith("before\n")
             assert text.endswith("after\n")
             assert "old" not in text
-        assert "| 4 | 3 – 9 | 4 | 8 | at least |" in text
-        assert "| 2 (1 of 3 repeats) | 2 – 2 | 3 | 6 | **short** |" in text
-        assert "Short of what was wanted at least: `train_mix_vs_trl_best`." in text
+        assert "| 4 | 3 – 9 | 4 | 8 | minimum met |" in text
+        assert "| 2 (1 of 3 repeats) | 2 – 2 | 3 | 6 | **below minimum** |" in text
+        assert "Below the minimum: `train_mix_vs_trl_best`." in text
         assert "Not measured: `train_fpb_vs_trl`" in text
         assert "2026-01-02 at abc on one, 2 cores" in text
 
@@ -211,8 +211,8 @@ class TestTable:
         page = tmp_path / "new.md"
         write_table(results.latest(), page, results.others())
         own, below = page.read_text().split("### slower")
-        assert "| 4 | 4 – 4 | 4 | 8 | at least |" in own
-        assert "| 3 | 3 – 3 | 4 | 8 | **short** |" in below
+        assert "| 4 | 4 – 4 | 4 | 8 | minimum met |" in own
+        assert "| 3 | 3 – 3 | 4 | 8 | **below minimum** |" in below
         assert "strange" not in below
 
     def test_a_new_page_and_one_without_markers(self, results, tmp_path):
