@@ -185,8 +185,8 @@ def _endpoint(name: str, url: str) -> str:
         valid = False
     if not valid:
         expected = "http(s)://host[:port]/path, such as http://127.0.0.1:8000/v1"
-        found = url.rpartition("@")[2]
-        raise SpecError("not an endpoint", where=where, found=found, wanted=expected)
+        host = url.rpartition("@")[2]
+        raise SpecError("not an endpoint", where=where, found=host, wanted=expected)
     if parts.username is not None or parts.query or parts.fragment:
         raise SpecError(
             "an endpoint has no user, password, query or fragment",

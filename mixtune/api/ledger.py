@@ -1,4 +1,4 @@
-"""What requests to APIs have cost, and the completions that were paid for.
+"""Costs of requests to APIs, and the completions that were paid for.
 
 A study's ledger reserves the maximum cost of each request before it is sent and replaces it by the
 actual cost when the completion arrives. A request that never got a response, because the connection

@@ -6,9 +6,9 @@ function that counts), terminals.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mixtune.datasets.leakage import find_leaked
 from mixtune.datasets.registry import Dataset, LoadedSplit, Registry
@@ -146,17 +146,9 @@ def check_task(registry: Registry, name: str, measures: Measures) -> TaskCheck:
         problems.append(str(error))
     except _TooManyProblems:
         notes.append(f"reading ended after {MOST_PROBLEMS} problems; there may be more")
-    return TaskCheck(
-        name=task.name,
-        origin=registry.origin_of(task.name),
-        kind=task.kind,
-        role=task.role,
-        scored=task.scored,
-        splits=tuple(splits),
-        problems=tuple(problems),
-        notes=tuple(notes),
-        previews=tuple(shown),
-    )
+    kinds = task.kind, task.role, task.scored
+    texts = tuple(problems), tuple(notes), tuple(shown)
+    return TaskCheck(task.name, registry.origin_of(task.name), *kinds, tuple(splits), *texts)
 
 
 def previews(examples: Sequence[Example]) -> list[Preview]:
@@ -183,7 +175,8 @@ def _split_facts(
 ) -> SplitFacts:
     """Describe one split; `later`: the examples of all splits after it."""
     examples = split.examples
-    return SplitFacts(
+    counts = Counter(e.target for e in examples)
+    facts = SplitFacts(
         split=name,
         source=split.source,
         records=split.records,
@@ -191,30 +184,21 @@ def _split_facts(
         dropped=dict(split.dropped),
         examples=len(examples),
         noted=dict(split.notes),
-        labels=_labels(examples),
+        labels={label: counts[label] for label in (examples[0].choices if examples else ())},
         repeated=len(examples) - len({e.messages for e in examples}),
         leaked=len(find_leaked(examples, later)),
         prompt_characters=_spread([sum(len(m.content) for m in e.messages) for e in examples]),
         answer_characters=_spread([len(e.target) for e in examples]),
-        **_tokens(examples, measures),
     )
-
-
-def _tokens(examples: Sequence[Example], measures: Measures) -> dict[str, Any]:
     if measures.count_tokens is None:
-        return {}
-    counts = [measures.count_tokens(e) for e in examples]
-    return {
-        "tokens": _spread([sum(count) for count in counts]),
-        "supervised_tokens": sum(count.answer for count in counts),
-        "over_long": sum(sum(count) > measures.limit for count in counts),
-    }
-
-
-def _labels(examples: Sequence[Example]) -> dict[str, int]:
-    """Count of each choice as the right one, in the order of the choices; empty if open."""
-    counts = Counter(e.target for e in examples)
-    return {label: counts[label] for label in (examples[0].choices if examples else ())}
+        return facts
+    tokens = [measures.count_tokens(e) for e in examples]
+    return replace(
+        facts,
+        tokens=_spread([sum(count) for count in tokens]),
+        supervised_tokens=sum(count.answer for count in tokens),
+        over_long=sum(sum(count) > measures.limit for count in tokens),
+    )
 
 
 def _spread(values: Sequence[int]) -> Spread:
@@ -226,19 +210,18 @@ def _spread(values: Sequence[int]) -> Spread:
 
 def _fully_leaked(splits: Sequence[SplitFacts], task: Task) -> list[str]:
     """A problem for each split of which a study would drop every example."""
-    return [
-        str(
-            DataError(
-                f"every example of {facts.split} also stands in a later split",
-                where=task.name,
-                found=f"{facts.leaked} of {facts.examples}, read from {facts.source}",
-                wanted="rows that no later split has; a study drops the others",
-                remedy="name another file for one of the splits",
-            )
+    faults = [
+        DataError(
+            f"every example of {facts.split} also stands in a later split",
+            where=task.name,
+            found=f"{facts.leaked} of {facts.examples}, read from {facts.source}",
+            wanted="rows that no later split has; a study drops the others",
+            remedy="name another file for one of the splits",
         )
         for facts in splits
         if task.scored and facts.leaked == facts.examples
     ]
+    return list(map(str, faults))
 
 
 def _unparsed_answers(rows: Sequence[Example], task: Task) -> list[str]:
@@ -265,35 +248,30 @@ def _loosely_written_answers(rows: Sequence[Example], task: Task) -> list[str]:
     """A note if gold answers are right, yet unparsed where a model gives them word for word."""
     parser, words = PARSERS[task.parser], task.labels or task.types
     answers = [row.target for row in rows if parser.strict(row.target, words) is None]
-    if not answers:
-        return []
-    return [
+    return answers and [
         f"{rows[0].split}: {len(answers)} answers are not in the form that parser {task.parser!r} "
         f"asks for; an answer like them is unparsed: {shorten(answers[0], 80)!r}"
     ]
 
 
-def _notes(splits: Sequence[SplitFacts], task: Task, limit: int) -> list[str]:
-    """Oddities that stop no study."""
-    notes = []
+def _notes(splits: Sequence[SplitFacts], task: Task, limit: int) -> Iterator[str]:
+    """Oddities that stop no study; some matter only to a task that is scored."""
     if task.kind == "open" and (shared := shared_fields(task)):
-        notes.append(f"the prompt shows what the answer is made of: {', '.join(sorted(shared))}")
+        yield f"the prompt shows what the answer is made of: {', '.join(sorted(shared))}"
     for facts in splits:
         if task.scored:
-            notes += _notes_on_scores(facts, task.labels)
-        notes += [f"{facts.split}: {reason}: {count}" for reason, count in facts.noted.items()]
+            yield from _notes_on_scores(facts, task.labels)
+        yield from (f"{facts.split}: {reason}: {count}" for reason, count in facts.noted.items())
         if facts.repeated:
-            notes.append(f"{facts.split}: {facts.repeated} prompts occur more than once")
+            yield f"{facts.split}: {facts.repeated} prompts occur more than once"
         if facts.over_long:
-            notes.append(
+            yield (
                 f"{facts.split}: {facts.over_long} examples have over {limit} tokens; set "
                 "train.max_length, or train.over_long: drop"
             )
-    return notes
 
 
 def _notes_on_scores(facts: SplitFacts, labels: Sequence[str]) -> Iterator[str]:
-    """Oddities that matter only to a task that is scored."""
     missing = [label for label in labels if not facts.labels.get(label)]
     if missing:
         yield f"{facts.split}: no row has the label {', '.join(missing)}"

@@ -116,10 +116,10 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[str, bytes]]:
     for number, body in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
         where = f"{_name(path)}:{number}"
         if len(body) > LONGEST_LINE:
-            found, expected = f"over {LONGEST_LINE} bytes", "a record a line, UTF-8"
+            size, expected = f"over {LONGEST_LINE} bytes", "a record a line, UTF-8"
             remedy = "check the file's format; one large JSON list ends in .json"
             problem = "the line is too long"
-            raise DataError(problem, where=where, found=found, wanted=expected, remedy=remedy)
+            raise DataError(problem, where=where, found=size, wanted=expected, remedy=remedy)
         yield where, body.removeprefix(BOM_UTF8) if number == 1 else body
 
 
@@ -132,8 +132,8 @@ def _decode(body: bytes, where: str) -> str:
         near = body[max(0, error.start - 20) : error.start + 20]
         reason = f"{error.reason} at byte {error.start} of the line"
     remedy = "convert the file, for example with iconv -f LATIN1 -t UTF-8"
-    problem, found = f"wrong encoding: {reason}", repr(near)
-    raise DataError(problem, where=where, found=found, wanted="UTF-8", remedy=remedy)
+    problem = f"wrong encoding: {reason}"
+    raise DataError(problem, where=where, found=repr(near), wanted="UTF-8", remedy=remedy)
 
 
 # ---- JSON ---------------------------------------------------------------------------------------
@@ -167,10 +167,10 @@ def _list_rows(path: Path, fault: Fault) -> Iterator[Row]:
         )
     text = _decode(path.read_bytes().removeprefix(BOM_UTF8), where)
     if not text.lstrip().startswith("["):
-        found, expected = text.strip()[:200] or "an empty file", '[{"field": value, …}, …]'
+        start, expected = text.strip()[:200] or "an empty file", '[{"field": value, …}, …]'
         problem = "the file is not a JSON list"
         remedy = "put the objects in a list, or one on each line"
-        raise DataError(problem, where=where, found=found, wanted=expected, remedy=remedy)
+        raise DataError(problem, where=where, found=start, wanted=expected, remedy=remedy)
     records = _parse_json(text, where)
     escaped = "\\u" in text
     del text
@@ -178,8 +178,8 @@ def _list_rows(path: Path, fault: Fault) -> Iterator[Row]:
         place = f"{where}, row {number + 1}"
         # Only a file of more than LONGEST_LINE can hold a record of that size.
         if size > LONGEST_LINE and len(json.dumps(record, ensure_ascii=False)) > LONGEST_LINE:
-            problem, found = "the record is too long", f"over {LONGEST_LINE} characters"
-            raise DataError(problem, where=place, found=found, remedy="fix or remove the record")
+            problem, length = "the record is too long", f"over {LONGEST_LINE} characters"
+            raise DataError(problem, where=place, found=length, remedy="fix or remove the record")
         try:
             yield Row(place, number, _checked(record, escaped, place))
         except DataError as error:

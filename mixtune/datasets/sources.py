@@ -132,9 +132,10 @@ def _folder_reader(name: str, source: LocalSource, data_dir: Path) -> _FileReade
         names = (f"{split}.jsonl", f"{split}.jsonl.gz")
         files = [folder / file for file in names if (folder / file).is_file()]
         if len(files) > 1:
-            problem, found = "the split is there twice, plain and compressed", map(str, files)
-            remedy = "remove one of them"
-            raise DataError(problem, where=name, found=", ".join(found), remedy=remedy)
+            problem, paths_text = "the split is there twice, plain and compressed", map(str, files)
+            raise DataError(
+                problem, where=name, found=", ".join(paths_text), remedy="remove one of them"
+            )
         if files:
             paths[split] = files[0]
     return _FileReader(paths, str(folder), None)
@@ -205,8 +206,8 @@ def _require(record: Mapping[str, Any], fields: Iterable[str], where: str, key: 
     for field in fields:
         if field not in record:
             remedy = f"fix source.hub.{key} in the task file; {did_you_mean(field, record)}"
-            problem, found = f"the hub's record has no field {field!r}", ", ".join(record)
-            raise DataError(problem, where=where, found=found, wanted=field, remedy=remedy)
+            problem, fields_text = f"the hub's record has no field {field!r}", ", ".join(record)
+            raise DataError(problem, where=where, found=fields_text, wanted=field, remedy=remedy)
 
 
 def _unflatten(row: Row, flat: FlatQuestions) -> Row:

@@ -143,7 +143,6 @@ def _refuse_unknown(entry: Raw, known: Mapping[str, str | None], kind: str) -> N
 
 _PAIRS = "preferences are not trained on here"
 _MEDIA = "pictures, film and sound are not supported"
-_TOOL = "calls of tools are not supported"
 _FACTORY_KEYS: dict[str, str | None] = dict.fromkeys(
     ("file_name", "hf_hub_url", "formatting", "columns", "tags", "subset", "split")
 ) | {
@@ -158,8 +157,8 @@ _FACTORY_KEYS: dict[str, str | None] = dict.fromkeys(
 _FACTORY_COLUMNS: dict[str, str | None] = dict.fromkeys(
     ("prompt", "query", "response", "history", "messages", "system")
 ) | {
-    "tools": _TOOL, "images": _MEDIA, "videos": _MEDIA, "audios": _MEDIA, "chosen": _PAIRS,
-    "rejected": _PAIRS, "kto_tag": _PAIRS,
+    "tools": "calls of tools are not supported", "images": _MEDIA, "videos": _MEDIA,
+    "audios": _MEDIA, "chosen": _PAIRS, "rejected": _PAIRS, "kto_tag": _PAIRS,
 }  # fmt: skip
 _FACTORY_TAGS = dict.fromkeys(
     ("role_tag", "content_tag", "user_tag", "assistant_tag", "system_tag", "observation_tag",
@@ -172,15 +171,12 @@ _FACTORY_NAMES = {
     },
     "sharegpt": {"messages": "messages", "system": "system"},
 }  # fmt: skip
-_FACTORY_DEFAULTS: dict[str, Raw] = {
-    "columns": {
-        "prompt": "instruction", "query": "input", "response": "output",
-        "messages": "conversations",
-    },
-    "tags": {
-        "role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
-        "system_tag": "system",
-    },
+_DEFAULT_COLUMNS = {
+    "prompt": "instruction", "query": "input", "response": "output", "messages": "conversations",
+}  # fmt: skip
+_DEFAULT_TAGS = {
+    "role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
+    "system_tag": "system",
 }  # fmt: skip
 _OTHER_PLACES = ("file_name", "script_url", "cloud_file_name", "ms_hub_url", "om_hub_url")
 
@@ -194,13 +190,8 @@ def _factory(entry: Raw) -> Raw:
     if form not in ("alpaca", "sharegpt"):
         raise _Unsupported(f"formatting {shorten(form)!r}; alpaca and sharegpt can be")
     # LLaMA-Factory's defaults apply only where `columns`, or `tags`, is left out altogether.
-    columns = entry.get("columns", _FACTORY_DEFAULTS["columns"])
-    tags = entry.get("tags", _FACTORY_DEFAULTS["tags"])
-    for part, value in (("columns", columns), ("tags", tags)):
-        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-            raise _Unsupported(f"{part} is not an object of names")
-    _refuse_unknown(columns, _FACTORY_COLUMNS, "column")
-    _refuse_unknown(tags, _FACTORY_TAGS, "tag")
+    columns = _names(entry.get("columns", _DEFAULT_COLUMNS), "column", _FACTORY_COLUMNS)
+    tags = _names(entry.get("tags", _DEFAULT_TAGS), "tag", _FACTORY_TAGS)
     names = {own: columns.get(name) for name, own in _FACTORY_NAMES[form].items()}
     raw: Raw = {"format": form, "columns": names, "source": _factory_source(entry)}
     if form == "alpaca":
@@ -211,6 +202,13 @@ def _factory(entry: Raw) -> Raw:
     names |= {"role": tags["role_tag"], "content": tags["content_tag"]}
     roles = [role for role in ("user", "assistant", "system") if f"{role}_tag" in tags]
     return {**raw, "roles": {tags[f"{role}_tag"]: role for role in roles}}
+
+
+def _names(names: Any, kind: str, known: Mapping[str, str | None]) -> Raw:  # noqa: ANN401
+    if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
+        raise _Unsupported(f"{kind}s is not an object of names")
+    _refuse_unknown(names, known, kind)
+    return names
 
 
 def _need(names: Raw, part: str, *keys: str) -> None:
@@ -234,13 +232,10 @@ def _factory_source(entry: Raw) -> Raw | str:
 def _hub(path: object, config: object, split: object, revision: object = None) -> Raw:
     if not isinstance(path, str) or not _HUB.fullmatch(path):
         raise _Unsupported(f"{shorten(path)} is no dataset on the hub (organisation/name)")
+    splits = {"train": split}
     return {
-        "path": path,
-        "config": config,
-        "splits": {"train": split},
-        "revision": revision,
-        "unverified": True,
-    }
+        "path": path, "config": config, "splits": splits, "revision": revision, "unverified": True,
+    }  # fmt: skip
 
 
 # ---- Axolotl ------------------------------------------------------------------------------------
@@ -259,7 +254,6 @@ _AXOLOTL_KEYS: dict[str, str | None] = dict.fromkeys(
     "message_field_training_detail": "single turns cannot be masked here",
 }  # fmt: skip
 _AXOLOTL_TYPES = {"alpaca": "alpaca", "chat_template": "messages", "sharegpt": "sharegpt"}
-_COMPLETION = "plain text has no question: training on it is not supported"
 _USER_FIELDS = {
     "field_instruction": "instruction", "field_input": "input", "field_output": "output",
     "field_system": "system",
@@ -272,10 +266,14 @@ def _axolotl(entry: Raw, folder: Path) -> Raw:
     _refuse_unknown(entry, _AXOLOTL_KEYS, "key")
     source = _axolotl_source(entry, folder)
     kind = entry.get("type")
-    if isinstance(kind, dict):
-        return {"format": "alpaca", "columns": _user_columns(kind), "source": source}
     if kind == "completion":
-        raise _Unsupported(_COMPLETION)
+        raise _Unsupported("plain text has no question: training on it is not supported")
+    if isinstance(kind, dict):  # a prompt that the user composed field by field
+        for key in kind.keys() - set(_USER_FIELDS):
+            problem = "prompts put together by hand are not imported"
+            raise _Unsupported(f"type.{shorten(key)}: {problem}")
+        columns = {"history": None, **{_USER_FIELDS[key]: value for key, value in kind.items()}}
+        return {"format": "alpaca", "columns": columns, "source": source}
     if not isinstance(kind, str) or kind not in _AXOLOTL_TYPES:
         raise _Unsupported(f"type {shorten(kind)}; {', '.join(_AXOLOTL_TYPES)} can be")
     form = _AXOLOTL_TYPES[kind]
@@ -283,13 +281,6 @@ def _axolotl(entry: Raw, folder: Path) -> Raw:
         return {"format": form, "columns": {"system": None, "history": None}, "source": source}
     raw: Raw = {"format": form, "source": source, "columns": _message_columns(entry, form)}
     return {**raw, "roles": _roles(entry)}
-
-
-def _user_columns(kind: Raw) -> Raw:
-    """Columns of a prompt that the user composed field by field."""
-    for key in kind.keys() - set(_USER_FIELDS):
-        raise _Unsupported(f"type.{shorten(key)}: prompts put together by hand are not imported")
-    return {"history": None, **{_USER_FIELDS[key]: value for key, value in kind.items()}}
 
 
 def _message_columns(entry: Raw, form: str) -> Raw:

@@ -16,8 +16,8 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +37,8 @@ from mixtune.tasks.task_file import make_task, parse_tasks
 
 GROUP = "mixtune.tasks"
 """The entry-point group under which installed packages offer tasks."""
+
+_LIST = "[PythonTask(definition={...}, records=function), ...]"
 
 Records = Callable[[Split], Iterable[Mapping[str, Any]] | None]
 
@@ -66,28 +68,13 @@ def read_task_file(path: Path) -> list[RegisteredTask]:
         return _from_python(path, name)
     if path.suffix == ".json":
         return factory_tasks(path)
-    if path.suffix in (".yaml", ".yml"):
-        return _from_yaml(path, name)
-    raise DataError(
-        "no kind of task file",
-        where=name,
-        wanted=".yaml, .py, LLaMA-Factory's dataset_info.json or an Axolotl .yaml",
-        remedy="for a file of rows: mixtune data check FILE --write TASK.yaml",
-    )
-
-
-def packaged_tasks() -> Iterator[RegisteredTask]:
-    """The tasks that installed packages offer.
-
-    Raises:
-        DataError: names the distribution whose entry point cannot be used.
-    """
-    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        package = point.dist.name if point.dist else "an installed package"
-        yield from _from_entry_point(point, f"{package} (entry point {GROUP}: {point.name})")
-
-
-def _from_yaml(path: Path, name: str) -> list[RegisteredTask]:
+    if path.suffix not in (".yaml", ".yml"):
+        raise DataError(
+            "no kind of task file",
+            where=name,
+            wanted=".yaml, .py, LLaMA-Factory's dataset_info.json or an Axolotl .yaml",
+            remedy="for a file of rows: mixtune data check FILE --write TASK.yaml",
+        )
     text = read_file(path, DataError)
     documents = read_documents(text, name, DataError)
     value = documents[0].value if documents else None
@@ -99,6 +86,30 @@ def _from_yaml(path: Path, name: str) -> list[RegisteredTask]:
 # ---- code ---------------------------------------------------------------------------------------
 
 
+def packaged_tasks() -> Iterator[RegisteredTask]:
+    """The tasks that installed packages offer.
+
+    Raises:
+        DataError: names the distribution whose entry point cannot be used.
+    """
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        package = point.dist.name if point.dist else "an installed package"
+        origin = f"{package} (entry point {GROUP}: {point.name})"
+        try:
+            value = point.load()
+        except (Exception, SystemExit) as error:
+            raise DataError(
+                f"cannot be loaded: {type(error).__name__}: {shorten(str(error), 200)}",
+                where=origin,
+                remedy="fix or uninstall that package",
+            ) from error
+        if isinstance(value, str | Path):
+            yield from (replace(task, origin=origin) for task in read_task_file(Path(value)))
+        else:
+            tasks = [value] if isinstance(value, PythonTask) else value
+            yield from _from_list(tasks, origin, origin, None)
+
+
 def _from_python(path: Path, name: str) -> list[RegisteredTask]:
     text = read_file(path, DataError)
     module = ModuleType(f"mixtune_tasks_{digest(str(path.resolve()))}")
@@ -108,44 +119,19 @@ def _from_python(path: Path, name: str) -> list[RegisteredTask]:
     with _running(path, name, "the file fails when it is run"):
         exec(compile(text, str(path), "exec"), module.__dict__)
     if not hasattr(module, "TASKS"):
-        raise DataError(
-            "the file defines no TASKS",
-            where=name,
-            wanted="TASKS = [PythonTask(definition={...}, records=function), ...]",
-            remedy="from mixtune.datasets.user_tasks import PythonTask",
-        )
-    return _from_list(module.TASKS, name, path)
+        remedy = "from mixtune.datasets.user_tasks import PythonTask"
+        problem, expected = "the file defines no TASKS", f"TASKS = {_LIST}"
+        raise DataError(problem, where=name, wanted=expected, remedy=remedy)
+    return _from_list(module.TASKS, f"{name}: TASKS", name, path)
 
 
-def _from_entry_point(point: EntryPoint, origin: str) -> list[RegisteredTask]:
-    try:
-        value = point.load()
-    except (Exception, SystemExit) as error:
-        raise DataError(
-            f"cannot be loaded: {type(error).__name__}: {shorten(str(error), 200)}",
-            where=origin,
-            remedy="fix or uninstall that package",
-        ) from error
-    if isinstance(value, str | Path):
-        tasks = read_task_file(Path(value))
-        return [RegisteredTask(task.task, origin, task.reader) for task in tasks]
-    return _from_list([value] if isinstance(value, PythonTask) else value, origin, None)
-
-
-def _from_list(value: object, origin: str, path: Path | None) -> list[RegisteredTask]:
-    if (
-        not isinstance(value, list | tuple)
-        or not value
-        or not all(isinstance(item, PythonTask) for item in value)
-    ):
-        raise DataError(
-            "not a list of PythonTask",
-            where=f"{origin}: TASKS" if path else origin,
-            found=repr(value) if isinstance(value, list) else type(value).__name__,
-            wanted="[PythonTask(definition={...}, records=function), ...]",
-        )
-    places = [f"{origin}: task {number}" for number in range(1, len(value) + 1)]
-    return [_register(*pair, origin, path) for pair in zip(value, places, strict=True)]
+def _from_list(value: object, where: str, origin: str, path: Path | None) -> list[RegisteredTask]:
+    right_kind = isinstance(value, list | tuple) and value
+    if not right_kind or not all(isinstance(item, PythonTask) for item in cast(list[Any], value)):
+        shown = repr(value) if isinstance(value, list) else type(value).__name__
+        raise DataError("not a list of PythonTask", where=where, found=shown, wanted=_LIST)
+    codes = enumerate(cast(list[PythonTask], value), start=1)
+    return [_register(code, f"{origin}: task {number}", origin, path) for number, code in codes]
 
 
 def _register(code: PythonTask, where: str, origin: str, path: Path | None) -> RegisteredTask:
@@ -179,8 +165,8 @@ class _CodeReader(Reader):
         if split not in self._has:
             records: Iterable[object] | None = self._call(split)
             if isinstance(records, Iterator):
-                first = self._next(records)
-                records = None if first is None else chain([first], records)
+                first = list(islice(self._each(records), 1))
+                records = chain(first, records) if first else None
             self._has[split] = records is not None
             if records is not None:
                 self._begun[split] = records
@@ -190,35 +176,34 @@ class _CodeReader(Reader):
         """The records, which have to be mappings whose keys are names."""
         # What `has` has begun to read is continued once; a second reading calls the code again.
         begun = self._begun.pop(split, None)
-        records = iter(self._call(split) or () if begun is None else begun)
-        number = 0
-        while (record := self._next(records)) is not None:
+        records = (self._call(split) or ()) if begun is None else begun
+        for number, record in enumerate(self._each(records)):
             where = f"{self._name}, {split} record {number + 1}"
             if isinstance(record, Mapping) and all(isinstance(key, str) for key in record):
                 yield Row(where, number, record)
             else:
                 kind, expected = type(record).__name__, "a mapping of names"
                 fault(DataError("not a record", where=where, found=kind, wanted=expected))
-            number += 1
 
     def _call(self, split: Split) -> Iterable[Mapping[str, Any]] | None:
         with _running(self._path, self.about, f"records({split!r}) fails"):
             records = self._records(split)
         if records is not None and not isinstance(records, Iterable):
-            raise DataError(
-                f"records({split!r}) gives no records",
-                where=self.about,
-                found=type(records).__name__,
-                wanted="an iterable of mappings, or None",
-            )
+            problem, kind = f"records({split!r}) gives no records", type(records).__name__
+            expected = "an iterable of mappings, or None"
+            raise DataError(problem, where=self.about, found=kind, wanted=expected)
         return records
 
-    def _next(self, records: Iterator[Any]) -> object:
-        """The next record, or None after the last; a record that is None becomes a text."""
-        with _running(self._path, self.about, "making records fails"):
-            for record in records:
-                return "null" if record is None else cast(object, record)
-        return None
+    def _each(self, records: Iterable[object]) -> Iterator[object]:
+        """The records; an error of the code that makes one names its line."""
+        iterator = iter(records)
+        while True:
+            with _running(self._path, self.about, "making records fails"):
+                try:
+                    record = next(iterator)
+                except StopIteration:
+                    return
+            yield record
 
 
 @contextmanager
@@ -272,10 +257,7 @@ class Draft:
 def draft_task(path: Path, names: Container[str] = (), folder: Path | None = None) -> Draft:
     """Draft a task file for a file of rows.
 
-    Args:
-        path: the file of rows.
-        names: names in use, which the task cannot have.
-        folder: folder of the task file, if it is not that of the rows.
+    `names` are in use; `folder` is that of the task file, if it is not that of the rows.
 
     Raises:
         DataError: the file cannot be read, has no rows, or its columns fit no form.
