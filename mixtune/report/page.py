@@ -13,14 +13,14 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import lru_cache
 from hashlib import sha256
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
@@ -47,9 +47,8 @@ MAX_POINTS = 16
 """Points of a training curve; losses are averaged in between."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """A figure; `name` of its SVG file, `table` of the CSV file with its numbers."""
+class Drawing(NamedTuple):
+    """A figure: `name` of its SVG file, `table` of the CSV file with its numbers."""
 
     name: str
     svg: Markup
@@ -142,21 +141,19 @@ def render(page: ReportInput) -> str:
         answers=answers,
         bars={a.task: draw.gap_bar(a.cell) for a in answers if a.cell},
         summary=wording.summary(answers, page.confirms),
-        exploratory=_exploratory(page),
         confirmed=plots.said_of_claims(page.claims),
         chance=plots.chance(page),
         ties=plots.near_ties(page),
         effects=plots.effects(page),
-        clean=clean[:MAX_ROWS],
+        clean=clean,
         judged=plots.judged(page.judged[:MAX_ROWS]),
-        matched=matched[:MAX_ROWS],
+        matched=matched,
         floors=figures.floors(page),
         pooled_f1=any(METRICS[row.metric].counts == "labels" for row in page.results),
         listed_f1=any(METRICS[row.metric].counts == "items" for row in page.results),
         matrices=plots.heats(page, shown),
-        others=others[:MAX_ROWS],
-        main=page.main_metrics,
-        unread=unread[:MAX_ROWS],
+        others=others,
+        unread=unread,
         lenient=any(row.form == LENIENT for row in page.results),
         figures=drawings(page, shown),
         max_rows=MAX_ROWS,
@@ -164,15 +161,11 @@ def render(page: ReportInput) -> str:
         truncated=len(shown) < len(cells) or any(len(rows) > MAX_ROWS for rows in tables),
         brought=figures.brought(page),
         seeds=list(dict.fromkeys(point.seed for point in figures.curves(page))),
-        counts=counts[:MAX_ROWS],
+        counts=counts,
         shared=any(row.mix.share_asked is not None for row in counts),
-        runs=page.runs[:MAX_ROWS],
-        failures=failures[:MAX_ROWS],
-        failed=len(failures),
+        failures=failures,
         methods=sorted({m for c in shown for m in (c.value_method, c.method) if m}),
         training=training_note(page.study.train, page.study.flaws),
-        budget=wording.budget(page.study.budget),
-        done=sum(run.state == "done" for run in page.runs),
         clustered=sorted({r.task for r in page.results if r.clusters < r.n}),
     )
 
@@ -182,19 +175,6 @@ def _shown(cells: Sequence[Cell], answers: Sequence[Answer]) -> list[Cell]:
     shown = set(list(dict.fromkeys(cell.cocktail for cell in cells))[:MAX_COCKTAILS])
     shown |= {answer.cell.cocktail for answer in answers if answer.cell}
     return [cell for cell in cells if cell.cocktail in shown]
-
-
-def _exploratory(page: ReportInput) -> str:
-    """Why the first sentences are no confirmed claim."""
-    if page.confirms:
-        return (
-            "What these sentences speak of was chosen on validation and is read on test, with the "
-            "seeds that it was chosen by. A confirmed claim needs fresh seeds."
-        )
-    return (
-        "These sentences are exploratory: the best was picked and is read on the same data "
-        f"({page.split}). The best of several always looks better than it is."
-    )
 
 
 def _unread(page: ReportInput) -> list[tuple[str, str, dict[str, tuple[float, float]]]]:
@@ -311,8 +291,7 @@ def _template(name: str) -> Template:
         lstrip_blocks=True,
         finalize=_in_html if name == "page.html.j2" else _in_markdown,
     )
-    words = ("number", "signed", "p_value", "percent", "seconds", "verdict", "given", "headline",
-             "some")  # fmt: skip
+    words = ("number", "signed", "p_value", "percent", "seconds", "headline", "some")
     environment.filters |= {word: getattr(wording, word) for word in words}
     environment.filters |= {
         "lines": lines,

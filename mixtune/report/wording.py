@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mixtune.report.figures import Answer, Cell
-from mixtune.study.spec import Budget
 
 LONGEST_NAME = 80
 """Characters of a name that are shown; a longer one is cut, with its start as a tooltip."""
@@ -27,7 +26,7 @@ def plain(text: str, limit: int = LONGEST_TEXT) -> str:
     """
     if len(text) <= limit and text.isprintable():
         return text
-    shown = "".join(c if c.isprintable() else _escaped(c) for c in text[:limit])
+    shown = _printable(text[:limit])
     return shown if len(text) <= limit else f"{shown[: limit - 1]}…"
 
 
@@ -35,12 +34,12 @@ def lines(text: str, limit: int = LONGEST_ERROR) -> str:
     """Text of several lines, made safe line by line; the middle of a long one is left out."""
     if len(text) > limit:
         text = f"{text[: limit // 2]}\n… {len(text) - limit} characters …\n{text[-limit // 2 :]}"
-    return "".join(c if c in "\n\t" or c.isprintable() else _escaped(c) for c in text)
+    return _printable(text, "\n\t\xa0")
 
 
-def _escaped(char: str) -> str:
-    # A no-break space is not printable to Python, and harmless; the page itself writes it.
-    return char if char == "\xa0" else repr(char)[1:-1]
+def _printable(text: str, more: str = "\xa0") -> str:
+    """Text with what cannot be printed escaped, but for the no-break space, which is harmless."""
+    return "".join(c if c in more or c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def slug(text: str) -> str:
@@ -118,18 +117,6 @@ def ends(low: float | None, high: float | None, sign: bool = False) -> str:
     return "too few" if low is None or high is None else f"[{write(low)},\xa0{write(high)}]"
 
 
-def budget(spec: Budget) -> str:
-    """The budget of a run in words."""
-    if spec.kind == "as-published":
-        return (
-            f"as-published, all rows 3 times (up to 3 ingredients) or 2 times, in steps of "
-            f"{spec.examples_per_step} examples"
-        )
-    steps = f"{spec.kind}, {spec.steps} steps of {spec.examples_per_step} examples"
-    more = f"; single tasks also for {spec.more_epochs} times the steps"
-    return steps + (more if spec.more_epochs else "")
-
-
 def seconds(value: float | None) -> str:
     """A duration in seconds, or minutes from two on; a dash for nothing."""
     if value is None:
@@ -142,26 +129,6 @@ def tick(value: float) -> str:
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:.4g}".replace("-", "−")
-
-
-def given(cell: Cell) -> str:
-    """Note on the seeds of a difference: fewer than the mean has, or a single one."""
-    shared_by = cell.difference_seeds
-    if shared_by is None:
-        return ""
-    shared = f", over {shared_by} shared {'seed' if shared_by == 1 else 'seeds'}"
-    return (shared if shared_by < cell.seeds else "") + (", given this run" * (shared_by == 1))
-
-
-def verdict(cell: Cell) -> str:
-    """The position of the difference's interval, in words."""
-    words = {
-        "above": "its 95\xa0% interval lies above 0",
-        "below": "its 95\xa0% interval lies below 0",
-        "open": "its 95\xa0% interval includes 0: not significantly different",
-        "": "there are too few clusters for an interval",
-    }
-    return words[cell.shown]
 
 
 def cell_sentence(cell: Cell, title: str) -> str:
