@@ -394,11 +394,14 @@ def cocktail_means(measured: Sequence[Measured]) -> list[Estimate]:
     for m in measured:
         m.draws.compute(list(m.values))
         for cocktail, by_seed in m.cells().items():
-            systems = list(by_seed.values())
-            arm = m.arm(systems)
-            ci = m.interval(systems, [])
-            rows.append(estimate(m, Contrast("mean", cocktail), arm, arm.value, ci))
+            rows.append(mean(m, Contrast("mean", cocktail), list(by_seed.values())))
     return rows
+
+
+def mean(measured: Measured, contrast: Contrast, systems: Sequence[str]) -> Estimate:
+    """The mean over the seeds of one cocktail (`systems`), or the value of a fixed system."""
+    arm = measured.arm(systems)
+    return estimate(measured, contrast, arm, arm.value, measured.interval(systems, []))
 
 
 def estimate(

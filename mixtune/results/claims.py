@@ -60,13 +60,7 @@ def study_choices(facts: StudyFacts, settings: Claims, validation: SplitResults)
 def select(
     facts: StudyFacts, settings: Claims, validation: SplitResults, planner: Planner
 ) -> Selection:
-    """The selection as it would be written now.
-
-    Args:
-        facts: the study.
-        settings: what its file says of claims now.
-        validation: what is chosen by.
-        planner: of the study, without a selection.
+    """The selection as it would be written now, by a planner of the study without a selection.
 
     Raises:
         SpecError: there is nothing to choose from.
@@ -84,7 +78,10 @@ def select(
     exposed = _exposures(planner, choices)
     used = (*before.spent, *before.fresh) if before else ()
     seeds, fresh = {*facts.study.seeds, *(row.seed for row in rows), *used}, settings.fresh_seeds
-    reasons = {choice.target: _reason(facts, choice, settings) for choice in choices}
+    reasons = {choice.target: analysis.unequal(choice, settings.single_runs) for choice in choices}
+    if facts.study.flaws.select_on_test:
+        reason = "flaws.select_on_test: what is chosen is chosen on the data it is read on"
+        reasons = dict.fromkeys(reasons, reason)
     return Selection(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         margin=settings.margin,
@@ -123,33 +120,21 @@ def _references(choice: Choice, exposed: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _reason(facts: StudyFacts, choice: Choice, settings: Claims) -> str:
-    if facts.study.flaws.select_on_test:
-        return "flaws.select_on_test: what is chosen is chosen on the data it is read on"
-    return analysis.unequal(choice, settings.single_runs)
-
-
 def settle(facts: StudyFacts, selection: Selection, again: bool) -> Selection | None:
     """The selection if it has to be written; None where the same is written already.
 
     Raises:
         StoreError: another choice is written, and `again` is false.
     """
-    before = facts.selection
-    if before is None:
-        return selection
-    differences = _differences(before, selection)
-    if not differences:
-        return None
-    if not again:
+    differences = _differences(facts.selection, selection) if facts.selection else []
+    if differences and not again:
         raise StoreError(
-            "another choice was written down before\n"
-            + "\n".join(f"    {line}" for line in differences),
+            "\n    ".join(["another choice was written down before", *differences]),
             where=str(facts.store.folder / "selection.json"),
             remedy="run what was chosen then; or mixtune confirm --again, which keeps both, "
             "takes other seeds, and is counted",
         )
-    return selection
+    return selection if differences or not facts.selection else None
 
 
 def _differences(before: Selection, after: Selection) -> list[str]:
@@ -183,21 +168,14 @@ def exploratory_claims(
 def selected_claims(selection: Selection, test: SplitResults) -> list[Claim]:
     """Claims of what was selected; `test`: the fresh seeds on test."""
     arms = [
-        analysis.Arms(
-            choice, selection.against[choice.target], selection.reasons.get(choice.target, "")
-        )
-        for choice in selection.choices
+        analysis.Arms(c, selection.against[c.target], selection.reasons.get(c.target, ""))
+        for c in selection.choices
     ]
     claims = analysis.claims(arms, test.main, selection.fresh, selection.margin)
-    return [_with_count(claim, selection) for claim in claims]
-
-
-def _with_count(claim: Claim, selection: Selection) -> Claim:
-    """The sentence says how often was chosen."""
     if not selection.again:
-        return claim
+        return claims
     note = f" Chosen again {selection.again} times: earlier choices are kept beside this one."
-    return replace(claim, sentence=claim.sentence + note)
+    return [replace(claim, sentence=claim.sentence + note) for claim in claims]
 
 
 def missing_runs(facts: StudyFacts) -> list[str]:

@@ -100,36 +100,30 @@ def compare_studies(facts: StudyFacts, reference: StudyFacts, split: str) -> Com
             wanted="a task with the same items in both",
         )
     sides = facts, reference
-    tables = [_marked_scores(side, split, tasks) for side in sides]
-    systems = [system_infos(side) for side in sides]
-    shared = _shared_names(facts.study.name, *systems)
-    marked = [_marked(side, i) for side, own in zip(sides, systems, strict=True) for i in own]
-    measured = measure(pa.concat_tables(tables), marked, tasks)
-    margin = facts.study.claims.margin
-    rows = [
-        row
-        for name in shared
-        for row in compare(measured, _mark(facts, name), _mark(reference, name), margin)
-    ]
-    compared = {row.subject for row in rows}
-    alone = [name for name in shared if _mark(facts, name) not in compared]
-    floors = frozenset(_mark(facts, i.cocktail) for i in systems[0] if i.kind in (BASE, MAJORITY))
-    return Comparison(rows, left_out | dict.fromkeys(alone, "no seed in both studies"), floors)
-
-
-def _shared_names(
-    study: str, infos: Sequence[SystemInfo], reference: Sequence[SystemInfo]
-) -> list[str]:
-    """Cocktails that both have."""
-    own, known = ({info.cocktail: None for info in infos_} for infos_ in (infos, reference))
-    shared = [name for name in known if name in own]
+    own, theirs = (system_infos(side) for side in sides)
+    names, known = ({info.cocktail: info for info in infos} for infos in (own, theirs))
+    shared = [name for name in known if name in names]
     if not shared:
         raise SpecError(
             "the studies have no finished system of the same name",
-            found=f"{', '.join(sorted(own))} in {study}",
+            found=f"{', '.join(sorted(names))} in {facts.study.name}",
             wanted=f"one of {', '.join(sorted(known))}",
         )
-    return shared
+    scores = pa.concat_tables([_marked_scores(side, split, tasks) for side in sides])
+    systems = [
+        replace(i, system=_mark(side, i.system), cocktail=_mark(side, i.cocktail))
+        for side, infos in zip(sides, (own, theirs), strict=True)
+        for i in infos
+    ]
+    measured, margin = measure(scores, systems, tasks), facts.study.claims.margin
+    rows: list[Estimate] = []
+    for name in shared:
+        of_name = compare(measured, _mark(facts, name), _mark(reference, name), margin)
+        rows += of_name
+        if not of_name:
+            left_out[name] = "no seed in both studies"
+    floors = {_mark(facts, name) for name, i in names.items() if i.kind in (BASE, MAJORITY)}
+    return Comparison(rows, left_out, frozenset(floors))
 
 
 def different_tasks(facts: StudyFacts, reference: StudyFacts, split: str) -> dict[str, str]:
@@ -138,13 +132,10 @@ def different_tasks(facts: StudyFacts, reference: StudyFacts, split: str) -> dic
         {r.task: r.items_digest for r in side.plan if r.kind == "answer" and r.split == split}
         for side in (facts, reference)
     )
-    return {
-        name: "other items or prompts"
-        if name in own and name in known
-        else "in one of the studies only"
-        for name in sorted(own.keys() | known.keys())
-        if own.get(name) != known.get(name)
-    }
+    different = {task: "in one of the studies only" for task in own.keys() ^ known.keys()}
+    shared = own.keys() & known.keys()
+    different |= {t: "other items or prompts" for t in shared if own[t] != known[t]}
+    return dict(sorted(different.items()))
 
 
 def _marked_scores(facts: StudyFacts, split: str, tasks: Mapping[str, Task]) -> pa.Table:
@@ -152,10 +143,6 @@ def _marked_scores(facts: StudyFacts, split: str, tasks: Mapping[str, Task]) -> 
     table = read_scores(facts, split)
     table = table.filter(pc.is_in(table["task"], pa.array(list(tasks), pa.string())))
     return with_column(table, "system", [_mark(facts, n) for n in table["system"].to_pylist()])
-
-
-def _marked(facts: StudyFacts, info: SystemInfo) -> SystemInfo:
-    return replace(info, system=_mark(facts, info.system), cocktail=_mark(facts, info.cocktail))
 
 
 def _mark(facts: StudyFacts, name: str) -> str:

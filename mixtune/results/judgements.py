@@ -8,10 +8,10 @@ the rubric's text, how a number is shown.
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from itertools import zip_longest
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from mixtune.models.base import Model
 from mixtune.records import JUDGED_ON, Example, Judged, Judgement, Prediction, Split
 from mixtune.results.study_results import StudyFacts, read_answers
 from mixtune.store.folder import PlanRow
-from mixtune.tasks.metrics import FloatArray
 
 FILE = "judged.parquet"
 
@@ -40,13 +39,6 @@ class Outcome:
     twice: int
 
 
-class _Judge(NamedTuple):
-    """System id of the model that judges, and id of its rubric."""
-
-    judge: str
-    rubric: str
-
-
 @dataclass(frozen=True, slots=True)
 class FreeAnswers:
     """The free answers of a study on one split: facts and the sets of answers to judge."""
@@ -56,14 +48,16 @@ class FreeAnswers:
 
     def judge(self, model: Model, rubric: Rubric, cache: Cache, again: int) -> Outcome:
         """Judge every answer; judgements are written beside the answers."""
-        by = _Judge(model.system, rubric.id)
+        by = {"judge": model.system, "rubric": rubric.id}
+        name = f"judgements-{make_id('judgement', by)}.parquet"
         judged: list[Judged] = []
         settled: list[Settled] = []
         agreed = twice = 0
         for row in self.rows:
             answers, left_out = self._answers(row)
             judgements = judge(model, rubric, answers, cache, again)
-            self.facts.store.write_rows(_file(row, by), Judgement, judgements)
+            file = f"{row.folder}/answers/{row.id}/{name}"
+            self.facts.store.write_rows(file, Judgement, judgements)
             outcomes = settle(judgements)
             judged.append(_judged(row, by, outcomes, left_out))
             settled += outcomes
@@ -73,12 +67,9 @@ class FreeAnswers:
 
     def to_label(self, count: int) -> str:
         """JSON lines for people to fill in: answers of all systems in turn, verdicts null."""
-        queues = [self._answers(row)[0] for row in self.rows]
-        lines: list[str] = []
-        for index in range(max(map(len, queues), default=0)):
-            for queue in queues:
-                if index < len(queue) and len(lines) < count:
-                    lines.append(json.dumps(_unlabelled(*queue[index]), ensure_ascii=False))
+        queues = zip_longest(*(self._answers(row)[0] for row in self.rows))
+        answers = [answer for turn in queues for answer in turn if answer][:count]
+        lines = [json.dumps(_unlabelled(*answer), ensure_ascii=False) for answer in answers]
         return "".join(f"{line}\n" for line in lines)
 
     def _answers(self, row: PlanRow) -> tuple[list[Answered], int]:
@@ -86,9 +77,8 @@ class FreeAnswers:
         predictions, items = read_answers(self.facts, row)
         examples = {example.id: example for example in items}
         complete = [p for p in predictions if p.finish == "stop" and p.output.strip()]
-        return [Answered(p, examples[p.example]) for p in complete], len(predictions) - len(
-            complete
-        )
+        answers = [Answered(p, examples[p.example]) for p in complete]
+        return answers, len(predictions) - len(complete)
 
 
 def free_answers(facts: StudyFacts, split: Split, only: Sequence[str] = ()) -> FreeAnswers:
@@ -130,20 +120,15 @@ def free_answers(facts: StudyFacts, split: Split, only: Sequence[str] = ()) -> F
 def write_judged(
     facts: StudyFacts, rows: Sequence[Judged], validation: str, agreement: str
 ) -> list[Judged]:
-    """Write what verdicts come to, in place of what the same judge said before.
+    """Write one judge's summaries in place of its earlier ones; returns them as they are written.
 
-    Returns the rows as they are written, with these words.
-
-    Args:
-        facts: the study.
-        rows: of one judge.
-        validation: whether the judge is validated, in words.
-        agreement: how far it agrees with itself, in words.
+    `validation`: whether the judge is validated; `agreement`: how far it agrees with itself.
     """
     new = [replace(row, validation=validation, self_agreement=agreement) for row in rows]
-    replaced = {_key(row) for row in new}
-    earlier = [row for row in read_judged(facts) if _key(row) not in replaced]
-    facts.store.write_rows(FILE, Judged, [*earlier, *new])
+    rows_of = {(row.judge, row.rubric, row.answer): row for row in read_judged(facts)}
+    for row in new:
+        rows_of.pop((row.judge, row.rubric, row.answer), None)
+    facts.store.write_rows(FILE, Judged, [*rows_of.values(), *new])
     return new
 
 
@@ -156,56 +141,43 @@ def read_judged(facts: StudyFacts) -> list[Judged]:
     return [row for row in rows if row.answer in answers]
 
 
-def _key(row: Judged) -> tuple[str, ...]:
-    return row.judge, row.rubric, row.answer
-
-
-def _file(row: PlanRow, by: _Judge) -> str:
-    judgement = make_id("judgement", by._asdict())
-    return f"{row.folder}/answers/{row.id}/judgements-{judgement}.parquet"
-
-
-def _judged(row: PlanRow, by: _Judge, settled: Sequence[Settled], left_out: int) -> Judged:
-    counts: defaultdict[Any, int] = defaultdict(int)
-    for answer in settled:
-        counts[answer.outcome] += 1
-        counts[answer.verdict] += 1
+def _judged(
+    row: PlanRow, by: Mapping[str, str], settled: Sequence[Settled], left_out: int
+) -> Judged:
+    outcomes = Counter(answer.outcome for answer in settled)
+    verdicts = Counter(answer.verdict for answer in settled)
     consistent = [answer for answer in settled if answer.verdict is not None]
     values = np.array([(answer.verdict or 0) / 2 for answer in consistent])
+    value = float(values.mean()) if consistent else None
     groups = [answer.group for answer in consistent]
-    ci = _interval(values, groups, f"judge/{row.task}/{row.split}")
+    ci = mean_interval(values, groups, f"judge/{row.task}/{row.split}")
+    if value is not None and ci.low is not None and ci.low == ci.high:
+        # Where all verdicts are the same, a bootstrap would claim no uncertainty.
+        clusters = len(set(groups))
+        bound = wilson(0, clusters)[1]
+        method = f"no verdict varies: Wilson's bound for an event unseen in {clusters} clusters"
+        ci = Interval(max(0.0, value - bound), min(1.0, value + bound), method)
     return Judged(
-        **by._asdict(),
+        **by,
         task=row.task,
         split=row.split,
         answer=row.id,
         system=row.system,
         cocktail=row.cocktail,
         seed=row.seed,
-        value=float(values.mean()) if consistent else None,
+        value=value,
         low=ci.low,
         high=ci.high,
         method=ci.method,
         answers=len(settled),
-        wrong=counts[0],
-        partly=counts[1],
-        right=counts[2],
-        consistent=counts["consistent"],
-        inconsistent=counts["inconsistent"],
-        unparsable=counts["unparsable"],
+        wrong=verdicts[0],
+        partly=verdicts[1],
+        right=verdicts[2],
+        consistent=outcomes["consistent"],
+        inconsistent=outcomes["inconsistent"],
+        unparsable=outcomes["unparsable"],
         left_out=left_out,
     )
-
-
-def _interval(values: FloatArray, groups: Sequence[str], name: str) -> Interval:
-    """Of a mean verdict; where all are the same, a bootstrap would claim no uncertainty."""
-    ci = mean_interval(values, groups, name)
-    if ci.low is None or ci.low != ci.high:
-        return ci
-    clusters = len(set(groups))
-    value, bound = float(values.mean()), wilson(0, clusters)[1]
-    method = f"no verdict varies: Wilson's bound for an event unseen in {clusters} clusters"
-    return Interval(max(0.0, value - bound), min(1.0, value + bound), method)
 
 
 def _unlabelled(prediction: Prediction, example: Example) -> dict[str, object]:

@@ -4,7 +4,7 @@ Knows: which estimates answer which question, when there is no answer. Does not 
 is computed, how an answer is shown.
 """
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -62,6 +62,14 @@ class Evidence:
     estimates: QuestionEstimates
     retention: list[Estimate]
 
+    def retained(self) -> dict[str, list[Estimate]]:
+        """Probe → what each cell kept of the base's score."""
+        rows: dict[str, list[Estimate]] = {}
+        for row in self.retention:
+            if row.quantity == RETENTION:
+                rows.setdefault(row.target, []).append(row)
+        return rows
+
 
 def gather_evidence(facts: StudyFacts, split: SplitResults, best: Mapping[str, str]) -> Evidence:
     """Everything that questions about a split are answered by; `best`: as in `Evidence`."""
@@ -112,17 +120,17 @@ MODELS = _Topic("models", "Do base models agree?", "agreement of base models")
 
 def _mixing(evidence: Evidence) -> Question:
     """Does training on more than the target help it?"""
-    means = [row for row in evidence.estimates.primary if row.quantity == OVER_TARGETS]
+    note = evidence.estimates.note
     shown = (OVER_TARGETS, TARGET_MEAN, MODEL)
     rows = [row for row in evidence.estimates.primary if row.quantity in shown]
-    if not means or means[0].low is None:
-        reason = evidence.estimates.note or f"{means[0].n} targets are too few for an interval"
-        return MIXING.without_answer(reason, rows)
+    mean = next((row for row in rows if row.quantity == OVER_TARGETS), None)
+    if mean is None or mean.low is None:
+        few = f"{mean.n} targets are too few for an interval" if mean else ""
+        return MIXING.without_answer(note or few, rows)
     lines = [
-        _difference(means[0], "cocktails", "single-task training at equal steps", "are"),
-        f"Mean over {means[0].n} targets and every cell that holds them; nothing is selected.",
+        _difference(mean, "cocktails", "single-task training at equal steps", "are"),
+        f"Mean over {mean.n} targets and every cell that holds them; nothing is selected.",
     ]
-    note = evidence.estimates.note
     lines += [f"{note[0].upper()}{note[1:]}."] if note else []
     return MIXING.answer(lines, rows)
 
@@ -137,86 +145,65 @@ def _general(evidence: Evidence) -> Question:
         _difference(row, "the gain of cocktails with general data", "that of cocktails without")
         for row in terms
     ]
-    lines += _with_and_without(evidence)
-    return GENERAL.answer(lines, [*terms, *evidence.retention])
-
-
-def _with_and_without(evidence: Evidence) -> Iterator[str]:
-    """Mean retention of cells with and without general data, on each probe."""
-    general = set(evidence.facts.study.grouped.get("general", ()))
-    rows = (*evidence.facts.plan, *evidence.facts.claimed)
-    ingredients = {row.cocktail: row.ingredients for row in rows}
-    retained = [row for row in evidence.retention if row.quantity == RETENTION]
-    for probe in dict.fromkeys(row.target for row in retained):
+    facts = evidence.facts
+    general = set(facts.study.grouped.get("general", ()))
+    has_general = {r.cocktail: bool(general & {*r.ingredients}) for r in facts.plan + facts.claimed}
+    for probe, own in evidence.retained().items():
         means = []
         for with_general in (True, False):
-            values = [
-                row.value
-                for row in retained
-                if row.target == probe
-                and bool(general & set(ingredients[row.subject])) is with_general
-            ]
+            values = [row.value for row in own if has_general[row.subject] is with_general]
             means.append(points(sum(values) / len(values)) if values else "–")
-        yield (
+        lines.append(
             f"{probe}: {means[0]} from the base in cells with general data, {means[1]} in cells "
             "without."
         )
+    return GENERAL.answer(lines, [*terms, *evidence.retention])
 
 
 def _maths(evidence: Evidence) -> Question:
     """Does maths transfer to tasks whose answers are numbers?"""
     maths = set(evidence.facts.study.grouped.get("maths", ()))
-    numeric = {
-        name
-        for name, task in evidence.facts.tasks.items()
-        if task.kind == "open" and task.parser in AMOUNTS
-    }
+    tasks = evidence.facts.tasks.items()
+    numeric = {name for name, task in tasks if task.kind == "open" and task.parser in AMOUNTS}
+    if not numeric:
+        return MATHS.without_answer("no task is answered with a number")
+    added = {EFFECT: "added to the task", LEFT_OUT: "in the mix of all"}
     rows = [
         row
         for row in evidence.estimates.effects
-        if row.target in numeric and row.quantity in (EFFECT, LEFT_OUT) and row.subject in maths
+        if row.target in numeric and row.quantity in added and row.subject in maths
     ]
-    if not numeric:
-        return MATHS.without_answer("no task is answered with a number")
     if not rows:
         return MATHS.without_answer(
             "no ingredient of a group called maths is added to or left out of such a task"
         )
-    added = {EFFECT: "added to the task", LEFT_OUT: "in the mix of all"}
-    return MATHS.answer(
-        [
-            f"{row.target}: "
-            + _difference(row, f"{row.subject} {added[row.quantity]}", "the same without it")
-            for row in rows
-        ],
-        rows,
-    )
+    lines = []
+    for row in rows:
+        subject = f"{row.subject} {added[row.quantity]}"
+        lines.append(f"{row.target}: {_difference(row, subject, 'the same without it')}")
+    return MATHS.answer(lines, rows)
 
 
 def _knowledge(evidence: Evidence) -> Question:
     """Do knowledge and reasoning grow?"""
-    rows = [row for row in evidence.retention if row.quantity == RETENTION]
-    if not rows:
+    retained = evidence.retained()
+    if not retained:
         return KNOWLEDGE.without_answer("no probes: name some in the study, then mixtune probe")
-    base = {
-        row.target: row
-        for row in evidence.retention
-        if row.quantity == SCORE and row.subject == BASE
-    }
-    lines, answered = [], False
-    for probe in dict.fromkeys(row.target for row in rows):
-        if probe in base and _at_chance(evidence, base[probe]):
+    bases = (r for r in evidence.retention if (r.quantity, r.subject) == (SCORE, BASE))
+    at_chance = {base.target for base in bases if _at_chance(evidence, base)}
+    lines = []
+    for probe, own in retained.items():
+        if probe in at_chance:
             lines.append(f"{probe}: this base is at chance, so no change can be seen.")
             continue
-        answered = True
-        own = [row for row in rows if row.target == probe]
         above = sum(row.low is not None and row.low > 0 for row in own)
         below = sum(row.high is not None and row.high < 0 for row in own)
         lines.append(
             f"{probe}: {above} of {len(own)} cells are above the base, {below} below (by 95 % CI, "
             "not adjusted)."
         )
-    if not answered:
+    rows = [row for own in retained.values() for row in own]
+    if retained.keys() <= at_chance:
         return KNOWLEDGE.without_answer("the base is at chance on every probe", rows)
     return KNOWLEDGE.answer(lines, rows)
 
@@ -266,20 +253,23 @@ def agreeing(evidence: Sequence[Evidence]) -> Question:
     rows: list[Estimate] = []
     for first, second in combinations(evidence, 2):
         differing = different_tasks(first.facts, second.facts, first.split.split)
-        pair = _side(first, differing), _side(second, differing)
-        own = agreement(*pair)
+        sides = [
+            Side(
+                each.facts.study.name,
+                [m for m in each.split.main if m.panel.task not in differing],
+                each.best,
+            )
+            for each in (first, second)
+        ]
+        own = agreement(*sides)
         rows += own
-        lines += [f"{pair[0].name} and {pair[1].name}: {text}" for text in _agreements(own)]
+        names = " and ".join(side.name for side in sides)
+        lines += [f"{names}: {text}" for text in _agreements(own)]
         lines += [f"{task} is left out: {why}." for task, why in differing.items()]
     if not rows:
         reason = " ".join(lines).rstrip(".") or "no target has two cells that both models have"
         return MODELS.without_answer(reason)
     return MODELS.answer(lines, rows)
-
-
-def _side(evidence: Evidence, left_out: Container[str]) -> Side:
-    measured = [m for m in evidence.split.main if m.panel.task not in left_out]
-    return Side(evidence.facts.study.name, measured, evidence.best)
 
 
 def _agreements(rows: Sequence[Estimate]) -> Iterator[str]:
@@ -302,9 +292,10 @@ def _agreements(rows: Sequence[Estimate]) -> Iterator[str]:
 
 
 def _ranking(row: Estimate) -> str:
-    ends = "too few cells for an interval"
-    if row.low is not None and row.high is not None:
-        ends = f"95 % CI {row.low:+.2f} to {row.high:+.2f}"
+    known = row.low is not None and row.high is not None
+    ends = (
+        f"95 % CI {row.low:+.2f} to {row.high:+.2f}" if known else "too few cells for an interval"
+    )
     return f"tau {row.value:+.2f} over {row.n} cells with it ({ends})"
 
 

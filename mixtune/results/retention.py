@@ -20,8 +20,8 @@ from mixtune.analysis.effects import TO_BASE, compare, differences
 from mixtune.analysis.measures import (
     Contrast,
     Measured,
-    estimate,
     main_only,
+    mean,
     measure,
     shared_seeds,
 )
@@ -37,6 +37,7 @@ from mixtune.tasks.task import Task
 RETENTION = "retention"
 SCORE = "score"
 RETENTION_FILE = "retention.parquet"
+READING_FORM = "likelihood"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,8 @@ class Probes:
 
     @property
     def answers(self) -> list[PlanRow]:
-        """Those that are answers, which are scored."""
-        return [row for row in self.rows if row.form != "likelihood"]
-
-    @property
-    def readings(self) -> list[PlanRow]:
-        """Those in which gold answers were read to a system."""
-        return [row for row in self.rows if row.form == "likelihood"]
+        """Those that are answers, which are scored; in the others gold answers were read."""
+        return [row for row in self.rows if row.form != READING_FORM]
 
 
 def finished_probes(facts: StudyFacts, study: Study) -> Probes:
@@ -78,7 +74,14 @@ def retention_estimates(facts: StudyFacts, probes: Probes) -> list[Estimate]:
     Quantities: "score" of each system on each probe's main metric and form, "retention" (that
     minus the base's, paired), "reading" (analysis/readings.py).
     """
-    rows = [*_retained(facts, probes), *_readings(facts, probes)]
+    read = [
+        ProbeRow(**raw)
+        for row in probes.rows
+        if row.form == READING_FORM
+        for raw in facts.store.read_rows(f"{row.folder}/answers/{row.id}/probes.parquet")
+    ]
+    rows = _retained(facts, probes) if probes.answers else []
+    rows += readings(read, infos_of(probes.rows)) if read else []
     facts.store.write_rows(RETENTION_FILE, Estimate, rows)
     return rows
 
@@ -114,34 +117,16 @@ def below_gate(facts: StudyFacts, study: Study, rows: Sequence[Estimate]) -> lis
 
 
 def _retained(facts: StudyFacts, probes: Probes) -> list[Estimate]:
-    if not probes.answers:
-        return []
+    """Each system's mean score over its seeds, and its difference to the base's."""
     scores, systems = score_table(facts, probes.answers), infos_of(probes.rows)
     main = [facts.main_metric(task) for task in probes.tasks.values()]
     measured = main_only(measure(scores, systems, probes.tasks), main)
-    to_base = [row for row in differences(measured) if row.quantity == TO_BASE]
-    return [*_scores(measured), *(replace(row, quantity=RETENTION) for row in to_base)]
-
-
-def _scores(measured: Sequence[Measured]) -> list[Estimate]:
-    """Each cocktail's or fixed system's mean over its seeds."""
     rows = []
     for m in measured:
         for name in dict.fromkeys(m.infos[system].cocktail for system in m.values):
-            systems = list(m.named(name).values())
-            arm = m.arm(systems)
-            ci = m.interval(systems, [])
-            rows.append(estimate(m, Contrast(SCORE, name), arm, arm.value, ci))
-    return rows
-
-
-def _readings(facts: StudyFacts, probes: Probes) -> list[Estimate]:
-    rows = [
-        ProbeRow(**raw)
-        for row in probes.readings
-        for raw in facts.store.read_rows(f"{row.folder}/answers/{row.id}/probes.parquet")
-    ]
-    return readings(rows, infos_of(probes.rows)) if rows else []
+            rows.append(mean(m, Contrast(SCORE, name), list(m.named(name).values())))
+    to_base = [row for row in differences(measured) if row.quantity == TO_BASE]
+    return rows + [replace(row, quantity=RETENTION) for row in to_base]
 
 
 # ---- strengths -----------------------------------------------------------------------------------
@@ -176,8 +161,22 @@ def choose_strengths(facts: StudyFacts, names: Sequence[str], grid: Sequence[flo
     chosen = read_strengths(facts.store)
     rows = []
     for name in names:
-        seeds = _shared_seeds(measured, name, grid)
-        values = {s: _mean_value(measured, at(name, s), seeds) for s in grid}
+        runs = {s: [(m, m.named(at(name, s))) for m in measured] for s in grid}
+        seeds = shared_seeds(
+            (seed for seed in by_seed if seed is not None)
+            for own in runs.values()
+            for _, by_seed in own
+        )
+        if not seeds:
+            raise SpecError(
+                "no seed of this cocktail has answered at all strengths",
+                found=name,
+                remedy="type the command again; mixtune status STUDY.yaml shows what failed",
+            )
+        values = {
+            strength: float(np.mean([m.values[by_seed[s]] for m, by_seed in own for s in seeds]))
+            for strength, own in runs.items()
+        }
         best = min(grid, key=lambda s: (-values[s], abs(s - 1), s))
         chosen[name] = {
             "strength": best,
@@ -220,25 +219,3 @@ def _measured_strengths(facts: StudyFacts, split: str, names: Sequence[str]) -> 
         return []
     measured = measure(score_table(facts, rows), infos_of(rows), facts.tasks)
     return main_only(measured, facts.main_metrics.values())
-
-
-def _shared_seeds(measured: Sequence[Measured], name: str, grid: Sequence[float]) -> list[int]:
-    """Seeds that have answered every task at every strength."""
-    shared = shared_seeds(
-        (seed for seed in m.named(at(name, strength)) if seed is not None)
-        for m in measured
-        for strength in grid
-    )
-    if not shared:
-        raise SpecError(
-            "no seed of this cocktail has answered at all strengths",
-            found=name,
-            remedy="type the command again; mixtune status STUDY.yaml shows what failed",
-        )
-    return shared
-
-
-def _mean_value(measured: Sequence[Measured], name: str, seeds: Sequence[int]) -> float:
-    """Mean over tasks and seeds."""
-    systems = [(m, m.named(name)) for m in measured]
-    return float(np.mean([m.values[by_seed[s]] for m, by_seed in systems for s in seeds]))

@@ -181,16 +181,12 @@ def system_infos(facts: StudyFacts, claimed: bool = False) -> list[SystemInfo]:
     rows_of: dict[str, dict[str, int]] = {}
     for system, mix in facts.mixes:
         rows_of.setdefault(system, {})[mix.ingredient] = mix.rows_got
-    return [
-        replace(
-            info,
-            training=prompt_note(facts.study, info.cocktail)
-            if info.seed is None
-            else facts.training_note,
-            rows=rows_of.get(info.system, {}),
-        )
-        for info in infos_of(facts.finished(claimed))
-    ]
+    infos = []
+    for info in infos_of(facts.finished(claimed)):
+        trained = info.seed is not None
+        note = facts.training_note if trained else prompt_note(facts.study, info.cocktail)
+        infos.append(replace(info, training=note, rows=rows_of.get(info.system, {})))
+    return infos
 
 
 def infos_of(rows: Sequence[PlanRow]) -> list[SystemInfo]:
@@ -214,26 +210,25 @@ def infos_of(rows: Sequence[PlanRow]) -> list[SystemInfo]:
 
 def run_rows(facts: StudyFacts) -> list[RunRow]:
     """Every system with its state, in the order of the plan."""
-    by_system: dict[str, list[PlanRow]] = {}
-    for row in (*facts.plan, *facts.claimed):
-        by_system.setdefault(row.system, []).append(row)
-    return [_run_row(facts, rows) for rows in by_system.values()]
-
-
-def _run_row(facts: StudyFacts, rows: Sequence[PlanRow]) -> RunRow:
-    units = [facts.units[row.id] for row in rows if row.id in facts.units]
-    first = rows[0]
-    return RunRow(
-        id=first.system,
-        system=first.system,
-        cocktail=first.cocktail,
-        seed=first.seed,
-        state=run_state(units),
-        error="; ".join(unit.error for unit in units if unit.error),
-        attempts=max((unit.attempts for unit in units), default=0),
-        seconds=sum(unit.seconds for unit in units),
-        folder=first.folder,
-    )
+    rows = (*facts.plan, *facts.claimed)
+    units_of: dict[str, list[Unit]] = {row.system: [] for row in rows}
+    for row in rows:
+        units_of[row.system] += [facts.units[row.id]] if row.id in facts.units else []
+    first = {row.system: row for row in reversed(rows)}
+    return [
+        RunRow(
+            id=system,
+            system=system,
+            cocktail=first[system].cocktail,
+            seed=first[system].seed,
+            state=run_state(units),
+            error="; ".join(unit.error for unit in units if unit.error),
+            attempts=max((unit.attempts for unit in units), default=0),
+            seconds=sum(unit.seconds for unit in units),
+            folder=first[system].folder,
+        )
+        for system, units in units_of.items()
+    ]
 
 
 def run_state(units: Sequence[Unit]) -> str:
@@ -248,10 +243,10 @@ def run_state(units: Sequence[Unit]) -> str:
 
 def training_curves(facts: StudyFacts) -> dict[str, list[TrainStep]]:
     """Training steps of every finished run, by its id."""
-    rows = [row for row in facts.plan if row.kind == "train" and facts.is_done(row)]
     return {
         row.system: [TrainStep(**s) for s in facts.store.read_rows(f"{row.folder}/train.parquet")]
-        for row in rows
+        for row in facts.plan
+        if row.kind == "train" and facts.is_done(row)
     }
 
 
@@ -302,19 +297,16 @@ def score_answers(facts: StudyFacts, rows: Sequence[PlanRow]) -> int:
     Raises:
         DataError: the dataset no longer holds the items that were answered.
     """
-    todo = [row for row in rows if _lacks_scores(facts, row)]
-    for row in todo:
-        scores = score(*read_answers(facts, row), facts.registry.get(row.task))
-        facts.store.write_rows(score_file(facts, row), Score, scores)
-    return len(todo)
-
-
-def _lacks_scores(facts: StudyFacts, row: PlanRow) -> bool:
-    try:
-        facts.store.read_table(score_file(facts, row))
-    except StoreError:
-        return True
-    return False
+    scored = 0
+    for row in rows:
+        file = score_file(facts, row)
+        try:
+            facts.store.read_table(file)
+        except StoreError:
+            scores = score(*read_answers(facts, row), facts.registry.get(row.task))
+            facts.store.write_rows(file, Score, scores)
+            scored += 1
+    return scored
 
 
 def read_answers(facts: StudyFacts, row: PlanRow) -> tuple[list[Prediction], list[Example]]:
@@ -324,7 +316,10 @@ def read_answers(facts: StudyFacts, row: PlanRow) -> tuple[list[Prediction], lis
         DataError: the dataset no longer holds them.
     """
     file = f"{row.folder}/answers/{row.id}/predictions.parquet"
-    predictions = [_prediction(raw) for raw in facts.store.read_rows(file)]
+    predictions = [
+        Prediction(**{**raw, "choices": tuple(raw["choices"]), "logprobs": tuple(raw["logprobs"])})
+        for raw in facts.store.read_rows(file)
+    ]
     split: Split = "test" if row.split == "test" else "validation"
     answered = {prediction.example for prediction in predictions}
     items = facts.registry.dataset(row.task, facts.study.evaluate.carve).examples(split)
@@ -338,11 +333,6 @@ def read_answers(facts: StudyFacts, row: PlanRow) -> tuple[list[Prediction], lis
             remedy="give the --data-dir that the study ran with",
         )
     return predictions, examples
-
-
-def _prediction(raw: dict[str, object]) -> Prediction:
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-    return Prediction(**fields)  # type: ignore[arg-type]
 
 
 def require_scores(facts: StudyFacts) -> None:
@@ -415,7 +405,7 @@ class SplitResults:
 
     def without_items(self, flagged: Mapping[str, Sequence[str]]) -> list[Result]:
         """`results` without some items (ids by task/split); no row for a task that loses all."""
-        return results(_measure(without(self.scores, flagged), self.systems, self.tasks))
+        return results(measure(without(self.scores, flagged), self.systems, self.tasks))
 
     def estimates(self, margin: float) -> list[Estimate]:
         """Means, differences, ties within a margin, detectable differences, the best of many."""
@@ -432,15 +422,9 @@ def measure_split(facts: StudyFacts, split: str, claimed: bool = False) -> Split
     """
     scores = read_scores(facts, split, claimed)
     systems = tuple(system_infos(facts, claimed))
-    measured = _measure(scores, systems, facts.tasks)
+    measured = measure(scores, systems, facts.tasks)
     main = main_only(measured, facts.main_metrics.values())
     return SplitResults(split, scores, systems, facts.tasks, measured, main)
-
-
-def _measure(
-    scores: pa.Table, systems: Sequence[SystemInfo], tasks: Mapping[str, Task]
-) -> list[Measured]:
-    return measure(scores, systems, tasks) if scores.num_rows else []
 
 
 def write_estimates(
