@@ -27,7 +27,7 @@ def test_only_rows_of_the_split_and_the_main_metric_are_shown(page):
 
 def test_each_kind_of_effect_is_a_table_of_its_own(page):
     tables = {table.title: table for table in found.effects(page)}
-    assert list(tables) == [kind.title for kind in found.KINDS[:4]]
+    assert list(tables) == [title for _, _, title, _ in found.KINDS[:4]]
     added = tables["Added to the target"]
     assert added.at[SECOND, FIRST].value == 0.054
     assert (added.subjects, added.targets) == ([SECOND], [FIRST])

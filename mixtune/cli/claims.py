@@ -44,9 +44,9 @@ from mixtune.results.claims import (
     selected_claims,
     settle,
 )
-from mixtune.results.questions import Evidence, agreeing, gather_evidence, unanswered
+from mixtune.results.questions import agreeing, gather_evidence, unanswered
 from mixtune.results.questions import questions as answers
-from mixtune.results.study_results import StudyFacts, best_cocktails, measure_split
+from mixtune.results.study_results import StudyFacts, measure_split
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import Study
 
@@ -239,7 +239,7 @@ def questions(
     for study in studies_of(study_file, overrides, limit):
         facts = stored_facts(study, runs_dir)
         look_at(split, facts.store, "questions")
-        evidence.append(_evidence(facts, split))
+        evidence.append(gather_evidence(facts, split))
     answers_of = [(item.facts.study.name, answers(item)) for item in evidence]
     if len(evidence) == 1:
         answers_of[0][1].append(agreeing(evidence))
@@ -259,9 +259,3 @@ def questions(
             out.print()
         if line := unanswered(own):
             out.print(line, markup=False, soft_wrap=True)
-
-
-def _evidence(facts: StudyFacts, split: str) -> Evidence:
-    validation = measure_split(facts, "validation")
-    shown = validation if split == "validation" else measure_split(facts, split)
-    return gather_evidence(facts, shown, best_cocktails(facts, validation))

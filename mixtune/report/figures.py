@@ -6,7 +6,6 @@ Knows: which number stands where. Does not know: HTML, colours, how a number was
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from mixtune.analysis.effects import TO_BASE, TO_SINGLE
 from mixtune.analysis.measures import BASE, MAJORITY
@@ -140,27 +139,22 @@ class Count:
     mix: MixRow
 
 
-class CellKey(NamedTuple):
-    """A cocktail's place among the numbers of a split."""
-
-    form: str
-    task: str
-    metric: str
-    cocktail: str
+Key = tuple[str, str, str, str]
+"""Form, task, metric and cocktail of a cell."""
 
 
 def cells(page: ReportInput) -> list[Cell]:
     """Every cocktail × task × form × metric of the page's split; not the lenient readings."""
     singles, bases = against(page, TO_SINGLE), against(page, TO_BASE)
     references = {key[:3]: row.reference for key, row in singles.items()}
-    runs: defaultdict[CellKey, list[Result]] = defaultdict(list)
+    runs: defaultdict[Key, list[Result]] = defaultdict(list)
     for row in page.split_results:
-        runs[CellKey(row.form, row.task, row.metric, row.cocktail)].append(row)
+        runs[row.form, row.task, row.metric, row.cocktail].append(row)
     rows = []
     for mean in page.means:
         if mean.split != page.split or mean.form == LENIENT or mean.target not in page.tasks:
             continue
-        key = CellKey(mean.form, mean.target, mean.metric, mean.subject)
+        key = (mean.form, mean.target, mean.metric, mean.subject)
         cell = _cell(mean, key, runs[key])
         cell = replace(cell, reference=references.get(key[:3], ""), seeds=mean.seeds)
         if single := singles.get(key):
@@ -172,19 +166,19 @@ def cells(page: ReportInput) -> list[Cell]:
     return rows
 
 
-def against(page: ReportInput, quantity: str) -> dict[CellKey, Estimate]:
+def against(page: ReportInput, quantity: str) -> dict[Key, Estimate]:
     """Each cell's difference of a quantity, on the page's split."""
     return {
-        CellKey(row.form, row.target, row.metric, row.subject): row
+        (row.form, row.target, row.metric, row.subject): row
         for row in page.differences
         if (row.quantity, row.split) == (quantity, page.split)
     }
 
 
-def _cell(row: Estimate | Result, key: CellKey, runs: Sequence[Result]) -> Cell:
+def _cell(row: Estimate | Result, key: Key, runs: Sequence[Result]) -> Cell:
     """A cell that is compared with nothing but the floor."""
     return Cell(
-        **key._asdict(),
+        *key,
         value=row.value,
         value_low=row.low,
         value_high=row.high,
@@ -199,7 +193,7 @@ def _cell(row: Estimate | Result, key: CellKey, runs: Sequence[Result]) -> Cell:
 def brought(page: ReportInput) -> list[Cell]:
     """Systems that were brought in from elsewhere, each task in its main metric."""
     return [
-        _cell(row, CellKey(row.form, row.task, row.metric, row.cocktail), [row])
+        _cell(row, (row.form, row.task, row.metric, row.cocktail), [row])
         for row in page.main_results
         if row.seed is None and row.form != LENIENT and row.cocktail not in (MAJORITY, BASE)
     ]
@@ -253,9 +247,10 @@ def floors(page: ReportInput) -> list[Floor]:
 
 def _floor(form: str, task: str, rows: Sequence[Result]) -> Floor:
     base = next((row for row in rows if row.cocktail == BASE and row.seed is None), None)
-    runs = [row for row in rows if row.seed is not None and _stands(row)]
-    low = [row for row in runs if _stands(row) != "above"]
-    below = [row for row in low if _stands(row) == "below"]
+    sides = {row.system: against_floor(row.low, row.high, row.floor) for row in rows}
+    runs = [row for row in rows if row.seed is not None and sides[row.system]]
+    low = [row for row in runs if sides[row.system] != "above"]
+    below = [row for row in low if sides[row.system] == "below"]
     return Floor(
         form=form,
         task=task,
@@ -271,13 +266,9 @@ def _floor(form: str, task: str, rows: Sequence[Result]) -> Floor:
         judged=len(runs),
         cocktails=", ".join(dict.fromkeys(row.cocktail for row in low)),
         cocktails_below=", ".join(dict.fromkeys(row.cocktail for row in below)),
-        base_against_floor=_stands(base) if base else "",
+        base_against_floor=sides[base.system] if base else "",
         missing="" if runs else _why_none(rows),
     )
-
-
-def _stands(row: Result) -> str:
-    return against_floor(row.low, row.high, row.floor)
 
 
 def _why_none(rows: Sequence[Result]) -> str:

@@ -33,7 +33,6 @@ from mixtune.results.questions import agreeing, gather_evidence, questions
 from mixtune.results.study_results import (
     SplitResults,
     StudyFacts,
-    best_cocktails,
     measure_split,
     read_answers,
     run_rows,
@@ -137,10 +136,8 @@ def gather(facts: StudyFacts, split: str, with_text: bool = False) -> ReportInpu
         DataError: text is asked for, and the datasets no longer hold what was answered.
     """
     settings = facts.study.claims
-    validation = measure_split(facts, "validation")
-    shown = validation if split == "validation" else measure_split(facts, split)
-    best = best_cocktails(facts, validation)
-    evidence = gather_evidence(facts, shown, best)
+    evidence = gather_evidence(facts, split)
+    validation, shown, best = evidence.validation, evidence.split, evidence.best
     store, tasks = facts.store, facts.tasks
     flagged = store.read_value("flagged.json")
     if facts.selection is None:
@@ -180,7 +177,7 @@ def gather(facts: StudyFacts, split: str, with_text: bool = False) -> ReportInpu
         clean=shown.without_items(flagged) if any(flagged.values()) else [],
         retention=evidence.retention,
         judged=[row for row in read_judged(facts) if row.split == split],
-        disagreements=rows,
+        disagreements=tuple(rows),
     )
 
 

@@ -12,7 +12,8 @@ import io
 import json
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from functools import lru_cache
 from hashlib import sha256
@@ -30,7 +31,7 @@ from mixtune.analysis.effects import TO_SINGLE
 from mixtune.analysis.intervals import FEW_VARY, MIN_CLUSTERS
 from mixtune.records import LENIENT, Claim, Estimate, Judged, LengthRow, MixRow, Result, RunRow
 from mixtune.report import draw, figures, plots, wording
-from mixtune.report.figures import Answer, Cell, CurvePoint, Floor
+from mixtune.report.figures import Cell, CurvePoint, Floor
 from mixtune.report.gather import ReportInput, gather
 from mixtune.report.plots import Clean, Portion
 from mixtune.results.questions import unanswered
@@ -48,8 +49,9 @@ MAX_POINTS = 16
 
 
 class Drawing(NamedTuple):
-    """A figure: `name` of its SVG file, `table` of the CSV file with its numbers."""
+    """A figure: part of the page, `name` of its SVG file, `table` of the CSV with its numbers."""
 
+    part: str
     name: str
     svg: Markup
     table: str
@@ -72,56 +74,31 @@ def page_path(store: Store, split: str) -> Path:
 
 def page_files(page: ReportInput) -> dict[str, str]:
     """Files beside the page by name: each table as CSV, each figure as SVG."""
-    drawn = [d for group in drawings(page, figures.cells(page)).values() for d in group]
+    drawn = drawings(page, figures.cells(page))
     return csv_files(page) | {f"{d.name}.svg": standalone(d.svg) for d in drawn}
 
 
-def drawings(page: ReportInput, shown: Sequence[Cell]) -> dict[str, list[Drawing]]:
-    """Every figure of the cells that are shown, by the part of the page that it is in."""
+def drawings(page: ReportInput, shown: Sequence[Cell]) -> Iterator[Drawing]:
+    """Every figure of the cells that are shown."""
+    slug = wording.slug
+    for i, heat in enumerate(plots.heats(page, shown)):
+        svg = draw.heat_map(heat, page.tasks, page.main_metrics, f"h{i}")
+        yield Drawing("heat", f"matrix-{slug(heat.form)}", svg, "matrix", f"{heat.form} answers")
+    for i, forest in enumerate(plots.forests(page, shown), 1):
+        svg = draw.forest_plot(forest)
+        yield Drawing("forest", f"task-{i}-{slug(forest.task)}", svg, "matrix")
     cocktails = {cell.cocktail for cell in shown}
     points = [point for point in figures.curves(page) if point.cocktail in cocktails]
-    drawn: dict[str, list[Drawing]] = {
-        "heat": [
-            Drawing(
-                f"matrix-{wording.slug(heat.form)}",
-                draw.heat_map(heat, page.tasks, page.main_metrics, f"h{number}"),
-                "matrix",
-                f"{heat.form} answers",
-            )
-            for number, heat in enumerate(plots.heats(page, shown))
-        ],
-        "forest": _numbered(
-            "task", "matrix", ((f.task, draw.forest_plot(f)) for f in plots.forests(page, shown))
-        ),
-        "curves": _numbered(
-            "curve",
-            "curves",
-            ((c.cocktail, draw.curve_chart(c)) for c in plots.charts(points, MAX_POINTS)),
-        ),
-        "tuning": _numbered(
-            "tuning",
-            "estimates",
-            (
-                (task, draw.tuning_chart(page.tasks[task], arms))
-                for task, arms in plots.tuning_curves(page).items()
-            ),
-        ),
-        "claims": [],
-        "lengths": [],
-    }
+    for i, chart in enumerate(plots.charts(points, MAX_POINTS), 1):
+        svg = draw.curve_chart(chart)
+        yield Drawing("curves", f"curve-{i}-{slug(chart.cocktail)}", svg, "curves")
+    for i, (task, arms) in enumerate(plots.tuning_curves(page).items(), 1):
+        svg = draw.tuning_chart(page.tasks[task], arms)
+        yield Drawing("tuning", f"tuning-{i}-{slug(task)}", svg, "estimates")
     if page.claims:
-        drawn["claims"] = [Drawing("claims", draw.claims_plot(page.claims, page.tasks), "claims")]
+        yield Drawing("claims", "claims", draw.claims_plot(page.claims, page.tasks), "claims")
     if page.lengths:
-        drawn["lengths"] = [Drawing("lengths", draw.length_plot(page.lengths), "lengths")]
-    return drawn
-
-
-def _numbered(kind: str, table: str, named: Iterable[tuple[str, Markup]]) -> list[Drawing]:
-    """One figure per task or cocktail."""
-    return [
-        Drawing(f"{kind}-{number}-{wording.slug(name)}", svg, table)
-        for number, (name, svg) in enumerate(named, 1)
-    ]
+        yield Drawing("lengths", "lengths", draw.length_plot(page.lengths), "lengths")
 
 
 # ---- HTML ---------------------------------------------------------------------------------------
@@ -130,11 +107,17 @@ def _numbered(kind: str, table: str, named: Iterable[tuple[str, Markup]]) -> lis
 def render(page: ReportInput) -> str:
     """The page as HTML text; every name, note and error on it is escaped."""
     cells, answers = figures.cells(page), figures.answers(page)
-    shown = _shown(cells, answers)
+    # The cells of the first cocktails, and of the best of each task.
+    cocktails = set(list(dict.fromkeys(cell.cocktail for cell in cells))[:MAX_COCKTAILS])
+    cocktails |= {answer.cell.cocktail for answer in answers if answer.cell}
+    shown = [cell for cell in cells if cell.cocktail in cocktails]
     counts, clean, unread = figures.counts(page), plots.clean(page), _unread(page)
     others = [cell for cell in shown if cell.metric != page.main_metrics[cell.task]]
     failures = [run for run in page.runs if run.state == "failed" or run.error]
     matched = [row for row in page.data if row.matched]
+    drawn: defaultdict[str, list[Drawing]] = defaultdict(list)
+    for drawing in drawings(page, shown):
+        drawn[drawing.part].append(drawing)
     tables = (page.runs, page.judged, matched, counts, clean, unread, others)
     return _template("page.html.j2").render(
         page=page,
@@ -155,7 +138,7 @@ def render(page: ReportInput) -> str:
         others=others,
         unread=unread,
         lenient=any(row.form == LENIENT for row in page.results),
-        figures=drawings(page, shown),
+        figures=drawn,
         max_rows=MAX_ROWS,
         max_cocktails=MAX_COCKTAILS,
         truncated=len(shown) < len(cells) or any(len(rows) > MAX_ROWS for rows in tables),
@@ -168,13 +151,6 @@ def render(page: ReportInput) -> str:
         training=training_note(page.study.train, page.study.flaws),
         clustered=sorted({r.task for r in page.results if r.clusters < r.n}),
     )
-
-
-def _shown(cells: Sequence[Cell], answers: Sequence[Answer]) -> list[Cell]:
-    """The cells on the page: those of the first cocktails, and of the best of each task."""
-    shown = set(list(dict.fromkeys(cell.cocktail for cell in cells))[:MAX_COCKTAILS])
-    shown |= {answer.cell.cocktail for answer in answers if answer.cell}
-    return [cell for cell in cells if cell.cocktail in shown]
 
 
 def _unread(page: ReportInput) -> list[tuple[str, str, dict[str, tuple[float, float]]]]:
@@ -190,12 +166,9 @@ def _unread(page: ReportInput) -> list[tuple[str, str, dict[str, tuple[float, fl
     return [
         (
             *key,
-            {
-                t: (fmean(r.unparsed for r in own), fmean(r.value for r in own))
-                for t, own in by_task.items()
-            },
+            {t: (fmean(r.unparsed for r in o), fmean(r.value for r in o)) for t, o in own.items()},
         )
-        for key, by_task in runs.items()
+        for key, own in runs.items()
         if key in failed
     ]
 

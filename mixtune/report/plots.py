@@ -8,7 +8,6 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from mixtune.records import Claim, Estimate, Judged
 from mixtune.report.figures import Cell, CurvePoint, best_first, brought, counts, floors
@@ -210,34 +209,21 @@ def main_rows(page: ReportInput) -> list[Estimate]:
     ]
 
 
-class Kind(NamedTuple):
-    """A table of effects: quantity and metric ("" for any) of its rows, title, what it is."""
-
-    quantity: str
-    metric: str
-    title: str
-    about: str
-
-
 KINDS = (
-    Kind("ingredient-effect", "", "Added to the target", "both together minus the target alone"),
-    Kind("leave-one-out", "", "Kept in the mix of all", "all minus all without the ingredient"),
-    Kind("synergy", "", "Pairs", "a pair minus the mean of its two singles, mostly dilution"),
-    Kind(
-        "transfer",
-        "",
-        "Without the target",
-        "cells that never saw the task, minus the untuned base",
-    ),
-    Kind("retention", "", "Kept of the base", "probes, minus the untuned base"),
-    Kind("reading", "kl", "Moved from the base", "KL to the base on gold answers, nats per token"),
-    Kind(
+    ("ingredient-effect", "", "Added to the target", "both together minus the target alone"),
+    ("leave-one-out", "", "Kept in the mix of all", "all minus all without the ingredient"),
+    ("synergy", "", "Pairs", "a pair minus the mean of its two singles, mostly dilution"),
+    ("transfer", "", "Without the target", "cells that never saw the task, minus the untuned base"),
+    ("retention", "", "Kept of the base", "probes, minus the untuned base"),
+    ("reading", "kl", "Moved from the base", "KL to the base on gold answers, nats per token"),
+    (
         "reading",
         "logprob-per-token",
         "Read as likely",
         "log-likelihood of gold answers per token, minus the base",
     ),
 )
+"""Quantity and metric ("" for any) of the rows of a table of effects, its title, what it is."""
 
 
 def effects(page: ReportInput) -> list[Effects]:

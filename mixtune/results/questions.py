@@ -17,7 +17,12 @@ from mixtune.analysis.primary import MODEL, OVER_TARGETS, TARGET_MEAN, primary
 from mixtune.records import Estimate, Question
 from mixtune.results.compare import different_tasks
 from mixtune.results.retention import RETENTION, SCORE, read_retention
-from mixtune.results.study_results import SplitResults, StudyFacts
+from mixtune.results.study_results import (
+    SplitResults,
+    StudyFacts,
+    best_cocktails,
+    measure_split,
+)
 
 AMOUNTS = ("amount", "number", "final-number", "boxed")
 """Parsers of answers that are numbers."""
@@ -57,6 +62,7 @@ class Evidence:
     """
 
     facts: StudyFacts
+    validation: SplitResults
     split: SplitResults
     best: Mapping[str, str]
     estimates: QuestionEstimates
@@ -71,10 +77,13 @@ class Evidence:
         return rows
 
 
-def gather_evidence(facts: StudyFacts, split: SplitResults, best: Mapping[str, str]) -> Evidence:
-    """Everything that questions about a split are answered by; `best`: as in `Evidence`."""
-    estimates = question_estimates(facts, split)
-    return Evidence(facts, split, best, estimates, read_retention(facts.store))
+def gather_evidence(facts: StudyFacts, split: str) -> Evidence:
+    """Everything that questions about a split are answered by."""
+    validation = measure_split(facts, "validation")
+    shown = validation if split == "validation" else measure_split(facts, split)
+    best = best_cocktails(facts, validation)
+    estimates = question_estimates(facts, shown)
+    return Evidence(facts, validation, shown, best, estimates, read_retention(facts.store))
 
 
 def questions(evidence: Evidence) -> list[Question]:
