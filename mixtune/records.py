@@ -1,7 +1,4 @@
-"""Rows that flow from room to room: facts, scores, estimates, claims; and their Arrow schemas.
-
-Knows: fields, types, units. Does not know: how a row is made, stored or shown.
-"""
+"""Rows that flow from room to room: facts, scores, estimates, claims; and their Arrow schemas."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -33,13 +30,11 @@ class Message:
 class Example:
     """One item of a dataset: messages in, target out.
 
-    `group` is the unit of independence (document, page, headline): splits are carved and
-    intervals are resampled by it. `stratum` is the sub-question an item belongs to ("" when there
-    is one question only): the majority floor is taken per stratum. `choices` is empty for open
-    answers. `cue` is a part of the prompt that the majority floor may look up in train before that,
-    such as a marked entity; "" for none.
-    `record` is the id of the record it was made of, `own_text` what that record says by itself,
-    without instruction and answer.
+    `group`: the unit of independence (document, page, headline) that splits are carved and
+    intervals resampled by. `stratum`: the sub-question ("" where there is one question) that the
+    majority floor is taken by. `choices`: empty for open answers. `cue`: a part of the prompt, such
+    as a marked entity, that the floor may look up in train; "" for none. `record`: the id of the
+    record it was made of; `own_text`: that record's words, without instruction and answer.
     """
 
     task: str
@@ -96,9 +91,8 @@ class Query:
 class Answer:
     """A model's answer to one query: text for `strict`, log-probabilities for `constrained`.
 
-    `logprobs` follows the query's choices: natural log of the probability of the choice's tokens
-    and the end of turn, summed, no length normalisation. `finish`: "stop" (the model ended its
-    turn), "length" (cut off), "refused".
+    `logprobs`: for each choice the natural log of the probability of its tokens and the end of
+    turn, summed, no length normalisation. `finish`: "length" is cut off.
     """
 
     output: str
@@ -108,13 +102,19 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """A fact: what a system answered to an example. Latency in seconds per example."""
+class OfExample:
+    """A system, and an example that it was asked: the first columns of several rows."""
 
     system: str
     task: str
     split: str
     example: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction(OfExample):
+    """A fact: the answer of a system to an example. Latency in seconds per example."""
+
     form: str
     prompt_hash: str
     output: str
@@ -128,8 +128,8 @@ class Prediction:
 class Usage:
     """Usage of one question to an API: tokens as the endpoint counts them, US dollars, tries.
 
-    `cost` is that of the request, whenever it was paid; None where no price is known. `tries` is 0
-    where the answer was on this machine already. `served`: the model named in the response.
+    `cost`: of the request, whenever it was paid; None where no price is known. `tries`: 0 where the
+    answer was on this machine already. `served`: the model named in the response.
     """
 
     example: str
@@ -141,18 +141,13 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeRow:
+class ProbeRow(OfExample):
     """A fact: probability of the gold answer to an example, under a system and under its base.
 
-    `tokens` of the answer, its end of turn among them. `logprob` and `base_logprob`: natural log of
-    the whole answer's probability. `kl`: KL(system ‖ base) over the whole vocabulary in nats, a
-    mean over the answer's tokens.
+    `tokens`: of the answer, with its end of turn. `logprob`: natural log of the whole answer's
+    probability. `kl`: KL(system ‖ base) over the vocabulary in nats, a mean over the tokens.
     """
 
-    system: str
-    task: str
-    split: str
-    example: str
     group: str
     prompt_hash: str
     tokens: int
@@ -162,17 +157,13 @@ class ProbeRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(OfExample):
     """A fact: a judge's verdict on one answer, shown after or before the reference answer.
 
-    `verdict`: 0 wrong, 1 partly right, 2 right; None where the judge gave none that can be parsed.
-    `order`: "reference-first" or "answer-first". `repeat` counts repeated questions, from 0.
+    `verdict`: 0 wrong, 1 partly right, 2 right, None unparsable. `order`: "reference-first" or
+    "answer-first". `repeat` counts repeated questions, from 0.
     """
 
-    system: str
-    task: str
-    split: str
-    example: str
     group: str
     judge: str
     rubric: str
@@ -187,10 +178,9 @@ class Judgement:
 class Judged:
     """Summary of a judge's verdicts on one system and task.
 
-    `value`: mean verdict / 2 over the answers with a consistent verdict, with its interval.
-    `answers`: those that were judged; `consistent`, `inconsistent` and `unparsable` are counts of
-    them. `left_out`: answers that were cut off, refused or empty; nothing of them was judged.
-    `validation` and `self_agreement`: how reliable the judge is, in words.
+    `value`: mean verdict / 2 over the `consistent` of the judged `answers`, with its interval.
+    `left_out`: answers not judged, as they were cut off, refused or empty. `validation` and
+    `self_agreement`: how reliable the judge is, in words.
     """
 
     judge: str
@@ -218,16 +208,9 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """One answer judged in one form: `value` is 1.0 or 0.0; wrong is status ok.
+class Score(OfExample):
+    """One answer scored in one form: `value` is 1.0 or 0.0 (a list is right as a whole)."""
 
-    A list (of entities, of triplets) is text with one item a line, and right as a whole.
-    """
-
-    system: str
-    task: str
-    split: str
-    example: str
     form: str
     group: str
     stratum: str
@@ -255,9 +238,9 @@ class TrainStep:
 class MixRow:
     """Requested and actual rows of one ingredient in one run (rows are examples).
 
-    `rows_asked` is the size of its pool. `share_asked` and `share_got` are parts of the mix (0 to
-    1), measured in `unit`: rows, tokens or supervised_tokens. `exhausted`: "stopped" where its
-    supply is used up, "repeated" where it went on beyond rows × repeat, else "".
+    `rows_asked`: the size of its pool. Shares of the mix (0 to 1) are measured in `unit`: rows,
+    tokens or supervised_tokens. `exhausted`: "stopped" where its supply is used up, "repeated"
+    where it went on beyond rows × repeat, else "".
     """
 
     ingredient: str
@@ -280,9 +263,9 @@ class MixRow:
 class Estimate:
     """A number with its 95 % interval. `low` and `high` are None where n is too small for one.
 
-    `p`: two-sided p-value under H0: no difference; None where no test is valid. `adjusted`: p
-    adjusted by Benjamini and Hochberg over all comparisons of its kind. `tied`: the result of an
-    equivalence test within ±`margin`, None with too few clusters; without a test both are None.
+    `p`: two-sided p-value under H0: no difference; None where no test is valid. `adjusted`: by
+    Benjamini and Hochberg over all comparisons of its kind. `tied`: the result of an equivalence
+    test within ±`margin`, None without a test or with too few clusters.
     """
 
     quantity: str
@@ -308,11 +291,10 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The choice for a target on validation, in both arms.
+    """The choice for a target on validation, in both arms: the cocktail, and the target alone.
 
-    `value` and `single_value`: means over `seeds`, those that every candidate has. `tried` and
-    `tried_single`: runs whose score on the target was looked at. `single`: the cell of the target
-    alone that did best; `plain`: the one under the study's own settings, so step-matched.
+    Values are means over `seeds`, those that every candidate has. `tried`: runs whose score on the
+    target was looked at. `plain`: the single cell under the study's own settings, so step-matched.
     """
 
     target: str
@@ -340,9 +322,9 @@ class Selection:
 
     `at`: time in UTC. `fresh`: seeds that nothing was chosen by; `spent`: those used before.
     `against`: target → cells that the chosen one is compared with; `exposed`: target → examples of
-    it in the chosen cell, where that is another number than its single task has. `items`: task →
-    digest of the validation items that were read. `reasons`: target → why nothing can be confirmed
-    there, where that is known already. `again`: how many choices were made before this one.
+    it in the chosen cell, where its single task has another number. `items`: task → digest of the
+    validation items read. `reasons`: target → why nothing can be confirmed there, where known.
+    `again`: choices made before this one.
     """
 
     at: str
@@ -365,10 +347,9 @@ class Claim:
 
     `value` with its interval is the smallest of the differences to the single task as tuned, at
     equal steps and at equal exposure (`reference` names it), `p` the largest of their p-values,
-    `adjusted` that by Holm over the targets. `tried` and `tried_single`: runs whose validation
-    score on the target was looked at before choosing, in either arm. `verdict`: confirmed, not
-    confirmed, tie or exploratory; `reason`: why it is exploratory, or "". `sentence`: the
-    claim in words.
+    `adjusted` that by Holm over the targets. `tried`: runs whose validation score on the target was
+    looked at before choosing. `verdict`: confirmed, not confirmed, tie or exploratory, with its
+    `reason`. `sentence`: the claim in words.
     """
 
     target: str
@@ -399,8 +380,7 @@ class Claim:
 class Question:
     """A question about a study, with its answer in words and the estimates it rests on.
 
-    `answered`: false where the study cannot answer; `reason` then says why. `topic`: the question
-    in two or three words.
+    `answered`: false where the study cannot answer, for the `reason`. `topic`: two or three words.
     """
 
     key: str
@@ -476,8 +456,7 @@ class DataRow:
     """Rows read of one dataset's split: records in the source, dropped and why, leaked, remaining.
 
     `dropped`: records that the task skips; `leaked`: examples that the leakage gate took out;
-    `examples`: those that remain to train on or to evaluate. `noted`: changes to records that
-    remain: parts left out, contexts cut.
+    `examples`: those that remain; `noted`: changes to their records, such as contexts cut.
     `matched`: examples found in a later split, by the strictest kind of match (corpus.data_rows).
     """
 

@@ -11,8 +11,7 @@ from mixtune.identity import digest
 from mixtune.models.files import BaseModelFiles
 from mixtune.study.reading import parse_study
 from mixtune.study.spec import Study
-from mixtune.tasks.task import Task
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import Task, parse_task
 from mixtune.tokens import Tokens
 
 TASK = """

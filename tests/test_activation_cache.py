@@ -16,8 +16,7 @@ from mixtune.errors import ModelError
 from mixtune.planning.activation_cache import activation_cache_size, trie_of
 from mixtune.planning.plan import Planner
 from mixtune.planning.summary import size_lines, sizes_of
-from mixtune.tasks.task import query_of
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import parse_task, query_of
 
 TRAIN = {"rank": 2, "alpha": 4, "top_layers": 1}
 LETTERS = """

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.tasks.amount_text import write_amount
+from mixtune.tasks.parsers.amounts import write_amount
 from mixtune.tasks.parsers.labels import PARSERS
 
 ASKS = "what was the percentage change in net sales?"

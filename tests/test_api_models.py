@@ -20,8 +20,8 @@ from mixtune.errors import ModelError, RunFailed
 from mixtune.evaluation.predict import predict
 from mixtune.evaluation.score import score
 from mixtune.records import Example, Message, Query
-from mixtune.tasks.label_schema import as_json, chosen
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.parsers.labels import as_json, chosen
+from mixtune.tasks.task import parse_task
 
 TASK = """
 name: north

@@ -10,7 +10,7 @@ import yaml
 from own_kit import changed, csv_text, examples, many
 
 from mixtune.errors import DataError, UserError
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import parse_task
 from mixtune.tasks.templates import render
 
 BAD_ROWS = [

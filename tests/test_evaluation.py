@@ -14,7 +14,7 @@ from mixtune.identity import digest
 from mixtune.models.base import MajorityModel
 from mixtune.records import Answer, Example, Message, Query
 from mixtune.tasks import metrics
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import parse_task
 
 LABELS = ("down", "flat", "up")
 TASK = """

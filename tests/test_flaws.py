@@ -15,7 +15,7 @@ from mixtune.results.study_results import best_cocktails, measure_split, read_fa
 from mixtune.store.folder import Store
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import TrainSpec
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import parse_task
 
 ROWS = 20
 TOY = {

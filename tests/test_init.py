@@ -24,7 +24,7 @@ from mixtune.errors import SpecError
 from mixtune.models.catalog import catalogue
 from mixtune.study.reading import load_study, parse_study
 from mixtune.study.spec import Study
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import parse_task
 
 STUDIES = Path(__file__).parent.parent / "studies"
 REGISTRY = Registry.open(())

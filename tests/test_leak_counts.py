@@ -23,7 +23,7 @@ import pytest
 
 from mixtune.datasets.leakage import SHORTEST_LOOSE, Overlaps, Part, loose, own_texts, words
 from mixtune.datasets.registry import Registry
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import parse_task
 
 PAGE = "{{ pre_text }} {{ post_text }}"
 REAL = {

@@ -18,7 +18,7 @@ from mixtune.records import DataRow
 from mixtune.results.study_results import measure_split, read_facts, score_study
 from mixtune.store.folder import Store
 from mixtune.study.reading import dump_study
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import parse_task
 
 TAIL = "clouds over the far hills and a little rain on the roads near the coast by noon"
 

@@ -17,7 +17,7 @@ from mixtune.planning.plan import Planner
 from mixtune.planning.sizes import longest_answer
 from mixtune.planning.summary import facts_of, size_lines, sizes_of
 from mixtune.study.reading import trial
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import parse_task
 from mixtune.tokens import Tokens
 
 OPEN = """

@@ -18,8 +18,7 @@ from mixtune.tasks.context import Context
 from mixtune.tasks.makers import Span, detokenise, read_spans
 from mixtune.tasks.parsers.labels import PARSERS
 from mixtune.tasks.rendering import render_record
-from mixtune.tasks.task import fingerprint, query_of
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import fingerprint, parse_task, query_of
 
 FIND = """
 name: find

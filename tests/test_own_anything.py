@@ -11,8 +11,8 @@ from mixtune.datasets import rows as files
 from mixtune.datasets.rows import read_rows
 from mixtune.datasets.user_tasks import draft_task, read_task_file
 from mixtune.errors import UserError
-from mixtune.tasks.conversations import read_dialogue
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.record import read_dialogue
+from mixtune.tasks.task import parse_task
 from mixtune.tasks.templates import render
 
 values = st.recursive(

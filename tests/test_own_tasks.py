@@ -21,7 +21,7 @@ from mixtune.datasets.registry import Registry
 from mixtune.datasets.rows import read_rows
 from mixtune.errors import DataError
 from mixtune.records import Message
-from mixtune.tasks.task_file import parse_task, parse_tasks
+from mixtune.tasks.task import parse_task, parse_tasks
 
 ROOT = Path(__file__).parents[1]
 TICKETS = ROOT / "examples" / "tickets"

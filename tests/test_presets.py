@@ -13,7 +13,7 @@ from mixtune.planning.names import canonical
 from mixtune.planning.outline import Rates, dataset_facts, outline
 from mixtune.study.presets import names, preset
 from mixtune.study.reading import load_studies, parse_study
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import parse_task
 
 SEVEN = [
     "convfinqa",

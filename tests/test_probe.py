@@ -24,7 +24,7 @@ from mixtune.records import ProbeRow
 from mixtune.store.folder import Store
 from mixtune.study.reading import parse_study
 from mixtune.study.spec import TrainSpec
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import parse_task
 
 ROWS = rows_of(*[("a", 40, 9, 3)] * 3, ("a", 40, 2, 1), ("b", 0, 20, 12), ("b", 30, 31, 5))
 """Shared headers, answers of one token and of many, rows beyond the sliding window."""

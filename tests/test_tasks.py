@@ -13,8 +13,7 @@ from mixtune.errors import DataError, SpecError
 from mixtune.identity import unit_interval
 from mixtune.records import Message
 from mixtune.tasks.record import loose_text
-from mixtune.tasks.task import fingerprint, query_of
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import fingerprint, parse_task, query_of
 
 REAL = ("fpb", "twitter-sentiment", "headline", "alpaca", "gsm8k")
 
@@ -133,7 +132,7 @@ class TestTaskFile:
             ({"parser": "lable"}, ["parser: no such parser", "'label'"]),
             ({"parser": "text"}, ["parser: label tasks use 'label'"]),
             ({"metrics": []}, ["metrics: a scored task needs at least one"]),
-            ({"metrics": ["acuracy"]}, ["no metric 'acuracy'", "'accuracy'"]),
+            ({"metrics": ["acuracy"]}, ["no such metric", "acuracy", "'accuracy'"]),
             ({"source": {}}, ["source: a task needs a source"]),
             (
                 {"source": {"toy": {}, "local": {"folder": "x"}}},

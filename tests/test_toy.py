@@ -12,7 +12,7 @@ from mixtune.datasets.leakage import find_leaked, loose
 from mixtune.datasets.toy import RELATIONS, SIZES, TOY, fact_half, records, split_of, words
 from mixtune.errors import SpecError
 from mixtune.identity import digest
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import parse_task
 
 LABEL_TASKS = tuple(n for n in TOY if n.split("-")[1] not in ("table", "maths", "general"))
 REPOSITORY = Path(__file__).parent.parent

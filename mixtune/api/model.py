@@ -20,7 +20,7 @@ from mixtune.errors import MixtuneError, RunFailed
 from mixtune.identity import digest
 from mixtune.records import Answer, Example, Message, Query, Usage
 from mixtune.signals import defer_signals
-from mixtune.tasks.label_schema import response_format
+from mixtune.tasks.parsers.labels import response_format
 
 TOKENS_PER_MESSAGE = 16
 """Tokens that a chat template may add to a message: role, start and end markers."""
@@ -135,7 +135,7 @@ class ApiModel:
         return self._answers(queries, max_new_tokens, schema=False)
 
     def choose(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
-        """One of each query's choices as JSON (tasks/label_schema.py), if the endpoint complies.
+        """One of each query's choices as JSON (parsers/labels.py), if the endpoint complies.
 
         Raises:
             RunFailed, CeilingReached: as `generate`.

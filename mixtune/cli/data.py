@@ -32,7 +32,7 @@ from mixtune.models.files import BaseModelFiles
 from mixtune.records import Example, Split
 from mixtune.store.files import write_text
 from mixtune.study.spec import EvalSpec, TrainSpec
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import parse_task
 from mixtune.tokens import Tokens
 
 LONGEST_SHOWN = 2_000

@@ -22,8 +22,7 @@ from mixtune.records import Example, Split
 from mixtune.study.spec import Study
 from mixtune.tasks.context import Policy
 from mixtune.tasks.rendering import render_record
-from mixtune.tasks.task import Task
-from mixtune.tasks.task_file import parse_task
+from mixtune.tasks.task import Task, parse_task
 
 
 @cache

@@ -18,9 +18,9 @@ from mixtune.errors import DataError, did_you_mean, shorten
 from mixtune.records import Split
 from mixtune.study.fields import slug
 from mixtune.study.yaml import read_file
-from mixtune.tasks.conversations import COLUMNS
+from mixtune.tasks.record import COLUMNS
 from mixtune.tasks.source_spec import ending
-from mixtune.tasks.task_file import make_task
+from mixtune.tasks.task import make_task
 
 Raw = dict[str, Any]
 

@@ -32,8 +32,7 @@ from mixtune.records import Split
 from mixtune.study.yaml import read_documents, read_file
 from mixtune.tasks.parsers.labels import fold
 from mixtune.tasks.source_spec import ending
-from mixtune.tasks.task import Task
-from mixtune.tasks.task_file import make_task, parse_tasks
+from mixtune.tasks.task import Task, make_task, parse_tasks
 
 GROUP = "mixtune.tasks"
 """The entry-point group under which installed packages offer tasks."""

@@ -19,8 +19,8 @@ from mixtune.errors import DataError
 from mixtune.identity import digest
 from mixtune.records import Example, Prediction, Score, Status
 from mixtune.tasks import metrics
-from mixtune.tasks.label_schema import chosen
-from mixtune.tasks.parsers.labels import PARSERS, Parse
+from mixtune.tasks.parsers import Parse
+from mixtune.tasks.parsers.labels import PARSERS, chosen
 from mixtune.tasks.task import Task
 
 VERSIONS = {"strict": 2, "constrained": 1, "schema": 1}

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from mixtune.errors import DataError
 from mixtune.records import Answer, Query
-from mixtune.tasks.label_schema import as_json
+from mixtune.tasks.parsers.labels import as_json
 
 
 class Model(Protocol):

@@ -18,7 +18,7 @@ from mixtune.identity import generator, make_id
 from mixtune.planning.corpus import EVALUATED, Corpus, answered, gold_answers
 from mixtune.records import Example, Form, Split
 from mixtune.study.spec import Study
-from mixtune.tasks.label_schema import as_json
+from mixtune.tasks.parsers.labels import as_json
 from mixtune.tasks.task import Task, fingerprint, query_of
 
 LEAST = 16

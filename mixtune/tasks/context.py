@@ -1,7 +1,5 @@
 """`context:` of a task file: the long page that questions are about, and how it is cut.
 
-Knows: words, lines, sentences, four policies. Does not know: tokens of a model, tasks.
-
 A policy acts on a page of more than `words` words (separated by white space):
 
 - `error`: refused. `drop`: the record is left out and counted.
@@ -88,17 +86,15 @@ def _evidence_first(page: str, question: str, words: int) -> str:
     pieces = _pieces(page)
     terms = [_terms(piece.text) for piece in pieces]
     frequency = Counter(term for piece_terms in terms for term in piece_terms)
-    question_terms = _terms(question)
-    weights = [
-        sum(
-            math.log((1 + len(pieces)) / frequency[term])
-            for term in sorted(piece_terms & question_terms)  # sorted: one order of the float sum
-        )
-        for piece_terms in terms
-    ]
+    asked_terms = _terms(question)
+
+    def weight(place: int) -> float:
+        shared = sorted(terms[place] & asked_terms)  # sorted: one order of the float sum
+        return sum(math.log((1 + len(pieces)) / frequency[term]) for term in shared)
+
     chosen: dict[int, str] = {}
     budget = words
-    order = sorted(range(len(pieces)), key=lambda place: (-weights[place], place))
+    order = sorted(range(len(pieces)), key=weight, reverse=True)  # stable: ties stay in place
     for place in order:
         # dict.fromkeys: a first row is its own header, and is used once.
         new = [p for p in dict.fromkeys((pieces[place].header, place)) if p not in chosen]

@@ -5,14 +5,12 @@ Three makers, all declared in YAML:
 - `spans`: tagged tokens → `text` and `spans`; or one part per entity, with `text` (the entity in
   double brackets), `sentence`, `entity` and `type`;
 - `turns`: parallel lists → one part per turn of a dialogue;
-- `amount`: an executed result and its annotation → `amount` (amount_text.py).
-
-Knows: IOB tags, English punctuation, the fields a maker reads and writes. Does not know: prompts,
-examples, files.
+- `amount`: an executed result and its annotation → `amount` (parsers/amounts.py).
 """
 
+import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -20,20 +18,18 @@ from pydantic import ConfigDict, Field, model_validator
 
 from mixtune.errors import DataError
 from mixtune.study.fields import Frozen
-from mixtune.tasks.amount_text import write_amount
-from mixtune.tasks.record import Record, blank, missing_field
+from mixtune.tasks.parsers.amounts import write_amount
+from mixtune.tasks.record import Record, blank, value_of
 from mixtune.tasks.source_spec import Text
 from mixtune.tasks.templates import Template
-
-Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The material of one example: the end of its id ("": the record's own) and computed fields."""
+    """The material of one example: the end of its id ("": the record's own), and all fields."""
 
     key: str
-    fields: Values
+    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,23 +83,33 @@ class SpanMaker(Frozen):
         unused = [span.type for span in spans if span.type not in self.types]
         notes = tuple(f"entity of type {kind} left out" for kind in unused)
         # Numbered among all entities, so that an id does not depend on `types`.
-        numbered = [(n, span) for n, span in enumerate(spans, start=1) if span.type in self.types]
-        text = _SpacedTokens(list(map(str, tokens)))
-        if self.each == "sentence":
-            listed = [{"type": self.types[s.type], "text": text.of(s)} for _, s in numbered]
-            return Parts((Part("", {"text": text.sentence(), "spans": listed}),), notes)
-        if not numbered:
+        entities = {n: span for n, span in enumerate(spans, start=1) if span.type in self.types}
+        if self.each == "entity" and not entities:
             only = ", ".join(sorted(set(unused)))
             return Parts(dropped=f"no entity but of type {only}" if only else "no entity")
-        return Parts(tuple(Part(str(n), self._entity(text, span)) for n, span in numbered), notes)
-
-    def _entity(self, text: "_SpacedTokens", span: "Span") -> Values:
-        return {
-            "text": text.sentence(marked=span),
-            "sentence": text.sentence(),
-            "entity": text.of(span),
-            "type": self.types[span.type],
+        tokens = [str(token) for token in tokens]
+        gaps = _gaps(tokens)
+        sentence = detokenise(tokens, gaps).strip()
+        texts = {
+            n: detokenise(tokens[span.place], gaps[span.place]).strip()
+            for n, span in entities.items()
         }
+        if self.each == "sentence":
+            listed = [{"type": self.types[s.type], "text": texts[n]} for n, s in entities.items()]
+            return Parts((Part("", {**record, "text": sentence, "spans": listed}),), notes)
+        parts = []
+        for number, span in entities.items():
+            marked = list(tokens)
+            marked[span.first] = f"[[{marked[span.first]}"
+            marked[span.last] += "]]"
+            computed = {
+                "text": detokenise(marked, gaps).strip(),
+                "sentence": sentence,
+                "entity": texts[number],
+                "type": self.types[span.type],
+            }
+            parts.append(Part(str(number), {**record, **computed}))
+        return Parts(tuple(parts), notes)
 
     def _tag(self, tag: object, where: str) -> str:
         if not isinstance(tag, int):
@@ -151,10 +157,10 @@ class TurnMaker(Frozen):
                 found=", ".join(f"{field}: {size}" for field, size in sizes.items()),
                 remedy="fix the row",
             )
-        rows = zip(*lists.values(), strict=True)
+        rows = enumerate(zip(*lists.values(), strict=True), start=1)
         parts = tuple(
-            Part(str(turn), {**dict(zip(lists, row, strict=True)), "turn": turn})
-            for turn, row in enumerate(rows, start=1)
+            Part(str(turn), {**record, **dict(zip(lists, row, strict=True)), "turn": turn})
+            for turn, row in rows
         )
         return Parts(parts, dropped=None if parts else "no turn")
 
@@ -176,22 +182,30 @@ class AmountMaker(Frozen):
         """Fields that are computed."""
         return {"amount"}
 
-    def amount(self, fields: Values, where: str) -> str | None:
-        """The text of the answer; None where there is none.
+    def answer(self, parts: Parts, where: str) -> Parts:
+        """The parts with their answers; a dialogue ends before the first turn without one.
 
         Raises:
             DataError: a field that is missing.
         """
-        annotation, question = (
-            None if name is None else _field(fields, name, where)
-            for name in (self.annotation, self.question)
-        )
-        value = None if self.without_result(fields, where) else fields[self.value]
-        return write_amount(value, annotation, "" if question is None else str(question))
-
-    def without_result(self, fields: Values, where: str) -> bool:
-        """True where the result is blank, so that only the annotation tells the answer."""
-        return blank(_field(fields, self.value, where))
+        answered: list[Part] = []
+        notes = list(parts.notes)
+        for part in parts.parts:
+            annotation, question, value = (
+                None if name is None else value_of(part.values, name, where)
+                for name in (self.annotation, self.question, self.value)
+            )
+            result = None if blank(value) else value
+            amount = write_amount(result, annotation, "" if question is None else str(question))
+            if amount is None:
+                break
+            answered.append(replace(part, values={**part.values, "amount": amount}))
+            if result is None:
+                notes.append(f"{self.value} is empty, so {self.annotation} is the truth")
+        if not answered:
+            return Parts(dropped=parts.dropped or "no answer")
+        notes += ["turn without an answer, or after one"] * (len(parts.parts) - len(answered))
+        return Parts(tuple(answered), tuple(notes))
 
 
 class Make(Frozen):
@@ -209,11 +223,6 @@ class Make(Frozen):
             raise ValueError("spans cannot be combined with turns or amount")
         return self
 
-    @property
-    def follow_up(self) -> str | None:
-        """The template of later turns; None where the parts of a record are no dialogue."""
-        return None if self.turns is None else self.turns.follow_up
-
     def reads(self) -> set[str]:
         """Fields that a record needs."""
         fields = {field for maker in self._makers() for field in maker.reads()}
@@ -226,9 +235,11 @@ class Make(Frozen):
     def answers(self) -> set[str]:
         """Fields that tell the answer, computed or read, which no prompt may show."""
         fields = self.writes() & {"spans", "type", "amount"}
-        fields |= {self.spans.tags} if self.spans else set()
-        sources = (self.amount.value, self.amount.annotation) if self.amount else ()
-        return fields | {field for field in sources if field is not None}
+        if self.spans is not None:
+            fields.add(self.spans.tags)
+        if self.amount is not None:
+            fields |= {f for f in (self.amount.value, self.amount.annotation) if f is not None}
+        return fields
 
     def parts(self, record: Record, where: str) -> Parts:
         """The parts of a record, with every computed field.
@@ -236,38 +247,16 @@ class Make(Frozen):
         Raises:
             DataError: a field that is missing or of another form than the maker reads.
         """
-        if self.spans is not None:
-            return self.spans.parts(record, where)
-        parts = Parts((Part("", {}),)) if self.turns is None else self.turns.parts(record, where)
-        return parts if self.amount is None else _with_amounts(self.amount, parts, record, where)
+        splitter = self.spans or self.turns
+        parts = splitter.parts(record, where) if splitter else Parts((Part("", record),))
+        return parts if self.amount is None else self.amount.answer(parts, where)
 
-    def _makers(self) -> Iterator[SpanMaker | TurnMaker | AmountMaker]:
-        for maker in (self.spans, self.turns, self.amount):
-            if maker is not None:
-                yield maker
-
-
-def _with_amounts(maker: AmountMaker, parts: Parts, record: Record, where: str) -> Parts:
-    """The parts with their answers; a dialogue ends before the first turn without one."""
-    answered: list[Part] = []
-    notes = list(parts.notes)
-    for part in parts.parts:
-        fields = {**record, **part.fields}
-        amount = maker.amount(fields, where)
-        if amount is None:
-            break
-        answered.append(replace(part, fields={**part.fields, "amount": amount}))
-        if maker.without_result(fields, where):
-            notes.append(f"{maker.value} is empty, so {maker.annotation} is the truth")
-    if not answered:
-        return Parts(dropped=parts.dropped or "no answer")
-    lost = len(parts.parts) - len(answered)
-    notes += ["turn without an answer, or after one"] * lost
-    return Parts(tuple(answered), tuple(notes))
+    def _makers(self) -> list[SpanMaker | TurnMaker | AmountMaker]:
+        return [maker for maker in (self.spans, self.turns, self.amount) if maker is not None]
 
 
 def _list_field(record: Record, field: str, where: str) -> list[Any]:
-    value = _field(record, field, where)
+    value = value_of(record, field, where)
     if not isinstance(value, list):
         raise DataError(
             "not a list",
@@ -277,12 +266,6 @@ def _list_field(record: Record, field: str, where: str) -> list[Any]:
             remedy="fix the row, or the field's name under make in the task file",
         )
     return value
-
-
-def _field(record: Record, field: str, where: str) -> Any:  # noqa: ANN401 - any field
-    if field not in record:
-        missing_field(field, record, where)
-    return record[field]
 
 
 # ---- tags → entities ----------------------------------------------------------------------------
@@ -298,6 +281,11 @@ class Span:
     type: str
     first: int
     last: int
+
+    @property
+    def place(self) -> slice:
+        """The entity's tokens."""
+        return slice(self.first, self.last + 1)
 
 
 def read_spans(tags: Sequence[str], where: str) -> list[Span]:
@@ -346,42 +334,16 @@ _AFTER_APOSTROPHE = {"s", "t", "re", "ve", "ll", "d", "m"}
 _MONEY = {"$", "€", "£", "¥", "#"}
 
 
-def detokenise(tokens: Sequence[str]) -> str:
-    """The text of a sentence; only white space between the tokens is chosen."""
-    return "".join(gap + token for gap, token in zip(_gaps(tokens), tokens, strict=True))
-
-
-class _SpacedTokens:
-    """The tokens of a sentence with the white space before each."""
-
-    def __init__(self, tokens: Sequence[str]) -> None:
-        self._tokens = tokens
-        self._gaps = _gaps(tokens)
-
-    def sentence(self, marked: Span | None = None) -> str:
-        """The whole sentence, with one entity in double brackets."""
-        return self._text(0, len(self._tokens) - 1, marked)
-
-    def of(self, span: Span) -> str:
-        """An entity as it is written in the sentence."""
-        return self._text(span.first, span.last)
-
-    def _text(self, first: int, last: int, marked: Span | None = None) -> str:
-        pieces = []
-        for place in range(first, last + 1):
-            opening = "[[" if marked and place == marked.first else ""
-            closing = "]]" if marked and place == marked.last else ""
-            pieces.append(f"{self._gaps[place]}{opening}{self._tokens[place]}{closing}")
-        return "".join(pieces).strip()
+def detokenise(tokens: Sequence[str], gaps: Sequence[str] | None = None) -> str:
+    """The text of a sentence, or of a part with its gaps; only white space is chosen."""
+    return "".join(map(operator.add, _gaps(tokens) if gaps is None else gaps, tokens))
 
 
 def _gaps(tokens: Sequence[str]) -> list[str]:
     """The white space before each token: "" or one space."""
     gaps: list[str] = []
     attach_next, in_quotes = True, False  # the first token has no space before it
-    for place, token in enumerate(tokens):
-        after = tokens[place + 1] if place + 1 < len(tokens) else ""
-        before = tokens[place - 1] if place else ""
+    for before, token, after in zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False):
         if not token:
             gaps.append("")
             continue

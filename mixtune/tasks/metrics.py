@@ -3,8 +3,6 @@
 A metric is a function of counts that add up over items, so that a value and thousands of resamples
 of it are computed alike. Tests compare it with scikit-learn.
 
-Knows: label codes, lists of items, counts. Does not know: tasks, systems, how an answer was parsed.
-
 Label codes are 0 … n_labels - 1; an unparsed answer has the code n_labels and counts as wrong.
 Macro and weighted F1 average over the labels that occur in gold or in the parsed answers
 (scikit-learn's default, without the code for unparsed answers); a label that does not occur is
@@ -95,11 +93,8 @@ def items(answer: str | None) -> Counter[str]:
 def item_tallies(gold: Sequence[str], parsed: Sequence[str | None]) -> FloatArray:
     """Counts per answer that is a list, [answers, 3, 1], that add up as `tallies` do."""
     counts = np.zeros((len(gold), 3, 1))
-    for place, (golds, answers) in enumerate(
-        zip(map(items, gold), map(items, parsed), strict=True)
-    ):
-        right = (golds & answers).total()
-        counts[place, :, 0] = right, golds.total(), answers.total()
+    for row, golds, answers in zip(counts, map(items, gold), map(items, parsed), strict=True):
+        row[:, 0] = (golds & answers).total(), golds.total(), answers.total()
     return counts
 
 
@@ -117,61 +112,65 @@ def _check(gold: IntArray, parsed: IntArray, n_labels: int) -> None:
         )
 
 
-def _accuracy_from(counts: FloatArray) -> FloatArray:
-    right: FloatArray = counts[..., RIGHT, :].sum(-1) / counts[..., GOLD, :].sum(-1)
-    return right
+def _rows(counts: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Counts of right, gold and parsed answers [..., labels]."""
+    return counts[..., RIGHT, :], counts[..., GOLD, :], counts[..., PARSED, :]
 
 
-def _f1_per_label(counts: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """F1 [..., labels] (0 where a label does not occur), and 1 where it occurs, else 0."""
-    both = counts[..., GOLD, :] + counts[..., PARSED, :]
-    used = (both > 0).astype(np.float64)
-    return 2 * counts[..., RIGHT, :] / np.where(both > 0, both, 1.0), used
+def _accuracy(counts: FloatArray) -> FloatArray:
+    right, gold, _ = _rows(counts)
+    value: FloatArray = right.sum(-1) / gold.sum(-1)
+    return value
 
 
-def _macro_from(counts: FloatArray) -> FloatArray:
-    f1, used = _f1_per_label(counts)
-    mean: FloatArray = f1.sum(-1) / used.sum(-1)  # unused labels have an F1 of 0
-    return mean
+def _f1(counts: FloatArray) -> FloatArray:
+    """F1 [..., labels]; 0 where a label does not occur."""
+    right, gold, parsed = _rows(counts)
+    both = gold + parsed
+    value: FloatArray = 2 * right / np.where(both > 0, both, 1.0)
+    return value
 
 
-def _weighted_from(counts: FloatArray) -> FloatArray:
-    f1, _ = _f1_per_label(counts)
-    gold = counts[..., GOLD, :]
-    mean: FloatArray = (f1 * gold).sum(-1) / gold.sum(-1)
-    return mean
+def _macro_f1(counts: FloatArray) -> FloatArray:
+    _, gold, parsed = _rows(counts)
+    value: FloatArray = _f1(counts).sum(-1) / (gold + parsed > 0).sum(-1)
+    return value
 
 
-def _mcc_from(counts: FloatArray) -> FloatArray:
+def _weighted_f1(counts: FloatArray) -> FloatArray:
+    _, gold, _ = _rows(counts)
+    value: FloatArray = (_f1(counts) * gold).sum(-1) / gold.sum(-1)
+    return value
+
+
+def _item_f1(counts: FloatArray) -> FloatArray:
+    """F1 of pooled items [..., 1]; 0 where neither gold nor an answer has any, as in seqeval."""
+    value: FloatArray = _f1(counts)[..., 0]
+    return value
+
+
+def _mcc(counts: FloatArray) -> FloatArray:
     """Matthews correlation of many labels (Gorodkin 2004); unparsed answers are a label too."""
-    right = counts[..., RIGHT, :].sum(-1)
-    gold, parsed = counts[..., GOLD, :], counts[..., PARSED, :]
+    right, gold, parsed = _rows(counts)
     n = gold.sum(-1)
     unparsed = n - parsed.sum(-1)
     # The covariance of gold and parsed over the root of both variances, each of them times n².
     of_gold = n**2 - (gold**2).sum(-1)
     of_parsed = n**2 - (parsed**2).sum(-1) - unparsed**2
     both = np.sqrt(of_gold * of_parsed)
-    mcc: FloatArray = (right * n - (gold * parsed).sum(-1)) / np.where(both > 0, both, 1.0)
+    mcc = (right.sum(-1) * n - (gold * parsed).sum(-1)) / np.where(both > 0, both, 1.0)
     return np.where(both > 0, mcc, 0.0)
-
-
-def _items_from(counts: FloatArray) -> FloatArray:
-    """F1 of pooled items; 0 where neither gold nor an answer has any, as in seqeval."""
-    both = counts[..., GOLD, :].sum(-1) + counts[..., PARSED, :].sum(-1)
-    f1: FloatArray = 2 * counts[..., RIGHT, :].sum(-1) / np.where(both > 0, both, 1.0)
-    return f1
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", True, "answers", _accuracy_from),
-        Metric("macro-f1", True, "labels", _macro_from, per_label=True),
-        Metric("weighted-f1", True, "labels", _weighted_from),
-        Metric("mcc", True, "labels", _mcc_from, -1.0),
-        Metric("span-f1", True, "items", _items_from),
-        Metric("triplet-f1", True, "items", _items_from),
+        Metric("accuracy", True, "answers", _accuracy),
+        Metric("macro-f1", True, "labels", _macro_f1, per_label=True),
+        Metric("weighted-f1", True, "labels", _weighted_f1),
+        Metric("mcc", True, "labels", _mcc, -1.0),
+        Metric("span-f1", True, "items", _item_f1),
+        Metric("triplet-f1", True, "items", _item_f1),
     )
 }
 """Every metric by name."""

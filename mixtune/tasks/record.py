@@ -1,15 +1,17 @@
-"""Fields of a record: which are blank or missing, and the loose text that groups are compared by.
+"""One row of a dataset: its fields, the text that groups are compared by, its turns.
 
-Knows: values of fields. Does not know: task files, templates, where a record is stored.
+Rows that are conversations come in four formats: prompt-completion, alpaca, sharegpt, messages.
 """
 
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
 
-from mixtune.errors import DataError, did_you_mean
+from mixtune.errors import DataError, did_you_mean, shorten
 from mixtune.identity import digest
+from mixtune.records import Message
 
 Record = Mapping[str, Any]
 
@@ -21,12 +23,14 @@ def blank(value: object) -> bool:
     return value is None or value == [] or value == {}
 
 
-def missing_field(field: str, record: Record, where: str, hint: str = "") -> NoReturn:
-    """Report a field that a record lacks; `hint` comes before the closest names in the remedy.
+def value_of(record: Record, field: str, where: str, hint: str = "") -> Any:  # noqa: ANN401 - any field
+    """The value of a field; `hint` comes before the closest names in the remedy.
 
     Raises:
-        DataError: always.
+        DataError: the record has no such field.
     """
+    if field in record:
+        return record[field]
     remedy = did_you_mean(field, map(str, record)) if record or hint else "fix the row"
     raise DataError(
         f"the record has no field {field!r}",
@@ -77,3 +81,216 @@ def text_group(text: str) -> str:
     """
     loose = loose_text(text)
     return loose if len(loose) <= 200 else f"{loose[:160]} #{digest(loose)}"
+
+
+# ---- rows that are conversations -----------------------------------------------------------------
+
+Format = Literal["fields", "prompt-completion", "alpaca", "sharegpt", "messages"]
+Role = Literal["system", "user", "assistant"]
+
+COLUMNS: dict[str, dict[str, str | None]] = {
+    "fields": {},
+    "prompt-completion": {"prompt": "prompt", "completion": "completion"},
+    "alpaca": {
+        "instruction": "instruction", "input": "input", "output": "output", "system": "system",
+        "history": "history",
+    },
+    "sharegpt": {
+        "messages": "conversations", "role": "from", "content": "value", "system": "system",
+    },
+    "messages": {"messages": "messages", "role": "role", "content": "content", "system": "system"},
+}  # fmt: skip
+"""The fields of each format and their default names; system, history and input are optional."""
+
+ROLES: dict[str, Role] = {
+    "system": "system", "user": "user", "human": "user", "assistant": "assistant",
+    "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
+}  # fmt: skip
+"""Roles by the names in use."""
+
+_OPTIONAL = ("system", "history", "input")
+_MORE_THAN_TEXT = ("tool_calls", "function_call", "tools", "images", "videos", "audios")
+_TOOLS = {"tool", "function", "observation", "function_call", "tool_calls", "tool_call"}
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """Turns in order; those of the assistant from `first` on are to be learnt.
+
+    `about`: the text that an instruction is about, where the row stores it separately.
+    """
+
+    turns: tuple[Message, ...]
+    first: int = 0
+    about: str = ""
+
+    def answers(self) -> list[int]:
+        """Places of the assistant's turns that are to be learnt."""
+        places = range(self.first, len(self.turns))
+        return [i for i in places if self.turns[i].role == "assistant"]
+
+
+def read_dialogue(
+    record: Record,
+    where: str,
+    kind: Format,
+    columns: Mapping[str, str | None] = {},
+    roles: Mapping[str, Role] = {},
+) -> Dialogue:
+    """The turns of a row; `columns` and `roles` replace the format's names (None: no such field).
+
+    Raises:
+        DataError: a field that is missing, empty or no text, an unknown role, a wrong order.
+    """
+    reader = _Reader(record, where, {**COLUMNS[kind], **columns}, {**ROLES, **roles})
+    readers = {"alpaca": reader.alpaca, "prompt-completion": reader.completion}
+    dialogue = readers.get(kind, reader.messages)()
+    order = [turn.role for turn in dialogue.turns]
+    turns = order[1:] if order[:1] == ["system"] else order
+    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
+        raise DataError(
+            "the turns are in a wrong order",
+            where=where,
+            found=", ".join(order) or "no turns",
+            wanted="a system turn or none, then user, assistant, user, assistant …",
+            remedy="fix the row: the assistant comes last, and roles take turns",
+        )
+    if not dialogue.answers():
+        raise DataError("no turn of the assistant to learn", where=where, found=order)
+    return dialogue
+
+
+def check_columns(kind: Format, columns: Mapping[str, str | None]) -> None:
+    """Refuse a name that the format has no field for; rows of fields may have any.
+
+    Raises:
+        ValueError: with a did-you-mean.
+    """
+    for name, field in columns.items():
+        if kind != "fields" and name not in COLUMNS[kind]:
+            known = did_you_mean(name, COLUMNS[kind])
+            raise ValueError(f"columns: rows of the format {kind} have no {name!r}; {known}")
+        if field is None and (kind == "fields" or name not in _OPTIONAL):
+            raise ValueError(f"columns.{name}: is required")
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """One row; `names` are those of its fields, `roles` those of its speakers."""
+
+    record: Record
+    where: str
+    names: Mapping[str, str | None]
+    roles: Mapping[str, Role]
+
+    def alpaca(self) -> Dialogue:
+        about = self._optional("input")
+        instruction = self._value("instruction")
+        user = [] if about and blank(instruction) else [self._text("instruction")]
+        turns = [Message("user", "\n".join([*user, about] if about else user))]
+        turns.append(Message("assistant", self._text("output")))
+        return Dialogue((*self._system(), *self._history(), *turns), about=about)
+
+    def completion(self) -> Dialogue:
+        prompt, completion = self._value("prompt"), self._value("completion")
+        if isinstance(prompt, list) != isinstance(completion, list):
+            self._fail("completion is of another kind", "prompt", prompt, "texts or lists")
+        if not isinstance(prompt, list):
+            user, assistant = self._text("prompt"), self._text("completion")
+            return Dialogue((Message("user", user), Message("assistant", assistant)), 1)
+        names = {"role": "role", "content": "content"}
+        turns = self._turns(prompt, str(self.names["prompt"]), names)
+        first = len(turns)
+        turns += self._turns(completion, str(self.names["completion"]), names)
+        return Dialogue(tuple(turns), first)
+
+    def messages(self) -> Dialogue:
+        field = str(self.names["messages"])
+        self._refuse_tools(self.record, "")
+        turns = self._turns(self._value("messages"), field, self.names)
+        has_system = turns and turns[0].role == "system"
+        return Dialogue(tuple(turns) if has_system else (*self._system(), *turns))
+
+    def _system(self) -> list[Message]:
+        text = self._optional("system")
+        return [Message("system", text)] if text else []
+
+    def _history(self) -> list[Message]:
+        field = self.names.get("history")
+        pairs = self.record.get(field) if field else None
+        if pairs is None or pairs == "":
+            return []
+        turns: list[Message] = []
+        for pair in pairs if isinstance(pairs, list) else [pairs]:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                self._fail("not a pair of texts", str(field), pair, "[question, answer]")
+            question, answer = pair
+            turns.append(self._turn("user", question, str(field)))
+            turns.append(self._turn("assistant", answer, str(field)))
+        return turns
+
+    def _turns(self, value: object, field: str, names: Mapping[str, str | None]) -> list[Message]:
+        if not isinstance(value, list):
+            self._fail("not a list of turns", field, value, "a list of objects")
+        role, content = str(names["role"]), str(names["content"])
+        turns = []
+        for i, turn in enumerate(value):
+            place = f"{field}[{i}]"
+            if not isinstance(turn, Mapping):
+                self._fail("not a turn", place, turn, f"an object with {role} and {content}")
+            self._refuse_tools(turn, place)
+            for key in (role, content):
+                if key not in turn:
+                    self._fail(f"the turn has no {key!r}", place, ", ".join(map(str, turn)), key)
+            speaker = self._role(turn[role], f"{place}.{role}")
+            turns.append(self._turn(speaker, turn[content], f"{place}.{content}"))
+        return turns
+
+    def _refuse_tools(self, turn: Record, place: str) -> None:
+        """Refuse calls of tools and pictures, which would be lost silently."""
+        for key in _MORE_THAN_TEXT:
+            if turn.get(key):
+                field = f"{place}.{key}" if place else key
+                self._fail(f"{key} is not supported", field, turn[key], "text only")
+
+    def _role(self, value: object, field: str) -> Role:
+        role = self.roles.get(value) if isinstance(value, str) else None
+        if role is None:
+            tool = isinstance(value, str) and value in _TOOLS
+            remedy = "leave such rows out" if tool else did_you_mean(str(value), self.roles)
+            message = "calls of tools are not supported" if tool else "unknown role"
+            self._fail(message, field, value, ", ".join(sorted(self.roles)), remedy)
+        return role
+
+    def _turn(self, role: Role, value: object, field: str) -> Message:
+        return Message(role, self._stripped(value, field, "the turn is empty"))
+
+    def _value(self, name: str) -> Any:  # noqa: ANN401 - any field
+        hint = f"name it under columns: {{{name}: …}}; "
+        return value_of(self.record, str(self.names[name]), self.where, hint)
+
+    def _text(self, name: str) -> str:
+        return self._stripped(self._value(name), str(self.names[name]), "the field is empty")
+
+    def _stripped(self, value: object, field: str, if_blank: str) -> str:
+        if not isinstance(value, str) or not value.strip():
+            message = if_blank if blank(value) else "not a text"
+            self._fail(message, field, value, "text that is not blank")
+        return value.strip()
+
+    def _optional(self, name: str) -> str:
+        field = self.names.get(name)
+        value = self.record.get(field) if field else None
+        return "" if blank(value) else self._text(name)
+
+    def _fail(
+        self,
+        message: str,
+        field: str,
+        value: object,
+        expected: str,
+        remedy: str = "fix the row or leave it out",
+    ) -> NoReturn:
+        where = f"{self.where}: field {shorten(field)!r}"
+        shown = value if isinstance(value, str) and value.strip() else repr(value)
+        raise DataError(message, where=where, found=shown, wanted=expected, remedy=remedy)

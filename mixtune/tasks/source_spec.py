@@ -1,10 +1,7 @@
-"""`source:` of a task file: files, a folder, the hub, the toy generator, code.
-
-Knows: keys and their limits. Does not know: how anything is read (datasets/).
-"""
+"""`source:` of a task file: files, a folder, the hub, the toy generator, code."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -56,9 +53,7 @@ class FileSource(Frozen):
 
     def paths(self) -> dict[Split, Path]:
         """The file of every split that has one."""
-        paths: dict[Split, str | None]
-        paths = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {split: Path(path) for split, path in paths.items() if path is not None}
+        return {s: Path(path) for s in get_args(Split) if (path := getattr(self, s)) is not None}
 
 
 class LocalSource(Frozen):
@@ -140,8 +135,7 @@ class Source(Frozen):
 
     @model_validator(mode="after")
     def _some(self) -> "Source":
-        fields = type(self).model_fields.items()
-        keys = [field.alias or key for key, field in fields if getattr(self, key) is not None]
+        keys = list(self.model_dump(exclude_none=True, by_alias=True))
         if not keys:
             raise ValueError("a task needs a source: a file, local, hub or toy")
         if len(keys) > 1 and set(keys) != {"local", "hub"}:

@@ -1,29 +1,27 @@
-"""A task: the keys of its YAML file, and the rules that they have to meet together.
-
-Knows: keys, labels, versions, digests of examples. Does not know: how a record becomes examples
-(rendering.py), how files are read (task_file.py), where records are stored, tokens.
-"""
+"""A task: the keys of its YAML file, the rules that they have to meet together, and its reader."""
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-from mixtune.errors import SpecError, did_you_mean
+from mixtune.errors import DataError, SpecError, did_you_mean
 from mixtune.identity import canonical, digest
 from mixtune.records import Example, Query
-from mixtune.study.fields import Frozen, Name
+from mixtune.study import faults
+from mixtune.study.fields import Frozen, Name, distinct
+from mixtune.study.yaml import Origin, Place, read_documents
 from mixtune.tasks.context import Context, Policy
-from mixtune.tasks.conversations import Format, check_columns
-from mixtune.tasks.conversations import Role as Speaker
 from mixtune.tasks.makers import Make
 from mixtune.tasks.metrics import METRICS
 from mixtune.tasks.metrics import VERSION as METRICS_VERSION
 from mixtune.tasks.parsers.labels import PARSERS, fold
-from mixtune.tasks.record import spellings
+from mixtune.tasks.record import Format, check_columns, spellings
+from mixtune.tasks.record import Role as Speaker
 from mixtune.tasks.source_spec import FILE_KEYS, Source, Text
 from mixtune.tasks.templates import Template, variables
 
@@ -40,6 +38,17 @@ never used to choose. `ingredient`: trained on only. `judged`: free text that no
 """
 
 FieldValues = dict[str, tuple[str, ...]]
+
+
+def _known(kind: str, names: Collection[str]) -> AfterValidator:
+    """Validator of a name."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"no such {kind}; {did_you_mean(name, names)}")
+        return name
+
+    return AfterValidator(check)
 
 
 class Fields(Frozen):
@@ -102,8 +111,10 @@ class Task(Frozen):
     floor_by: Template | None = None
     own_text: Template | None = None
     questions: dict[str, Text] = Field(default_factory=dict)
-    parser: str
-    metrics: tuple[str, ...]
+    parser: Annotated[str, _known("parser", PARSERS)]
+    metrics: Annotated[
+        tuple[Annotated[str, _known("metric", METRICS)], ...], AfterValidator(distinct)
+    ]
     source: Source
     licence: Text = "not stated"
     citation: str = ""
@@ -111,8 +122,29 @@ class Task(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults(cls, raw: Any) -> Any:  # noqa: ANN401 - raw YAML
-        return _with_defaults(raw) if isinstance(raw, dict) else raw
+    def _with_defaults(cls, raw: Any) -> Any:  # noqa: ANN401 - raw YAML
+        """A raw task with the keys that a short file leaves out."""
+        if not isinstance(raw, dict):
+            return raw
+        labelled = bool(raw.get("labels") or raw.get("questions"))
+        kind = raw.get("kind", "label" if labelled else "open")
+        unscored = raw.get("role") in ("ingredient", "judged")
+        scored = raw.get("scored", not unscored and (kind == "label" or bool(raw.get("metrics"))))
+        defaults = {
+            "title": raw.get("name", "task"),
+            "kind": kind,
+            "role": "task" if scored else "ingredient",
+            "parser": "label" if kind == "label" else "text",
+            "metrics": LABEL_METRICS if kind == "label" and scored else (),
+            "scored": scored,
+        }
+        fields, source = raw.get("fields", {}), raw.get("source")
+        own = {*FILE_KEYS, "files", "given"}
+        numbered = isinstance(source, str) or (isinstance(source, dict) and source.keys() & own)
+        if numbered or raw.get("format", "fields") != "fields":
+            fields = {"id": None, **fields} if isinstance(fields, dict) else fields
+            raw = {**raw, "fields": fields}
+        return {**defaults, **raw}
 
     @field_validator("label_values", mode="before")
     @classmethod
@@ -126,28 +158,16 @@ class Task(Frozen):
                 raise ValueError(f"{text!r} appears twice, with two labels")
         return labels
 
-    @field_validator("parser")
-    @classmethod
-    def _parser_known(cls, parser: str) -> str:
-        if parser not in PARSERS:
-            raise ValueError(f"no such parser; {did_you_mean(parser, PARSERS)}")
-        return parser
-
-    @field_validator("metrics")
-    @classmethod
-    def _metrics_known(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
-        for name in metrics:
-            if name not in METRICS:
-                raise ValueError(f"no metric {name!r}; {did_you_mean(name, METRICS)}")
-        if len(set(metrics)) != len(metrics):
-            raise ValueError("a metric is named twice")
-        return metrics
-
     @model_validator(mode="after")
     def _agrees(self) -> "Task":
         for check in _CHECKS:
             check(self)
         return self
+
+    @property
+    def follow_up(self) -> str | None:
+        """The template of later turns; None where the parts of a record are no dialogue."""
+        return self.make.turns.follow_up if self.make and self.make.turns else None
 
     @property
     def judged(self) -> bool:
@@ -181,24 +201,20 @@ class Task(Frozen):
         fields = variables(self.prompt, self.system)
         if self.context is not None:
             fields = (fields - {"context"}) | variables(self.context.text)
-        return sorted(fields - {"labels"} - ({"question"} if self.questions else set()))
+        return sorted(fields - {"labels", *(["question"] if self.questions else [])})
 
     @property
     def required_fields(self) -> set[str]:
         """Fields of the record that templates read, and those named as id and group."""
-        templates = [
-            self.prompt, self.system, self.target, self.group_by, self.floor_by, self.own_text,
-        ]  # fmt: skip
-        added = {"labels", "label"} | ({"question"} if self.questions else set())
+        templates = [self.prompt, self.system, self.target, self.follow_up]
+        templates += [self.group_by, self.floor_by, self.own_text]
+        computed = self.make.writes() if self.make is not None else set()
+        added = {"labels", "label", *computed, *(["question"] if self.questions else [])}
         if self.context is not None:
             templates += [self.context.text, self.context.question]
             added.add("context")
-        if self.make is not None:
-            templates.append(self.make.follow_up)
-            added |= self.make.writes()
         special = {field for field in (self.fields.id, self.fields.group) if field}
-        special -= self.make.writes() if self.make is not None else set()
-        return set(variables(*templates) - added) | special
+        return set(variables(*templates) - added) | (special - computed)
 
     def with_context(self, policy: Policy, words: int | None) -> "Task":
         """The same task under another policy for contexts of more than `words` words.
@@ -213,8 +229,9 @@ class Task(Frozen):
                 remedy="name a task whose file has context:",
             )
         try:
-            changed = {"policy": policy, "words": words}
-            context = Context.model_validate({**self.context.model_dump(), **changed})
+            context = Context.model_validate(
+                {**dict(self.context), "policy": policy, "words": words}
+            )
         except ValueError as error:
             raise SpecError(
                 "the policy for long contexts cannot be used",
@@ -253,34 +270,6 @@ def shared_fields(task: Task) -> set[str]:
         for names in (task.content_fields, answer)
     )
     return prompt_columns & answer_columns
-
-
-def _with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
-    """A raw task with the keys that a short file leaves out."""
-    labelled = bool(raw.get("labels") or raw.get("questions"))
-    kind = raw.get("kind", "label" if labelled else "open")
-    unscored = raw.get("role") in ("ingredient", "judged")
-    scored = raw.get("scored", not unscored and (kind == "label" or bool(raw.get("metrics"))))
-    defaults = {
-        "title": raw.get("name", "task"),
-        "kind": kind,
-        "role": "task" if scored else "ingredient",
-        "parser": "label" if kind == "label" else "text",
-        "metrics": LABEL_METRICS if kind == "label" and scored else (),
-        "scored": scored,
-    }
-    fields = raw.get("fields", {})
-    if isinstance(fields, dict) and "id" not in fields and _numbered(raw):
-        raw = {**raw, "fields": {**fields, "id": None}}
-    return {**defaults, **raw}
-
-
-def _numbered(raw: dict[str, Any]) -> bool:
-    """True if rows have no id of their own unless the task names it."""
-    source = raw.get("source")
-    own = {*FILE_KEYS, "files", "given"}
-    named = isinstance(source, str) or (isinstance(source, dict) and bool(source.keys() & own))
-    return named or raw.get("format", "fields") != "fields"
 
 
 def _check_format(task: Task) -> None:
@@ -409,3 +398,64 @@ _CHECKS = (
     _check_format, _check_labels, _check_kind, _check_role, _check_scoring, _check_making,
     _check_floor, _check_prompt,
 )  # fmt: skip
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def parse_task(text: str, where: str, folder: Path | None = None) -> Task:
+    """Read one task from the text of a YAML file; `where` names the file in messages.
+
+    Raises:
+        DataError: as `parse_tasks`, or another number of tasks than one.
+    """
+    tasks = parse_tasks(text, where, folder)
+    if len(tasks) != 1:
+        raise DataError("the file has to hold one task", where=where, found=f"{len(tasks)} tasks")
+    return tasks[0]
+
+
+def parse_tasks(text: str, where: str, folder: Path | None = None) -> list[Task]:
+    """Read the tasks of a YAML file, one a document; paths in it start from `folder`.
+
+    Raises:
+        DataError: not YAML, an unknown key, a value that does not fit; one line per fault.
+    """
+    documents = read_documents(text, where, DataError)
+    if not documents:
+        raise DataError("the file is empty", where=where, wanted="name: …, prompt: …, source: …")
+    tasks = []
+    for number, document in enumerate(documents, start=1):
+        place = f"{where}, task {number}" if len(documents) > 1 else where
+        tasks.append(make_task(document.value, place, document.origin, folder))
+    return tasks
+
+
+def make_task(
+    raw: Any,  # noqa: ANN401 - whatever the file holds
+    where: str,
+    origin: Origin | None = None,
+    folder: Path | None = None,
+) -> Task:
+    """A task from plain values.
+
+    Raises:
+        DataError: no mapping, an unknown key, a value that does not fit; one line per fault.
+    """
+    if not isinstance(raw, dict):
+        raise DataError("a task is a mapping", where=where, found=raw, wanted="key: value")
+    try:
+        task = Task.model_validate(raw)
+    except ValidationError as error:
+        context = faults.FaultContext(Task, Origin(where, origin.lines if origin else {}))
+        details = [detail | {"loc": _as_written(detail["loc"])} for detail in error.errors()]
+        raise faults.refusal(details, context, DataError) from None
+    if task.source.files is None or folder is None:
+        return task
+    source = task.source.model_copy(update={"files": task.source.files.within(folder)})
+    return task.model_copy(update={"source": source})
+
+
+def _as_written(place: Place) -> Place:
+    """The place in the file, where the keys of `source.files` may be keys of `source`."""
+    return ("source", *place[2:]) if place[:2] == ("source", "files") else place

@@ -4,8 +4,6 @@ A task file may come from anybody. Templates see the record's fields and nothing
 over fields, a hundred thousand rounds in all. All that could build a long text out of a short one
 is missing (`*` on texts, `range`, macros, padding), and a regular expression has one quantifier at
 most. The limits count, and measure no time: a template is refused on every machine or on none.
-
-Knows: template text, values. Does not know: task files, the meaning of records, roles.
 """
 
 import json
@@ -71,7 +69,7 @@ Template = Annotated[str, Field(min_length=1), AfterValidator(check)]
 @lru_cache(maxsize=1024)
 def variables(*sources: str | None) -> frozenset[str]:
     """Names that templates take from outside."""
-    parsed = [_environment().parse(source) for source in sources if source is not None]
+    parsed = [_ENVIRONMENT.parse(source) for source in sources if source is not None]
     return frozenset().union(*map(jinja2.meta.find_undeclared_variables, parsed))
 
 
@@ -106,7 +104,7 @@ def render(source: str, values: Mapping[str, Any], where: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _template(source: str) -> jinja2.Template:
-    return _environment().from_string(source)
+    return _ENVIRONMENT.from_string(source)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -137,15 +135,12 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _limit(tree: nodes.Template) -> None:
-    """Refuse nodes that have no bound, and count the rounds of every loop.
-
-    Each `{% set a = a ~ a %}` doubles a text, `[a, a]` a list: so a name counts for as many copies
-    of fields as its value holds.
-    """
+    """Refuse nodes that have no bound, and count the rounds of every loop."""
     copies: dict[str, int] = {}
     for node in tree.find_all(nodes.Node):  # parents first, in the order of the text
         if isinstance(node, nodes.Stmt):
-            _check_statement(node, copies)
+            _check_statement(node)
+            _count_copies(node, copies)
         if isinstance(node, nodes.Call) and not (
             isinstance(node.node, nodes.Getattr) and node.node.attr in _METHODS
         ):
@@ -155,32 +150,37 @@ def _limit(tree: nodes.Template) -> None:
             node.iter = nodes.Filter(node.iter, "counted", [], [], None, None, lineno=node.lineno)
 
 
-def _check_statement(node: nodes.Stmt, copies: dict[str, int]) -> None:
+def _check_statement(node: nodes.Stmt) -> None:
     if not isinstance(node, _STATEMENTS) or (isinstance(node, nodes.For) and node.recursive):
         word = type(node).__name__.lower()
         message = f"{{% {word} %}} is not available, or not in this form"
         raise jinja2.TemplateSyntaxError(message, node.lineno)
-    for value in node.iter_child_nodes():
-        if isinstance(value, nodes.Expr) and _weight(value, copies) > MAX_COPIES:
-            message = f"over {MAX_COPIES} copies of fields in one value"
-            raise jinja2.TemplateSyntaxError(message, node.lineno)
-    for target, value in _bindings(node):
+
+
+def _count_copies(node: nodes.Stmt, copies: dict[str, int]) -> None:
+    """Refuse an expression of too many copies of fields; `copies` are those that a name holds.
+
+    Each `{% set a = a ~ a %}` doubles a text, `[a, a]` a list: so a name counts for as many copies
+    of fields as its value holds.
+    """
+
+    def weight(value: nodes.Node) -> int:
+        return sum(copies.get(name, 1) for name in _names(value))
+
+    if any(weight(e) > MAX_COPIES for e in node.iter_child_nodes() if isinstance(e, nodes.Expr)):
+        message = f"over {MAX_COPIES} copies of fields in one value"
+        raise jinja2.TemplateSyntaxError(message, node.lineno)
+    bindings: Iterable[tuple[nodes.Node, nodes.Node]] = ()
+    if isinstance(node, nodes.For):
+        bindings = [(node.target, node.iter)]
+    elif isinstance(node, nodes.Assign):
+        bindings = [(node.target, node.node)]
+    elif isinstance(node, nodes.With):
+        bindings = zip(node.targets, node.values, strict=True)
+    for target, value in bindings:
         for name in _names(target):
             # The larger one stays: which branch of an `if` sets a name is not known here.
-            copies[name] = max(copies.get(name, 1), _weight(value, copies))
-
-
-def _bindings(node: nodes.Stmt) -> Iterable[tuple[nodes.Expr, nodes.Expr]]:
-    """The names that a statement binds, with their values."""
-    if isinstance(node, nodes.For):
-        return [(node.target, node.iter)]  # type: ignore[list-item]
-    if isinstance(node, nodes.Assign):
-        return [(node.target, node.node)]  # type: ignore[list-item]
-    return zip(node.targets, node.values, strict=True) if isinstance(node, nodes.With) else []
-
-
-def _weight(node: nodes.Node, copies: Mapping[str, int]) -> int:
-    return sum(copies.get(name, 1) for name in _names(node))
+            copies[name] = max(copies.get(name, 1), weight(value))
 
 
 def _names(node: nodes.Node) -> Iterator[str]:
@@ -223,7 +223,7 @@ def _replace(value: Any, old: str, new: str) -> str:  # noqa: ANN401 - any field
 
 
 def _tojson(value: Any) -> str:  # noqa: ANN401 - any field
-    """JSON without jinja2's HTML escaping."""
+    """JSON without jinja2's HTML escaping, and without its `indent`, which has no bound."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -258,17 +258,13 @@ def _quantifiers(pattern: str) -> int:
     return count
 
 
-@lru_cache(maxsize=1)
-def _environment() -> _Environment:
-    environment = _Environment(
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,
-        finalize=lambda value: "" if value is None else value,  # null is written as nothing
-    )
-    bounded: dict[str, Any] = {
-        "counted": _counted, "join": _join, "replace": _replace, "tojson": _tojson,
-        "regex_replace": _regex_replace,
-    }  # fmt: skip
-    environment.filters = {name: environment.filters[name] for name in _FILTERS} | bounded
-    environment.globals.clear()
-    return environment
+_ENVIRONMENT = _Environment(
+    undefined=jinja2.StrictUndefined,
+    autoescape=False,
+    finalize=lambda value: "" if value is None else value,  # null is written as nothing
+)
+_ENVIRONMENT.globals.clear()
+_ENVIRONMENT.filters = {name: _ENVIRONMENT.filters[name] for name in _FILTERS} | {
+    "counted": _counted, "join": _join, "replace": _replace, "tojson": _tojson,
+    "regex_replace": _regex_replace,
+}  # fmt: skip

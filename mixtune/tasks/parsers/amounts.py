@@ -1,18 +1,19 @@
-"""Amounts: money, counts, shares and yes/no, parsed from text and compared with a gold amount.
-
-Knows: signs, currencies, scale words, percents; numbers that are no amounts (years, dates, ranges,
-formulas). Does not know: tasks, tables, how an answer is computed.
+"""Amounts: money, counts, shares and yes/no, parsed, compared with a gold amount, and written.
 
 A parsed amount is `yes`, `no`, a plain decimal (`-1234.5`), a percent (`10.1%`), or a decimal with
 its scale (`1.5e6` for "1.5 million").
 """
 
+import decimal
 import re
 from collections.abc import Iterator, Sequence
-from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from typing import NamedTuple
 
-_EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
-"""Sums and shifts of decimals without rounding."""
+from mixtune.tasks.parsers import Parser, whole_words
+
+_EXACT = decimal.Context(decimal.MAX_PREC, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
+"""Arithmetic of decimals without rounding."""
 
 _SIGNS = str.maketrans(
     dict.fromkeys("\u2212\u2013\u2012\u2010\u2011\ufe63\uff0d", "-")
@@ -92,7 +93,7 @@ _MAX_GAP_CHARS, _MAX_GAP_WORDS = 200, 2
 """Characters and words after "the answer is" within which the answer has to begin."""
 
 
-def strict_amount(text: str, labels: Sequence[str] = ()) -> str | None:
+def _strict(text: str, labels: Sequence[str] = ()) -> str | None:
     """The amount, `yes` or `no` that makes up the whole output."""
     trimmed = text.strip()
     if trimmed in ("yes", "no"):
@@ -101,41 +102,38 @@ def strict_amount(text: str, labels: Sequence[str] = ()) -> str | None:
     return _canonical(match) if match else None
 
 
-def lenient_amount(text: str, labels: Sequence[str] = ()) -> str | None:
+def _lenient(text: str, labels: Sequence[str] = ()) -> str | None:
     """The amount after "the answer is", else the first line if it is one, else the last amount.
 
     Years, dates and remarks in parentheses are skipped. A range, a choice or a formula at the end
     leaves the answer open: None.
     """
-    exact = strict_amount(text)
+    exact = _strict(text)
     if exact is not None:
         return exact
     plain = _plain(text)
     announced = _announced(plain)
-    if announced is not None:
-        return announced or None
-    return _opening(plain) or _last(plain)
+    return _opening(plain) or _last(plain) if announced is None else announced or None
 
 
-def cut_amount(text: str, labels: Sequence[str] = ()) -> str | None:
+def _cut(text: str, labels: Sequence[str] = ()) -> str | None:
     """The amount of a text that was cut off: only one that is announced, or comes first.
 
-    The last number of reasoning that was cut off is an intermediate result; the last word may be
-    half a number.
+    The last number of reasoning that was cut off is an intermediate result.
     """
-    plain = _plain(text[: max(text.rfind(" "), text.rfind("\n")) + 1])
+    plain = _plain(whole_words(text))
     announced = _announced(plain)
     return _opening(plain) if announced is None else announced or None
 
 
-def same_amount(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
+def _same(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
     """True if an amount is within half a unit of the gold's last digit, exactly; yes/no as words.
 
     `turns`: those of the user. A factor of 100 is granted where the gold is a percent or the
     question (the last line of the last turn, or the one that begins "Question") names percent; an
     answer's own "%" is never ignored. "5.8 million" is 5.8 where a turn says "in millions".
     """
-    goal = strict_amount(gold) or lenient_amount(gold)
+    goal = _lenient(gold)
     if goal is None or goal in ("yes", "no") or parsed in ("yes", "no"):
         return parsed == goal
     target = Decimal(goal.removesuffix("%"))
@@ -143,36 +141,28 @@ def same_amount(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
     assert isinstance(exponent, int)
     half = Decimal((0, (5,), exponent - 1))  # half a unit of the last digit: 0.05 for 10.1
     low, high = _EXACT.subtract(target, half), _EXACT.add(target, half)
-    readings = _as_percent(parsed) if goal.endswith("%") else _as_number(parsed, turns)
+    readings = _readings(parsed, turns, as_percent=goal.endswith("%"))
     return any(low <= reading <= high for reading in readings)
 
 
-def _as_percent(parsed: str) -> Iterator[Decimal]:
-    """A parsed amount in percent points: as written, and as a ratio unless it has a "%"."""
-    number = Decimal(parsed.removesuffix("%"))
-    yield number
-    if not parsed.endswith("%"):
-        yield _shifted(number, 2)
+AMOUNT = Parser("amount", 1, _strict, _lenient, _same, cut=_cut)
 
 
-def _as_number(parsed: str, turns: Sequence[str]) -> Iterator[Decimal]:
-    """A parsed amount as a number; in the question's own unit where that names one."""
-    number = Decimal(parsed.removesuffix("%"))
-    percent_asked = bool(turns) and _names_percent(_question(turns[-1]))
-    if parsed.endswith("%"):
-        yield _shifted(number, -2)
-        if percent_asked:
-            yield number
+def _readings(parsed: str, turns: Sequence[str], *, as_percent: bool) -> Iterator[Decimal]:
+    """Values of a parsed amount, in percent points or as a number in the question's own unit."""
+    number, percent = Decimal(parsed.removesuffix("%")), parsed.endswith("%")
+    yield _EXACT.scaleb(number, -2) if percent and not as_percent else number
+    if as_percent:
+        if not percent:  # it may be a ratio
+            yield _EXACT.scaleb(number, 2)
         return
-    yield number
-    if percent_asked:  # the gold may be the ratio or the percentage
-        yield from (_shifted(number, 2), _shifted(number, -2))
+    # "a rate of 5 percent" asks for no percentage.
+    question = _question(turns[-1]) if turns else ""
+    if re.search(r"(?<![0-9])(?<![0-9]\s)(?i:%|percent|per cent|pct)", question):
+        # The gold may be the ratio or the percentage.
+        yield from (number,) if percent else (_EXACT.scaleb(number, n) for n in (2, -2))
     if "e" in parsed:
-        yield from (_shifted(number, -scale) for scale in _named_scales(turns))
-
-
-def _shifted(number: Decimal, places: int) -> Decimal:
-    return number.scaleb(places, context=_EXACT)
+        yield from (_EXACT.scaleb(number, -scale) for scale in _named_scales(turns))
 
 
 def _question(turn: str) -> str:
@@ -181,11 +171,6 @@ def _question(turn: str) -> str:
     lines = [line for line in lines if not re.fullmatch(r"\W*\w+\s?:\W*", line)]
     questions = [line for line in lines if re.match(r"\W*question\b", line, re.IGNORECASE)]
     return (questions or lines or [""])[-1]
-
-
-def _names_percent(question: str) -> bool:
-    """True if the question asks for a percentage; "a rate of 5 percent" does not."""
-    return bool(re.search(r"(?<![0-9])(?<![0-9]\s)(?i:%|percent|per cent|pct)", question))
 
 
 def _named_scales(turns: Sequence[str]) -> set[int]:
@@ -258,7 +243,7 @@ def _opening(plain: str) -> str | None:
     if word:
         return word[1].lower()
     first, more, _ = plain.lstrip().partition("\n")
-    return strict_amount(first.strip(" \t.\"'")) if more else None
+    return _strict(first.strip(" \t.\"'")) if more else None
 
 
 def _last(plain: str) -> str | None:
@@ -274,3 +259,126 @@ def _last(plain: str) -> str | None:
         if token["noise"] is None and (result or not _BARE_YEAR.fullmatch(token[0])):
             last = None if token["undecided"] else _canonical(token)
     return last
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+_RATIO = Decimal(10)
+"""A result up to this can be a ratio shown as a percentage: 10 is a growth of 1,000 %."""
+_MAX_DIGITS = 100
+"""A number with more digits is no amount."""
+_SLACK = Decimal("0.000005")
+"""Half of the last of five decimals, to which executed results are rounded upstream."""
+_NUMBER = re.compile(r"(?<![\w.])(-?)\s?[$€£]?\s?(-?)((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)")
+_STATES_PERCENT = re.compile(r"%|\bper\s?cent", re.IGNORECASE)
+# "at 5 percent" and "a 10% rise" state a percentage; "what percent" asks for one.
+_ASKS_PERCENT = re.compile(r"(?<!\d)(?<!\d[ -])(?:%|per\s?cent)", re.IGNORECASE)
+
+
+class _Annotation(NamedTuple):
+    """The one number of an annotation (None: none, or several), its decimals, and its "%"."""
+
+    number: Decimal | None
+    decimals: int
+    percent: bool
+
+
+def write_amount(value: object, annotation: object = None, question: str = "") -> str | None:
+    """The text of an executed result; None where neither it nor the annotation has an answer.
+
+    The result (a number, its text, "yes", "no" or None) is the truth; the annotation by people
+    shows the number format, and is the truth only where there is no result. The text is "yes",
+    "no", a plain decimal such as "-1234.5" (no commas, no exponent) or a percentage, "10.1%":
+
+    1. The annotation is a percentage: the result times 100, or the result itself, whichever agrees
+       with it, with as many decimals.
+    2. The annotation is a plain number that agrees with the result: a plain number with as many
+       decimals. If it agrees with the result times 100 and the question asks for a percentage: a
+       percentage.
+    3. The annotation does not agree: a percentage if it or the question names one, else a plain
+       number. A result over 10 is taken to be in percent already, or no percentage at all.
+       Percentages get one decimal, under 1 % two significant digits; numbers two, under 1 three
+       significant digits.
+    """
+    text = "" if annotation is None else str(annotation).replace("\\n", " ").strip()
+    result, parsed = _decimal(value), _read_annotation(text)
+    for word in (str(value).strip().lower(), text.lower() if value is None else ""):
+        if word in ("yes", "no"):
+            return word
+    if result is not None:
+        return _as_annotated(result, parsed, question) or _by_default(result, parsed, question)
+    if value is not None or parsed.number is None:
+        return None
+    return _with_decimals(parsed.number, parsed.decimals, parsed.percent)
+
+
+def _as_annotated(result: Decimal, annotation: _Annotation, question: str) -> str | None:
+    """The result in the annotation's format, if that is the same number."""
+    if annotation.number is None:
+        return None
+    if annotation.percent:
+        readings = [(result * 100, True), (result, True)]
+    else:
+        readings = [(result, False)]
+        readings += [(result * 100, True)] if _ASKS_PERCENT.search(question) else []
+    for scaled, percent in readings:
+        # Signs may differ: annotators often write a fall without one.
+        unit = Decimal(1).scaleb(-annotation.decimals)
+        slack = _SLACK * (100 if percent else 1)
+        if abs(abs(scaled) - abs(annotation.number)) <= unit / 2 + slack:
+            return _with_decimals(scaled, annotation.decimals, percent)
+    return None
+
+
+def _by_default(result: Decimal, annotation: _Annotation, question: str) -> str:
+    ratio = abs(result) <= _RATIO
+    if annotation.percent or (ratio and _ASKS_PERCENT.search(question)):
+        scaled = result * 100 if ratio else result
+        return f"{_digits(scaled, _few_digits(scaled, 1, 2))}%"
+    return _digits(result, _few_digits(result, 2, 3))
+
+
+def _with_decimals(number: Decimal, decimals: int, percent: bool) -> str:
+    rounded = _rounded(number, decimals)
+    if number and not rounded:  # too few decimals: the text would be 0
+        rounded = _few_digits(number, 1, 2)
+    return _digits(number, rounded) + ("%" if percent else "")
+
+
+def _few_digits(number: Decimal, decimals: int, significant: int) -> Decimal:
+    """Rounded to a number of decimals, under 1 to a number of significant digits."""
+    few = abs(number) >= 1 or not number
+    return _rounded(number, decimals if few else significant - 1 - number.adjusted())
+
+
+def _rounded(number: Decimal, decimals: int) -> Decimal:
+    return number.quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP, _EXACT)
+
+
+def _digits(number: Decimal, rounded: Decimal) -> str:
+    """Digits without an exponent; trailing zeros only where rounding made them."""
+    text = f"{rounded:f}"
+    if rounded == number and "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return text if rounded else "0"
+
+
+def _decimal(value: object) -> Decimal | None:
+    if value is None or isinstance(value, bool):
+        return None
+    try:
+        number = Decimal(str(value).strip())
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() and abs(number.adjusted()) < _MAX_DIGITS else None
+
+
+def _read_annotation(text: str) -> _Annotation:
+    percent = bool(_STATES_PERCENT.search(text))
+    numbers = _NUMBER.findall(text)
+    outer_sign, inner_sign, digits = numbers[0] if len(numbers) == 1 else ("", "", "")
+    decimals = len(digits.rstrip(".").partition(".")[2])
+    if not 0 < len(digits) <= _MAX_DIGITS:
+        return _Annotation(None, 0, percent)
+    number = Decimal(digits.replace(",", "").rstrip("."))
+    return _Annotation(-number if outer_sign or inner_sign else number, decimals, percent)

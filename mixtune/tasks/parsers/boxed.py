@@ -1,45 +1,45 @@
 r"""Answers of competition mathematics: the content of \boxed{…}, compared as LaTeX.
 
-Knows: braces, ways to write the same LaTeX, numbers and fractions of equal value. Does not know:
-algebra (`x+1` and `1+x` are two answers), tasks.
+Numbers and fractions of equal value are the same; there is no algebra (`x+1` is not `1+x`).
 """
 
 import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-_BOX = "\\boxed{"
+from mixtune.tasks.parsers import Parser
+
 _LOOSE_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,2}(?:\{([^\n$]*)|([^\s{}$.]+))")
 _ANNOUNCED = re.compile(r"(?i:\banswer\b)[^.\n=:]{0,80}?(?:(?i:\bis\b):?|[=:])[^\S\n]*([^\n]+)")
 
 
-def strict_boxed(text: str, labels: Sequence[str] = ()) -> str | None:
+def _strict(text: str, labels: Sequence[str] = ()) -> str | None:
     r"""The content of the last \boxed{…} whose braces are balanced, normalised."""
-    content = _last_box(text)
-    return None if content is None else normalised(content) or None
+    return _normalised(_last_box(text) or "") or None
 
 
-def lenient_boxed(text: str, labels: Sequence[str] = ()) -> str | None:
+def _lenient(text: str, labels: Sequence[str] = ()) -> str | None:
     r"""As strict; without a balanced box, an unclosed one, else the text after "the answer is"."""
-    exact = strict_boxed(text)
+    exact = _strict(text, labels)
     if exact is not None:
         return exact
     candidates = [_before_closing(rest) or word for rest, word in _LOOSE_BOX.findall(text)]
     candidates = candidates or [_sentence(rest) for rest in _ANNOUNCED.findall(text)]
-    return (normalised(candidates[-1]) or None) if candidates else None
+    return (_normalised(candidates[-1]) or None) if candidates else None
 
 
-def same_boxed(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
+def _same(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
     r"""True if two answers are the same LaTeX, or numbers or fractions of equal value.
 
     Of a gold solution the last box counts.
     """
     content = _last_box(gold)
-    goal = normalised(gold if content is None else content)
-    if parsed == goal:
-        return True
+    goal = _normalised(gold if content is None else content)
     value = _value(parsed)
-    return value is not None and value == _value(goal)
+    return parsed == goal or (value is not None and value == _value(goal))
+
+
+BOXED = Parser("boxed", 2, _strict, _lenient, _same, cut=_strict)
 
 
 def _last_box(text: str) -> str | None:
@@ -47,10 +47,8 @@ def _last_box(text: str) -> str | None:
     starts: list[int | None] = []  # of open braces: the start of a box's content, None for others
     content = None
     for brace in re.finditer(r"\\boxed\{|\\.|[{}]", text, re.DOTALL):
-        if brace[0] == _BOX:
-            starts.append(brace.end())
-        elif brace[0] == "{":
-            starts.append(None)
+        if brace[0] in ("{", "\\boxed{"):
+            starts.append(brace.end() if brace[0] != "{" else None)
         elif brace[0] == "}" and starts:
             start = starts.pop()
             content = content if start is None else text[start : brace.start()]
@@ -89,7 +87,7 @@ _UNIT = re.compile(
 _THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})++(?:\.[0-9]+)?")
 
 
-def normalised(latex: str) -> str:
+def _normalised(latex: str) -> str:
     """One spelling for the ways to write an answer: spaces, sizes, units, optional braces."""
     text = latex.replace("\u2212", "-").replace("\\!", "").replace("{,}", ",")
     text = _UNIT_AT_END.sub("", text)

@@ -1,52 +1,24 @@
-"""From a model's output to an answer: strict (the exact form) and lenient (the answer extracted).
+"""Labels, plain numbers and free text; labels as JSON for structured output; every parser by name.
 
-Knows: labels, numbers, text, and every parser by its name. Does not know: tasks, prompts, which
-answer is right for an example.
+An endpoint's grammar constrains the model token by token, so its answer is not the likeliest label.
+Such answers have the form `schema` and are never compared with `constrained` ones, which are ranked
+by likelihood.
 """
 
+import json
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
+from typing import Any
 
-from mixtune.tasks.parsers.amounts import cut_amount, lenient_amount, same_amount, strict_amount
-from mixtune.tasks.parsers.boxed import lenient_boxed, same_boxed, strict_boxed
-from mixtune.tasks.parsers.lists import (
-    lenient_spans,
-    lenient_triplets,
-    same_items,
-    strict_spans,
-    strict_triplets,
-)
-
-Parse = Callable[[str, Sequence[str]], str | None]
-Same = Callable[[str, str, Sequence[str]], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Parser:
-    """A named pair of parses and the comparison that goes with them.
-
-    `version` is part of every score's id: raise it whenever an output could be read differently.
-    `strict` and `lenient` take the output and the task's labels (of lists: the types allowed) and
-    return None for "no answer found". `same` compares a parsed answer with the gold answer; it also
-    takes the user's turns, since a question may name the unit. `cut` is the lenient reading of an
-    output that was cut off, None where nothing can be read from one. `list_metric` counts the items
-    of an answer that has one item a line; "" where the answer is a single thing.
-    """
-
-    name: str
-    version: int
-    strict: Parse
-    lenient: Parse
-    same: Same
-    cut: Parse | None = None
-    list_metric: str = ""
-
+from mixtune.tasks.parsers import Parser, whole_words
+from mixtune.tasks.parsers.amounts import AMOUNT
+from mixtune.tasks.parsers.boxed import BOXED
+from mixtune.tasks.parsers.lists import SPANS, TRIPLETS
 
 NEGATIONS = (
     "not", "no", "non", "never", "neither", "nor", "cannot", "without", "hardly",
@@ -93,8 +65,7 @@ def fold(text: str) -> str:
 @lru_cache(maxsize=256)
 def _any_of(labels: tuple[str, ...]) -> re.Pattern[str]:
     """Matches a label as a whole word; "non-positive" and "neutral-ish" are other words."""
-    longest_first = sorted(labels, key=lambda label: (-len(label), label))
-    words = "|".join(re.escape(label) for label in longest_first)
+    words = "|".join(map(re.escape, sorted(labels, key=lambda label: (-len(label), label))))
     before = r"(?<![^\W_])(?<![^\W_]-)(?<![^\W_]')"
     return re.compile(rf"{before}(?:{words})(?![^\W_])(?![-'][^\W_])")
 
@@ -106,6 +77,42 @@ def _negated(before: str, label_words: AbstractSet[str]) -> bool:
     return any(w not in label_words and (w in NEGATIONS or w.endswith("n't")) for w in words)
 
 
+# ---- labels as JSON ------------------------------------------------------------------------------
+
+KEY = "answer"
+
+
+def response_format(choices: Sequence[str]) -> dict[str, Any]:
+    """The `response_format` of a request that allows one of the choices and nothing else."""
+    schema = {
+        "type": "object",
+        "properties": {KEY: {"type": "string", "enum": list(choices)}},
+        "required": [KEY],
+        "additionalProperties": False,
+    }
+    json_schema = {"name": "label", "strict": True, "schema": schema}
+    return {"type": "json_schema", "json_schema": json_schema}
+
+
+def as_json(choice: str) -> str:
+    """A choice as the schema writes it."""
+    return json.dumps({KEY: choice}, ensure_ascii=False)
+
+
+def chosen(output: str, choices: Sequence[str]) -> str | None:
+    """The choice in an answer of this form; None where it breaks the schema."""
+    try:
+        value = json.loads(output)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or value.keys() != {KEY}:
+        return None
+    choice = value[KEY]
+    return choice if isinstance(choice, str) and choice in choices else None
+
+
+# ---- numbers and free text -----------------------------------------------------------------------
+
 _PLAIN = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 _STRICT_NUMBER = re.compile(rf"[+-]?{_PLAIN}", re.ASCII)
 _LENIENT_NUMBER = re.compile(
@@ -113,17 +120,16 @@ _LENIENT_NUMBER = re.compile(
     rf"(?<![\w.,])(?P<sign>[+-]?)[$€£¥]?(?P<inner>[+-]?)"
     rf"(?P<digits>{_PLAIN}|\.\d+)(?P<power>[eE][+-]?\d{{1,3}})?(?![\w]|[.,]\d)",
 )
+_FINAL = re.compile(r"####[^\S\n]*([^\n]*)")
 
 
-def strict_number(text: str, labels: Sequence[str] = ()) -> str | None:
+def _strict_number(text: str, labels: Sequence[str] = ()) -> str | None:
     """The number that makes up the output: digits, with sign, thousands commas and decimals."""
     trimmed = text.strip()
-    if not _STRICT_NUMBER.fullmatch(trimmed):
-        return None
-    return str(Decimal(trimmed.replace(",", "")))
+    return str(Decimal(trimmed.replace(",", ""))) if _STRICT_NUMBER.fullmatch(trimmed) else None
 
 
-def lenient_number(text: str, labels: Sequence[str] = ()) -> str | None:
+def _lenient_number(text: str, labels: Sequence[str] = ()) -> str | None:
     """The last number in the output; currency and percent signs are ignored."""
     matches = deque(_LENIENT_NUMBER.finditer(text.replace("\u2212", "-")), maxlen=1)
     if not matches:
@@ -133,13 +139,33 @@ def lenient_number(text: str, labels: Sequence[str] = ()) -> str | None:
     return str(Decimal(f"{sign}{last['digits'].replace(',', '')}{last['power'] or ''}"))
 
 
-def same_number(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
+def _same_number(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
     """True if two numbers are equal, exactly; of a longer gold answer the last number counts."""
-    number = lenient_number(gold)
+    number = _lenient_number(gold)
     return number is not None and Decimal(parsed) == Decimal(number)
 
 
-def whole_text(text: str, labels: Sequence[str] = ()) -> str | None:
+def _strict_final_number(text: str, labels: Sequence[str] = ()) -> str | None:
+    """The number of the last line, which has to be `#### 18`; the lines before it are free."""
+    last = text.strip().rpartition("\n")[2].strip()
+    return _strict_number(last[5:]) if last.startswith("#### ") else None
+
+
+def _lenient_final_number(text: str, labels: Sequence[str] = ()) -> str | None:
+    """The number after the last `####` that has one, else the last number."""
+    return _marked_number(text) or _lenient_number(text)
+
+
+def _cut_final_number(text: str, labels: Sequence[str] = ()) -> str | None:
+    return _marked_number(whole_words(text))
+
+
+def _marked_number(text: str) -> str | None:
+    numbers = filter(None, map(_lenient_number, reversed(_FINAL.findall(text))))
+    return next(numbers, None)
+
+
+def _whole_text(text: str, labels: Sequence[str] = ()) -> str | None:
     """The output without white space at both ends; None if it is blank.
 
     Strict and lenient are the same for free text: to read more into it takes a judge.
@@ -147,48 +173,19 @@ def whole_text(text: str, labels: Sequence[str] = ()) -> str | None:
     return text.strip() or None
 
 
-_FINAL = re.compile(r"####[^\S\n]*([^\n]*)")
-
-
-def strict_final_number(text: str, labels: Sequence[str] = ()) -> str | None:
-    """The number of the last line, which has to be `#### 18`; the lines before it are free."""
-    last = text.strip().rpartition("\n")[2].strip()
-    return strict_number(last[5:]) if last.startswith("#### ") else None
-
-
-def lenient_final_number(text: str, labels: Sequence[str] = ()) -> str | None:
-    """The number after the last `####` that has one, else the last number."""
-    marked = [number for rest in _FINAL.findall(text) if (number := lenient_number(rest))]
-    return marked[-1] if marked else lenient_number(text)
-
-
-def cut_final_number(text: str, labels: Sequence[str] = ()) -> str | None:
-    """Of a text that was cut off, the number after `####`; its last word may be half a number."""
-    whole_words = text[: max(text.rfind(" "), text.rfind("\n")) + 1]
-    marked = any(map(lenient_number, _FINAL.findall(whole_words)))
-    return lenient_final_number(whole_words) if marked else None
-
-
 def _equal(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
     return parsed == gold.strip()
 
 
+NUMBER = Parser("number", 1, _strict_number, _lenient_number, _same_number)
+FINAL_NUMBER = Parser(
+    "final-number", 1, _strict_final_number, _lenient_final_number, _same_number, _cut_final_number
+)
+LABEL = Parser("label", 1, strict_label, lenient_label, _equal, cut=lenient_label)
+TEXT = Parser("text", 1, _whole_text, _whole_text, _equal)
+
 PARSERS: dict[str, Parser] = {
     parser.name: parser
-    for parser in (
-        Parser("label", 1, strict_label, lenient_label, _equal, cut=lenient_label),
-        Parser("number", 1, strict_number, lenient_number, same_number),
-        Parser("text", 1, whole_text, whole_text, _equal),
-        Parser("amount", 1, strict_amount, lenient_amount, same_amount, cut=cut_amount),
-        Parser(
-            "final-number", 1, strict_final_number, lenient_final_number, same_number,
-            cut=cut_final_number,
-        ),
-        Parser("boxed", 2, strict_boxed, lenient_boxed, same_boxed, cut=strict_boxed),
-        Parser("spans", 1, strict_spans, lenient_spans, same_items, list_metric="span-f1"),
-        Parser(
-            "triplets", 1, strict_triplets, lenient_triplets, same_items, list_metric="triplet-f1",
-        ),
-    )
-}  # fmt: skip
+    for parser in (LABEL, NUMBER, TEXT, AMOUNT, FINAL_NUMBER, BOXED, SPANS, TRIPLETS)
+}
 """Every parser by its name in task files."""

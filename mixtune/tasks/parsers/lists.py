@@ -2,18 +2,15 @@
 
 One item a line, or `none`. A parsed list is stored as such lines, so that metrics.items can count
 it without a parser. Order and runs of white space make no difference.
-
-Knows: lines, tables, JSON. Does not know: tokens, the places of items in a sentence.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mixtune.tasks.metrics import NOTHING, items
-
-ReadLine = Callable[[str, Sequence[str]], str | None]
+from mixtune.tasks.parsers import Parse, Parser
 
 _WORD = re.compile(r"[^\W\d_][\w/-]{0,40}")
 _SAYS_NOTHING = re.compile(
@@ -24,58 +21,41 @@ _SAYS_NOTHING = re.compile(
 _BULLET = re.compile(r"\s*(?:[-*•·]\s+|[0-9]{1,3}[.)]\s+)")
 
 
-def strict_spans(text: str, labels: Sequence[str] = ()) -> str | None:
-    """Entities, if every line is `TYPE: text` with a type of `labels`, or `none`."""
-    return _strict(text, labels, _span)
+def _list_parser(
+    name: str,
+    list_metric: str,
+    read: Parse,
+    read_loose: Parse,
+    objects: Callable[[Any, Sequence[str]], Iterator[str]],
+) -> Parser:
+    """A parser of lists; `read` and `read_loose` take a line, `objects` a part of some JSON."""
+
+    def strict(text: str, labels: Sequence[str] = ()) -> str | None:
+        lines = text.strip().splitlines()
+        if lines == [NOTHING]:
+            return NOTHING
+        parsed = [item for line in lines if (item := read(line, labels))]
+        return "\n".join(parsed) if parsed and len(parsed) == len(lines) else None
+
+    def lenient(text: str, labels: Sequence[str] = ()) -> str | None:
+        exact = strict(text, labels)
+        if exact is not None:
+            return exact
+        values = list(_json_values(text))
+        parsed = [item for value in values for item in objects(value, labels)]
+        if not parsed:
+            parsed = [item for line in text.splitlines() if (item := read_loose(line, labels))]
+        if parsed:
+            return "\n".join(parsed)
+        nothing = _without_items(values) or _SAYS_NOTHING.fullmatch(text.strip()[:80])
+        return NOTHING if nothing else None
+
+    return Parser(name, 1, strict, lenient, _same_items, list_metric=list_metric)
 
 
-def lenient_spans(text: str, labels: Sequence[str] = ()) -> str | None:
-    """Entities from the lines that name one: also after bullets, quoted, as JSON, `text (TYPE)`.
-
-    Other lines are skipped; types may be in any case.
-    """
-    return _lenient(text, labels, _span, _loose_span, _span_objects)
-
-
-def strict_triplets(text: str, labels: Sequence[str] = ()) -> str | None:
-    """Triplets, if every line is `head | relation | tail`, relation in `labels`, or `none`."""
-    return _strict(text, labels, _triplet)
-
-
-def lenient_triplets(text: str, labels: Sequence[str] = ()) -> str | None:
-    """Triplets from the lines that have one: also in tables, brackets, JSON, after bullets."""
-    return _lenient(text, labels, _triplet, _loose_triplet, _triplet_objects)
-
-
-def same_items(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
+def _same_items(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
     """True if two lists hold the same items as often, in any order."""
     return items(parsed) == items(gold)
-
-
-def _strict(text: str, labels: Sequence[str], read: ReadLine) -> str | None:
-    lines = text.strip().splitlines()
-    if lines == [NOTHING]:
-        return NOTHING
-    parsed = [item for item in (read(line, labels) for line in lines) if item is not None]
-    return "\n".join(parsed) if parsed and len(parsed) == len(lines) else None
-
-
-def _lenient(
-    text: str,
-    labels: Sequence[str],
-    read: ReadLine,
-    read_loose: ReadLine,
-    objects: Callable[[Any, Sequence[str]], Iterator[str]],
-) -> str | None:
-    exact = _strict(text, labels, read)
-    if exact is not None:
-        return exact
-    parsed = [item for value in _json_values(text) for item in objects(value, labels)]
-    if not parsed:
-        parsed = [item for line in text.splitlines() if (item := read_loose(line, labels))]
-    if parsed:
-        return "\n".join(parsed)
-    return NOTHING if _empty_list(text) or _SAYS_NOTHING.fullmatch(text.strip()[:80]) else None
 
 
 def _tidy(text: str) -> str:
@@ -92,23 +72,22 @@ def _known(word: str, labels: Sequence[str]) -> str | None:
     """The declared type or relation that equals a word but for case and underscores."""
     if not labels:
         return word if _WORD.fullmatch(word) else None
-    return {_folded(label): label for label in labels}.get(_folded(word))
-
-
-def _folded(word: str) -> str:
-    return _tidy(word.replace("_", " ")).casefold()
+    by_fold = {_tidy(label.replace("_", " ")).casefold(): label for label in labels}
+    return by_fold.get(_tidy(word.replace("_", " ")).casefold())
 
 
 # ---- entities -----------------------------------------------------------------------------------
 
 
 def _span(line: str, types: Sequence[str]) -> str | None:
+    """An entity, `TYPE: text`."""
     kind, _, text = line.partition(": ")
     known = kind in types if types else _WORD.fullmatch(kind)
     return f"{kind}: {_tidy(text)}" if known and text.strip() else None
 
 
 def _loose_span(line: str, types: Sequence[str]) -> str | None:
+    """An entity also after a bullet, quoted, as `TYPE - text` or `text (TYPE)`."""
     line = _bare(line)
     first, sign, rest = line.partition(":")
     if not sign and types:
@@ -128,26 +107,20 @@ def _clean_span(kind: str, text: str) -> str | None:
 
 
 def _span_objects(value: Any, types: Sequence[str]) -> Iterator[str]:  # noqa: ANN401 - JSON
+    """Spans of `{"type": …, "text": …}`, `{type: text or texts}`, and pairs in either order."""
+    pairs: list[tuple[str, Any]] = []
     if isinstance(value, dict):
         kind = _text_at(value, ("type", "label", "entity_type", "category"))
         text = _text_at(value, ("text", "entity", "name", "span", "value"))
-        if kind and text:
-            yield from _spans_of(kind, [text], types)
-        else:
-            for key, texts in value.items():
-                yield from _spans_of(key, texts if isinstance(texts, list) else [texts], types)
-    elif isinstance(value, list) and types and len(value) == 2:
+        lists = {k: texts if isinstance(texts, list) else [texts] for k, texts in value.items()}
+        pairs = [(k, item) for k, texts in lists.items() for item in texts]
+        pairs = [(kind, text)] if kind and text else pairs
+    elif types and len(value) == 2 and all(isinstance(part, str) for part in value):
         first, second = value
-        if isinstance(first, str) and isinstance(second, str):
-            kind, text = (first, second) if _known(first, types) else (second, first)
-            yield from _spans_of(kind, [text], types)
-
-
-def _spans_of(kind: str, texts: Iterable[Any], types: Sequence[str]) -> Iterator[str]:
-    known = _known(kind, types)
-    for text in texts if known else ():
-        span = _clean_span(known, text) if known and isinstance(text, str) else None
-        if span:
+        pairs = [(first, second) if _known(first, types) else (second, first)]
+    for kind, text in pairs:
+        known = _known(kind, types)
+        if known and isinstance(text, str) and (span := _clean_span(known, text)):
             yield span
 
 
@@ -166,6 +139,7 @@ def _triplet(line: str, relations: Sequence[str]) -> str | None:
 
 
 def _loose_triplet(line: str, relations: Sequence[str]) -> str | None:
+    """A triplet also after a bullet, in a table or in brackets."""
     line = _bare(line)
     parts = [part.strip(" \t\"'") for part in line.strip("| \t").split("|")]
     if len(parts) != 3 and line[:1] in "([<" and line[-1:] in ")]>":
@@ -183,12 +157,8 @@ def _clean_triplet(parts: Sequence[str], relations: Sequence[str]) -> str | None
 
 
 def _triplet_objects(value: Any, relations: Sequence[str]) -> Iterator[str]:  # noqa: ANN401 - JSON
-    parts: list[Any] = []
-    if isinstance(value, dict):
-        keys = (("head", "subject"), ("relation", "predicate", "type"), ("tail", "object"))
-        parts = [_text_at(value, names) for names in keys]
-    elif isinstance(value, list):
-        parts = value
+    keys = (("head", "subject"), ("relation", "predicate", "type"), ("tail", "object"))
+    parts = [_text_at(value, names) for names in keys] if isinstance(value, dict) else value
     if len(parts) == 3 and all(isinstance(part, str) and part for part in parts):
         triplet = _clean_triplet(parts, relations)
         if triplet:
@@ -215,14 +185,16 @@ def _json_values(text: str) -> Iterator[Any]:
             todo += reversed(inner)
 
 
-def _empty_list(text: str) -> bool:
-    """True if the output is JSON without items: `[]`, `{"PER": []}`."""
-    values = list(_json_values(text))
+def _without_items(values: Sequence[Any]) -> bool:
+    """True for JSON that lists nothing: `[]`, `{"PER": []}`."""
     inner = [item for v in values for item in (v.values() if isinstance(v, dict) else v)]
     return bool(values) and all(item in ([], {}) for item in inner)
 
 
 def _text_at(value: dict[str, Any], names: Sequence[str]) -> str:
     """The text under the first of some names, "" without one."""
-    texts = (value[name] for name in names if isinstance(value.get(name), str))
-    return next(texts, "")
+    return next((value[name] for name in names if isinstance(value.get(name), str)), "")
+
+
+SPANS = _list_parser("spans", "span-f1", _span, _loose_span, _span_objects)
+TRIPLETS = _list_parser("triplets", "triplet-f1", _triplet, _loose_triplet, _triplet_objects)
