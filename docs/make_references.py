@@ -28,7 +28,7 @@ Command = Parameter = Any  # click's; typer carries a click of its own or uses t
 
 STUDY = """# The study file
 
-A study is one YAML file. Four keys are needed, the rest has defaults:
+A study is one YAML file. Four keys are required, the others have defaults:
 
 ```yaml
 name: mine
@@ -37,17 +37,17 @@ tasks: [fpb, headline]
 ingredients: [fpb, headline]
 ```
 
-`mixtune init` writes a file with every key, its default and what it does; `mixtune schema` prints
-the JSON Schema that this page is made from; `runs/<name>/study.yaml` shows a study with every
-default filled in. Any key can be changed for one command:
+`mixtune init` writes a file with every key, its default and its description. `mixtune schema`
+prints the JSON Schema that this page is made from. `runs/<name>/study.yaml` has a study with all
+defaults filled in. Any key can be set for one command:
 `mixtune plan study.yaml train.lr=3e-4 'seeds=[1,2]'`.
 
-Editors that speak the YAML language server complete and check a study by the schema:
-`mixtune schema > study.schema.json`, and as the study's first line
+Editors with a YAML language server can complete and check a study file: run
+`mixtune schema > study.schema.json`, and make the study's first line
 `# yaml-language-server: $schema=study.schema.json`.
 
-The file is read as YAML 1.2: `1e-4` is a number, `no` and `yes` are words. A key that is not known
-is refused with the nearest ones; so are a key given twice and settings that contradict each other.
+The file is read as YAML 1.2: `1e-4` is a number, `no` and `yes` are strings. An unknown key is
+refused, with suggestions; so are repeated keys and contradictory settings.
 """
 
 EXAMPLES = {
@@ -134,7 +134,7 @@ def _keys(section: Schema, root: Schema) -> Iterator[str]:
         alias = key in ALIASES and spec.get("description") == f"Read as {ALIASES[key]}."
         if alias or key in FIXED:
             continue
-        default = f"`{json.dumps(spec['default'])}`" if "default" in spec else "needed"
+        default = f"`{json.dumps(spec['default'])}`" if "default" in spec else "required"
         default = "below" if default.startswith("`{") else default
         about = _one_line(spec.get("description", ""))
         kind, limits = _type(spec, root), ", ".join(dict.fromkeys(_limits(spec)))
@@ -167,7 +167,7 @@ def _limits(spec: Schema) -> Iterator[str]:
 
 
 def _short_amounts() -> Iterator[str]:
-    yield "Amounts can be written short, as one text or as a list:"
+    yield "Amounts have a short form, as one string or as a list:"
     yield "`ingredients: headline:10000, fpb, ner*3`. The forms are:"
     yield f"{FORMS}."
     yield ""
@@ -179,16 +179,16 @@ def _short_amounts() -> Iterator[str]:
 def _other_names() -> Iterator[str]:
     yield "## Keys of other tools"
     yield ""
-    yield "These are read as the study's own keys, at the top level or in their section. Giving"
-    yield "both with different values is refused."
+    yield "Key names of other trainers are accepted, at the top level or in their section. Setting"
+    yield "a key under two names to different values is refused."
     yield ""
-    yield "| own key | also read |"
+    yield "| key | other names |"
     yield "|---|---|"
     for own in dict.fromkeys(ALIASES.values()):
         names = ", ".join(f"`{alias}`" for alias, key in ALIASES.items() if key == own)
         yield f"| `{own}` | {names} |"
     yield ""
-    yield "Not taken over:"
+    yield "Not supported:"
     yield ""
     yield "| key | accepted | why |"
     yield "|---|---|---|"
@@ -201,19 +201,19 @@ def _other_names() -> Iterator[str]:
 
 CLI = """# The command line
 
-`mixtune VERB STUDY.yaml [KEY.SUB=VALUE]...`. With `--json` standard output holds JSON and nothing
-else; notes and progress go to standard error. `mixtune --install-completion` makes the shell
-complete verbs, options, study files, tasks and models. `mixtune --version` says which version it
-is. `NO_COLOR` switches colours off.
+`mixtune COMMAND STUDY.yaml [KEY.SUB=VALUE]...`. With `--json`, standard output contains only JSON;
+notes and progress go to standard error. `mixtune --install-completion` installs shell completion of
+commands, options, study files, tasks and models. `mixtune --version` prints the version. Set
+`NO_COLOR` to disable colours.
 
-| exit code | means |
+| exit code | meaning |
 |---|---|
-| 0 | good |
-| 1 | a run failed; what is finished is kept, the same command tries again |
-| 2 | usage, configuration, data, a file that the system refuses: the message names the remedy |
-| 3 | it ran, but a gate was not met |
-| 130 | stopped by Ctrl-C; finished work is kept (143: by SIGTERM, 129: the terminal closed) |
-| 141 | what reads the output closed it, such as `head` |
+| 0 | success |
+| 1 | a run failed; finished results are kept, and the same command retries |
+| 2 | error in usage, configuration, data or file access; the message names the remedy |
+| 3 | the command succeeded, but a threshold was not met |
+| 130 | stopped by Ctrl-C; finished results are kept (143: SIGTERM, 129: terminal closed) |
+| 141 | the reader of the output, such as `head`, closed it |
 """
 
 
@@ -262,10 +262,10 @@ def _metavar(parameter: Parameter) -> str:
 
 def _parameter(parameter: Parameter) -> str:
     about = _one_line(parameter.help or "")
-    variable = f" Also the variable `{parameter.envvar}`." if parameter.envvar else ""
+    variable = f" Environment variable: `{parameter.envvar}`." if parameter.envvar else ""
     default = parameter.default
     shown = "" if default in (None, False, "", ()) else f"`{default}`"
-    shown = "needed" if parameter.required else shown
+    shown = "required" if parameter.required else shown
     about = _cell(about + variable).replace("<", "&lt;")
     return f"| `{_cell(_metavar(parameter))}` | {about} | {shown} |"
 

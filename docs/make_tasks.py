@@ -12,19 +12,19 @@ from mixtune.tasks.task import Task
 
 HEAD = """# Tasks and ingredients
 
-What ships, from the task files in `mixtune/tasks/builtin`; the generated toy tasks have
-[a page of their own](embedded-suite.md). `mixtune tasks` lists all that a study can name, and
+The built-in tasks, from the task files in `mixtune/tasks/builtin`. The generated toy tasks are in
+[embedded-suite.md](embedded-suite.md). `mixtune tasks` lists all available tasks, and
 `mixtune data show TASK` shows examples as a model gets them.
 
-Mixtures are chosen by the scores of a **task**. A **probe** is scored too, on its test split, to
-see what training improved or damaged; nothing is chosen by it. An **ingredient** is trained on
-only; a task or probe with a train split can be an ingredient as well. The answers of a **judged**
-set are free text that no parser scores; with `judged` in a study every system answers it, and
+Cocktails are selected by their scores on a **task**. A **probe** is scored on its test split, to
+show what training improved or damaged, but never used for selection. An **ingredient** is only
+trained on; a task or probe with a train split can also be an ingredient. A **judged** dataset has
+free-text answers that no parser scores: with `judged` in a study every system answers it, and
 `mixtune judge` scores the answers.
 
-↑: higher is better. Chance: the accuracy of naming each label equally often; answers without labels
-have none. Hub entries marked "not checked" were written without a look at the hub;
-`mixtune doctor --hub` looks.
+↑: higher is better. Chance: the expected accuracy of guessing labels uniformly; answers without
+labels have none. Hub entries marked "not checked" were never compared with the hub;
+`mixtune doctor --hub` compares them.
 """
 
 FORMS = {
@@ -32,8 +32,8 @@ FORMS = {
     "amount": "a number, a percentage, yes or no",
     "final-number": "reasoning, then a number",
     "boxed": "reasoning, then a boxed answer",
-    "spans": "entities, one a line",
-    "triplets": "triplets, one a line",
+    "spans": "entities, one per line",
+    "triplets": "triplets, one per line",
     "number": "a number",
     "text": "free text",
 }

@@ -87,7 +87,7 @@ Overrides = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(envvar="MIXTUNE_DATA_DIR", help="Folder of datasets; without it, the hub."),
+    typer.Option(envvar="MIXTUNE_DATA_DIR", help="Folder of datasets. Default: the hub."),
 ]
 
 
@@ -110,23 +110,23 @@ RunsDir = Annotated[
     Path,
     typer.Option(
         envvar="MIXTUNE_RUNS_DIR",
-        help="Where studies' results are kept; or a reviewer's pack.",
+        help="Folder of results, or a reviewer's pack.",
         callback=_runs_of,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")]
 Limit = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="A trial: at most so many items per task and split, and so many steps; kept apart "
-        "under <name>-limit<N>.",
+        help="A trial: at most N items per task and split, and N steps; stored separately as "
+        "<name>-limit<N>.",
     ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Processes; by default one per core, as far as memory allows."),
+    typer.Option(min=1, help="Worker processes. Default: one per core, as far as memory allows."),
 ]
 Bank = Annotated[
     int | None,
@@ -140,18 +140,18 @@ CheckpointEvery = Annotated[
     float,
     typer.Option(
         min=0,
-        help="Seconds between two checkpoints, from which training goes on after a kill; 0: every "
+        help="Seconds between checkpoints, from which training resumes after a kill; 0: every "
         "step.",
     ),
 ]
 SplitName = Annotated[
-    str, typer.Option(help="validation, or test: a look at test is counted and reported.")
+    str, typer.Option(help="validation, or test; each look at test is counted and reported.")
 ]
 FormChoice = Annotated[
     Literal["strict", "lenient", "constrained", "all"] | None,
     typer.Option(
         "--form",
-        help="Answers of one form, or all. lenient, a second reading of the strict answers, is by "
+        help="Scores of one form, or all. lenient, a second score of the strict answers, is by "
         "default in JSON only.",
     ),
 ]

@@ -59,16 +59,20 @@ def confirm(  # noqa: PLR0913 - a verb's options
     runs_dir: RunsDir = RUNS,
     limit: Limit = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Choose anew: other seeds, both choices kept, counted.")
+        bool,
+        typer.Option(
+            "--again",
+            help="Select again, with other seeds; keeps both choices and counts the repeat.",
+        ),
     ] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Choose on validation, write it down, and plan what a claim takes.
+    """Select on validation, record the choice, and plan the runs that a claim needs.
 
-    For each target the best cocktail and the best single task go to selection.json, then runs of
-    fresh seeds are planned: of the cocktail, of the single task as tuned, at equal steps and at
-    equal exposure. Nothing that is there already is changed. Next: mixtune run.
+    Writes the best cocktail and the best single task of each target to selection.json, and plans
+    runs with new seeds of the cocktail and of the single task as tuned, at equal steps and at
+    equal exposure. Existing results do not change. Next: mixtune run.
     """
     study = study_of(study_file, overrides, limit)
     facts = stored_facts(study, runs_dir, data_dir)
@@ -156,7 +160,7 @@ def claims(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what may be claimed of each target, with both tuning budgets. Next: mixtune report."""
+    """Show the claim that each target's results support. Next: mixtune report."""
     study = study_of(study_file, overrides, limit)
     facts = stored_facts(study, runs_dir)
     if facts.selection is None:
@@ -228,7 +232,7 @@ def questions(
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Answer what can be asked of a study, or say why it cannot.
+    """Answer questions about a study; give the reason for each that it cannot answer.
 
     Does mixing help, with nothing selected; does general data keep what the base could do; does
     maths transfer; do knowledge and reasoning grow; does the small model beat models behind APIs;

@@ -43,7 +43,7 @@ app.add_typer(data, name="data", rich_help_panel="Prepare")
 
 TaskFiles = Annotated[
     list[Path] | None,
-    typer.Option("--task-file", help="A file with tasks of your own; may be given again."),
+    typer.Option("--task-file", help="File with your own tasks. Repeatable."),
 ]
 
 
@@ -57,18 +57,18 @@ def tasks(data_dir: DataDir = None, task_file: TaskFiles = None, as_json: Json =
 
 @data.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="A task file, or a file of rows.")],
+    file: Annotated[Path, typer.Argument(help="A task file, or a data file.")],
     model: Annotated[
         str | None, typer.Option(help="Count tokens with this base model's tokenizer.")
     ] = None,
     data_dir: DataDir = None,
     write: Annotated[
         Path | None,
-        typer.Option(metavar="TASK.yaml", help="Write the task file that fits a file of rows."),
+        typer.Option(metavar="TASK.yaml", help="Write a task file for a data file."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check every row of a task file, or of a file of rows. Next: mixtune init STUDY.yaml."""
+    """Check every row of a task file or data file. Next: mixtune init STUDY.yaml."""
     builtin = Registry.open((), data_dir)
     draft = _drafted(file, write, builtin)
     if draft is None:
@@ -97,7 +97,7 @@ def check(
 def show_data(
     task: Annotated[str, typer.Argument(help="A task or ingredient; mixtune tasks lists them.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
-    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 5,
+    rows: Annotated[int, typer.Option(min=1, help="Number of examples.")] = 5,
     data_dir: DataDir = None,
     task_file: TaskFiles = None,
     as_json: Json = False,

@@ -82,7 +82,7 @@ def init(  # noqa: PLR0913 - a verb's options
     ] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="Task to be good at. Repeatable.", autocompletion=complete.tasks),
+        typer.Option(help="Target task. Repeatable.", autocompletion=complete.tasks),
     ] = None,
     ingredient: Annotated[
         list[str] | None,
@@ -94,9 +94,7 @@ def init(  # noqa: PLR0913 - a verb's options
     ] = None,
     task_file: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="File with tasks of your own. Repeatable.", autocompletion=complete.files
-        ),
+        typer.Option(help="File with your own tasks. Repeatable.", autocompletion=complete.files),
     ] = None,
     design: Annotated[
         list[str] | None,
@@ -108,7 +106,7 @@ def init(  # noqa: PLR0913 - a verb's options
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of each run.")] = None,
     items: Annotated[
-        int | None, typer.Option(help="Questions of each task and split. Default: all.")
+        int | None, typer.Option(help="Items per task and split. Default: all.")
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, such as 1,2. Default: 1.")] = "",
     name: Annotated[
@@ -117,17 +115,17 @@ def init(  # noqa: PLR0913 - a verb's options
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Write a study that ships with the package: brief2024, finance, finance-cpu. "
-            "Other options but --name do not go with it.",
+            help="Write a preset of the package: brief2024, finance, finance-cpu. "
+            "Only --name can be combined with it.",
             autocompletion=presets.names,
         ),
     ] = None,
     data_dir: DataDir = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     stdout: Annotated[bool, typer.Option("--stdout", help="Print it; write no file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a commented study file: every key, its default, what it does. Next: mixtune plan."""
+    """Write a commented study file with every key and its default. Next: mixtune plan."""
     if file.exists() and not (force or stdout):
         raise SpecError(
             "there is a file already",

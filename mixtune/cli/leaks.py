@@ -47,23 +47,23 @@ def leaks(  # noqa: PLR0913 - a verb's options
         ),
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="Compare these datasets only; may be given again.")
+        list[str] | None, typer.Option(help="Compare only these datasets. Repeatable.")
     ] = None,
-    words: Annotated[int, typer.Option(min=2, help="Words of a shared run.")] = RUN,
+    words: Annotated[int, typer.Option(min=2, help="Length of a shared run in words.")] = RUN,
     examples: Annotated[
-        int, typer.Option(min=0, help="Pairs of ids to show of each pair of splits.")
+        int, typer.Option(min=0, help="Pairs of ids to show per pair of splits.")
     ] = 0,
     fail_on: Annotated[
         str | None,
         typer.Option(
-            help="exact, loose or words: exit 3 where a match so strict or stricter is found."
+            help="exact, loose or words: exit 3 if a match at least this strict is found."
         ),
     ] = None,
     data_dir: DataDir = None,
     task_file: TaskFiles = None,
     as_json: Json = False,
 ) -> None:
-    """Count the records of a split that an earlier one has. Next: mixtune plan STUDY.yaml."""
+    """Count the records that a split shares with an earlier one. Next: mixtune plan STUDY.yaml."""
     if fail_on is not None and fail_on not in STRICT:
         raise UserError("no such match", found=fail_on, wanted=", ".join(STRICT))
     if study_file is not None and (task or task_file):

@@ -22,7 +22,7 @@ def models(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List base models, where each would come from, and what fits here. Next: mixtune doctor."""
+    """List base models, their sources, and which fit into memory. Next: mixtune doctor."""
     if prepare is not None:
         _show_prepared(_prepare(prepare), as_json)
         return
@@ -49,10 +49,10 @@ def doctor(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what this machine can run; with --hub, whether the hub has what the package names.
+    """Check what this machine can run; with --hub, check every hub source too.
 
-    Ends with exit 3 where the quickstart cannot run or the hub differs, 2 without a network for
-    --hub. Next: mixtune init.
+    Exits with 3 if the quickstart cannot run or the hub differs, with 2 if --hub has no network.
+    Next: mixtune init.
     """
     lines = at_the_hub.check(data_dir) if hub else machine.examine(data_dir, runs_dir)
     show([asdict(line) if as_json else _line(line) for line in lines], as_json, "This machine")

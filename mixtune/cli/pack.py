@@ -31,17 +31,18 @@ def pack(  # noqa: PLR0913 - a verb's options
     study_file: StudyFile,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="The zip to write; by default <name>-pack.zip here.")
+        Path | None,
+        typer.Option(help="Zip to write. Default: <name>-pack.zip in the current folder."),
     ] = None,
     runs_dir: RunsDir = RUNS,
     limit: Limit = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Write the reviewer's pack: one zip from which the study is analysed again.
+    """Write the reviewer's pack: one zip that reproduces the study's analysis.
 
-    It holds scores, settings, states, licences, prompt templates and hashes; no weights and no text
-    of a dataset. Next: mixtune results.
+    It contains scores, settings, states, licences, prompt templates and hashes; no weights and no
+    dataset text. Next: mixtune results.
     """
     facts = stored_facts(study_of(study_file, overrides, limit), runs_dir)
     name = facts.study.name

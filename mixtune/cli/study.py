@@ -78,18 +78,16 @@ def plan(  # noqa: PLR0913 - a verb's options
         bool,
         typer.Option(
             "--outline",
-            help="Rows, tokens, hours and cost without ids: needs neither data nor weights. A "
-            "study of several base models is always shown so.",
+            help="Rows, tokens, hours and cost without ids: needs neither data nor weights.  "
+            "Always used for a study of several base models.",
         ),
     ] = False,
     teraflops: Annotated[
         float,
-        typer.Option(
-            "--gpu-tflops", min=0.1, help="For an outline: what a GPU reaches, in TFLOP/s."
-        ),
+        typer.Option("--gpu-tflops", min=0.1, help="For an outline: achieved TFLOP/s of a GPU."),
     ] = TERAFLOPS,
     price: Annotated[
-        float, typer.Option("--gpu-price", min=0, help="For an outline: USD an hour a GPU.")
+        float, typer.Option("--gpu-price", min=0, help="For an outline: USD per GPU hour.")
     ] = DOLLARS,
     as_json: Json = False,
 ) -> None:
@@ -206,13 +204,13 @@ def results(  # noqa: PLR0913 - a verb's options
     clean: Annotated[
         bool,
         typer.Option(
-            "--clean", help="Beside it the value on items whose text no training row has in part."
+            "--clean", help="Add the score on clean items, which share no text with a training row."
         ),
     ] = False,
     published_only: Annotated[
         bool,
         typer.Option(
-            "--published", help="Only what others published on these tasks; not measured here."
+            "--published", help="Only published figures on these tasks; not measured here."
         ),
     ] = False,
     as_json: Json = False,
@@ -256,7 +254,7 @@ def score(  # noqa: PLR0913 - a verb's options
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Score kept answers with this version's parsers; needs no model. Next: mixtune results."""
+    """Score stored answers with this version's parsers; needs no model. Next: mixtune results."""
     facts = stored_facts(study_of(study_file, overrides, limit), runs_dir, data_dir)
     if dry_run:
         print(f"{len(unscored(facts))} sets of answers would be scored")
@@ -279,13 +277,13 @@ def report(  # noqa: PLR0913 - a verb's options
     dry_run: DryRun = False,
     kind: Annotated[
         Literal["html", "md", "json"],
-        typer.Option("--format", help="md and json are printed: the page's numbers, no figures."),
+        typer.Option("--format", help="md and json print the report's numbers, without figures."),
     ] = "html",
     with_text: Annotated[
         bool,
         typer.Option(
             "--with-text",
-            help="Also items on which two systems disagree, up to 20 a pair: text of the datasets.",
+            help="Add items on which two systems disagree, up to 20 per pair: dataset text.",
         ),
     ] = False,
     data_dir: DataDir = None,
@@ -335,12 +333,12 @@ def evaluate(  # noqa: PLR0913 - a verb's options
     ],
     overrides: Overrides = None,
     name: Annotated[
-        str | None, typer.Option(help="What tables call it; by default the folder's name.")
+        str | None, typer.Option(help="Name in tables. Default: the folder's name.")
     ] = None,
     gate: Annotated[
         list[str] | None,
         typer.Option(
-            help="TASK=VALUE: exit 3 unless the main metric on validation is at least that."
+            help="TASK=VALUE: exit 3 unless the main metric on validation is at least VALUE."
         ),
     ] = None,
     data_dir: DataDir = None,
@@ -348,7 +346,7 @@ def evaluate(  # noqa: PLR0913 - a verb's options
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Score an adapter or model made elsewhere, as a system of the study. Next: mixtune compare."""
+    """Score an external adapter or model as a system of the study. Next: mixtune compare."""
     study = study_of(study_file, overrides, limit)
     registry = Registry.of(study, data_dir)
     gates = [_gate(text, [registry.get(task).name for task in study.tasks]) for text in gate or ()]
@@ -389,14 +387,14 @@ def compare(  # noqa: PLR0913 - a verb's options
         float | None,
         typer.Option(
             min=0,
-            help="Exit 3 unless on every task's main metric the interval of the difference lies "
-            "above minus this.",
+            help="Exit 3 unless, on every task's main metric, the interval of the difference lies "
+            "above -X.",
         ),
     ] = None,
     form: FormChoice = None,
     as_json: Json = False,
 ) -> None:
-    """Show the difference of two systems, or of two studies, paired. Next: mixtune report."""
+    """Show the paired difference of two systems, or of two studies. Next: mixtune report."""
     facts = stored_facts(study_of(study_file, None, limit), runs_dir)
     look_at(split, facts.store, "compare")
     if len(systems) == 2:

@@ -76,7 +76,7 @@ def probe(  # noqa: PLR0913 - a verb's options
     overrides: Overrides = None,
     system: Annotated[
         list[str] | None,
-        typer.Option(help="Only this cocktail or adapter, beside the base. Repeatable."),
+        typer.Option(help="Only this cocktail or adapter, and the base. Repeatable."),
     ] = None,
     data_dir: DataDir = None,
     runs_dir: RunsDir = RUNS,
@@ -84,10 +84,11 @@ def probe(  # noqa: PLR0913 - a verb's options
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Say what the trained adapters kept of their base, on the study's probes.
+    """Measure what training improved or damaged outside the study's tasks.
 
-    Scores on `probes` minus the base's; divergence from the base and log-likelihood of the gold
-    answers and of the `general` text. Exit 3 where a system falls below the study's `gate`.
+    Scores on `probes` minus the base's; KL divergence from the base and log-likelihood of the
+    gold answers and of the `general` text. Exits with 3 if a system falls below the study's
+    `gate`.
     Next: mixtune report.
     """
     study = study_of(study_file, overrides, limit)
@@ -186,7 +187,7 @@ LARGEST = 8.0
 def strength(  # noqa: PLR0913 - a verb's options
     study_file: StudyFile,
     system: Annotated[
-        list[str], typer.Option(help="A cocktail to choose the strength of. Repeatable.")
+        list[str], typer.Option(help="Cocktail to select the strength of. Repeatable.")
     ],
     overrides: Overrides = None,
     strengths: Annotated[
@@ -198,10 +199,10 @@ def strength(  # noqa: PLR0913 - a verb's options
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Choose on validation how strongly adapters answer; with --split test, say what it gains.
+    """Select the strength (scale) of adapters on validation; with --split test, show its gain.
 
-    The choice is kept in the study's folder, in strength.json. On test only what was chosen is
-    answered, and held against the adapters as they were trained. Next: mixtune merge.
+    The choice is stored in the study's folder, in strength.json. On test only the selected
+    strength is evaluated, and compared with the adapters as trained. Next: mixtune merge.
     """
     study = study_of(study_file, overrides, limit)
     facts = stored_facts(study, runs_dir, data_dir)
@@ -299,18 +300,21 @@ def judge(  # noqa: PLR0913 - a verb's options
         typer.Option(help="Task to judge. Repeatable. Default: all with free answers."),
     ] = None,
     rubric: Annotated[
-        str, typer.Option(help="What the judge is asked, with its version.")
+        str, typer.Option(help="Instructions to the judge, with their version.")
     ] = RUBRIC,
     labels: Annotated[
         Path | None,
-        typer.Option(help="Labels by people as JSON lines: the judge is compared with them."),
+        typer.Option(help="Labels by people as JSON lines, to validate the judge."),
     ] = None,
     again: Annotated[
         int,
-        typer.Option(min=0, help="Answers of each system that the judge is asked about twice."),
+        typer.Option(
+            min=0, help="Answers per system that are judged twice, to measure consistency."
+        ),
     ] = 20,
     to_label: Annotated[
-        Path | None, typer.Option(help="Write answers for people to label here; judge nothing.")
+        Path | None,
+        typer.Option(help="Write answers for people to label to this file; judge nothing."),
     ] = None,
     data_dir: DataDir = None,
     runs_dir: RunsDir = RUNS,
@@ -318,9 +322,9 @@ def judge(  # noqa: PLR0913 - a verb's options
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Judge free answers with a model, in both orders; says whether it is validated.
+    """Judge free answers with a model, with answer and reference in both orders.
 
-    A verdict (0 wrong, 1 partly, 2 right) counts where it is the same in both orders.
+    A verdict (0 wrong, 1 partly right, 2 right) counts if both orders agree.
     Next: mixtune report.
     """
     facts = stored_facts(study_of(study_file, overrides, limit), runs_dir, data_dir)
@@ -376,17 +380,17 @@ def merge(
         list[Path],
         typer.Argument(metavar="ADAPTER...", help="Folders of plain LoRA adapters of one base."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write; not there yet, or empty.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, new or empty.")],
     weights: Annotated[
         str,
         typer.Option(
-            help="One number for each adapter, such as 0.5,0.5; 1 is the adapter as it was "
-            "trained. Default: equal parts of 1."
+            help="One weight per adapter, such as 0.5,0.5; 1 is the adapter as trained. Default: "
+            "equal weights that sum to 1."
         ),
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Write the exact weighted sum of adapters, or one adapter weaker or stronger, for PEFT.
+    """Write the exact weighted sum of adapters, or one scaled adapter, in PEFT's format.
 
     The rank of the sum is the sum of the ranks; nothing is approximated. Next: mixtune eval.
     """

@@ -273,7 +273,7 @@ class Gate(Frozen):
 
 
 class Claims(Frozen):
-    """Requirements of `mixtune confirm` and `mixtune claims` for calling a gain one."""
+    """Requirements of `mixtune confirm` and `mixtune claims` for a claim."""
 
     targets: Annotated[tuple[Name, ...], Distinct] = ()
     """Tasks to make claims about; an empty list is all that are also trained on."""
@@ -292,13 +292,14 @@ class Claims(Frozen):
 
 
 class LongContext(Frozen):
-    """Treatment of pages that are longer than a task's prompt should be."""
+    """Treatment of pages that are too long for a task's prompt."""
 
     policy: Literal["error", "drop", "evidence-first", "truncate-middle"] = "error"
-    """Refuse them; drop and count the record; show the parts that share the rarest words with the
-    question first, and cut the rest; or leave out the middle."""
+    """Longer pages: refuse the plan (error), drop and count the record (drop), sort sentences and
+    rows by the words they share with the question and then cut (evidence-first), or cut out the
+    middle (truncate-middle)."""
     words: Count | None = None
-    """Most words, split at white space, that a page is shown with; null is no limit."""
+    """Maximum length of a page in words, split at white space; null is no limit."""
 
 
 class Flaws(Frozen):
@@ -322,12 +323,12 @@ class Study(Frozen):
     """Base model: a name of the catalogue, a hub id, or a folder relative to the study file. A list
     makes a study, with a folder of results, for each."""
     tasks: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]
-    """Tasks to be good at: every system answers them."""
+    """Target tasks: every system answers them."""
     ingredients: Annotated[dict[Name, Ingredient], Field(min_length=1)]
     """Datasets to train on, with amounts. Also a list or one text of short amounts, such as
     `headline:10000, fpb, ner*3, 0.2*orca`."""
     task_files: tuple[Text, ...] = ()
-    """Files with tasks and ingredients of your own; paths are relative to the study file."""
+    """Files with your own tasks and ingredients; paths are relative to the study file."""
     design: Design = Design(families=("incremental",))
     """Cocktails to train; also a list of families."""
     budget: Budget = Budget()
@@ -353,8 +354,8 @@ class Study(Frozen):
     """Datasets of free answers that no parser scores, such as financebench: every system answers
     their test splits in free text, and `mixtune judge --split test` scores them."""
     probes: Annotated[tuple[Name, ...], Distinct] = ()
-    """Tasks that nothing is chosen for, such as gsm8k: `mixtune probe` reports what training lost
-    on them."""
+    """Tasks that are never used for selection, such as gsm8k: `mixtune probe` reports what training
+    improved or damaged on them."""
     groups: dict[Name, tuple[Name, ...]] = Field(default_factory=dict)
     """Named groups of ingredients, such as general: [alpaca, lima]; questions are asked about the
     whole group. Dose series are groups too."""
@@ -363,7 +364,7 @@ class Study(Frozen):
     gate: Gate = Gate()
     """Limits that `mixtune probe` checks."""
     claims: Claims = Claims()
-    """Requirements for calling a gain one."""
+    """Requirements for claims."""
 
     @field_validator("design", mode="before")
     @classmethod
