@@ -3,9 +3,6 @@
 Retries are explicit and the client's own are off: exponential backoff with full jitter, or the
 server's `Retry-After`. A refusal and a truncated text are completions. A broken connection, a
 timeout, a body that ends early or is no completion are retried; permanent failures raise at once.
-
-Knows: the official client, its errors, the JSON of a completion. Does not know: tasks, labels, the
-cache, cost.
 """
 
 import asyncio
@@ -96,11 +93,7 @@ class Endpoint:
     """An endpoint and its key, which no message and no representation shows."""
 
     def __init__(self, system: ApiSystem, patience: Patience) -> None:
-        """Read the key and load the client; no request is sent.
-
-        Raises:
-            ModelError: no key, or the official client is not installed.
-        """
+        """Read the key and load the client, or raise ModelError; no request is sent."""
         self.system = system
         self.patience = patience
         self._key = _api_key(system)

@@ -1,18 +1,15 @@
-"""API entries of a study → resolved systems: endpoint, model, decoding parameters, price.
-
-Knows: presets, the endpoint that a key belongs to, ids. Does not know: messages, HTTP, the ledger.
-"""
+"""API entries of a study → resolved systems: endpoint, model, decoding parameters, price."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from mixtune.errors import ModelError, SpecError, did_you_mean
+from mixtune.errors import SpecError, did_you_mean
 from mixtune.identity import make_id
 from mixtune.study.api_spec import ApiEntry
 from mixtune.study.fields import Frozen
@@ -102,23 +99,12 @@ class ApiSystem:
         return {"max_completion_tokens": max_new_tokens, **effort}
 
 
-@lru_cache(maxsize=1)
+@cache
 def presets() -> dict[str, Preset]:
-    """Every preset by name.
-
-    Raises:
-        ModelError: the installed file cannot be used.
-    """
+    """Every preset by name."""
     path = Path(__file__).parent / "presets.yaml"
-    try:
-        raw = read_yaml(path.read_text(encoding="utf-8"), path.name, ModelError).value
-        return TypeAdapter(dict[str, Preset]).validate_python(raw)
-    except (OSError, ModelError, ValidationError) as error:
-        raise ModelError(
-            f"the presets of API models cannot be used: {error}",
-            where="mixtune/api/presets.yaml",
-            remedy="install mixtune again",
-        ) from error
+    raw = read_yaml(path.read_text(encoding="utf-8"), path.name, SpecError).value
+    return TypeAdapter(dict[str, Preset]).validate_python(raw)
 
 
 def resolve(entries: Sequence[ApiEntry]) -> list[ApiSystem]:

@@ -6,9 +6,6 @@ broke or the process was killed, may have been charged: it keeps counting at its
 
 Completions are cached for all studies of a user, keyed by request: none is paid for again, judges'
 answers neither. An entry holds no prompt and no key.
-
-Knows: an SQLite file in the study's folder, a budget limit, files named by the digest of a request.
-Does not know: HTTP, tokens, who waits.
 """
 
 import hashlib
@@ -192,11 +189,7 @@ class Cache:
         return completion if intact else None
 
     def put(self, key: str, completion: Completion) -> None:
-        """Write an entry whole, with a digest of its content.
-
-        Raises:
-            ModelError: the cache cannot be written.
-        """
+        """Write an entry whole, with a digest of its content."""
         entry = {_ENTRY: asdict(completion), "digest": digest(asdict(completion))}
         text = json.dumps(entry, indent=1)
         write_text(self._path(key), text, CACHE)

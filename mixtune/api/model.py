@@ -2,9 +2,6 @@
 
 Text is generated at temperature 0 with a seed. A label can be constrained to a JSON schema, which
 is a form of its own. No such API returns log-probabilities of whole labels, so nothing is ranked.
-
-Knows: conversations, requests, concurrency, the cache, the ledger. Does not know: targets of the
-queries, tasks' parsers, HTTP.
 """
 
 import asyncio
@@ -135,11 +132,7 @@ class ApiModel:
         return self._answers(queries, max_new_tokens, schema=False)
 
     def choose(self, queries: Sequence[Query], max_new_tokens: int) -> list[Answer]:
-        """One of each query's choices as JSON (parsers/labels.py), if the endpoint complies.
-
-        Raises:
-            RunFailed, CeilingReached: as `generate`.
-        """
+        """One of each query's choices as JSON, if the endpoint complies; raises as `generate`."""
         return self._answers(queries, max_new_tokens, schema=True)
 
     def prompt_hash(self, query: Query) -> str:
@@ -198,11 +191,7 @@ class _Batch:
             self._task.cancel()
 
     async def run(self) -> dict[str, Reply]:
-        """Every reply by key.
-
-        Raises:
-            MixtuneError, OSError: the first error, after the pending requests have ended.
-        """
+        """Every reply by key; the first error is raised after the pending requests have ended."""
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         if self._stops:  # a signal came before the loop was known
             self._stop()

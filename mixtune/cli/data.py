@@ -13,7 +13,7 @@ from mixtune.cli import show as terminal
 from mixtune.cli.app import DataDir, Json, app, print_rows, show
 from mixtune.datasets.check import (
     CountTokens,
-    Measures,
+    Limit,
     Preview,
     SplitFacts,
     Spread,
@@ -79,8 +79,8 @@ def check(
         registered = [RegisteredTask(parse_task(draft.text, origin, folder), origin)]
     registry, names = builtin.with_tasks(registered), [row.task.name for row in registered]
     count, note = _counter(model)
-    measures = Measures(EvalSpec().carve, count, TrainSpec().max_length)
-    checks = [check_task(registry, name, measures) for name in names]
+    limit = None if count is None else Limit(TrainSpec().max_length, count)
+    checks = [check_task(registry, name, EvalSpec().carve, limit) for name in names]
     if as_json:
         start = None if draft is None else {"found": draft.form, "text": draft.text}
         print(json.dumps({"start": start, "note": note, "tasks": [asdict(c) for c in checks]}))

@@ -1,7 +1,6 @@
 """Describe the rows of a task and list everything that is wrong with them, for `data check`.
 
-Knows: counts, labels, lengths, repeats, problems. Does not know: tokenizers (the caller passes a
-function that counts), terminals.
+Does not know: tokenizers (the caller passes a function that counts), terminals.
 """
 
 from collections import Counter
@@ -94,27 +93,21 @@ class TaskCheck:
     previews: tuple[Preview, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Measures:
-    """Settings of a check; without `count_tokens`, tokens are not counted.
+class Limit(NamedTuple):
+    """The tokens that an example may have, and their count."""
 
-    `carve`: share of train groups carved for validation. `limit`: tokens an example may have.
-    """
-
-    carve: float
-    count_tokens: CountTokens | None = None
-    limit: int = 0
+    tokens: int
+    count_tokens: CountTokens
 
 
 class _TooManyProblems(Exception):
     """MOST_PROBLEMS are listed; nothing more is read."""
 
 
-def check_task(registry: Registry, name: str, measures: Measures) -> TaskCheck:
+def check_task(registry: Registry, name: str, carve: float, limit: Limit | None) -> TaskCheck:
     """Read every split of a task, collect its problems and describe its rows.
 
-    Raises:
-        SpecError: no such task.
+    `carve`: share of train groups carved for validation. Without a limit tokens are not counted.
     """
     task = registry.get(name)
     problems: list[str] = []
@@ -128,15 +121,15 @@ def check_task(registry: Registry, name: str, measures: Measures) -> TaskCheck:
     splits: list[SplitFacts] = []
     shown: list[Preview] = []
     try:
-        dataset = registry.dataset(name, measures.carve)
+        dataset = registry.dataset(name, carve)
         if dataset.unavailable is not None:
             notes.append(dataset.unavailable)
         else:
             dataset.load_all(collect)
         if dataset.unavailable is None and not problems:
-            splits = _facts(dataset, measures)
+            splits = _facts(dataset, limit)
             shown = previews(dataset.split("train").examples[:PREVIEWS])
-            notes += _notes(splits, task, measures.limit)
+            notes += _notes(splits, task, limit)
             problems += _fully_leaked(splits, task)
             for split in dataset.splits if task.scored else ():
                 rows = dataset.split(split).examples
@@ -159,19 +152,19 @@ def previews(examples: Sequence[Example]) -> list[Preview]:
     ]
 
 
-def _facts(dataset: Dataset, measures: Measures) -> list[SplitFacts]:
+def _facts(dataset: Dataset, limit: Limit | None) -> list[SplitFacts]:
     loaded = {split: dataset.split(split) for split in dataset.splits}
     later = [example for split in loaded.values() for example in split.examples]
     facts = []
     for name, split in loaded.items():
         # What is left are the examples of the splits after this one.
         later = later[len(split.examples) :]
-        facts.append(_split_facts(name, split, later, measures))
+        facts.append(_split_facts(name, split, later, limit))
     return facts
 
 
 def _split_facts(
-    name: str, split: LoadedSplit, later: Sequence[Example], measures: Measures
+    name: str, split: LoadedSplit, later: Sequence[Example], limit: Limit | None
 ) -> SplitFacts:
     """Describe one split; `later`: the examples of all splits after it."""
     examples = split.examples
@@ -190,14 +183,14 @@ def _split_facts(
         prompt_characters=_spread([sum(len(m.content) for m in e.messages) for e in examples]),
         answer_characters=_spread([len(e.target) for e in examples]),
     )
-    if measures.count_tokens is None:
+    if limit is None:
         return facts
-    tokens = [measures.count_tokens(e) for e in examples]
+    tokens = [limit.count_tokens(e) for e in examples]
     return replace(
         facts,
         tokens=_spread([sum(count) for count in tokens]),
         supervised_tokens=sum(count.answer for count in tokens),
-        over_long=sum(sum(count) > measures.limit for count in tokens),
+        over_long=sum(sum(count) > limit.tokens for count in tokens),
     )
 
 
@@ -254,7 +247,7 @@ def _loosely_written_answers(rows: Sequence[Example], task: Task) -> list[str]:
     ]
 
 
-def _notes(splits: Sequence[SplitFacts], task: Task, limit: int) -> Iterator[str]:
+def _notes(splits: Sequence[SplitFacts], task: Task, limit: Limit | None) -> Iterator[str]:
     """Oddities that stop no study; some matter only to a task that is scored."""
     if task.kind == "open" and (shared := shared_fields(task)):
         yield f"the prompt shows what the answer is made of: {', '.join(sorted(shared))}"
@@ -264,9 +257,9 @@ def _notes(splits: Sequence[SplitFacts], task: Task, limit: int) -> Iterator[str
         yield from (f"{facts.split}: {reason}: {count}" for reason, count in facts.noted.items())
         if facts.repeated:
             yield f"{facts.split}: {facts.repeated} prompts occur more than once"
-        if facts.over_long:
+        if facts.over_long and limit is not None:
             yield (
-                f"{facts.split}: {facts.over_long} examples have over {limit} tokens; set "
+                f"{facts.split}: {facts.over_long} examples have over {limit.tokens} tokens; set "
                 "train.max_length, or train.over_long: drop"
             )
 

@@ -1,6 +1,6 @@
 """Records of one split that stand in another: the gate for train rows, and counts of all matches.
 
-Two records match by any of these:
+Two records match by any of these; a paraphrase is not detected:
 
 - exact and loose: `Example.compared_text`, the record's own text without the instruction, so that
   the same text is found under another task's prompt. Of a conversation that is all the user says;
@@ -8,10 +8,7 @@ Two records match by any of these:
   many rows, such as nine questions about one headline, all of them go;
 - words, which are counted only: a run of words that both texts have.
 
-Not detected: a paraphrase. Time and memory grow with the length of the texts: keys are looked up or
-numbered, and text is never compared with text.
-
-Knows: rows of splits, pairs of splits. Does not know: where rows come from, the remedy for a leak.
+Time and memory grow with the length of the texts: keys are looked up or numbered.
 """
 
 import re

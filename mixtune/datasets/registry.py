@@ -1,7 +1,6 @@
 """Tasks by name and their datasets: read, checked, split, kept in memory.
 
-Knows: task files, aliases, carving by group. Does not know: file formats (rows.py), where files lie
-(sources.py), prompts (tasks/), models, mixtures.
+Does not know: file formats (rows.py), where files lie (sources.py), prompts (tasks/), models.
 """
 
 from collections import Counter
@@ -187,11 +186,7 @@ class Registry:
 
     @classmethod
     def builtin(cls, data_dir: Path | None = None) -> "Registry":
-        """The tasks that ship with the package.
-
-        Raises:
-            DataError: the data directory is not there.
-        """
+        """The tasks that ship with the package."""
         return cls(_shipped_tasks(), data_dir)
 
     @classmethod
@@ -224,11 +219,7 @@ class Registry:
         return Registry([*self._tasks.values(), *more], self._data_dir)
 
     def with_context(self, name: str, policy: Policy, words: int | None) -> "Registry":
-        """A registry in which one task has another policy for long contexts.
-
-        Raises:
-            SpecError: no such task, or one without a long context.
-        """
+        """A registry in which one task has another policy for long contexts."""
         changed = self.get(name).with_context(policy, words)
         tasks = self._tasks | {changed.name: replace(self._tasks[changed.name], task=changed)}
         return Registry(tasks.values(), self._data_dir)

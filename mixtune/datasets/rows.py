@@ -2,8 +2,6 @@
 
 A bad row is passed to `fault`, which raises it by default; a caller that collects faults gets the
 other rows. A fault of the whole file is always raised.
-
-Knows: lines, encodings, formats and their faults. Does not know: tasks, splits.
 """
 
 import csv

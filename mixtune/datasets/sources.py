@@ -1,7 +1,6 @@
 """Find the records of a task: its own files, a local folder, the hub, the toy generator.
 
-Knows: which file or hub split holds which split. Does not know: file formats (rows.py), prompts
-and labels (tasks/), splitting and caching (registry.py).
+Does not know: file formats (rows.py), prompts and labels (tasks/), splitting (registry.py).
 """
 
 from abc import ABC, abstractmethod

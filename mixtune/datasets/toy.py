@@ -3,9 +3,6 @@
 Every record is generated from named draws (SHA-256, so the same on every machine). A text's split
 is a pure function of the text, so no text stands in two splits, inside a task or across tasks.
 RELATIONS and docs/embedded-suite.md say which task should help or hurt which, and why.
-
-Knows: how words and patterns (toy_words.yaml) become texts, the expected relations. Does not know:
-prompts (builtin/toy-*.yaml), models, results.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,8 +2,6 @@
 
 An entry that has no equivalent here is listed, and refused with its reason when it is used, so that
 one strange entry does not make the others unusable.
-
-Knows: dataset_info.json, Axolotl's `datasets:`. Does not know: how rows are read.
 """
 
 import json

@@ -3,9 +3,6 @@
 A file is a task YAML (a task a document), a Python file with `TASKS`, LLaMA-Factory's
 dataset_info.json or an Axolotl configuration. A package offers tasks under the entry-point group
 `mixtune.tasks`. Python files and packages are run as code: name only those that you trust.
-
-Knows: kinds of files, running code and its errors, usual names of columns. Does not know: which
-names are in use (registry.py), keys of task files (tasks/), the subject of rows.
 """
 
 import json
@@ -86,11 +83,7 @@ def read_task_file(path: Path) -> list[RegisteredTask]:
 
 
 def packaged_tasks() -> Iterator[RegisteredTask]:
-    """The tasks that installed packages offer.
-
-    Raises:
-        DataError: names the distribution whose entry point cannot be used.
-    """
+    """The tasks that installed packages offer."""
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         package = point.dist.name if point.dist else "an installed package"
         origin = f"{package} (entry point {GROUP}: {point.name})"

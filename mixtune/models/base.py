@@ -1,7 +1,4 @@
-"""The protocol of systems that answer queries, and the majority-class baseline.
-
-Knows: queries in, answers out, in order. Does not know: targets, metrics, the text of a query.
-"""
+"""The protocol of systems that answer queries, and the majority-class baseline."""
 
 import math
 from collections import Counter, defaultdict

@@ -1,10 +1,7 @@
 """Base models by name: the catalogue, and where a model's files are: a package, a folder, the hub.
 
 From the hub come safetensors or GGUF only, pinned to the revision of the first download.
-
-Knows: catalogue.yaml, what a name can be (catalogue, hub id, folder, .gguf file), `huggingface_hub`
-(which honours HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE). Does not know: how GGUF is
-converted, torch.
+`huggingface_hub` honours HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
 """
 
 import importlib.util
@@ -76,21 +73,13 @@ class Entry(Frozen):
 
 @cache
 def catalogue() -> dict[str, Entry]:
-    """Catalogue entries by name, in the file's order.
-
-    Raises:
-        ModelError: the file that ships with the package was changed and is wrong.
-    """
+    """Catalogue entries by name, in the file's order."""
     text = (resources.files("mixtune.models") / "catalogue.yaml").read_text(encoding="utf-8")
     return parse_catalogue(text)
 
 
 def parse_catalogue(text: str) -> dict[str, Entry]:
-    """Entries from YAML.
-
-    Raises:
-        ModelError: not YAML, or an entry that is not in the form of `Entry`.
-    """
+    """Entries from YAML; raises ModelError where one is not in the form of `Entry`."""
     names = Annotated[str, Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$")]
     try:
         entries = read_yaml(text, "catalogue.yaml", ModelError).value
@@ -296,10 +285,7 @@ Located = BaseModelFiles | GgufSource
 def locate(name: str, *, download: bool = True, verify: bool = False) -> Located:
     """Find the files of a base model by catalogue name, path or hub id.
 
-    Args:
-        name: catalogue name, local folder, .gguf file or hub id.
-        download: fetch from the hub what is not on this machine.
-        verify: compute the checksums of a prepared folder again.
+    `download`: fetch from the hub if needed. `verify`: compute a prepared folder's checksums again.
 
     Raises:
         ModelError: unknown name, weights that are not available, or unusable files.

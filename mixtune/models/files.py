@@ -1,7 +1,6 @@
 """Weight files on disk, their checksums, and the user's cache.
 
-Knows: safetensors folders, SHA-256, the manifest of a prepared folder. Does not know: names of
-models and the hub (catalog.py), how weights are read or converted.
+Does not know: names of models and the hub (catalog.py), how weights are read or converted.
 """
 
 import json
@@ -88,11 +87,7 @@ def cache_dir() -> Path:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object of a model's folder or the cache; {} where there is no file.
-
-    Raises:
-        ModelError: it cannot be read or is no object.
-    """
+    """A JSON object of a model's folder or the cache; {} where there is no file."""
     return durable.read_object(path, ModelError)
 
 
@@ -108,11 +103,7 @@ def remember(path: Path, key: str, value: Any) -> None:  # noqa: ANN401 - any JS
 
 
 def sha256_of(path: Path, fresh: bool = False) -> str:
-    """SHA-256 of a file, cached by path, size and modification time unless `fresh`.
-
-    Raises:
-        ModelError: the file cannot be read.
-    """
+    """SHA-256 of a file, cached by path, size and modification time unless `fresh`."""
     cache, key = cache_dir() / "digests.json", str(path.resolve())
     try:
         stat = path.stat()
@@ -173,11 +164,7 @@ def _is_part(folder: Path, name: str) -> bool:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every tensor of a safetensors file; only its header is read.
-
-    Raises:
-        ModelError: the file is truncated or in another format.
-    """
+    """Name → shape of every tensor of a safetensors file; only its header is read."""
     try:
         with safe_open(path, framework="numpy") as tensors:
             names = tensors.keys()
@@ -249,9 +236,6 @@ def with_template(folder: Path, template: str, target: Path) -> Path:
     """The folder, or one of links to its files with the chat template that it lacks.
 
     A complete folder of links is not written again: another process may be loading from it.
-
-    Raises:
-        ModelError: the cache cannot be written.
     """
     if has_template(folder):
         return folder

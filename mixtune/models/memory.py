@@ -4,8 +4,6 @@
 
 The first two terms are exact: shapes are read from the headers of the weight files. The others
 follow from the tokens of a pass and were fitted to measurements.
-
-Knows: shapes of weights, this machine's memory. Does not know: torch, how a pass is computed.
 """
 
 import math
@@ -100,11 +98,7 @@ class Need:
 
 
 def shape_of(folder: Path) -> Shape:
-    """The shape of a base model from its config.json and the headers of its weights.
-
-    Raises:
-        ModelError: the folder holds no weights that could be loaded.
-    """
+    """The shape of a base model from its config.json and the headers of its weights."""
     config = read_object(folder / "config.json")
     files = [tensor_shapes(path) for path in weight_files(folder)]
     shapes = dict(item for shapes in files for item in shapes.items())
