@@ -15,53 +15,55 @@ UNSTEADY = "items, one cell unsteady"
 """Cases in which the runs of one of the two cells scatter three times as much as the others'."""
 Kept = Mapping[str, Mapping[str, Any]]
 
-HEAD = """# How often it is right
+HEAD = """# Error rates in simulated studies
 
-Simulated studies go through the package's own panels, intervals, choices and claims, and the truth
-is known. Made by `python -m bench.statistics`, written with `--write-docs`; the numbers are in
-`bench/results/statistics.json`, {studies:,} studies a case, {dates}.
+Studies with known true effects are simulated and analysed with the package's own intervals,
+selection and claims. `python -m bench.statistics` runs the simulations, `--write-docs` writes this
+page; the numbers are in `bench/results/statistics.json`, {studies:,} studies per case, {dates}.
 
-Items have a difficulty that all runs share, so that right and wrong of two equal models correlate
-by about .7; a run's true accuracy scatters by 0.7 points about its cell's, which is about 80 %.
-A share of 95 % of 2,000 studies has a standard error of half a point.
+Items have a difficulty that all runs share, so the answers of two equally good models correlate by
+about .7. A run's true accuracy varies around its cell's, about 80 %, with a standard deviation of
+0.7 points. A share of 95 % of 2,000 studies has a standard error of half a point.
 """
 CLAIMS = """## Claims
 
-55 cells (the single task, its control at equal exposure, 53 cocktails), chosen on 500 validation
-items with one seed. **Ours**: `confirm` and `claims`, five fresh seeds on 1,000 test items (500
-with nine targets), the worst of all arms, Holm over targets. **As published**: the best of all on
-the test items, one seed, held against the single task; then the same with McNemar's test at 5 %.
+55 cells (the single task, its control at equal exposure, 53 cocktails), selected on 500 validation
+items with one seed. **mixtune**: `confirm` and `claims`, five new seeds on 1,000 test items (500
+with nine targets), the least favourable arm, Holm over targets. **As published**: the cocktail with
+the best test score of one seed, compared with the single task; then the same with McNemar's test at
+5 %.
 
-| truth | ours confirms anything | as published: sees a gain | calls it significant | gain it sees |
+| truth | mixtune confirms a gain | published: sees a gain | significant (McNemar) | seen gain |
 |---|---|---|---|---|"""
 POWER = """
-Where all are equal, what is confirmed is wrong, and must be below 5 %. Where one of the cocktails
-is truly better, the first column is the power of the whole procedure: the better cell has to be
-chosen first, among 53, by one seed on 500 items.
+If all cells are equal, every confirmed gain is false; the rate must be below 5 %. If one cocktail
+is truly better, the first column is the power of the whole procedure, which must first select that
+cocktail among 53 with one seed on 500 items.
 """
 COVERAGE = """## Coverage of 95 % intervals
 
-At least 93 % or "too few" is what we ask; more than 95 % is wider than need be. With one seed the
-truth is that of the run at hand. **One cell unsteady**: the runs of the better of the two cells
-scatter three times as much as all others. With two to four seeds the variance between runs is
-pooled over cells, so such a cell's interval is too narrow; from five seeds on, as many as a claim
-has unless a study asks for fewer, each cell has its own, and it holds.
+The requirement is a coverage of at least 93 %, or "too few"; above 95 %, intervals are wider than
+necessary. With one seed the true value is that of this run. **One cell unsteady**: the runs of the
+better of the two cells vary three times as much as all others. With two to four seeds the variance
+between runs is pooled over cells, so the interval of such a cell is too narrow. From five seeds on
+(the default of a claim) each cell has its own variance, and coverage holds.
 
-| items | n | seeds | difference | mean | too few | mean width of the difference |
+| items | n | seeds | coverage: difference | coverage: mean | too few | width of the difference |
 |---|---|---|---|---|---|---|"""
 TIES = """## Ties
 
 Two one-sided tests at 5 % with a margin of one point, five seeds, 20,000 items in clusters of ten.
-At the margin at most 5 % may be called a tie.
+If the true difference equals the margin, at most 5 % may be called a tie.
 
 | truth | called a tie |
 |---|---|"""
 BEST = """## The best of many equal cells
 
-On 970 items. What `best-of-n` says that chance gives the best one, beside what chance gave it.
-With one seed nothing is known of run noise, so it says too little, and says that it does.
+The gain that the best of equal cells has by chance, on 970 items: as estimated by `best-of-n`, and
+the true one. With one seed the variance between runs is unknown, so the estimate is too small, and
+its note states that.
 
-| cells | said | gained |
+| cells | estimated | true |
 |---|---|---|"""
 
 
