@@ -1,7 +1,4 @@
-"""A pack as one zip: written with the same bytes each time, opened beside itself when it is read.
-
-Knows: zip files, checksums, where a pack is opened. Does not know: what its files mean.
-"""
+"""A pack as one zip: the same bytes each time it is written, opened beside itself to be read."""
 
 import io
 import zipfile

@@ -1,7 +1,6 @@
 """Rows → figures as SVG text: pure functions, every text on them escaped.
 
-Knows: where things stand on a figure. Does not know: colours (figure.css has them by class), HTML,
-how a number was computed. A unit is a pixel at native size; most figures fit a narrow screen.
+A unit is a pixel at native size; most figures fit a narrow screen. figure.css has the colours.
 """
 
 import math

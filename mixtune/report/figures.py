@@ -1,7 +1,4 @@
-"""The numbers behind every figure and table of the page, as rows.
-
-Knows: which number stands where. Does not know: HTML, colours, how a number was computed.
-"""
+"""The numbers behind every figure and table of the page, as rows."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

@@ -1,8 +1,4 @@
-"""Collect everything that the page of a study shows.
-
-Knows: the parts of a page, which function computes each. Does not know: how they are computed or
-drawn.
-"""
+"""Collect everything that the page of a study shows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

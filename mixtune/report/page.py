@@ -2,9 +2,6 @@
 
 The page needs no network and is complete without its script. Figures and tables lie beside it as
 SVG and CSV files, which it links to.
-
-Knows: the templates, how many rows a page shows, the figures' stylesheet, which rows go into which
-file. Does not know: how estimates were made, how a figure is drawn.
 """
 
 import csv

@@ -1,8 +1,4 @@
-"""Rows of each figure and table of the page: heat maps, forest plots, curves, effects, claims.
-
-Knows: which numbers belong to which figure, their order and scale. Does not know: HTML, SVG,
-colours, how a number was computed.
-"""
+"""Rows of each figure and table of the page: heat maps, forest plots, curves, effects, claims."""
 
 import math
 from collections import defaultdict
@@ -278,10 +274,8 @@ def clean(page: ReportInput) -> list[Clean]:
     return rows
 
 
-JUDGED = (
-    *("task", "system", "seed", "mean", "95 %", "judged", "0 / 1 / 2"),
-    *("inconsistent", "unparsable", "left out"),
-)
+JUDGED = ("task", "system", "seed", "mean", "95 %", "judged", "0 / 1 / 2", "inconsistent",
+          "unparsable", "left out")  # fmt: skip
 """Columns of what a judge said of a system."""
 
 

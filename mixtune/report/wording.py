@@ -1,8 +1,4 @@
-"""Numbers, names and sentences as the page and its figures write them.
-
-Knows: decimals, signs, intervals, what text from outside may hold. Does not know: HTML, SVG, where
-a text stands.
-"""
+"""Numbers, names and sentences as the page and its figures write them."""
 
 import re
 import unicodedata

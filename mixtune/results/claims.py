@@ -1,8 +1,4 @@
-"""The cocktail chosen for each target, written down, and what may be claimed of it.
-
-Knows: which cells can be chosen, what they are compared with, where that is written. Does not know:
-how a difference is computed, how a run is trained, how a claim is shown.
-"""
+"""The cocktail chosen for each target, written down, and what may be claimed of it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +6,6 @@ from datetime import UTC, datetime
 from itertools import count, islice
 
 from mixtune.analysis import claims as analysis
-from mixtune.analysis.measures import PanelMetric
 from mixtune.analysis.selection import choose
 from mixtune.errors import SpecError, StoreError, did_you_mean
 from mixtune.planning.plan import Planner
@@ -26,18 +21,14 @@ NOT_SELECTED = (
 )
 
 
-def claim_targets(facts: StudyFacts, settings: Claims) -> dict[str, PanelMetric]:
-    """Target → the form and metric that it is chosen and claimed by.
+def study_choices(facts: StudyFacts, settings: Claims, validation: SplitResults) -> list[Choice]:
+    """The best cocktail and single task of each target on validation.
 
     Raises:
-        SpecError: one that is named is no task that the study also trains on.
+        SpecError: a target that is named is no task that the study also trains on.
     """
-    study = facts.study
-    known = {
-        name: main
-        for name, main in facts.main_metrics.items()
-        if name in study.ingredients and name in study.tasks
-    }
+    study, main = facts.study, facts.main_metrics
+    known = {n: m for n, m in main.items() if n in study.ingredients and n in study.tasks}
     named = [facts.registry.get(name).name for name in settings.targets]
     for name in named:
         if name not in known:
@@ -46,12 +37,7 @@ def claim_targets(facts: StudyFacts, settings: Claims) -> dict[str, PanelMetric]
                 wanted=did_you_mean(name, known) if known else "a task among the ingredients",
                 remedy="name others, or none for all",
             )
-    return {name: known[name] for name in named or known}
-
-
-def study_choices(facts: StudyFacts, settings: Claims, validation: SplitResults) -> list[Choice]:
-    """The best cocktail and single task of each target on validation."""
-    return choose(validation.measured, claim_targets(facts, settings).values())
+    return choose(validation.measured, [known[name] for name in named or known])
 
 
 # ---- confirm -------------------------------------------------------------------------------------

@@ -1,7 +1,4 @@
-"""Two systems of a study, or two studies, side by side on items that both have.
-
-Knows: facts and scores of studies. Does not know: how a difference is computed or shown.
-"""
+"""Two systems of a study, or two studies, side by side on items that both have."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace

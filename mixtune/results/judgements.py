@@ -2,9 +2,6 @@
 
 Judgements are facts beside the predictions: the raw answers of a judge. They can be made again from
 the cache of judges' answers, so that nothing is asked twice.
-
-Knows: which answers are free text, where judgements are stored. Does not know: which model judges,
-the rubric's text, how a number is shown.
 """
 
 import json

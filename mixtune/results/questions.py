@@ -1,8 +1,4 @@
-"""The questions that a study can answer, each with a sentence and the estimates behind it.
-
-Knows: which estimates answer which question, when there is no answer. Does not know: how a number
-is computed, how an answer is shown.
-"""
+"""The questions that a study can answer, each with a sentence and the estimates behind it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

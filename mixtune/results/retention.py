@@ -1,11 +1,7 @@
 """Retention of the base by each system (`mixtune probe`); the best strength of each adapter.
 
-The same strengths are tried for every cocktail, and the choice is by the same number: the mean over
-the study's tasks of each one's main metric, a mean over the seeds that have all strengths. Ties go
-to the strength nearest to 1. All of it can be deleted on disk and is made again without torch.
-
-Knows: which units are probes or strengths, what was chosen. Does not know: models, tokens, how a
-number is computed or shown.
+The same strengths are tried for every cocktail. The choice is by the mean over the study's tasks
+and the seeds that have all strengths; ties go to the strength nearest to 1.
 """
 
 import json

@@ -1,11 +1,6 @@
 """Facts of a study → scores → measured split → estimates.
 
-`read_facts` loads a folder once, `score_study` scores the answers that need it, `measure_split`
-measures a split once. Claims, questions, the page, packs and verbs are handed these values. Scores
-and estimates can be deleted on disk and are made again without torch.
-
-Knows: where facts and scores are stored, which runs count. Does not know: models, tokens, how a
-number is computed or shown.
+Scores and estimates can be deleted on disk and are made again without torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -280,11 +275,7 @@ def unscored(facts: StudyFacts) -> list[PlanRow]:
 
 
 def score_study(facts: StudyFacts) -> Scoring:
-    """Score what is not scored yet; needs the datasets, no model.
-
-    Raises:
-        DataError: the dataset no longer holds the items that were answered.
-    """
+    """Score what is not scored yet, as `score_answers`; needs the datasets, no model."""
     answered = facts.answered()
     scored = score_answers(facts, answered)
     total = sum(1 for row in (*facts.plan, *facts.claimed) if row.kind == "answer")
@@ -348,11 +339,7 @@ def require_scores(facts: StudyFacts) -> None:
 
 
 def read_scores(facts: StudyFacts, split: str, claimed: bool = False) -> pa.Table:
-    """Scores of all finished runs on a split; `claimed`: as in `StudyFacts.finished`.
-
-    Raises:
-        StoreError: some answers are not scored by the current parser and metrics.
-    """
+    """Scores of all finished runs on a split; as `require_scores`."""
     require_scores(facts)
     rows = [row for row in facts.finished(claimed) if row.split == split]
     scored = [row for row in rows if not facts.registry.get(row.task).judged]
@@ -415,11 +402,7 @@ class SplitResults:
 
 
 def measure_split(facts: StudyFacts, split: str, claimed: bool = False) -> SplitResults:
-    """Measure a split; `claimed`: the runs of fresh seeds, instead of all others.
-
-    Raises:
-        StoreError: some answers are not scored by the current parser and metrics.
-    """
+    """Measure a split, as `require_scores`; `claimed`: runs of fresh seeds, not all others."""
     scores = read_scores(facts, split, claimed)
     systems = tuple(system_infos(facts, claimed))
     measured = measure(scores, systems, facts.tasks)
