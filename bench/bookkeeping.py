@@ -21,9 +21,8 @@ from bench.run import Run
 from mixtune.datasets.registry import Registry
 from mixtune.engine.convert import prepare
 from mixtune.engine.model import LocalModel
-from mixtune.execution.assign import Assignment, portion_of
-from mixtune.execution.options import Setting
-from mixtune.execution.units import started
+from mixtune.execution.assign import Assignment, portion_of, started
+from mixtune.execution.portion import Setting
 from mixtune.execution.worker import Worker, WorkerOptions
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner

@@ -4,8 +4,7 @@ import torch
 
 from mixtune.execution.assign import portion_of
 from mixtune.execution.bank_training import run_portion
-from mixtune.execution.options import Setting
-from mixtune.execution.portion import Portion
+from mixtune.execution.portion import Portion, Setting
 from mixtune.execution.worker import Worker, WorkerOptions
 
 

@@ -22,7 +22,7 @@ from mixtune.api.client import Patience
 from mixtune.api.ledger import Ledger
 from mixtune.errors import SpecError
 from mixtune.execution.api import answer_remote
-from mixtune.execution.units import started
+from mixtune.execution.assign import started
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.planning.summary import facts_of

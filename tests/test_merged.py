@@ -8,8 +8,8 @@ from test_execution import Listener, run
 
 from mixtune.engine.adapter_format import WEIGHTS_FILE
 from mixtune.errors import SpecError
+from mixtune.execution.assign import started
 from mixtune.execution.extra_systems import answer_merged
-from mixtune.execution.units import started
 from mixtune.planning.plan import Planner
 from mixtune.results.study_results import measure_split, read_facts, score_study
 from mixtune.store.folder import Store

@@ -11,8 +11,8 @@ from study_kit import registry, study
 from mixtune.cli.show import BarProgress
 from mixtune.errors import SpecError
 from mixtune.execution import placement
-from mixtune.execution.checkpoint import Head
-from mixtune.execution.options import Options
+from mixtune.execution.bank_training import Head
+from mixtune.execution.portion import Options
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.records import TrainStep

@@ -10,9 +10,8 @@ from study_kit import registry, study
 from test_execution import Listener, run
 
 from mixtune.errors import StoreError
-from mixtune.execution.assign import Assignment, alone, assign
+from mixtune.execution.assign import Assignment, alone, assign, started
 from mixtune.execution.portion import Portion
-from mixtune.execution.units import started
 from mixtune.planning.plan import Planner
 from mixtune.store.folder import Store
 from mixtune.study.reading import dump_study
@@ -91,7 +90,7 @@ for name in ("mixtune.planning.plan", "mixtune.planning.corpus"):
     sys.modules[name] = None  # an import of it fails
 from pathlib import Path
 from mixtune.execution.bank_training import run_portion
-from mixtune.execution.options import Setting
+from mixtune.execution.portion import Setting
 from mixtune.execution.portion import Portion
 from mixtune.execution.worker import Worker, WorkerOptions
 from mixtune.planning.events import Events

@@ -16,9 +16,9 @@ from study_kit import STUDY, TASK, write_data
 from mixtune.engine.bank import Bank
 from mixtune.errors import SpecError
 from mixtune.execution import bank_training as training
-from mixtune.execution import checkpoint, placement, pool
+from mixtune.execution import placement, pool
 from mixtune.execution import run_study as start
-from mixtune.execution.options import Options
+from mixtune.execution.portion import Options
 from mixtune.planning.events import Events
 from mixtune.store.folder import Store
 from mixtune.study.reading import load_study
@@ -375,10 +375,10 @@ def test_added_seeds_wait_until_the_bank_that_was_begun_is_done(stopped):
 
 def test_a_checkpoint_of_another_scheme_is_not_read(stopped, tmp_path, monkeypatch):
     (path,) = (tmp_path / "runs/weather/banks").iterdir()
-    assert checkpoint.read_head(path).members
-    monkeypatch.setattr(checkpoint, "SCHEME", 2)
-    with pytest.raises(checkpoint.Unusable, match="another version"):
-        checkpoint.read(path)
+    assert training.read_head(path).members
+    monkeypatch.setattr(training, "SCHEME", 2)
+    with pytest.raises(training.Unusable, match="another version"):
+        training.read_checkpoint(path)
 
 
 # ---- who fails fails alone ----------------------------------------------------------------------

@@ -10,11 +10,10 @@ import pytest
 from study_kit import registry, study, write_data
 
 from mixtune import signals
-from mixtune.execution import api, bank_training, units, worker
-from mixtune.execution.assign import Assignment, alone, portion_of
+from mixtune.execution import api, assign, bank_training, worker
+from mixtune.execution.assign import Assignment, alone, portion_of, started
 from mixtune.execution.bank_training import run_portion
-from mixtune.execution.options import Setting
-from mixtune.execution.units import started
+from mixtune.execution.portion import Setting
 from mixtune.execution.worker import Worker, WorkerOptions, load_model
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
@@ -30,7 +29,7 @@ SMALL = {
     "budget": {"steps": 1, "examples_per_step": 4},
     "evaluate": {"validation_items": 2, "test_items": 2, "max_new_tokens": 2},
 }
-MODULES = (api, bank_training, contextlib, signals, states, units, worker)
+MODULES = (api, assign, bank_training, contextlib, signals, states, worker)
 WATCHED = {module.__file__ for module in MODULES}
 
 

@@ -42,7 +42,7 @@ from mixtune.cli.leaks import show_clean
 from mixtune.cli.tables import outline_json, show_estimates, show_outline
 from mixtune.datasets.registry import Registry
 from mixtune.errors import UserError
-from mixtune.execution.options import CHECKPOINT_EVERY, Options
+from mixtune.execution.portion import CHECKPOINT_EVERY, Options
 from mixtune.models.catalog import locate
 from mixtune.models.files import BaseModelFiles
 from mixtune.planning.leaks import changed_by_tasks, leak_lines

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -46,9 +47,9 @@ from mixtune.models.catalog import locate
 from mixtune.models.files import BaseModelFiles, cache_dir
 from mixtune.planning.probes import plan_probes
 from mixtune.planning.runs import RunPlan
-from mixtune.planning.strengths import GRID
+from mixtune.planning.strengths import GRID, plan_strengths
 from mixtune.planning.summary import content_of
-from mixtune.records import Estimate
+from mixtune.records import Estimate, Split
 from mixtune.report.plots import JUDGED, verdicts
 from mixtune.results.judgements import Outcome, free_answers, write_judged
 from mixtune.results.retention import (
@@ -96,7 +97,8 @@ def probe(  # noqa: PLR0913 - a verb's options
         _preview(study, data_dir, runs_dir, system or ())
         return
     with terminal.progress(terminal.console(stderr=True)) as events:
-        failed = _probe()(study, Folders(data_dir, runs_dir), system or (), events)
+        plan = partial(plan_probes, only=system or ())
+        failed = _answer_extra("probing")(study, Folders(data_dir, runs_dir), plan, events)
     facts = stored_facts(study, runs_dir, data_dir)
     probes = finished_probes(facts, study)
     with facts.store.lock():
@@ -138,9 +140,9 @@ def _preview(study: Study, data_dir: Path | None, runs_dir: Path, only: Sequence
     )
 
 
-def _probe() -> Callable[..., list[RunPlan]]:
-    """The function that answers probes; torch is loaded here."""
-    entry: Callable[..., list[RunPlan]] = heavy("execution.extra_systems", "probing").probe
+def _answer_extra(doing: str) -> Callable[..., list[RunPlan]]:
+    """The function that answers extra units; torch is loaded here."""
+    entry: Callable[..., list[RunPlan]] = heavy("execution.extra_systems", doing).answer_extra
     return entry
 
 
@@ -255,12 +257,13 @@ def _answered(
     study: Study,
     folders: Folders,
     strengths_of: Mapping[str, Sequence[float]],
-    split: str,
+    split: Split,
 ) -> tuple[list[RunPlan], StudyFacts]:
     """Answers at other strengths made and scored."""
-    run: Callable[..., list[RunPlan]] = heavy("execution.extra_systems", "answering").strengths
+    plan = partial(plan_strengths, strengths=strengths_of, split=split)
+    answer = _answer_extra("answering")
     with terminal.progress(terminal.console(stderr=True)) as events:
-        failed = run(study, folders, strengths_of, split, events)
+        failed = answer(study, folders, plan, events)
     facts = stored_facts(study, folders.runs, folders.data)
     with facts.store.lock():
         score_study(facts)

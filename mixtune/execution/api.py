@@ -3,25 +3,18 @@
 They are asked before anything is trained: a wrong key or endpoint shows at once, and nothing heavy
 is loaded for them. Answers stay in the cache, so a study that is stopped, by its cost ceiling or by
 a kill, goes on where it was.
-
-Knows: units, instructions to choose from, a study's ledger. Does not know: torch, HTTP, trained
-systems.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mixtune.api.client import Endpoint, Patience
-from mixtune.api.entries import ApiSystem
 from mixtune.api.ledger import FILE, CeilingReached, Ledger
 from mixtune.api.model import ApiModel, Asking, Prompting
-from mixtune.errors import StoreError
 from mixtune.evaluation.predict import predict
 from mixtune.evaluation.score import score
-from mixtune.execution.units import FAILURES, error_text, unit_of_work
+from mixtune.execution.worker import error_text, fails_alone, unit_of_work
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
@@ -30,18 +23,6 @@ from mixtune.store.folder import Store
 
 NOTE_EVERY = 20.0
 """Seconds between two notes on the progress of a set of answers."""
-
-
-@dataclass(frozen=True, slots=True)
-class InstructionChoice:
-    """The instruction that did best on a task's validation items; `right`: by instruction."""
-
-    task: str
-    form: str
-    items_digest: str
-    items: int
-    right: tuple[int, ...]
-    chosen: int
 
 
 def answer_remote(
@@ -62,20 +43,13 @@ def answer_remote(
     worker = _ApiWorker(planner, store, events)
     for run in unfinished:
         worker.open(run, patience)
-    failed = []
     for run in unfinished:
         began = time.monotonic()
         events.run_started(run)
-        try:
+        with fails_alone(run, worker.fail):
             worker.answer(run, [a for a in run.answers if a.id in undone])
-        except StoreError:
-            raise
-        except FAILURES as error:
-            events.run_failed(run, error_text(error))
-            failed.append(run)
-        else:
             events.run_finished(run, time.monotonic() - began)
-    return failed
+    return worker.failed
 
 
 class _ApiWorker:
@@ -85,6 +59,7 @@ class _ApiWorker:
         self.planner = planner
         self.store = store
         self.events = events
+        self.failed: list[RunPlan] = []
         self.ledger = Ledger(store.folder / FILE, planner.study.api.max_cost)
         self._endpoints: dict[str, Endpoint] = {}
 
@@ -94,8 +69,12 @@ class _ApiWorker:
         patience = patience or Patience(timeout=api.timeout, retries=api.retries)
         self._endpoints[run.system] = Endpoint(self.planner.remote[run.system], patience)
 
+    def fail(self, run: RunPlan, error: Exception) -> None:
+        """A run failed; the others go on."""
+        self.events.run_failed(run, error_text(error))
+        self.failed.append(run)
+
     def answer(self, run: RunPlan, missing: Sequence[AnswerPlan]) -> None:
-        """Make the sets of answers that are missing."""
         for answer in missing:
             with unit_of_work(self.store, answer.id, stops=(CeilingReached,)) as paths:
                 instruction, chosen = self._instruction(run, answer.task)
@@ -128,8 +107,6 @@ class _ApiWorker:
         shots = self.planner.remote.shots(system, answer.task)
         return ApiModel(system, asking, Prompting(shots, instruction))
 
-    # ---- instructions ---------------------------------------------------------------------------
-
     def _instruction(self, run: RunPlan, task: str) -> tuple[str, list[Path]]:
         """The instruction for a task, and the file of the choice, if there was one.
 
@@ -147,26 +124,29 @@ class _ApiWorker:
             stored = self.store.read_value(name)
             if stored["items_digest"] == trial.items_digest:
                 return system.variants[stored["chosen"]], [path]
-        choice = self._chosen(run, system, trial)
-        text = json.dumps({**asdict(choice), "variants": list(system.variants)}, indent=1) + "\n"
-        return system.variants[choice.chosen], [self.store.write_text(name, text)]
-
-    def _chosen(self, run: RunPlan, system: ApiSystem, trial: AnswerPlan) -> InstructionChoice:
-        task = self.planner.registry.get(trial.task)
-        items = self.planner.items(trial)
-        right = []
-        for instruction in system.variants:
-            predictions = self._predict(self._model(run, trial, instruction), trial)
-            scores = [row for row in score(predictions, items, task) if row.form == trial.form]
-            right.append(sum(row.value == 1.0 for row in scores))
+        right = [self._right(run, trial, instruction) for instruction in system.variants]
         best = max(range(len(right)), key=right.__getitem__)
         self.events.note(
-            f"{run.name}, {task.name}: instruction {best + 1} of {len(right)} is used, with "
-            f"{right[best]} of {len(items)} right on validation"
+            f"{run.name}, {task}: instruction {best + 1} of {len(right)} is used, with "
+            f"{right[best]} of {trial.items} right on validation"
         )
-        return InstructionChoice(
-            task.name, trial.form, trial.items_digest, len(items), tuple(right), best
-        )
+        choice = {
+            "task": task,
+            "form": trial.form,
+            "items_digest": trial.items_digest,
+            "items": trial.items,
+            "right": right,
+            "chosen": best,
+            "variants": system.variants,
+        }
+        return system.variants[best], [self.store.write_json(name, choice)]
+
+    def _right(self, run: RunPlan, trial: AnswerPlan, instruction: str) -> int:
+        """Right answers under an instruction."""
+        predictions = self._predict(self._model(run, trial, instruction), trial)
+        task = self.planner.registry.get(trial.task)
+        scores = score(predictions, self.planner.items(trial), task)
+        return sum(row.value == 1.0 for row in scores if row.form == trial.form)
 
 
 def _progress(run: RunPlan, answer: AnswerPlan, events: Events) -> Callable[[int, int], None]:

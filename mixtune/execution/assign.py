@@ -1,4 +1,4 @@
-"""Cut a plan's unfinished runs into portions that workers do one at a time.
+"""Release what a dead process left, and cut a plan's unfinished runs into portions for workers.
 
 A portion is one system to be answered, or a bank of adapters to be trained side by side and then
 answered. The last bits of an adapter depend on its bank: more rows in a matrix product may be
@@ -12,26 +12,82 @@ shares a bank depends neither on timing nor on what was done before the kill:
   worker takes it goes on from there. Adapters that were finished after the checkpoint was written
   are replayed for the bits of the others, and not saved again.
 - What failed before, or was added to the study since, waits in a bank of its own.
-
-Knows: states of units, heads of checkpoints, the planner. Does not know: how anything is computed.
 """
 
 from array import array
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from mixtune.execution.checkpoint import Unusable, heads
-from mixtune.execution.options import Setting
-from mixtune.execution.portion import AnswerCount, GoldItem, Portion, items_key
-from mixtune.execution.units import missing, titles
+from mixtune.errors import StoreError
+from mixtune.execution.bank_training import Head, Unusable, heads
+from mixtune.execution.portion import AnswerCount, GoldItem, Portion, Setting, items_key
+from mixtune.execution.worker import BACKWARD, answer_cost, missing, titles
 from mixtune.identity import make_id
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
-from mixtune.store.folder import Store
+from mixtune.signals import defer_signals
+from mixtune.store.folder import EXTRA_KINDS, Store
 from mixtune.store.states import Unit
 from mixtune.tokens import Row
+
+
+@contextmanager
+def started(plan: Plan, store: Store, events: Events) -> Iterator[int]:
+    """Run a command's units in the body; the caller holds the store's lock and has saved the plan.
+
+    Before the body, units of a dead process are released and finished files are checked. After it,
+    however it ends, units that are still running are released: those of this process, and of
+    workers that it ended.
+
+    Yields:
+        The number of unfinished runs.
+    """
+    unfinished = _recover(plan, store, events)
+    try:
+        yield unfinished
+    finally:
+        # If the disk refuses, the next start does it.
+        with defer_signals(), suppress(StoreError):
+            store.release_running()
+
+
+def _recover(plan: Plan, store: Store, events: Events) -> int:
+    interrupted, damaged = store.recover()
+    planned = {row.id for row in plan.rows()}
+    banks = [head for head in heads(store).values() if isinstance(head, Head)]
+    resumable = {system for head in banks for system in head.members}
+    for unit in [*interrupted, *damaged]:
+        reason = "its files are missing or changed" if unit in damaged else "was cut off"
+        verb = f"mixtune {unit.kind} does" if unit.kind in EXTRA_KINDS else "mixtune eval scores"
+        remedy = "done again" if unit.id in planned else f"{verb} it again"
+        if unit in damaged or unit.id not in resumable:
+            events.note(f"{unit.label}: {reason}, {remedy}")
+    units = store.units()
+    unfinished = [run for run in plan.runs if missing(run, units)]
+    steps = {run.system: run.course.steps for run in plan.runs if run.course is not None}
+    trained = {
+        adapter.system: len(adapter.log) / steps[adapter.system]
+        for head in banks
+        for adapter in head.adapters
+        if adapter.system in steps
+    }
+    cost = sum(_cost(run, units, trained.get(run.system, 0.0)) for run in unfinished)
+    events.started(plan, len(unfinished), cost)
+    return len(unfinished)
+
+
+def _cost(run: RunPlan, units: Mapping[str, Unit], trained: float) -> float:
+    """Forward-pass tokens left to do, for the ETA; `trained`: part that a checkpoint holds."""
+    cost = sum(answer_cost(run, a) for a in run.answers if units[a.id].state != "done")
+    if run.kind == "trained" and units[run.system].state != "done":
+        cost += run.tokens * (1 + BACKWARD) * (1 - trained)
+    return cost
+
+
+# ---- assignments --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,28 +2,44 @@
 
     fill free slots from the queue → one step of all → write finished ones → … → answer, when empty
 
-Now and then a checkpoint (checkpoint.py) records where the bank is; whichever worker takes the bank
-after its process has died does exactly what would have been done. Adapters answer when nothing is
-in training, since an adapter that answers takes the first slot.
+Now and then a checkpoint records where the bank is; whichever worker takes the bank after its
+process has died does exactly what would have been done. Adapters answer when nothing is in
+training, since an adapter that answers takes the first slot.
 
-Knows: slots, queue, checkpoints, states of adapters in training. Does not know: how a step is
-computed, what is in an adapter's files.
+    banks/<bank>.safetensors
+      tensors    weights and moments of each adapter in a slot, as `Trainer.state` names them
+      metadata   `bank`: the head as JSON; `sha256`: of that JSON and of every tensor
+
+One file and not two, so that tensors and steps are never of different moments. Without the checksum
+a changed number would change a result, and nothing would show it.
 """
 
+import json
 import time
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from mixtune.engine.train import Diverged, Job, Trainer
 from mixtune.errors import MixtuneError, StoreError, shorten
-from mixtune.execution import checkpoint
-from mixtune.execution.checkpoint import AdapterState, Head, Unusable
 from mixtune.execution.portion import Portion
-from mixtune.execution.units import BACKWARD, FAILURES, error_text, titles
-from mixtune.execution.worker import Worker
+from mixtune.execution.worker import BACKWARD, FAILURES, Worker, error_text, titles
+from mixtune.identity import digest_of_arrays
 from mixtune.identity import seed as named_seed
 from mixtune.planning.runs import RunPlan
+from mixtune.records import TrainStep
 from mixtune.signals import defer_signals
+from mixtune.store.files import write_whole
+from mixtune.store.folder import Store
+
+SCHEME = 1
+"""Version of a checkpoint; another one is not read."""
 
 HEARTBEAT_EVERY = 0.5
 """Seconds between two entries of progress in the store."""
@@ -33,6 +49,43 @@ CHECKPOINT_SHARE = 20
 
 QUICK_CHECKPOINT = 5.0
 """Seconds that the last checkpoint may have taken for one more to be written on the way out."""
+
+
+class Unusable(Exception):
+    """A checkpoint that is damaged or that cannot be read; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterState:
+    """An adapter in training: id of its run, its slot and its steps so far.
+
+    `peers`: ids of the runs that ever shared the bank with it.
+    """
+
+    system: str
+    slot: int
+    log: tuple[TrainStep, ...]
+    peers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A checkpoint without its tensors.
+
+    `setting`: all that bits depend on beside the members (`portion.Setting`). `adapters` in the
+    order of slots; `queue`: ids of the runs that wait for a slot, in their order. `pass_tokens`:
+    tokens of one pass that fit into memory, as the engine has found.
+    """
+
+    setting: dict[str, Any]
+    adapters: tuple[AdapterState, ...]
+    queue: tuple[str, ...]
+    pass_tokens: int
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Ids of all runs that the bank is not done with."""
+        return (*(adapter.system for adapter in self.adapters), *self.queue)
 
 
 def run_portion(worker: Worker, portion: Portion) -> None:
@@ -86,11 +139,7 @@ class BankTraining:
         """True if a checkpoint may be written: the bank is open, and no step is half done."""
 
     def run(self) -> None:
-        """Train all of the portion's adapters and make their answers.
-
-        Raises:
-            StoreError, OSError: the study's folder cannot be written.
-        """
+        """Train all of the portion's adapters and make their answers."""
         try:
             self._open()
             self._consistent = True
@@ -224,14 +273,10 @@ class BankTraining:
         return every == 0 or elapsed >= max(every, CHECKPOINT_SHARE * self._save_seconds)
 
     def save(self) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            StoreError: no space, no permission; the one before is still there.
-        """
+        """Write a checkpoint; where that fails, the one before is still there."""
         began = time.monotonic()
         path = self.store.bank_file(self.portion.name)
-        checkpoint.save(path, self._head(), self.trainer.state_dict())
+        save_checkpoint(path, self._head(), self.trainer.state_dict())
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - began
 
@@ -249,12 +294,8 @@ class BankTraining:
         )
 
     def _restore(self) -> None:
-        """Put every adapter into the slot that the checkpoint names.
-
-        Raises:
-            Unusable: it is damaged, or the data is no longer what it was.
-        """
-        head, tensors = checkpoint.read(self.store.bank_file(self.portion.name))
+        """Put every adapter into the slot that the checkpoint names, or raise `Unusable`."""
+        head, tensors = read_checkpoint(self.store.bank_file(self.portion.name))
         bank = self.model.bank
         if any(tensor.shape != bank.weights[0].shape for tensor in tensors.values()) or any(
             adapter.slot >= bank.slots for adapter in head.adapters
@@ -315,3 +356,74 @@ def job_of(portion: Portion, run: RunPlan) -> Job:
         train = train.model_copy(update={"lr": schedule.lr})
     rows = portion.training_rows(run)
     return Job(run.system, rows, train, schedule, named_seed(run.seed, "init"))
+
+
+# ---- checkpoint --------------------------------------------------------------------------------
+
+
+def save_checkpoint(path: Path, head: Head, tensors: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint; the one that was there stays until this one is complete."""
+    # A step is a list without names: a bank has thousands of them.
+    adapters = [
+        {**asdict(adapter), "log": [astuple(step) for step in adapter.log]}
+        for adapter in head.adapters
+    ]
+    text = json.dumps({**asdict(head), "scheme": SCHEME, "adapters": adapters})
+    saved = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"bank": text, "sha256": _digest(text, saved)}
+    write_whole(path, lambda part: save_file(saved, part, metadata=metadata))
+
+
+def read_head(path: Path) -> Head:
+    """Read a checkpoint without its tensors, whose checksum is not tested; else `Unusable`."""
+    with _unusable_on_error(), safe_open(path, framework="pt") as file:
+        return _head(file.metadata()["bank"])
+
+
+def read_checkpoint(path: Path) -> tuple[Head, dict[str, Tensor]]:
+    """Read a whole checkpoint; `Unusable` if a bit of it has changed."""
+    with _unusable_on_error(), safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if _digest(metadata["bank"], tensors) != metadata["sha256"]:
+            raise Unusable("it is damaged")
+        return _head(metadata["bank"]), tensors
+
+
+def heads(store: Store) -> dict[str, Head | Unusable]:
+    """Heads of the banks' checkpoints by name of the bank."""
+    by_name: dict[str, Head | Unusable] = {}
+    for name in store.banks():
+        try:
+            by_name[name] = read_head(store.bank_file(name))
+        except Unusable as error:
+            by_name[name] = error
+    return by_name
+
+
+def _head(text: str) -> Head:
+    value = json.loads(text)
+    if value.pop("scheme") != SCHEME:
+        raise Unusable("another version of mixtune wrote it")
+    adapters = tuple(
+        AdapterState(
+            each["system"],
+            each["slot"],
+            tuple(TrainStep(*step) for step in each["log"]),
+            tuple(each["peers"]),
+        )
+        for each in value.pop("adapters")
+    )
+    return Head(**value | {"adapters": adapters, "queue": tuple(value["queue"])})
+
+
+@contextmanager
+def _unusable_on_error() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise Unusable(f"it cannot be read ({shorten(str(error), 100)})") from error
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    return digest_of_arrays({name: tensor.numpy() for name, tensor in tensors.items()}, text)

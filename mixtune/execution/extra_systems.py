@@ -2,14 +2,10 @@
 
 External systems were trained elsewhere: an adapter in PEFT's format, or a whole model. Merged ones
 are weighted sums of trained adapters. What was answered before is left alone.
-
-Knows: how each kind becomes a system of the study, what it needs before it can answer. Does not
-know: how answers are made or scored.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,45 +15,37 @@ from mixtune.engine.adapter_format import CONFIG_FILE, WEIGHTS_FILE, AdapterConf
 from mixtune.engine.convert import prepare
 from mixtune.engine.merge import base_of, merge
 from mixtune.engine.model import LocalModel
-from mixtune.errors import ModelError, SpecError, StoreError
-from mixtune.execution.assign import alone, portion_of
+from mixtune.errors import ModelError, SpecError
+from mixtune.execution.assign import alone, portion_of, started
 from mixtune.execution.bank_training import run_portion
-from mixtune.execution.options import Setting
-from mixtune.execution.units import FAILURES, error_text, missing, started
-from mixtune.execution.worker import Worker, WorkerOptions
+from mixtune.execution.portion import Setting
+from mixtune.execution.worker import Worker, WorkerOptions, fails_alone, missing
 from mixtune.identity import make_id
 from mixtune.models.catalog import local_path
-from mixtune.models.files import read_object, sha256_of
+from mixtune.models.files import BaseModelFiles, read_object, sha256_of
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
-from mixtune.planning.probes import Asked, plan_probes
+from mixtune.planning.probes import Asked
 from mixtune.planning.runs import Plan, RunPlan, plan_row
-from mixtune.planning.strengths import plan_strengths
+from mixtune.planning.strengths import stored_study
 from mixtune.planning.summary import facts_of
-from mixtune.records import Split
 from mixtune.store.folder import Folders, PlanRow, Store
-from mixtune.study.reading import dump_study, parse_study
+from mixtune.study.reading import dump_study
 from mixtune.study.spec import EvalSpec, Study, TrainSpec
 from mixtune.tokens import Tokens
-
-_FLOORS = {"majority": "", "base": ""}
-"""Names of the study's own floors, which no other system may have."""
 
 JUDGE_PROMPT_LENGTH = 16_384
 """Tokens of a question with both answers; the model's own context may be shorter."""
 
 
-def _answer_here(
-    runs: Sequence[RunPlan], planner: Planner, store: Store, events: Events
-) -> list[RunPlan]:
-    """Answer what is missing of systems, one after another; returns those that failed.
+def _answer_here(worker: Worker, planner: Planner, runs: Sequence[RunPlan]) -> list[RunPlan]:
+    """Answer what is missing of systems, one after another; returns all those that failed.
 
-    The caller has entered `units.started`. Systems that follow each other and whose adapters have
-    the same configuration share a loaded model.
+    The caller has entered `started`. Systems that follow each other and whose adapters have the
+    same configuration share a loaded model.
     """
-    worker = _worker(planner.study, store, events)
     for run in runs:
-        undone = store.undone(answer.id for answer in run.answers)
+        undone = worker.store.undone(answer.id for answer in run.answers)
         run_portion(worker, portion_of(alone(run), planner, undone))
     return worker.failed
 
@@ -74,14 +62,15 @@ def _device() -> str:
 # ---- probes and strengths -----------------------------------------------------------------------
 
 
-def probe(study: Study, folders: Folders, only: Sequence[str], events: Events) -> list[RunPlan]:
-    """Probe the base, and a study's adapters that are trained; returns the systems that failed.
+def answer_extra(
+    study: Study,
+    folders: Folders,
+    plan: Callable[[Study, Store, Registry, BaseModelFiles], Asked],
+    events: Events,
+) -> list[RunPlan]:
+    """Answer what is missing of extra units of a stored study; returns the systems that failed.
 
-    Args:
-        study: with its probes.
-        folders: of data and runs.
-        only: names of the systems; empty for all.
-        events: listener.
+    `plan`: `plan_probes` or `plan_strengths`, which says what they are.
 
     Raises:
         ModelError, DataError, SpecError: before anything is asked.
@@ -91,50 +80,11 @@ def probe(study: Study, folders: Folders, only: Sequence[str], events: Events) -
     store.require()
     registry, files = Registry.of(study, folders.data), prepare(study.model)
     with store.lock():
-        return _answer_extra(plan_probes(study, store, registry, files, only), store, events)
-
-
-def strengths(
-    study: Study,
-    folders: Folders,
-    by_cocktail: Mapping[str, Sequence[float]],
-    split: Split,
-    events: Events,
-) -> list[RunPlan]:
-    """Let adapters of a study answer at other strengths; returns the systems that failed.
-
-    Args:
-        study: the stored one counts.
-        folders: of data and runs.
-        by_cocktail: cocktail → strengths.
-        split: whose items are answered.
-        events: listener.
-
-    Raises:
-        ModelError, DataError, SpecError, StoreError: as `probe`.
-    """
-    store = folders.store(study.name)
-    store.require()
-    registry, files = Registry.of(study, folders.data), prepare(study.model)
-    with store.lock():
-        stored = stored_study(store, study)
-        extra = plan_strengths(stored, store, registry, files, by_cocktail, split)
-        return _answer_extra(extra, store, events)
-
-
-def _answer_extra(extra: Asked, store: Store, events: Events) -> list[RunPlan]:
-    """Save the plan of extra units and do those that are missing; the caller holds the lock."""
-    planner = extra.planner
-    store.save_plan(extra.rows, dump_study(planner.study), facts_of(planner))
-    plan = Plan(planner.study, planner.files, extra.runs)
-    with started(plan, store, events):
-        return _answer_here(plan.runs, planner, store, events)
-
-
-def stored_study(store: Store, study: Study) -> Study:
-    """The study as stored, with the places of task files and base model as they are now."""
-    raw = store.read_value("study.yaml")
-    return parse_study(raw | {"task_files": study.task_files, "model": study.model})
+        extra = plan(study, store, registry, files)
+        planner = extra.planner
+        store.save_plan(extra.rows, dump_study(planner.study), facts_of(planner))
+        with started(Plan(planner.study, planner.files, extra.runs), store, events):
+            return _answer_here(_worker(planner.study, store, events), planner, extra.runs)
 
 
 # ---- merged adapters ----------------------------------------------------------------------------
@@ -143,30 +93,22 @@ def stored_study(store: Store, study: Study) -> Study:
 def answer_merged(plan: Plan, planner: Planner, store: Store, events: Events) -> list[RunPlan]:
     """Merge and answer what is missing; returns the runs that are not done.
 
-    The caller has entered `units.started` and has trained what can be trained.
-
-    Raises:
-        StoreError, OSError: results cannot be written.
+    The caller has entered `started` and has trained what can be trained.
     """
     units = store.units()
     unfinished = [run for run in plan.runs if run.kind == "merged" and missing(run, units)]
-    failed, written = [], []
+    worker = _worker(planner.study, store, events)
+    waiting, written = [], []
     # Sums of equally many adapters have the same rank, and share a loaded model.
     for run in sorted(unfinished, key=lambda run: len(run.parts)):
         if any(units[part.system].state != "done" for part in run.parts):
             events.note(f"{run.title}: waits for adapters that are not trained")
-            failed.append(run)
+            waiting.append(run)
             continue
-        try:
+        with fails_alone(run, worker.fail):
             _write_merged(run, store)
-        except (StoreError, OSError):
-            raise
-        except FAILURES as error:
-            events.run_failed(run, error_text(error))
-            failed.append(run)
-        else:
             written.append(run)
-    return failed + _answer_here(written, planner, store, events)
+    return waiting + _answer_here(worker, planner, written)
 
 
 def _write_merged(run: RunPlan, store: Store) -> None:
@@ -176,15 +118,6 @@ def _write_merged(run: RunPlan, store: Store) -> None:
 
 
 # ---- external adapters and models ---------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _External:
-    """A system trained elsewhere; `planner` has its own base model where it is a whole model."""
-
-    run: RunPlan
-    planner: Planner
-    adapter: Path | None
 
 
 def evaluate(
@@ -213,43 +146,39 @@ def evaluate(
     # A planned study counts as it is stored, with seeds added on the command line: an external
     # system asks nothing of the study file.
     study = stored_study(store, study) if stored else study
-    registry = Registry.of(study, folders.data)
-    planner = Planner(study, registry, prepare(study.model))
+    planner = Planner(study, Registry.of(study, folders.data), prepare(study.model))
     planned = planner.plan().rows()
-    external = _external(planner, registry, source, label)
-    run = external.run
+    adapter = local_path(source)
+    if adapter is not None and (adapter / CONFIG_FILE).is_file():
+        own, run = planner, _adapter(planner, adapter, label)
+    else:
+        adapter, own = None, _own_planner(planner, source)
+        run = _model(own, label)
     _refuse_taken(run, [*planned, *stored])
-    units = store.units() if stored else {}
-    undone = {a.id for a in run.answers if a.id not in units or units[a.id].state != "done"}
+    answers = {answer.id for answer in run.answers}
+    undone = store.undone(answers) if stored else answers
     if not undone:
         return []
     worker = _worker(study, store, events)
-    portion = portion_of(alone(run), external.planner, undone)
+    portion = portion_of(alone(run), own, undone)
     # A model that cannot be loaded, or an adapter that does not fit, gets no name in the study.
-    config = None if external.adapter is None else AdapterConfig.read(external.adapter)
-    model = worker.model(portion, config)
-    if external.adapter is not None:
-        model.load_adapter(external.adapter)
+    if adapter is None:
+        worker.model(portion)
+    else:
+        worker.model(portion, AdapterConfig.read(adapter)).load_adapter(adapter)
     with store.lock():
         rows = [plan_row(run, answer) for answer in run.answers]
         store.save_plan([*planned, *rows], dump_study(study), facts_of(planner))
-        with started(Plan(study, external.planner.files, (run,)), store, events):
-            if external.adapter is not None:
+        with started(Plan(study, own.files, (run,)), store, events):
+            if adapter is not None:
                 with store.new_folder(f"{run.folder}/adapter") as folder:
                     for name in (CONFIG_FILE, WEIGHTS_FILE):
-                        shutil.copyfile(external.adapter / name, folder / name)
+                        shutil.copyfile(adapter / name, folder / name)
             run_portion(worker, portion)
     return worker.failed
 
 
-def _external(planner: Planner, registry: Registry, source: str, label: str) -> _External:
-    folder = local_path(source)
-    if folder is not None and (folder / CONFIG_FILE).is_file():
-        return _adapter(planner, folder, label)
-    return _model(planner, registry, source, label)
-
-
-def _adapter(planner: Planner, folder: Path, label: str) -> _External:
+def _adapter(planner: Planner, folder: Path, label: str) -> RunPlan:
     """An adapter of the study's base model; refused where it names another one."""
     assert planner.files is not None
     config = AdapterConfig.read(folder)
@@ -269,14 +198,13 @@ def _adapter(planner: Planner, folder: Path, label: str) -> _External:
         "weights": sha256_of(folder / WEIGHTS_FILE),
         "form": [config.rank, config.alpha, targets, config.use_rslora],
     }
-    made_for = str(read_object(folder / CONFIG_FILE).get("base_model_name_or_path"))
-    origin = f"adapter {folder.name}, made for {made_for}"
-    run = planner.brought_in("adapter", make_id("adapter", parts), label, origin)
-    return _External(run, planner, folder)
+    trained_for = str(read_object(folder / CONFIG_FILE).get("base_model_name_or_path"))
+    origin = f"adapter {folder.name}, made for {trained_for}"
+    return planner.brought_in("adapter", make_id("adapter", parts), label, origin)
 
 
-def _model(planner: Planner, registry: Registry, source: str, label: str) -> _External:
-    """A whole model, with a tokenizer and a template of its own."""
+def _own_planner(planner: Planner, source: str) -> Planner:
+    """The study with a whole model for its base, with a tokenizer and a template of its own."""
     files = prepare(source)
     assert planner.files is not None
     if files.digest == planner.files.digest:
@@ -285,10 +213,13 @@ def _model(planner: Planner, registry: Registry, source: str, label: str) -> _Ex
             found=source,
             remedy="its scores are those of the system base",
         )
-    own = Planner(planner.study.model_copy(update={"model": source}), registry, files)
-    system = make_id("model", {"model": files.digest})
-    run = own.brought_in("model", system, label, f"model {files.name}, {files.source}")
-    return _External(run, own, None)
+    return Planner(planner.study.model_copy(update={"model": source}), planner.registry, files)
+
+
+def _model(own: Planner, label: str) -> RunPlan:
+    assert own.files is not None
+    system = make_id("model", {"model": own.files.digest})
+    return own.brought_in("model", system, label, f"model {own.files.name}, {own.files.source}")
 
 
 def _refuse_taken(run: RunPlan, rows: Sequence[PlanRow]) -> None:
@@ -297,7 +228,8 @@ def _refuse_taken(run: RunPlan, rows: Sequence[PlanRow]) -> None:
         raise SpecError(
             "not a name", found=run.name, wanted="1 to 64 characters", remedy="give one with --name"
         )
-    named = {row.cocktail: row.system for row in rows} | _FLOORS
+    # The study's own floors have their names, whether they are in its plan or not.
+    named = {row.cocktail: row.system for row in rows} | {"majority": "", "base": ""}
     if named.get(run.name, run.system) != run.system:
         raise SpecError(
             "another system of the study has this name",
@@ -319,11 +251,7 @@ def _refuse_taken(run: RunPlan, rows: Sequence[PlanRow]) -> None:
 
 
 def local_judge(name: str) -> LocalModel:
-    """Load a model of the catalogue, a hub id or a folder as a judge, without adapters; greedy.
-
-    Raises:
-        ModelError: it cannot be found or run.
-    """
+    """Load a model of the catalogue, a hub id or a folder as a judge, without adapters; greedy."""
     files = prepare(name)
     evaluate = EvalSpec(max_prompt_length=JUDGE_PROMPT_LENGTH, batch_size=8)
     model = LocalModel.load(

@@ -20,8 +20,8 @@ import torch
 from mixtune.engine.batching import PASS_TOKENS
 from mixtune.engine.decoder import LOGIT_ROWS
 from mixtune.errors import SpecError
-from mixtune.execution.checkpoint import Head
-from mixtune.execution.options import Options
+from mixtune.execution.bank_training import Head
+from mixtune.execution.portion import Options
 from mixtune.models.files import BaseModelFiles
 from mixtune.models.memory import (
     BYTES_PER_PARAMETER,

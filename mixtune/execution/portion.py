@@ -1,4 +1,4 @@
-"""A portion of a study: the next work of one worker, as one value that is one file.
+"""Options of a run, the setting that bits depend on, and portions: work of a worker as one file.
 
     <portion>.safetensors
       header    JSON as bytes: settings, runs, items
@@ -10,15 +10,15 @@
 
 With the base model's weights and the study's folder it is all that a worker needs, on whatever
 machine. Items hold no gold answer: a worker cannot know which answer is right.
-
-Knows: the value and its file. Does not know: planners, datasets, torch, how anything is computed.
 """
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -35,10 +35,47 @@ from mixtune.store.files import write_whole
 from mixtune.study.spec import Budget, EvalSpec, TrainSpec
 from mixtune.tokens import Row
 
+CHECKPOINT_EVERY = 60.0
+"""Seconds between two checkpoints of a bank."""
 FORMAT = 1
-"""Version of the file; another one is refused."""
+"""Version of a portion's file; another one is refused."""
 
-Arrays = dict[str, np.ndarray]
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of a run, in no id; None lets mixtune choose.
+
+    `workers`: processes. `bank`: adapters trained side by side in each of them.
+    `checkpoint_every`: seconds between two checkpoints of a bank; 0 is after every step.
+    """
+
+    workers: int | None = None
+    bank: int | None = None
+    checkpoint_every: float = CHECKPOINT_EVERY
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Everything that an adapter's bits depend on, apart from its id and its bank's members."""
+
+    slots: int
+    threads: int
+    device: str
+    compute: str
+    torch: str
+    mixtune: str
+
+    @classmethod
+    def here(cls, slots: int, threads: int, device: str, compute: str) -> "Setting":
+        """The setting of this installation."""
+        versions = version("torch"), version("mixtune")
+        return cls(slots, threads, device, compute, *versions)
+
+    def differs(self, before: Mapping[str, Any]) -> str:
+        """Differences from an earlier setting in words, empty where they are equal."""
+        now = asdict(self).items()
+        changed = [(k, before.get(k), value) for k, value in now if before.get(k) != value]
+        return ", ".join(f"{key} {old}, now {new}" for key, old, new in changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +122,6 @@ class Header:
 
 _HEADER = TypeAdapter(Header)
 _NAMES = TypeAdapter(list[tuple[str, str]])
-_FIELDS = tuple(field.name for field in fields(Header))
 _ORDER = "order."
 
 
@@ -114,22 +150,14 @@ class Portion(Header):
         return digest_of_arrays(_arrays(self))
 
     def write(self, path: Path) -> Path:
-        """Write the file, whole or not at all.
-
-        Raises:
-            StoreError: no space, no permission.
-        """
+        """Write the file, whole or not at all."""
         arrays = _arrays(self)
         metadata = {"sha256": digest_of_arrays(arrays)}
         return write_whole(path, lambda part: save_file(arrays, part, metadata=metadata))
 
     @classmethod
     def read(cls, path: Path) -> "Portion":
-        """Read the file.
-
-        Raises:
-            StoreError: it cannot be read, was altered, or is of another version.
-        """
+        """Read the file; a StoreError where it was altered or is of another version."""
         try:
             with safe_open(path, framework="numpy") as file:
                 checksum = file.metadata()["sha256"]
@@ -150,7 +178,7 @@ def items_key(answer: AnswerPlan) -> str:
     return f"{answer.task}/{answer.split}/{answer.items_digest}"
 
 
-def _arrays(portion: Portion) -> Arrays:
+def _arrays(portion: Portion) -> dict[str, np.ndarray]:
     names = [(row.ingredient, row.example_id) for row in portion.rows]
     tokens = chain.from_iterable(ids for row in portion.rows for ids in (row.prompt, row.answer))
     lengths = [(len(row.prompt), len(row.answer)) for row in portion.rows]
@@ -172,13 +200,12 @@ def _portion(arrays: Mapping[str, np.ndarray]) -> Portion:
     rows, start = [], 0
     for name, (prompt, answer) in zip(names, arrays["lengths"].tolist(), strict=True):
         middle, end = start + prompt, start + prompt + answer
-        ids = tuple(tokens[start:middle]), tuple(tokens[middle:end])
-        rows.append(Row(*name, *ids))
+        rows.append(Row(*name, tuple(tokens[start:middle]), tuple(tokens[middle:end])))
         start = end
     order = {
         name.removeprefix(_ORDER): array("i", positions.tobytes())
         for name, positions in arrays.items()
         if name.startswith(_ORDER)
     }
-    content = {field: getattr(header, field) for field in _FIELDS}
+    content = {field.name: getattr(header, field.name) for field in fields(Header)}
     return Portion(**content, rows=tuple(rows), order=order)

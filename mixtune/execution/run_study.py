@@ -9,14 +9,13 @@ from mixtune.datasets.registry import Registry
 from mixtune.engine.convert import prepare
 from mixtune.engine.rates import describe_rates, matmul_rates
 from mixtune.execution.api import answer_remote
-from mixtune.execution.assign import assign, portion_of
-from mixtune.execution.checkpoint import Head, heads
+from mixtune.execution.assign import assign, portion_of, started
+from mixtune.execution.bank_training import Head, heads
 from mixtune.execution.extra_systems import answer_merged
-from mixtune.execution.options import Options, Setting
 from mixtune.execution.placement import place
 from mixtune.execution.pool import run_pool, start_fork_server
-from mixtune.execution.units import missing, started
-from mixtune.execution.worker import WorkerOptions
+from mixtune.execution.portion import Options, Setting
+from mixtune.execution.worker import WorkerOptions, missing
 from mixtune.planning.events import Events
 from mixtune.planning.leaks import changed_by_tasks
 from mixtune.planning.plan import Planner

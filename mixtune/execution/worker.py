@@ -1,15 +1,12 @@
-"""State of one worker: the store, the model that is loaded, and the runs that failed.
+"""Units of work and the worker that does them: adapters become files, systems give their answers.
 
-Here adapters become files and systems give their answers; each is a unit with its own state. An
-interrupted unit leaves nothing that counts. A run that fails keeps its error, and the others go on.
-
-Knows: which files a run has, which model answers for it. Does not know: planners, the order of
-runs, how training and answering work.
+An interrupted unit leaves nothing that counts. A run that fails keeps its error, and the others go
+on. A worker has no planner: all it needs is in its portion (portion.py).
 """
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain, repeat
 from pathlib import Path
@@ -20,25 +17,99 @@ from mixtune.engine.activation_cache import ActivationCache
 from mixtune.engine.adapter_format import AdapterConfig
 from mixtune.engine.decoder import Decoder
 from mixtune.engine.model import DTYPES, LocalModel
-from mixtune.errors import ModelError, StoreError
+from mixtune.errors import MixtuneError, ModelError, StoreError, shorten
 from mixtune.evaluation.predict import predict_queries
-from mixtune.execution.options import CHECKPOINT_EVERY, Setting
-from mixtune.execution.portion import Portion, items_key
-from mixtune.execution.units import FAILURES, answer_cost, error_text, unit_of_work
+from mixtune.execution.portion import CHECKPOINT_EVERY, Portion, Setting, items_key
 from mixtune.identity import digest
-from mixtune.models.base import MajorityModel, Model
+from mixtune.models.base import MajorityModel
 from mixtune.planning.events import Events
 from mixtune.planning.runs import AnswerPlan, RunPlan
 from mixtune.records import Prediction, ProbeRow, TrainStep
 from mixtune.store.folder import Store
+from mixtune.store.states import Unit
 from mixtune.tokens import Tokens
+
+FAILURES = (MixtuneError, RuntimeError, ValueError, ArithmeticError, MemoryError)
+"""Errors that fail one run and let the study go on. Any other error, and a store that cannot be
+written, stops the study."""
+
+BACKWARD = 2.0
+"""Cost of a token's backward pass in forward passes, for the ETA only."""
+
+
+@contextmanager
+def unit_of_work(
+    store: Store, unit: str, stops: tuple[type[Exception], ...] = ()
+) -> Iterator[list[Path]]:
+    """Run a unit in the body, which lists its files; it ends done, failed, or planned when stopped.
+
+    `stops`: errors that say nothing against the unit, after which it is planned again. A signal
+    that comes on the way into the body, or while the unit is released, leaves it running;
+    `started` releases it at the end.
+    """
+    began = time.monotonic()
+    paths: list[Path] = []
+    try:
+        store.begin(unit)  # inside: a signal may come as soon as the unit is running
+        yield paths
+        store.finish(unit, paths, time.monotonic() - began)
+    except (StoreError, OSError):
+        # The disk failed, not the unit; if it cannot even be released, the next start does that.
+        with suppress(StoreError):
+            store.release(unit)
+        raise
+    except Exception as error:
+        if isinstance(error, stops):
+            store.release(unit)
+        else:
+            store.fail(unit, error_text(error), time.monotonic() - began)
+        raise
+    except BaseException:
+        store.release(unit)
+        raise
+
+
+def missing(run: RunPlan, units: Mapping[str, Unit]) -> bool:
+    """True where a unit of a run is not done."""
+    ids = [answer.id for answer in run.answers]
+    ids += [run.system] if run.kind == "trained" else []
+    return any(units[unit].state != "done" for unit in ids)
+
+
+def titles(runs: Sequence[RunPlan]) -> str:
+    """Names and seeds of several runs, for messages."""
+    return shorten(", ".join(run.title for run in runs), 300)
+
+
+def error_text(error: BaseException) -> str:
+    """Class and message of an error, as stored with the run that failed."""
+    return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def fails_alone(run: RunPlan, fail: Callable[[RunPlan, Exception], None]) -> Iterator[None]:
+    """Give an error of the body to `fail`: it fails one run, unless the store cannot be written."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except FAILURES as error:
+        fail(run, error)
+
+
+def answer_cost(run: RunPlan, answer: AnswerPlan) -> float:
+    """Forward-pass tokens of a set of answers: both forms of the same items share one pass."""
+    first = next(a for a in run.answers if (a.task, a.split) == (answer.task, answer.split))
+    return float(answer.tokens) if answer.id == first.id else 0.0
+
+
+# ---- worker -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
     """Settings of a worker; `slots`: adapters in its bank, at most those of the setting.
 
-    `checkpoint_every`: seconds between two checkpoints of a bank; 0 is after every step.
     `activations`: folder for what the layers below the adapters compute (`train.top_layers`).
     """
 
@@ -69,10 +140,7 @@ class Worker:
         self._began: dict[str, float] = {}
 
     def model(self, portion: Portion, adapter: AdapterConfig | None = None) -> LocalModel:
-        """The portion's base model, loaded when first needed.
-
-        `adapter`: configuration of one that was not trained here; None has the study's own bank.
-        """
+        """The portion's base model, with the study's bank or an `adapter` made elsewhere."""
         key = (portion.base.digest, adapter)
         if self._model is None or self._loaded != key:
             self._model = None  # its memory is free before the next one is loaded
@@ -96,18 +164,14 @@ class Worker:
     def save_adapter(
         self, portion: Portion, run: RunPlan, slot: int, log: Sequence[TrainStep], bank: object
     ) -> None:
-        """Write a trained adapter with its steps and facts; its unit is done.
-
-        `bank`: entry of run.json on the adapters it shared passes with.
-        """
+        """Write an adapter, its steps and facts; `bank`: whom it shared passes with."""
         store = self.store
         with store.new_folder(f"{run.folder}/adapter") as adapter:
             self.model(portion).save_adapter(adapter, portion.base.name, slot)
-        facts = json.dumps({**self._facts(portion, run), "bank": bank}, indent=1) + "\n"
         paths = [
             *(store.folder / run.folder / "adapter").iterdir(),
             store.write_rows(f"{run.folder}/train.parquet", TrainStep, log),
-            store.write_text(f"{run.folder}/run.json", facts),
+            store.write_json(f"{run.folder}/run.json", {**self._facts(portion, run), "bank": bank}),
         ]
         store.finish(run.system, paths, sum(step.seconds for step in log))
 
@@ -118,11 +182,8 @@ class Worker:
             "cocktail": list(run.cocktail),
             "seed": run.seed,
             "model": {
-                "name": base.name,
-                "source": base.source,
-                "note": base.note,
-                "revision": base.revision,
-                "digest": base.digest,
+                name: getattr(base, name)
+                for name in ("name", "source", "note", "revision", "digest")
             },
             "train": portion.train.model_dump(mode="json"),
             "budget": portion.budget.model_dump(mode="json"),
@@ -140,13 +201,8 @@ class Worker:
         Raises:
             StoreError, OSError: results cannot be written.
         """
-        try:
+        with fails_alone(run, self.fail):
             self._answer_missing(portion, run)
-        except StoreError:
-            raise
-        except FAILURES as error:
-            self.fail(run, error)
-        else:
             self.events.run_finished(run, time.monotonic() - self._began[run.system])
 
     def _answer_missing(self, portion: Portion, run: RunPlan) -> None:
@@ -161,8 +217,7 @@ class Worker:
                     assert model is not None, "the majority class has no likelihood"
                     paths.append(self._read_gold(portion, run, answer, model))
                 else:
-                    system = model or _majority(portion, run, answer)
-                    paths.append(self._predict(portion, run, answer, system))
+                    paths.append(self._predict(portion, run, answer, model))
             self.events.answered(run, answer, answer_cost(run, answer))
 
     def _ready(self, portion: Portion, run: RunPlan) -> LocalModel:
@@ -194,17 +249,20 @@ class Worker:
             raise ModelError(
                 "the adapter is for another base model",
                 where=str(self.store.folder / name),
-                found=f"trained on the base with digest {trained_on}",
+                found=f"digest {trained_on}",
                 wanted=f"digest {portion.base.digest}, the base {portion.base.name} that is loaded",
                 remedy=f"remove {self.store.folder / home}, and mixtune run trains it again; "
                 "or bring back the base model that it was trained on",
             )
 
-    def _predict(self, portion: Portion, run: RunPlan, answer: AnswerPlan, model: Model) -> Path:
+    def _predict(
+        self, portion: Portion, run: RunPlan, answer: AnswerPlan, model: LocalModel | None
+    ) -> Path:
+        """Answers of a model, or of the majority class (None)."""
         assert answer.form != "likelihood"
         tokens = self._tokenizer(portion)
         predictions = predict_queries(
-            model,
+            model or _majority(portion, run, answer),
             portion.questions(answer),
             answer.form,
             answer.max_new_tokens,
@@ -254,11 +312,7 @@ def _majority(portion: Portion, run: RunPlan, answer: AnswerPlan) -> MajorityMod
 def load_model(
     portion: Portion, adapter: AdapterConfig | None, tokens: Tokens, options: WorkerOptions
 ) -> LocalModel:
-    """Load a portion's base model with fresh adapters: the study's bank, or `adapter`.
-
-    Raises:
-        ModelError: the weights cannot be read or run, or they have none of its layers.
-    """
+    """Load a portion's base model with fresh adapters: the study's bank, or `adapter`."""
     base, train, device = portion.base, portion.train, options.setting.device
     if adapter is not None:
         decoder = Decoder.load(base.folder, DTYPES[train.compute], device)

@@ -18,7 +18,7 @@ from mixtune.planning.runs import RunPlan, plan_row
 from mixtune.planning.summary import content_of
 from mixtune.records import Split
 from mixtune.store.folder import PlanRow, Store
-from mixtune.study.reading import dump_study
+from mixtune.study.reading import dump_study, parse_study
 from mixtune.study.spec import Study
 
 KIND = "strength"
@@ -42,7 +42,7 @@ def plan_strengths(
     """Every finished seed of some cocktails at some strengths, on one split of the study's tasks.
 
     Args:
-        study: as it is kept.
+        study: the stored one counts; its places of task files and base model are as they are now.
         store: its folder.
         registry: its tasks.
         files: its base model.
@@ -53,7 +53,7 @@ def plan_strengths(
         SpecError: no finished cocktail of that name, or full fine-tuning.
         StoreError: no study there, or another one.
     """
-    store.require()
+    study = stored_study(store, study)
     if study.train.method == "full":
         raise SpecError(
             "full fine-tuning leaves no adapter whose strength could be chosen",
@@ -81,6 +81,12 @@ def plan_strengths(
         if strength != 1
     )
     return Asked(planner, runs, (*rows, *_units(runs)))
+
+
+def stored_study(store: Store, study: Study) -> Study:
+    """The study as stored, with the places of task files and base model as they are now."""
+    raw = store.read_value("study.yaml")
+    return parse_study(raw | {"task_files": study.task_files, "model": study.model})
 
 
 def _scaled(planner: Planner, run: RunPlan, strength: float, split: Split) -> RunPlan:
