@@ -15,7 +15,7 @@ from engine_oracle import write_base
 from execution_kit import pool_here
 
 from mixtune import cli
-from mixtune.execution import placement, run_study
+from mixtune.execution import run_study
 
 
 def call(folder: Path, *arguments: object) -> str:
@@ -41,7 +41,7 @@ def without_processes(patch: pytest.MonkeyPatch) -> None:
     """Let a run do its portions in this process, one after the other, on one thread."""
     patch.setattr(run_study, "run_pool", pool_here)
     patch.setattr(run_study, "start_fork_server", lambda: None)
-    patch.setattr(placement, "available_cores", lambda: 1)
+    patch.setattr(run_study, "available_cores", lambda: 1)
 
 
 def finished_study(folder: Path, study: dict[str, object], *options: str) -> Path:

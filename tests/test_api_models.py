@@ -17,8 +17,7 @@ from mixtune.api.entries import OPENAI_KEY
 from mixtune.api.ledger import Cache, Completion, Ledger, request_key
 from mixtune.api.model import ApiModel, Asking, Prompting, conversation, request_body
 from mixtune.errors import ModelError, RunFailed
-from mixtune.evaluation.predict import predict
-from mixtune.evaluation.score import score
+from mixtune.evaluation.answers import predict, score
 from mixtune.records import Example, Message, Query
 from mixtune.tasks.parsers.labels import as_json, chosen
 from mixtune.tasks.task import parse_task

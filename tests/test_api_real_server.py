@@ -18,8 +18,7 @@ from mixtune.api.entries import ApiSystem
 from mixtune.api.ledger import Ledger
 from mixtune.api.model import ApiModel, Asking, Prompting
 from mixtune.datasets.registry import Registry
-from mixtune.evaluation.predict import predict
-from mixtune.evaluation.score import score
+from mixtune.evaluation.answers import predict, score
 from mixtune.tasks.task import query_of
 
 STARTS = 120.0

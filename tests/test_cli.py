@@ -9,7 +9,7 @@ import pytest
 import yaml
 from engine_oracle import write_base
 
-from mixtune.evaluation.score import VERSIONS
+from mixtune.evaluation.answers import VERSIONS
 from mixtune.store.folder import Store
 
 STUDY = {

@@ -97,14 +97,14 @@ def test_what_fits(total, fits):
 
 
 def test_the_estimate_is_what_a_worker_is_given(monkeypatch):
-    from mixtune.execution import placement
+    from mixtune.execution import run_study
 
     weights = 2 * 134515008  # bytes, as it is kept in bfloat16
     for runs in (1, 3):
-        each = states(1)["smollm2-135m"].memory / placement.WORKERS_SHARE
-        monkeypatch.setattr(placement, "available_cores", lambda: 8)
-        monkeypatch.setattr(placement, "main_memory", partial(int, each * runs + 1))
-        assert placement.default_workers(weights, 8) == runs
+        each = states(1)["smollm2-135m"].memory / run_study.WORKERS_SHARE
+        monkeypatch.setattr(run_study, "available_cores", lambda: 8)
+        monkeypatch.setattr(run_study, "main_memory", partial(int, each * runs + 1))
+        assert run_study.default_workers(weights, 8) == runs
 
 
 def test_models_verb(mixtune, place):

@@ -7,9 +7,8 @@ import pytest
 from scripted import ScriptedModel
 
 from mixtune.errors import DataError, RunFailed
-from mixtune.evaluation import score as score_module
-from mixtune.evaluation.predict import predict
-from mixtune.evaluation.score import score, score_version
+from mixtune.evaluation import answers as score_module
+from mixtune.evaluation.answers import predict, score, score_version
 from mixtune.identity import digest
 from mixtune.models.base import MajorityModel
 from mixtune.records import Answer, Example, Message, Query

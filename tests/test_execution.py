@@ -10,7 +10,7 @@ from mixtune.errors import DataError, RunFailed, StoreError
 from mixtune.execution import bank_training as training
 from mixtune.execution import worker
 from mixtune.execution.assign import alone, assign, started
-from mixtune.execution.placement import default_workers
+from mixtune.execution.run_study import default_workers
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
 from mixtune.results.study_results import measure_split, read_facts, score_study

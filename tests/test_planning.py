@@ -8,7 +8,7 @@ from study_kit import record, registry, study, tasks, write_data, write_rows
 from mixtune.cli.show import console, plan_json, show_plan
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError
-from mixtune.evaluation.score import VERSIONS
+from mixtune.evaluation.answers import VERSIONS
 from mixtune.planning.corpus import load_corpus
 from mixtune.planning.plan import Planner
 from mixtune.results.study_results import score_id

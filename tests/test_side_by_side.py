@@ -16,7 +16,7 @@ from study_kit import STUDY, TASK, write_data
 from mixtune.engine.bank import Bank
 from mixtune.errors import SpecError
 from mixtune.execution import bank_training as training
-from mixtune.execution import placement, pool
+from mixtune.execution import pool
 from mixtune.execution import run_study as start
 from mixtune.execution.portion import Options
 from mixtune.planning.events import Events
@@ -77,7 +77,7 @@ def place(tmp_path_factory):
 @pytest.fixture
 def go(place, tmp_path, monkeypatch):
     """`mixtune run` with its workers in this process, one after another."""
-    monkeypatch.setattr(placement, "available_cores", lambda: 1)
+    monkeypatch.setattr(start, "available_cores", lambda: 1)
     monkeypatch.setattr(start, "run_pool", pool_here)
     monkeypatch.setattr(start, "start_fork_server", lambda: None)
 
@@ -350,7 +350,7 @@ def test_a_checkpoint_that_does_not_fit_is_dropped_and_it_is_said_why(
 
 
 def test_threads_and_versions_are_part_of_what_has_to_fit(stopped, monkeypatch):
-    monkeypatch.setattr(placement, "available_cores", lambda: 2)
+    monkeypatch.setattr(start, "available_cores", lambda: 2)
     listener, _ = stopped(bank=3)
     assert any("threads 1, now 2" in note for note in listener.notes)
 
@@ -443,7 +443,7 @@ def test_an_adapter_for_another_base_is_an_error_that_names_both(go):
 
 
 def test_a_bank_that_does_not_fit_is_refused_before_anything_is_trained(go, monkeypatch, tmp_path):
-    monkeypatch.setattr(placement, "free_memory", lambda: 2_000_000)
+    monkeypatch.setattr(start, "free_memory", lambda: 2_000_000)
     with pytest.raises(SpecError, match=r"bank of 8 adapters does not fit"):
         go(bank=8)
     assert not list((tmp_path / "runs/weather").glob("cells/*"))

@@ -4,21 +4,18 @@ A judge sees a question, the reference answer and the answer, once with the refe
 with the answer first, because models prefer positions. A verdict counts only if it is the same in
 both orders; otherwise the answer is `inconsistent`, or `unparsable` where a verdict is missing, and
 neither counts as 0.
-
-Knows: rubrics, the format of a verdict, the cache of judges' answers. Does not know: the model that
-judges, files of judgements, intervals.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from mixtune.api.ledger import Cache, Completion
 from mixtune.errors import DataError, RunFailed, SpecError, shorten
@@ -50,11 +47,7 @@ class Rubric:
 
     @classmethod
     def load(cls, name: str = RUBRIC) -> "Rubric":
-        """A rubric that ships with the package.
-
-        Raises:
-            SpecError: unknown name.
-        """
+        """A rubric that ships with the package; a SpecError where there is none of that name."""
         folder = resources.files("mixtune.evaluation") / "rubrics"
         known = sorted(f.name.removesuffix(".txt") for f in folder.iterdir())
         if name not in known:
@@ -68,17 +61,14 @@ class Rubric:
 
     def query(self, example: Example, answer: str, order: Order) -> Query:
         """The question to the judge about an answer."""
-        question = "\n\n".join(message.content for message in example.messages)
         pair = [("reference", example.target), ("answer", answer)]
-        (first_name, first), (second_name, second) = (
-            pair if order == "reference-first" else pair[::-1]
-        )
+        first, second = pair if order == "reference-first" else pair[::-1]
         values = {
-            "question": question,
-            "first_name": first_name,
-            "first": first,
-            "second_name": second_name,
-            "second": second,
+            "question": "\n\n".join(message.content for message in example.messages),
+            "first_name": first[0],
+            "first": first[1],
+            "second_name": second[0],
+            "second": second[1],
         }
         text = render(self.template, values, f"rubric {self.name}, {example.task}/{example.id}")
         return Query(f"{example.id}/{order}", "", (Message("user", text),), ())
@@ -118,15 +108,10 @@ def judge(
     cache: Cache,
     again: int = 0,
 ) -> list[Judgement]:
-    """Judgements of answers in both orders, in the order of the answers.
+    """Judgements of answers in both orders, in the order of the answers; from the cache if there.
 
-    Args:
-        model: the judge; it generates text.
-        rubric: template of the questions.
-        answers: answers with their examples.
-        cache: answers of judges; only cache misses are generated.
-        again: number of answers, from the first on, whose two questions are put a second time with
-            a cache key of their own, to measure the judge's agreement with itself.
+    `again`: number of answers, from the first on, whose two questions are put a second time, to
+    measure the judge's agreement with itself.
 
     Raises:
         RunFailed: the judge returned too few or too many answers.
@@ -147,27 +132,22 @@ def judge(
     ]
     replies = _generate(model, dict(zip(keys, queries, strict=True)), cache)
     return [
-        _judgement(question, replies[key], model, rubric)
-        for key, question in zip(keys, questions, strict=True)
+        Judgement(
+            system=prediction.system,
+            task=prediction.task,
+            split=prediction.split,
+            example=prediction.example,
+            group=example.group,
+            judge=model.system,
+            rubric=rubric.id,
+            order=order,
+            repeat=repeat,
+            verdict=verdict(replies[key]),
+            output=replies[key].output,
+            finish=replies[key].finish,
+        )
+        for key, ((prediction, example), order, repeat) in zip(keys, questions, strict=True)
     ]
-
-
-def _judgement(question: _Question, answer: Answer, model: Model, rubric: Rubric) -> Judgement:
-    prediction, example = question.answered
-    return Judgement(
-        system=prediction.system,
-        task=prediction.task,
-        split=prediction.split,
-        example=prediction.example,
-        group=example.group,
-        judge=model.system,
-        rubric=rubric.id,
-        order=question.order,
-        repeat=question.repeat,
-        verdict=verdict(answer),
-        output=answer.output,
-        finish=answer.finish,
-    )
 
 
 def _generate(model: Model, queries: Mapping[str, Query], cache: Cache) -> dict[str, Answer]:
@@ -182,13 +162,12 @@ def _generate(model: Model, queries: Mapping[str, Query], cache: Cache) -> dict[
             raise RunFailed(f"{model.system} gave {len(answers)} answers to {len(batch)} questions")
         # Cached before the next batch, so that a failure there loses no answers.
         for key, answer in zip(batch, answers, strict=True):
-            cache.put(key, _cache_entry(model, answer))
+            entry = Completion(
+                answer.output, answer.finish, None, None, model.system, answer.latency
+            )
+            cache.put(key, entry)
             replies[key] = answer
     return replies
-
-
-def _cache_entry(model: Model, answer: Answer) -> Completion:
-    return Completion(answer.output, answer.finish, None, None, model.system, answer.latency)
 
 
 # ---- both orders together -----------------------------------------------------------------
@@ -207,11 +186,7 @@ class Settled:
 
 
 def settle(rows: Sequence[Judgement]) -> list[Settled]:
-    """One outcome per answer, from the first repeat of each order.
-
-    Raises:
-        DataError: an answer was not judged exactly once in each order.
-    """
+    """One outcome per answer, from the first repeat of each order; a DataError where one lacks."""
     pairs: defaultdict[tuple[str, str, str], list[Judgement]] = defaultdict(list)
     for row in rows:
         if row.repeat == 0:
@@ -278,26 +253,32 @@ class Agreement:
 def agreement(settled: Sequence[Settled], labels: Mapping[tuple[str, str, str], int]) -> Agreement:
     """The judge's consistent verdicts against human labels by (task, system, example)."""
     verdicts = {(row.task, row.system, row.example): row.verdict for row in settled}
-    pairs = [
-        (own, label) for key, label in labels.items() if (own := verdicts.get(key)) is not None
-    ]
-    labelled = sum(key in verdicts for key in labels)
+    labelled = [(verdicts[key], label) for key, label in labels.items() if key in verdicts]
+    pairs = [(own, label) for own, label in labelled if own is not None]
     if not pairs:
-        return Agreement(labelled, 0, None, None)
-    judged, human = ([pair[side] for pair in pairs] for side in (0, 1))
-    accuracy = sum(own == label for own, label in pairs) / len(pairs)
-    return Agreement(labelled, len(pairs), accuracy, _kappa(judged, human))
-
-
-def _kappa(own: Sequence[int], theirs: Sequence[int]) -> float | None:
-    """Cohen's kappa (1960); None where both always give the same one verdict."""
-    if len({*own, *theirs}) == 1:
-        return None
+        return Agreement(len(labelled), 0, None, None)
     counts = np.zeros((3, 3))
-    np.add.at(counts, (list(own), list(theirs)), 1)
+    np.add.at(counts, tuple(zip(*pairs, strict=True)), 1)
+    accuracy = float(counts.trace() / len(pairs))
+    return Agreement(len(labelled), len(pairs), accuracy, _kappa(counts))
+
+
+def _kappa(counts: np.ndarray) -> float | None:
+    """Cohen's kappa (1960) of verdicts × labels; None where both always give the same one."""
     expected = np.outer(counts.sum(1), counts.sum(0)) / counts.sum()
     unequal = ~np.eye(3, dtype=bool)
+    if not expected[unequal].any():
+        return None
     return float(1.0 - counts[unequal].sum() / expected[unequal].sum())
+
+
+class _Label(BaseModel, coerce_numbers_to_str=True):
+    """A line of human labels."""
+
+    task: str
+    system: str
+    example: str
+    verdict: Annotated[int, Field(strict=True, ge=0, le=2)]
 
 
 def read_labels(path: Path) -> dict[tuple[str, str, str], int]:
@@ -314,31 +295,18 @@ def read_labels(path: Path) -> dict[tuple[str, str, str], int]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        key, label = _label(line, f"{path}, line {number}")
-        if labels.setdefault(key, label) != label:
+        where = f"{path}, line {number}"
+        try:
+            label = _Label.model_validate_json(line)
+        except ValidationError as error:
             raise DataError(
-                "an answer has two labels", where=f"{path}, line {number}", found=list(key)
-            )
+                "this is no label",
+                where=where,
+                found=shorten(line),
+                wanted='{"task": …, "system": …, "example": …, "verdict": 0, 1 or 2}',
+                remedy="fix the line; mixtune judge --to-label FILE writes lines to fill in",
+            ) from error
+        key = (label.task, label.system, label.example)
+        if labels.setdefault(key, label.verdict) != label.verdict:
+            raise DataError("an answer has two labels", where=where, found=list(key))
     return labels
-
-
-def _label(line: str, where: str) -> tuple[tuple[str, str, str], int]:
-    try:
-        raw = json.loads(line)
-        task, system, example = (str(raw[name]) for name in ("task", "system", "example"))
-        label = raw["verdict"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _no_label(line, where) from error
-    if type(label) is not int or label not in (0, 1, 2):
-        raise _no_label(line, where)
-    return (task, system, example), label
-
-
-def _no_label(line: str, where: str) -> DataError:
-    return DataError(
-        "this is no label",
-        where=where,
-        found=shorten(line),
-        wanted='{"task": …, "system": …, "example": …, "verdict": 0, 1 or 2}',
-        remedy="fix the line; mixtune judge --to-label FILE writes lines to fill in",
-    )

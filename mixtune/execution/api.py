@@ -12,8 +12,7 @@ from pathlib import Path
 from mixtune.api.client import Endpoint, Patience
 from mixtune.api.ledger import FILE, CeilingReached, Ledger
 from mixtune.api.model import ApiModel, Asking, Prompting
-from mixtune.evaluation.predict import predict
-from mixtune.evaluation.score import score
+from mixtune.evaluation.answers import predict, score
 from mixtune.execution.worker import error_text, fails_alone, unit_of_work
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner

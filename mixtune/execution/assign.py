@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 
 from mixtune.errors import StoreError
 from mixtune.execution.bank_training import Head, Unusable, heads
@@ -27,11 +28,10 @@ from mixtune.execution.worker import BACKWARD, answer_cost, missing, titles
 from mixtune.identity import make_id
 from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
-from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
+from mixtune.planning.runs import Plan, RunPlan
 from mixtune.signals import defer_signals
 from mixtune.store.folder import EXTRA_KINDS, Store
 from mixtune.store.states import Unit
-from mixtune.tokens import Row
 
 
 @contextmanager
@@ -108,25 +108,25 @@ def assign(
     Checkpoints that do not fit are removed, with a note that says why.
     """
     units = store.units()
-    resumed = _resumed(plan, store, setting, events)
-    in_banks = {run.system for bank in resumed for run in bank.runs}
     trained = [run for run in plan.runs if run.kind == "trained"]
-    banks = [trained[first::workers] for first in range(workers)]
-    if setting.slots == 1:
-        banks = [[run] for run in trained]
-    waiting = [
-        tuple(r for r in bank if units[r.system].state != "done" and r.system not in in_banks)
-        for bank in banks
+    untrained = {run.system for run in trained if units[run.system].state != "done"}
+    resumed = _resumed(trained, untrained, store, setting, events)
+    waiting = untrained - {run.system for bank in resumed for run in bank.runs}
+    step = workers if setting.slots > 1 else max(1, len(trained))
+    banks = [tuple(run for run in trained[n::step] if run.system in waiting) for n in range(step)]
+    fresh = [Assignment(_bank_id(runs), runs, trains=True) for runs in banks if runs]
+    # Models behind APIs are asked by the process that holds the study, not by a worker, and merged
+    # adapters wait for their parts (extra_systems.py).
+    answers = [
+        alone(run)
+        for run in plan.runs
+        if run.kind not in ("api", "merged") and run.system not in untrained and missing(run, units)
     ]
-    fresh = [Assignment(_bank_id(runs), runs, trains=True) for runs in waiting if runs]
-    answers = [alone(run) for run in plan.runs if _only_answers(run, units)]
     position = {run.system: number for number, run in enumerate(plan.runs)}
     return sorted(
         [*answers, *resumed, *fresh],
         key=lambda each: min(
-            position[run.system]
-            for run in each.runs
-            if not each.trains or units[run.system].state != "done"
+            position[run.system] for run in each.runs if not each.trains or run.system in untrained
         ),
     )
 
@@ -136,40 +136,38 @@ def alone(run: RunPlan) -> Assignment:
     return Assignment(run.system, (run,))
 
 
-def _only_answers(run: RunPlan, units: Mapping[str, Unit]) -> bool:
-    trained = run.kind != "trained" or units[run.system].state == "done"
-    # Models behind APIs are asked by the process that holds the study, not by a worker, and merged
-    # adapters wait for their parts (extra_systems.py).
-    return run.kind not in ("api", "merged") and trained and missing(run, units)
-
-
 def _bank_id(runs: Sequence[RunPlan]) -> str:
     return make_id("bank", {"runs": [run.system for run in runs]})
 
 
-def _resumed(plan: Plan, store: Store, setting: Setting, events: Events) -> list[Assignment]:
+def _resumed(
+    trained: Sequence[RunPlan],
+    untrained: Collection[str],
+    store: Store,
+    setting: Setting,
+    events: Events,
+) -> list[Assignment]:
     """Banks that go on from their checkpoints; unusable checkpoints are removed."""
-    runs = {run.system: run for run in plan.runs if run.kind == "trained"}
+    runs = {run.system: run for run in trained}
     banks = []
     for name, head in heads(store).items():
         if isinstance(head, Unusable):
             events.note(f"a checkpoint is not used, {head}; what it held is trained from its start")
             store.drop_bank(name)
             continue
-        members = [runs[system] for system in head.members if system in runs]
-        undone = store.undone(run.system for run in members)
-        if not undone:
-            store.drop_bank(name)  # its process died between its last adapter and this
-            continue
+        members = tuple(runs[system] for system in head.members if system in runs)
+        again = [run for run in members if run.system in untrained]
         reason = setting.differs(head.setting)
         if len(members) < len(head.members):
             reason = "some of its runs are no longer in the plan"
-        if reason:
-            again = titles([run for run in members if run.system in undone])
-            events.note(f"a checkpoint is not used ({reason}); trained from their start: {again}")
-            store.drop_bank(name)
-        else:
-            banks.append(Assignment(name, tuple(members), trains=True, resumes=True))
+        if again and not reason:
+            banks.append(Assignment(name, members, trains=True, resumes=True))
+            continue
+        if again:  # else its process died between its last adapter and this
+            events.note(
+                f"a checkpoint is not used ({reason}); trained from their start: {titles(again)}"
+            )
+        store.drop_bank(name)
     return banks
 
 
@@ -187,14 +185,15 @@ def portion_of(assignment: Assignment, planner: Planner, undone: Collection[str]
     """
     assert planner.files is not None
     study, runs = planner.study, assignment.runs
-    answers = [(run, answer) for run in runs for answer in run.answers if answer.id in undone]
-    answered = {items_key(answer): answer for _, answer in answers if answer.form != "likelihood"}
-    read = {items_key(answer): answer for _, answer in answers if answer.form == "likelihood"}
-    floors = sorted({answer.task for run, answer in answers if run.kind == "majority"})
-    rows = _Rows()
+    pairs = [(run, answer) for run in runs for answer in run.answers if answer.id in undone]
+    answered = {items_key(answer): answer for _, answer in pairs if answer.form != "likelihood"}
+    read = {items_key(answer): answer for _, answer in pairs if answer.form == "likelihood"}
+    floors = sorted({answer.task for run, answer in pairs if run.kind == "majority"})
     training = planner.bank_rows(runs) if assignment.trains else {}
-    order = {system: rows.positions(each) for system, each in training.items()}
-    gold = {key: _gold(planner, answer, rows) for key, answer in read.items()}
+    gold = {key: planner.gold_rows(answer) for key, answer in read.items()}
+    # By identity: the planner gives the same object for the same example of a bank.
+    distinct = {id(row): row for row in chain(*training.values(), *gold.values())}
+    position = {key: number for number, key in enumerate(distinct)}
     return Portion(
         name=assignment.name,
         trains=assignment.trains,
@@ -205,32 +204,20 @@ def portion_of(assignment: Assignment, planner: Planner, undone: Collection[str]
         budget=study.budget,
         runs=runs,
         queries={key: planner.queries(answer) for key, answer in answered.items()},
-        gold=gold,
+        gold={
+            key: tuple(
+                GoldItem(item.group, position[id(row)])
+                for item, row in zip(planner.items(read[key]), rows, strict=True)
+            )
+            for key, rows in gold.items()
+        },
         train_answers={task: _train_answers(planner, task) for task in floors},
-        rows=tuple(rows.distinct),
-        order=order,
+        rows=tuple(distinct.values()),
+        order={
+            system: array("i", [position[id(row)] for row in rows])
+            for system, rows in training.items()
+        },
     )
-
-
-class _Rows:
-    """Distinct rows: the planner gives the same object for the same example of a bank."""
-
-    def __init__(self) -> None:
-        self.distinct: list[Row] = []
-        self._position: dict[int, int] = {}
-
-    def positions(self, rows: Sequence[Row]) -> "array[int]":
-        for row in rows:
-            if id(row) not in self._position:
-                self._position[id(row)] = len(self.distinct)
-                self.distinct.append(row)
-        return array("i", [self._position[id(row)] for row in rows])
-
-
-def _gold(planner: Planner, answer: AnswerPlan, rows: _Rows) -> tuple[GoldItem, ...]:
-    positions = rows.positions(planner.gold_rows(answer))
-    pairs = zip(planner.items(answer), positions, strict=True)
-    return tuple(GoldItem(example.group, position) for example, position in pairs)
 
 
 def _train_answers(planner: Planner, task: str) -> tuple[AnswerCount, ...]:

@@ -52,7 +52,7 @@ QUICK_CHECKPOINT = 5.0
 
 
 class Unusable(Exception):
-    """A checkpoint that is damaged or that cannot be read; the text says why."""
+    """A checkpoint that cannot be used; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,6 @@ class BankTraining:
     """A bank in training. `peers`: by run, the runs that ever shared the bank with it."""
 
     def __init__(self, worker: Worker, portion: Portion) -> None:
-        """Load the base model."""
         self.worker = worker
         self.store = worker.store
         self.portion = portion
@@ -126,8 +125,7 @@ class BankTraining:
         self.model = worker.model(portion)
         self.trainer = Trainer(self.model)
         self.runs = {run.system: run for run in portion.runs}
-        undone = self.store.undone(self.runs)
-        self.replayed = set(self.runs) - undone
+        self.replayed = set(self.runs) - self.store.undone(self.runs)
         """Finished since the checkpoint was written: trained again for the bits of the others."""
         self.queue: list[RunPlan] = []
         self.peers: dict[str, set[str]] = {system: set() for system in self.runs}
@@ -297,15 +295,15 @@ class BankTraining:
         """Put every adapter into the slot that the checkpoint names, or raise `Unusable`."""
         head, tensors = read_checkpoint(self.store.bank_file(self.portion.name))
         bank = self.model.bank
-        if any(tensor.shape != bank.weights[0].shape for tensor in tensors.values()) or any(
-            adapter.slot >= bank.slots for adapter in head.adapters
-        ):
+        shapes = {tensor.shape for tensor in tensors.values()} - {bank.weights[0].shape}
+        if shapes or any(adapter.slot >= bank.slots for adapter in head.adapters):
             raise Unusable("its adapters are of another form")
         try:
-            jobs = {adapter.slot: self._job_at(adapter) for adapter in head.adapters}
+            jobs = {a.slot: job_of(self.portion, self.runs[a.system]) for a in head.adapters}
         except MixtuneError as error:
             raise Unusable(str(error)) from error
         for adapter in head.adapters:
+            jobs[adapter.slot].log.extend(adapter.log)
             self._begin(self.runs[adapter.system])
             self.peers[adapter.system] = set(adapter.peers)
         self.trainer.resume(jobs, tensors)
@@ -313,24 +311,19 @@ class BankTraining:
         self.model.pass_tokens = head.pass_tokens
         self._note_restored(jobs)
 
-    def _job_at(self, adapter: AdapterState) -> Job:
-        job = job_of(self.portion, self.runs[adapter.system])
-        job.log.extend(adapter.log)
-        return job
-
     def _note_restored(self, jobs: dict[int, Job]) -> None:
         resumed = [
             f"{self.runs[job.name].title} at step {len(job.log)} of {job.budget.steps}"
             for job in jobs.values()
             if job.name not in self.replayed
         ]
-        note = self.worker.events.note
         if resumed:
-            note(f"goes on from its checkpoint: {shorten(', '.join(resumed), 300)}")
+            text = shorten(", ".join(resumed), 300)
+            self.worker.events.note(f"goes on from its checkpoint: {text}")
         if self.replayed:
-            note(
-                "trained along, though done, for the bits of those they share a bank with: "
-                + titles([self.runs[system] for system in self.runs if system in self.replayed])
+            names = titles([run for system, run in self.runs.items() if system in self.replayed])
+            self.worker.events.note(
+                f"trained along, though done, for the bits of those they share a bank with: {names}"
             )
 
     def _leave(self, error: BaseException) -> None:
@@ -412,9 +405,9 @@ def _head(text: str) -> Head:
             tuple(TrainStep(*step) for step in each["log"]),
             tuple(each["peers"]),
         )
-        for each in value.pop("adapters")
+        for each in value["adapters"]
     )
-    return Head(**value | {"adapters": adapters, "queue": tuple(value["queue"])})
+    return Head(value["setting"], adapters, tuple(value["queue"]), value["pass_tokens"])
 
 
 @contextmanager

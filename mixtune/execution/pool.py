@@ -4,9 +4,6 @@ Without a GPU they are forked from a server process that has only imported what 
 does while the study is planned. With a GPU each is started afresh: once anything has looked for
 GPUs, a forked process can use none. Python's ProcessPoolExecutor is not used: it cannot end its
 workers with time to release their units, nor tell how each of them ended.
-
-Knows: processes, which are alive, portion files, events of workers. Does not know: what a portion
-holds.
 """
 
 import multiprocessing
@@ -86,10 +83,9 @@ def _set_environment(variables: Mapping[str, str]) -> None:
 def run_pool(
     portions: Iterator[Portion], store: Store, options: WorkerOptions, workers: int, events: Events
 ) -> list[RunPlan]:
-    """Do portions in worker processes; returns the runs that failed.
+    """Do portions, each made when a worker is ready for it; returns the runs that failed.
 
-    The caller holds the store's lock and has entered `units.started`. Each portion is made when a
-    worker is ready for it.
+    The caller holds the store's lock and has entered `assign.started`.
 
     Raises:
         RunFailed: a worker ended early; with its error, unless it was killed.
@@ -149,11 +145,7 @@ def _signals_blocked() -> Iterator[None]:
 
 
 class _Dispatcher:
-    """Sends portions to workers that are ready, and passes their events on to the listener.
-
-    A message of a worker is a name and arguments: "ready", "error" with the error that ended it, or
-    an event.
-    """
+    """Sends portions to workers that are ready, and passes their events on to the listener."""
 
     def __init__(self, portions: Iterator[Portion], store: Store, events: Events) -> None:
         self.failed: list[RunPlan] = []
@@ -169,17 +161,18 @@ class _Dispatcher:
             for pipe in wait(pipes):
                 assert isinstance(pipe, Connection)
                 try:
-                    name, arguments = pipe.recv()
+                    message = pipe.recv()
                 except (EOFError, ConnectionResetError):
                     pipes.remove(pipe)
                 else:
-                    self._handle(pipe, name, arguments)
+                    self._handle(pipe, *message)
 
     def _handle(self, pipe: Connection, name: str, arguments: tuple[Any, ...]) -> None:
+        """`name`: "ready", "error" with the error that ended the worker, or an event."""
         if name == "ready":
             self._send_next(pipe)
         elif name == "error":
-            self.errors.append(arguments[0])
+            self.errors += arguments
         else:
             if name == "run_failed":
                 self.failed.append(arguments[0])
@@ -219,11 +212,7 @@ class _EventRelay(Events):
 
     def __init__(self, pipe: Connection) -> None:
         for name in ("note", "run_started", "trained", "answered", "run_finished", "run_failed"):
-            setattr(self, name, partial(self._send, pipe, name))
-
-    @staticmethod
-    def _send(pipe: Connection, name: str, *arguments: object) -> None:
-        pipe.send((name, arguments))
+            setattr(self, name, lambda *arguments, name=name: pipe.send((name, arguments)))
 
 
 def _work(

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mixtune.errors import StoreError, shorten
-from mixtune.evaluation.predict import Questions
+from mixtune.evaluation.answers import Questions
 from mixtune.identity import digest_of_arrays
 from mixtune.models.files import BaseModelFiles
 from mixtune.planning.runs import AnswerPlan, RunPlan

@@ -18,7 +18,7 @@ from mixtune.engine.adapter_format import AdapterConfig
 from mixtune.engine.decoder import Decoder
 from mixtune.engine.model import DTYPES, LocalModel
 from mixtune.errors import MixtuneError, ModelError, StoreError, shorten
-from mixtune.evaluation.predict import predict_queries
+from mixtune.evaluation.answers import predict_queries
 from mixtune.execution.portion import CHECKPOINT_EVERY, Portion, Setting, items_key
 from mixtune.identity import digest
 from mixtune.models.base import MajorityModel

@@ -25,7 +25,7 @@ from mixtune.analysis.measures import (
 from mixtune.analysis.selection import best_cell, best_of_n, shrunken, tuning_curves
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, StoreError
-from mixtune.evaluation.score import score, score_version
+from mixtune.evaluation.answers import score, score_version
 from mixtune.identity import make_id
 from mixtune.planning.mixing import select_evaluation
 from mixtune.records import (

@@ -14,7 +14,6 @@ from finished_kit import STUDY, environment, python
 from study_kit import TASK, write_data
 
 from mixtune import cli
-from mixtune.execution import placement
 from mixtune.execution import run_study as start
 from mixtune.store.folder import Store
 
@@ -62,7 +61,7 @@ def mixtune(place, monkeypatch, capsys):
     handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(start, "run_pool", pool_here)
     monkeypatch.setattr(start, "start_fork_server", lambda: None)
-    monkeypatch.setattr(placement, "available_cores", lambda: 1)
+    monkeypatch.setattr(start, "available_cores", lambda: 1)
     yield call
     signal.signal(signal.SIGINT, handler)
 
