@@ -41,13 +41,8 @@ def plan_strengths(
 ) -> Asked:
     """Every finished seed of some cocktails at some strengths, on one split of the study's tasks.
 
-    Args:
-        study: the stored one counts; its places of task files and base model are as they are now.
-        store: its folder.
-        registry: its tasks.
-        files: its base model.
-        strengths: cocktail → strengths; 1 is left out, for it is answered already.
-        split: whose items are answered.
+    `study`: the stored one counts, with the places of task files and base model as they are now.
+    `strengths`: by cocktail; 1 is left out, for it is answered already.
 
     Raises:
         SpecError: no finished cocktail of that name, or full fine-tuning.
