@@ -1,7 +1,7 @@
 """Examples through a model, then scores of its answers against the targets.
 
-Predictions are facts, written once; a model sees queries, which carry no target. Generated text is
-scored twice: `strict` requires the exact output format, `lenient` extracts the answer from the
+A model sees queries, which carry no target; predictions are written once. Generated text is scored
+twice: `strict` requires the exact output format, `lenient` extracts the answer from the
 text. Log-probabilities of the choices are scored once, as `constrained`. The gap between strict and
 lenient measures format errors, the lenient score ability.
 
@@ -13,7 +13,7 @@ not done.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mixtune.errors import DataError, RunFailed
@@ -151,22 +151,10 @@ def score(
 ) -> list[Score]:
     """One score per prediction, in order, then one more, `lenient`, for each generated text.
 
-    Every system and form must answer every example once.
-
     Raises:
-        DataError: a prediction without an example, twice, or missing.
+        DataError: a system and form does not answer every example once.
     """
     by_id = {example.id: example for example in examples}
-    _check_complete(predictions, by_id, task)
-    forms = [(row, row.form) for row in predictions]
-    # Appended after the others, so that a score keeps the position of its prediction.
-    forms += [(row, "lenient") for row in predictions if row.form == "strict"]
-    return [_score(row, by_id[row.example], task, form) for row, form in forms]
-
-
-def _check_complete(
-    predictions: Sequence[Prediction], by_id: Mapping[str, Example], task: Task
-) -> None:
     answered: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for row in predictions:
         answered[row.system, row.form].append(row.example)
@@ -178,6 +166,10 @@ def _check_complete(
                 found=f"{len(ids)} answers to {len(by_id.keys() & ids)} of {len(by_id)} examples",
                 remedy="mixtune run STUDY.yaml answers again what was changed on disk",
             )
+    forms = [(row, row.form) for row in predictions]
+    # Appended after the others, so that a score keeps the position of its prediction.
+    forms += [(row, "lenient") for row in predictions if row.form == "strict"]
+    return [_score(row, by_id[row.example], task, form) for row, form in forms]
 
 
 def _score(prediction: Prediction, example: Example, task: Task, form: str) -> Score:
@@ -203,8 +195,10 @@ def _parse(prediction: Prediction, task: Task, form: str) -> tuple[str | None, S
     """The answer parsed from a prediction, None where there is none, and its status."""
     if prediction.finish == "refused":
         return None, "refused"
-    if form == "constrained":
-        return _most_likely(prediction), "ok"
+    if form == "constrained":  # ties go to the first choice
+        assert len(prediction.choices) == len(prediction.logprobs), "checked by predict_queries"
+        best = max(range(len(prediction.choices)), key=prediction.logprobs.__getitem__)
+        return prediction.choices[best], "ok"
     parser, cut = PARSERS[task.parser], prediction.finish == "length"
     if form == "schema":
         parsed = None if cut else chosen(prediction.output, prediction.choices)
@@ -216,10 +210,3 @@ def _parse(prediction: Prediction, task: Task, form: str) -> tuple[str | None, S
     if parsed is None:
         return None, "truncated" if cut else "unparsed"
     return parsed, "ok"
-
-
-def _most_likely(prediction: Prediction) -> str:
-    """The choice with the highest log-probability; ties go to the first choice."""
-    assert len(prediction.choices) == len(prediction.logprobs), "checked by predict"
-    best = max(range(len(prediction.choices)), key=prediction.logprobs.__getitem__)
-    return prediction.choices[best]

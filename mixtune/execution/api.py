@@ -29,7 +29,7 @@ def answer_remote(
 ) -> list[RunPlan]:
     """Ask the API models of a plan for what is missing; returns the runs that are not done.
 
-    The caller has entered `units.started`.
+    The caller has entered `started`.
 
     Raises:
         ModelError: before anything is asked: a key that is not set, no official client.

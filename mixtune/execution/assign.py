@@ -114,7 +114,11 @@ def assign(
     waiting = untrained - {run.system for bank in resumed for run in bank.runs}
     step = workers if setting.slots > 1 else max(1, len(trained))
     banks = [tuple(run for run in trained[n::step] if run.system in waiting) for n in range(step)]
-    fresh = [Assignment(_bank_id(runs), runs, trains=True) for runs in banks if runs]
+    fresh = [
+        Assignment(make_id("bank", {"runs": [run.system for run in runs]}), runs, trains=True)
+        for runs in banks
+        if runs
+    ]
     # Models behind APIs are asked by the process that holds the study, not by a worker, and merged
     # adapters wait for their parts (extra_systems.py).
     answers = [
@@ -134,10 +138,6 @@ def assign(
 def alone(run: RunPlan) -> Assignment:
     """One system to be answered."""
     return Assignment(run.system, (run,))
-
-
-def _bank_id(runs: Sequence[RunPlan]) -> str:
-    return make_id("bank", {"runs": [run.system for run in runs]})
 
 
 def _resumed(

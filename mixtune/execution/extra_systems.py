@@ -106,15 +106,11 @@ def answer_merged(plan: Plan, planner: Planner, store: Store, events: Events) ->
             waiting.append(run)
             continue
         with fails_alone(run, worker.fail):
-            _write_merged(run, store)
+            parts = [store.folder / part.folder / "adapter" for part in run.parts]
+            with store.new_folder(f"{run.folder}/adapter") as folder:
+                merge(parts, [part.weight for part in run.parts], folder)
             written.append(run)
     return waiting + _answer_here(worker, planner, written)
-
-
-def _write_merged(run: RunPlan, store: Store) -> None:
-    parts = [store.folder / part.folder / "adapter" for part in run.parts]
-    with store.new_folder(f"{run.folder}/adapter") as folder:
-        merge(parts, [part.weight for part in run.parts], folder)
 
 
 # ---- external adapters and models ---------------------------------------------------------------

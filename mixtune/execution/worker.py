@@ -21,7 +21,7 @@ from mixtune.errors import MixtuneError, ModelError, StoreError, shorten
 from mixtune.evaluation.answers import predict_queries
 from mixtune.execution.portion import CHECKPOINT_EVERY, Portion, Setting, items_key
 from mixtune.identity import digest
-from mixtune.models.base import MajorityModel
+from mixtune.models.base import MajorityModel, Model
 from mixtune.planning.events import Events
 from mixtune.planning.runs import AnswerPlan, RunPlan
 from mixtune.records import Prediction, ProbeRow, TrainStep
@@ -128,7 +128,6 @@ class Worker:
     def __init__(
         self, store: Store, events: Events, options: WorkerOptions, load: LoadModel | None = None
     ) -> None:
-        """Load nothing yet; `load` replaces `load_model`."""
         self.store = store
         self.events = events
         self.options = options
@@ -202,23 +201,14 @@ class Worker:
             StoreError, OSError: results cannot be written.
         """
         with fails_alone(run, self.fail):
-            self._answer_missing(portion, run)
+            undone = self.store.undone(answer.id for answer in run.answers)
+            model = self._ready(portion, run) if undone and run.kind != "majority" else None
+            for answer in run.answers:
+                if answer.id in undone:
+                    with unit_of_work(self.store, answer.id) as paths:
+                        paths.append(self._answer_one(portion, run, answer, model))
+                    self.events.answered(run, answer, answer_cost(run, answer))
             self.events.run_finished(run, time.monotonic() - self._began[run.system])
-
-    def _answer_missing(self, portion: Portion, run: RunPlan) -> None:
-        undone = self.store.undone(answer.id for answer in run.answers)
-        missing = [answer for answer in run.answers if answer.id in undone]
-        if not missing:
-            return
-        model = None if run.kind == "majority" else self._ready(portion, run)
-        for answer in missing:
-            with unit_of_work(self.store, answer.id) as paths:
-                if answer.form == "likelihood":
-                    assert model is not None, "the majority class has no likelihood"
-                    paths.append(self._read_gold(portion, run, answer, model))
-                else:
-                    paths.append(self._predict(portion, run, answer, model))
-            self.events.answered(run, answer, answer_cost(run, answer))
 
     def _ready(self, portion: Portion, run: RunPlan) -> LocalModel:
         """The model that answers for a run.
@@ -255,14 +245,24 @@ class Worker:
                 "or bring back the base model that it was trained on",
             )
 
-    def _predict(
+    def _answer_one(
         self, portion: Portion, run: RunPlan, answer: AnswerPlan, model: LocalModel | None
     ) -> Path:
-        """Answers of a model, or of the majority class (None)."""
-        assert answer.form != "likelihood"
+        """Write a set of answers of a model, or of the majority class (None)."""
+        if answer.form == "likelihood":
+            assert model is not None, "the majority class has no likelihood"
+            probes = _read_gold(portion, run, answer, model)
+            return self.store.write_rows(
+                f"{run.answers_folder(answer)}/probes.parquet", ProbeRow, probes
+            )
         tokens = self._tokenizer(portion)
+        system: Model | None = model
+        if system is None:
+            counts = portion.train_answers[answer.task]
+            train_answers = chain.from_iterable(repeat(each, each.count) for each in counts)
+            system = MajorityModel(train_answers, run.system)
         predictions = predict_queries(
-            model or _majority(portion, run, answer),
+            system,
             portion.questions(answer),
             answer.form,
             answer.max_new_tokens,
@@ -278,35 +278,28 @@ class Worker:
             self._tokens[base.digest] = Tokens.load(base.folder)
         return self._tokens[base.digest]
 
-    def _read_gold(
-        self, portion: Portion, run: RunPlan, answer: AnswerPlan, model: LocalModel
-    ) -> Path:
-        """Log-probabilities of gold answers under the run's adapter and under its base."""
-        items = portion.gold[items_key(answer)]
-        rows = [portion.rows[item.row] for item in items]
-        readings = model.read(rows)
-        probes = [
-            ProbeRow(
-                system=run.system,
-                task=answer.task,
-                split=answer.split,
-                example=row.example_id,
-                group=item.group,
-                prompt_hash=digest(list(row.prompt)),
-                tokens=reading.tokens,
-                logprob=reading.logprob,
-                base_logprob=reading.base_logprob,
-                kl=reading.kl / reading.tokens,
-            )
-            for item, row, reading in zip(items, rows, readings, strict=True)
-        ]
-        name = f"{run.answers_folder(answer)}/probes.parquet"
-        return self.store.write_rows(name, ProbeRow, probes)
 
-
-def _majority(portion: Portion, run: RunPlan, answer: AnswerPlan) -> MajorityModel:
-    counts = portion.train_answers[answer.task]
-    return MajorityModel(chain.from_iterable(repeat(c, c.count) for c in counts), run.system)
+def _read_gold(
+    portion: Portion, run: RunPlan, answer: AnswerPlan, model: LocalModel
+) -> list[ProbeRow]:
+    """Log-probabilities of gold answers under the run's adapter and under its base."""
+    items = portion.gold[items_key(answer)]
+    rows = [portion.rows[item.row] for item in items]
+    return [
+        ProbeRow(
+            system=run.system,
+            task=answer.task,
+            split=answer.split,
+            example=row.example_id,
+            group=item.group,
+            prompt_hash=digest(list(row.prompt)),
+            tokens=reading.tokens,
+            logprob=reading.logprob,
+            base_logprob=reading.base_logprob,
+            kl=reading.kl / reading.tokens,
+        )
+        for item, row, reading in zip(items, rows, model.read(rows), strict=True)
+    ]
 
 
 def load_model(

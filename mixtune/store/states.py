@@ -73,7 +73,7 @@ class States:
             with self._database() as db:
                 db.row_factory = sqlite3.Row
                 rows = db.execute("SELECT * FROM unit").fetchall()
-        return {row["id"]: Unit(**{**dict(row), "files": _parsed(row["files"])}) for row in rows}
+        return {row["id"]: Unit(**{**row, "files": _parsed(row["files"])}) for row in rows}
 
     def undone(self, ids: Iterable[str]) -> set[str]:
         """The ids of units that are not done, unknown ones among them."""
@@ -84,7 +84,7 @@ class States:
 
     def begin(self, unit: str) -> None:
         """Planned | failed → running."""
-        self._set(unit, "state='running', attempts=attempts+1, error='', progress=0", ())
+        self._set(unit, "state='running', attempts=attempts+1, error='', progress=0")
 
     def beat(self, progress: Mapping[str, float]) -> None:
         """Record that units are alive and how far each is (0 to 1)."""
@@ -97,7 +97,7 @@ class States:
 
     def fail(self, unit: str, error: str, seconds: float) -> None:
         """Running → failed, with its error."""
-        self._set(unit, "state='failed', error=?, seconds=?", (error, seconds))
+        self._set(unit, "state='failed', error=?, seconds=?", error, seconds)
 
     def release(self, unit: str) -> None:
         """Running → planned: the work was stopped, not broken. A unit that is done stays done."""
@@ -111,15 +111,15 @@ class States:
 
     def discard(self, unit: str) -> None:
         """Done → planned: its files are gone or changed."""
-        self._set(unit, "state='planned', progress=0", ())
+        self._set(unit, "state='planned', progress=0")
 
     def finish(self, unit: str, paths: Iterable[Path], seconds: float) -> None:
         """Running → done, last of all, with size and checksum of each file."""
         sums = {str(p.relative_to(self.folder)): files.fingerprint(p) for p in sorted(paths)}
         fields = "state='done', progress=1, error='', seconds=?, files=?"
-        self._set(unit, fields, (seconds, json.dumps(sums)))
+        self._set(unit, fields, seconds, json.dumps(sums))
 
-    def _set(self, unit: str, fields: str, values: tuple[object, ...]) -> None:
+    def _set(self, unit: str, fields: str, *values: object) -> None:
         with self._database() as db:
             db.execute(
                 f"UPDATE unit SET {fields}, heartbeat=? WHERE id=?", (*values, time.time(), unit)
