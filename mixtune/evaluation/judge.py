@@ -94,11 +94,12 @@ def verdict(answer: Answer) -> int | None:
 
 
 class _Question(NamedTuple):
-    """One question to the judge; `repeat` is 1 for the second time it is put."""
+    """One question to the judge; `repeat` is 1 for the second time it is put, `key` the cache's."""
 
     answered: Answered
     order: Order
     repeat: int
+    key: str
 
 
 def judge(
@@ -116,21 +117,18 @@ def judge(
     Raises:
         RunFailed: the judge returned too few or too many answers.
     """
-    questions = [
-        _Question(answered, order, repeat)
-        for number, answered in enumerate(answers)
-        for order in ORDERS
-        for repeat in range(2 if number < again else 1)
-    ]
-    queries = [
-        rubric.query(q.answered.example, q.answered.prediction.output, q.order) for q in questions
-    ]
-    # The repeat is part of the key: a repeated question must not be answered from the cache.
-    keys = [
-        digest([model.system, rubric.id, query.messages[0].content, LONGEST_VERDICT, q.repeat], 32)
-        for query, q in zip(queries, questions, strict=True)
-    ]
-    replies = _generate(model, dict(zip(keys, queries, strict=True)), cache)
+    queries: dict[str, Query] = {}
+    questions: list[_Question] = []
+    for number, answered in enumerate(answers):
+        for order in ORDERS:
+            query = rubric.query(answered.example, answered.prediction.output, order)
+            for repeat in range(2 if number < again else 1):
+                # The repeat is part of the key: it must not be answered from the cache.
+                text = query.messages[0].content
+                key = digest([model.system, rubric.id, text, LONGEST_VERDICT, repeat], 32)
+                queries[key] = query
+                questions.append(_Question(answered, order, repeat, key))
+    replies = _generate(model, queries, cache)
     return [
         Judgement(
             system=prediction.system,
@@ -146,7 +144,7 @@ def judge(
             output=replies[key].output,
             finish=replies[key].finish,
         )
-        for key, ((prediction, example), order, repeat) in zip(keys, questions, strict=True)
+        for (prediction, example), order, repeat, key in questions
     ]
 
 

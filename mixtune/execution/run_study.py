@@ -152,7 +152,13 @@ def place(plan: Plan, options: Options, checkpoints: Sequence[Head], events: Eve
         workers = default_workers(weights, local)
     banks = _Banks(plan, workers, free_memory() if cpu else torch.cuda.mem_get_info()[0])
     if plan.study.train.method == "full":
-        slots = _one_slot(options.bank)
+        slots = 1
+        if options.bank is not None and options.bank > 1:
+            raise SpecError(
+                "full fine-tuning trains one run at a time",
+                found=f"--bank {options.bank}",
+                remedy="--bank 1, or train.method: lora",
+            )
     elif options.bank is not None:
         slots = options.bank
         banks.refuse_too_large(min(slots, banks.largest_useful))
@@ -164,16 +170,6 @@ def place(plan: Plan, options: Options, checkpoints: Sequence[Head], events: Eve
     events.note(banks.note(used))
     threads = max(1, available_cores() // workers)
     return Placement("cpu" if cpu else "cuda", workers, threads, slots, used)
-
-
-def _one_slot(requested: int | None) -> int:
-    if requested is not None and requested > 1:
-        raise SpecError(
-            "full fine-tuning trains one run at a time",
-            found=f"--bank {requested}",
-            remedy="--bank 1, or train.method: lora",
-        )
-    return 1
 
 
 class _Banks:

@@ -58,14 +58,11 @@ def unit_of_work(
         with suppress(StoreError):
             store.release(unit)
         raise
-    except Exception as error:
-        if isinstance(error, stops):
-            store.release(unit)
-        else:
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, stops):
             store.fail(unit, error_text(error), time.monotonic() - began)
-        raise
-    except BaseException:
-        store.release(unit)
+        else:
+            store.release(unit)
         raise
 
 
