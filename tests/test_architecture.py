@@ -51,7 +51,7 @@ MOST_LINES = {
     "planning": 3050,
     "engine": 4080,
     "evaluation": 530,
-    "execution": 2120,
+    "execution": 2110,
     "analysis": 2670,
     "results": 1470,
     "report": 1810,
