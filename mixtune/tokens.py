@@ -2,9 +2,6 @@
 
 A training row has the same prompt that evaluation sends. Built on `tokenizers` and jinja2 alone:
 transformers' tokenizer classes load torch.
-
-Knows: a model folder's own tokenizer.json, chat template and special tokens. Does not know:
-weights, tasks, batches.
 """
 
 import json
@@ -33,14 +30,8 @@ TODAY = datetime(2024, 7, 26)  # noqa: DTZ001 - a calendar day, in no time zone
 changing their id. (It is the date that Llama 3's template falls back to.)"""
 
 _SPECIAL_TOKEN_NAMES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-)
-_NOT_IN_DIGEST = ("version", "truncation", "padding")
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
+)  # fmt: skip
 _SAVE_FAST = (
     "save the tokenizer in its fast form: AutoTokenizer.from_pretrained(folder)"
     ".save_pretrained(folder)"
@@ -93,12 +84,9 @@ class Tokens:
     ) -> None:
         """Take the parts as `load` reads them; derive the end of turn from the template.
 
-        Args:
-            tokenizer: text of tokenizer.json; its padding and truncation are switched off.
-            template: jinja2 source of the chat template.
-            special: `bos_token`, `eos_token`, … to their text.
-            eos: ids that end a generation according to the model's configuration.
-            pad: id to pad with; the end of turn's last id when not given.
+        `tokenizer`: text of tokenizer.json. `template`: jinja2 source of the chat template.
+        `special`: `bos_token`, … to their text. `eos`: further ids that end a generation. `pad`: id
+        to pad with, by default the last of the end of turn.
 
         Raises:
             ModelError: a part cannot be read, or no end of turn can be found.
@@ -126,11 +114,11 @@ class Tokens:
         tokenizer = _parse_tokenizer(text)
         config = read_object(folder / "tokenizer_config.json", ModelError)
         _check_added(tokenizer, config, folder)
-        special = _special_texts(
-            read_object(folder / "special_tokens_map.json", ModelError), config
+        mapped, model, generation = (
+            read_object(folder / name, ModelError)
+            for name in ("special_tokens_map.json", "config.json", "generation_config.json")
         )
-        model = read_object(folder / "config.json", ModelError)
-        generation = read_object(folder / "generation_config.json", ModelError)
+        special = _special_texts(mapped, config)
         eos = _ids(model.get("eos_token_id")) | _ids(generation.get("eos_token_id"))
         eos |= _ids(tokenizer.token_to_id(special.get("eos_token", "")))
         pad = _ids(tokenizer.token_to_id(special.get("pad_token", "")))
@@ -145,14 +133,9 @@ class Tokens:
             ModelError: the template refuses the conversation (a role it does not know, say).
         """
         turns = [{"role": message.role, "content": message.content} for message in messages]
+        options = {"tools": None, "documents": None, "add_generation_prompt": generation_prompt}
         try:
-            return self._template.render(
-                messages=turns,
-                tools=None,
-                documents=None,
-                add_generation_prompt=generation_prompt,
-                **self._special,
-            )
+            return self._template.render(messages=turns, **options, **self._special)
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             raise ModelError(
                 f"the model's chat template refuses a conversation: {error}",
@@ -184,7 +167,6 @@ class Tokens:
         return map(self._answer, answers, self._encode_all(self._anchor + text for text in answers))
 
     def _answer(self, text: str, anchored_ids: list[int]) -> list[int]:
-        """An answer's ids, from those of the fixed prompt with the answer behind it."""
         start = len(self._anchor_ids)
         # Where a token spans prompt and answer, the ids do not begin with the prompt's.
         separable = anchored_ids[:start] == self._anchor_ids
@@ -198,12 +180,8 @@ class Tokens:
         """16 hex digits that name the prompt's token ids."""
         return digest(self.prompt_ids(messages))
 
-    def has_control_token(self, text: str) -> bool:
-        """True where a text contains a special token, such as an end of turn, spelled out."""
-        return not self._special_ids.isdisjoint(self._encode(text))
-
     def with_control_token(self, texts: Sequence[str]) -> list[str]:
-        """The texts that contain a special token, in their order."""
+        """The texts that contain a special token, such as an end of turn, spelled out."""
         pairs = zip(texts, self._encode_all(texts), strict=True)
         return [text for text, ids in pairs if not self._special_ids.isdisjoint(ids)]
 
@@ -211,11 +189,11 @@ class Tokens:
     def digest(self) -> str:
         """16 hex digits over the tokenizer, the template and all else that token ids depend on."""
         tokenizer, template = self._parts
-        parts = {k: v for k, v in json.loads(tokenizer).items() if k not in _NOT_IN_DIGEST}
+        parts = json.loads(tokenizer)
+        parts = {k: v for k, v in parts.items() if k not in ("version", "truncation", "padding")}
+        texts = {"tokenizer": parts, "template": template, "today": TODAY.isoformat()}
         named = {"special": self._special, "eos": sorted(self.eos_ids), "pad": self.pad_id}
-        return digest(
-            {"tokenizer": parts, "template": template, **named, "today": TODAY.isoformat()}
-        )
+        return digest({**texts, **named})
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -267,6 +245,7 @@ def encode_rows(
         DataError: an empty answer, an answer that contains a control token, or a row longer than
             `max_length` under the policy "error".
     """
+    refuse_answers(examples, tokens)
     # Examples come again in later epochs, and labels in many examples: each is encoded once.
     prompts: dict[Example, tuple[int, ...]] = {}
     answers: dict[str, tuple[int, ...]] = {}
@@ -274,8 +253,6 @@ def encode_rows(
     dropped = {ingredient: 0 for ingredient, _ in examples}
     for ingredient, example in examples:
         if example.target not in answers:
-            control = tokens.has_control_token(example.target)
-            _check_answer(ingredient, example, has_control_token=control)
             answers[example.target] = tuple(tokens.answer_ids(example.target))
         if example not in prompts:
             prompts[example] = tuple(tokens.prompt_ids(example.messages))
@@ -285,10 +262,7 @@ def encode_rows(
         elif over_long == "drop":
             dropped[ingredient] += 1
         else:
-            prompt, answer = len(row.prompt), len(row.answer)
-            raise too_long(
-                ingredient, example.id, prompt=prompt, answer=answer, max_length=max_length
-            )
+            raise too_long(ingredient, example.id, row.length, row.supervised, max_length)
     return Encoded(rows, dropped)
 
 
@@ -298,38 +272,34 @@ def refuse_answers(examples: Sequence[TrainExample], tokens: Tokens) -> None:
     Raises:
         DataError: an empty answer, or one that contains a control token.
     """
-    controls = set(tokens.with_control_token([example.target for _, example in examples]))
+    texts = list(dict.fromkeys(example.target for _, example in examples))
+    controls = set(tokens.with_control_token(texts))
     for ingredient, example in examples:
-        _check_answer(ingredient, example, has_control_token=example.target in controls)
-
-
-def _check_answer(ingredient: str, example: Example, *, has_control_token: bool) -> None:
-    if not example.target.strip():
-        raise DataError(
-            "the answer is empty: there is nothing to learn from it",
-            where=_where(ingredient, example.id),
-            found=example.target,
-            remedy="fix the row or leave it out of the dataset",
-        )
-    if has_control_token:
-        raise DataError(
-            "the answer contains a control token of the model, spelled out",
-            where=_where(ingredient, example.id),
-            found=example.target,
-            wanted="text only: the end of turn is added here",
-            remedy="remove the token from the row",
-        )
+        if not example.target.strip():
+            raise DataError(
+                "the answer is empty: there is nothing to learn from it",
+                where=_where(ingredient, example.id),
+                found=example.target,
+                remedy="fix the row or leave it out of the dataset",
+            )
+        if example.target in controls:
+            raise DataError(
+                "the answer contains a control token of the model, spelled out",
+                where=_where(ingredient, example.id),
+                found=example.target,
+                wanted="text only: the end of turn is added here",
+                remedy="remove the token from the row",
+            )
 
 
 def too_long(
-    ingredient: str, example: str, *, prompt: int, answer: int, max_length: int
+    ingredient: str, example: str, length: int, supervised: int, max_length: int
 ) -> DataError:
-    """The error for a row of that many tokens of prompt and answer."""
-    length = prompt + answer
+    """The error for a row of `length` tokens, of which `supervised` are the answer's."""
     return DataError(
         "a training row is too long",
         where=_where(ingredient, example),
-        found=f"{length} tokens ({prompt} prompt, {answer} answer)",
+        found=f"{length} tokens ({length - supervised} prompt, {supervised} answer)",
         wanted=f"at most {max_length} tokens",
         remedy=f"set train.max_length={length} or more, or train.over_long=drop to leave such "
         "rows out and count them",
@@ -416,37 +386,28 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
     )
 
 
-def _special_texts(mapped: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
-    """Named special tokens; tokenizer_config.json wins over special_tokens_map.json."""
-    texts: dict[str, str] = {}
-    for source in (mapped, config):
-        for name in _SPECIAL_TOKEN_NAMES:
-            value = source.get(name)
-            text = value.get("content") if isinstance(value, dict) else value
-            if isinstance(text, str):
-                texts[name] = text
-    return texts
+def _special_texts(*sources: Mapping[str, Any]) -> dict[str, str]:
+    """Named special tokens: texts, or objects with one; of several files the last one wins."""
+    values = ((name, source.get(name)) for source in sources for name in _SPECIAL_TOKEN_NAMES)
+    texts = ((name, v.get("content") if isinstance(v, dict) else v) for name, v in values)
+    return {name: text for name, text in texts if isinstance(text, str)}
 
 
 def _special_ids(tokenizer: Tokenizer, texts: Any) -> frozenset[int]:  # noqa: ANN401 - strings
     """Ids of the added tokens that are special, and of the named ones."""
     added = tokenizer.get_added_tokens_decoder()
-    named = {tokenizer.token_to_id(text) for text in texts}
-    return frozenset(
-        {i for i, token in added.items() if token.special} | {i for i in named if i is not None}
-    )
+    special = {i for i, token in added.items() if token.special}
+    named = {i for text in texts if (i := tokenizer.token_to_id(text)) is not None}
+    return frozenset(special | named)
 
 
 def _check_added(tokenizer: Tokenizer, config: Mapping[str, Any], folder: Path) -> None:
     """Refuse a configuration whose added tokens tokenizer.json would split into plain text."""
     added = config.get("added_tokens_decoder") or {}
+    remedy = "save the tokenizer again with transformers' save_pretrained"
     if not isinstance(added, dict):
-        raise ModelError(
-            "added_tokens_decoder in tokenizer_config.json is not an object",
-            where=str(folder),
-            found=added,
-            remedy="save the tokenizer again with transformers' save_pretrained",
-        )
+        problem = "added_tokens_decoder in tokenizer_config.json is not an object"
+        raise ModelError(problem, where=str(folder), found=added, remedy=remedy)
     for key, entry in added.items():
         text = entry.get("content") if isinstance(entry, dict) else None
         if isinstance(text, str) and str(tokenizer.token_to_id(text)) != key:
@@ -454,7 +415,7 @@ def _check_added(tokenizer: Tokenizer, config: Mapping[str, Any], folder: Path) 
                 "tokenizer_config.json and tokenizer.json give a token different ids",
                 where=str(folder),
                 found=f"{text} = {key}, in tokenizer.json {tokenizer.token_to_id(text)}",
-                remedy="save the tokenizer again with transformers' save_pretrained",
+                remedy=remedy,
             )
 
 

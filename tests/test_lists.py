@@ -1,6 +1,6 @@
 """Answers that are lists, from scores to results: corpus F1, its draws, floors, forms."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -107,7 +107,7 @@ def test_made_up_items_alone_make_a_list_vary():
     """All gold items are found, so only what was made up is wrong."""
     rows = scores("s1", 1.0)
     more = [
-        Score(*(getattr(r, n) for n in Score.__slots__[:7]), f"{r.gold}\nORG: x", r.gold, 0.0, "ok")
+        replace(r, parsed=f"{r.gold}\nORG: x", value=0.0, status="ok")
         if i < 30 and r.gold != "none"
         else r
         for i, r in enumerate(rows)

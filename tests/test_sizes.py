@@ -70,7 +70,7 @@ def test_each_text_is_encoded_once(tokens):
 @pytest.mark.parametrize("bad", ["", " \n", "yes<|im_end|>no", "long"])
 def test_what_is_refused_is_refused_in_the_same_words(tokens, bad):
     end = tokens.decode([]) + "<|im_end|>"
-    if "im_end" in bad and not tokens.has_control_token(end):
+    if "im_end" in bad and not tokens.with_control_token([end]):
         pytest.skip("the tiny tokenizer has another end of turn")
     rows = [
         *named(3),

@@ -55,11 +55,7 @@ class Sizes:
         for row in sizes:
             if max_length is not None and row.length > max_length:
                 raise too_long(
-                    row.ingredient,
-                    row.example_id,
-                    prompt=row.length - row.supervised,
-                    answer=row.supervised,
-                    max_length=max_length,
+                    row.ingredient, row.example_id, row.length, row.supervised, max_length
                 )
         return sizes
 

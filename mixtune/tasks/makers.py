@@ -10,7 +10,7 @@ Three makers, all declared in YAML:
 
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -71,15 +71,8 @@ class SpanMaker(Frozen):
         Raises:
             DataError: no lists of one length, an unknown tag.
         """
-        tokens, tags = (_list_field(record, field, where) for field in (self.tokens, self.tags))
-        if len(tokens) != len(tags):
-            raise DataError(
-                "tokens and tags differ in number",
-                where=f"{where}: field {self.tags!r}",
-                found=f"{len(tokens)} tokens, {len(tags)} tags",
-                remedy="fix the row",
-            )
-        spans = read_spans([self._tag(tag, where) for tag in tags], where)
+        lists = _parallel_lists(record, (self.tokens, self.tags), where)
+        spans = read_spans([self._tag(tag, where) for tag in lists[self.tags]], where)
         unused = [span.type for span in spans if span.type not in self.types]
         notes = tuple(f"entity of type {kind} left out" for kind in unused)
         # Numbered among all entities, so that an id does not depend on `types`.
@@ -87,7 +80,7 @@ class SpanMaker(Frozen):
         if self.each == "entity" and not entities:
             only = ", ".join(sorted(set(unused)))
             return Parts(dropped=f"no entity but of type {only}" if only else "no entity")
-        tokens = [str(token) for token in tokens]
+        tokens = [str(token) for token in lists[self.tokens]]
         gaps = _gaps(tokens)
         sentence = detokenise(tokens, gaps).strip()
         texts = {
@@ -148,19 +141,11 @@ class TurnMaker(Frozen):
         Raises:
             DataError: no lists of one length.
         """
-        lists = {name: _list_field(record, field, where) for name, field in self.fields.items()}
-        sizes = {self.fields[name]: len(values) for name, values in lists.items()}
-        if len(set(sizes.values())) != 1:
-            raise DataError(
-                "the lists of a dialogue differ in length",
-                where=where,
-                found=", ".join(f"{field}: {size}" for field, size in sizes.items()),
-                remedy="fix the row",
-            )
-        rows = enumerate(zip(*lists.values(), strict=True), start=1)
+        lists = _parallel_lists(record, self.fields.values(), where)
+        columns = [lists[field] for field in self.fields.values()]
         parts = tuple(
-            Part(str(turn), {**record, **dict(zip(lists, row, strict=True)), "turn": turn})
-            for turn, row in rows
+            Part(str(turn), {**record, **dict(zip(self.fields, row, strict=True)), "turn": turn})
+            for turn, row in enumerate(zip(*columns, strict=True), start=1)
         )
         return Parts(parts, dropped=None if parts else "no turn")
 
@@ -255,17 +240,23 @@ class Make(Frozen):
         return [maker for maker in (self.spans, self.turns, self.amount) if maker is not None]
 
 
-def _list_field(record: Record, field: str, where: str) -> list[Any]:
-    value = value_of(record, field, where)
-    if not isinstance(value, list):
-        raise DataError(
-            "not a list",
-            where=f"{where}: field {field!r}",
-            found=type(value).__name__,
-            wanted="a list, one entry a token or turn",
-            remedy="fix the row, or the field's name under make in the task file",
-        )
-    return value
+def _parallel_lists(record: Record, fields: Iterable[str], where: str) -> dict[str, list[Any]]:
+    """The lists of one length that fields hold."""
+    lists = {field: value_of(record, field, where) for field in fields}
+    for field, value in lists.items():
+        if not isinstance(value, list):
+            raise DataError(
+                "not a list",
+                where=f"{where}: field {field!r}",
+                found=type(value).__name__,
+                wanted="a list, one entry a token or turn",
+                remedy="fix the row, or the field's name under make in the task file",
+            )
+    if len({len(value) for value in lists.values()}) != 1:
+        sizes = ", ".join(f"{field}: {len(value)}" for field, value in lists.items())
+        remedy = "fix the row"
+        raise DataError("the lists differ in length", where=where, found=sizes, remedy=remedy)
+    return lists
 
 
 # ---- tags → entities ----------------------------------------------------------------------------

@@ -108,6 +108,7 @@ ROLES: dict[str, Role] = {
 }  # fmt: skip
 """Roles by the names in use."""
 
+_FIX = "fix the row or leave it out"
 _OPTIONAL = ("system", "history", "input")
 _MORE_THAN_TEXT = ("tool_calls", "function_call", "tools", "images", "videos", "audios")
 _TOOLS = {"tool", "function", "observation", "function_call", "tool_calls", "tool_call"}
@@ -200,9 +201,8 @@ class _Reader:
             return Dialogue((Message("user", user), Message("assistant", assistant)), 1)
         names = {"role": "role", "content": "content"}
         turns = self._turns(prompt, str(self.names["prompt"]), names)
-        first = len(turns)
-        turns += self._turns(completion, str(self.names["completion"]), names)
-        return Dialogue(tuple(turns), first)
+        learnt = self._turns(completion, str(self.names["completion"]), names)
+        return Dialogue((*turns, *learnt), len(turns))
 
     def messages(self) -> Dialogue:
         field = str(self.names["messages"])
@@ -225,8 +225,8 @@ class _Reader:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 self._fail("not a pair of texts", str(field), pair, "[question, answer]")
             question, answer = pair
-            turns.append(self._turn("user", question, str(field)))
-            turns.append(self._turn("assistant", answer, str(field)))
+            turns.append(Message("user", self._stripped(question, str(field))))
+            turns.append(Message("assistant", self._stripped(answer, str(field))))
         return turns
 
     def _turns(self, value: object, field: str, names: Mapping[str, str | None]) -> list[Message]:
@@ -243,7 +243,7 @@ class _Reader:
                 if key not in turn:
                     self._fail(f"the turn has no {key!r}", place, ", ".join(map(str, turn)), key)
             speaker = self._role(turn[role], f"{place}.{role}")
-            turns.append(self._turn(speaker, turn[content], f"{place}.{content}"))
+            turns.append(Message(speaker, self._stripped(turn[content], f"{place}.{content}")))
         return turns
 
     def _refuse_tools(self, turn: Record, place: str) -> None:
@@ -262,9 +262,6 @@ class _Reader:
             self._fail(message, field, value, ", ".join(sorted(self.roles)), remedy)
         return role
 
-    def _turn(self, role: Role, value: object, field: str) -> Message:
-        return Message(role, self._stripped(value, field, "the turn is empty"))
-
     def _value(self, name: str) -> Any:  # noqa: ANN401 - any field
         hint = f"name it under columns: {{{name}: …}}; "
         return value_of(self.record, str(self.names[name]), self.where, hint)
@@ -272,7 +269,7 @@ class _Reader:
     def _text(self, name: str) -> str:
         return self._stripped(self._value(name), str(self.names[name]), "the field is empty")
 
-    def _stripped(self, value: object, field: str, if_blank: str) -> str:
+    def _stripped(self, value: object, field: str, if_blank: str = "the turn is empty") -> str:
         if not isinstance(value, str) or not value.strip():
             message = if_blank if blank(value) else "not a text"
             self._fail(message, field, value, "text that is not blank")
@@ -284,12 +281,7 @@ class _Reader:
         return "" if blank(value) else self._text(name)
 
     def _fail(
-        self,
-        message: str,
-        field: str,
-        value: object,
-        expected: str,
-        remedy: str = "fix the row or leave it out",
+        self, message: str, field: str, value: object, expected: str, remedy: str = _FIX
     ) -> NoReturn:
         where = f"{self.where}: field {shorten(field)!r}"
         shown = value if isinstance(value, str) and value.strip() else repr(value)

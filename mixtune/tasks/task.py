@@ -14,7 +14,7 @@ from mixtune.identity import canonical, digest
 from mixtune.records import Example, Query
 from mixtune.study import faults
 from mixtune.study.fields import Frozen, Name, distinct
-from mixtune.study.yaml import Origin, Place, read_documents
+from mixtune.study.yaml import Origin, read_documents
 from mixtune.tasks.context import Context, Policy
 from mixtune.tasks.makers import Make
 from mixtune.tasks.metrics import METRICS
@@ -229,9 +229,8 @@ class Task(Frozen):
                 remedy="name a task whose file has context:",
             )
         try:
-            context = Context.model_validate(
-                {**dict(self.context), "policy": policy, "words": words}
-            )
+            changed = {"policy": policy, "words": words}
+            context = Context.model_validate({**dict(self.context), **changed})
         except ValueError as error:
             raise SpecError(
                 "the policy for long contexts cannot be used",
@@ -292,11 +291,9 @@ def _check_labels(task: Task) -> None:
     folded = sorted(fold(label) for label in task.labels)
     for short, long in pairwise(folded):
         if long.startswith(short) and long != short and not task.allow_prefix_labels:
-            raise ValueError(
-                f"labels: {long!r} begins with {short!r}, so a longer answer can be read as "
-                "either; rename one, or say allow_prefix_labels: true"
-            )
-    if len({fold(label) for label in task.labels}) != len(task.labels):
+            rule = "a longer answer can be either; rename one, or say allow_prefix_labels: true"
+            raise ValueError(f"labels: {long!r} begins with {short!r}, so {rule}")
+    if len(set(folded)) != len(folded):
         raise ValueError("labels: two labels are the same but for case or spacing")
     for raw, label in task.label_values.items():
         if label not in task.labels:
@@ -307,9 +304,8 @@ def _check_kind(task: Task) -> None:
     if task.kind == "open":
         if task.labels or task.label_values or task.questions:
             raise ValueError("kind: an open task has no labels, label_values or questions")
-        if task.format != "fields":
-            return
-        if task.fields.label is None and "label" in variables(task.target):
+        unlabelled = task.format == "fields" and task.fields.label is None
+        if unlabelled and "label" in variables(task.target):
             raise ValueError("target: {{ label }} needs fields.label to name a field")
         return
     if len(task.labels) < 2:
@@ -338,10 +334,8 @@ def _check_scoring(task: Task) -> None:
 def _check_role(task: Task) -> None:
     if task.scored != (task.role in ("task", "probe")):
         state = "scored" if task.scored else "not scored"
-        raise ValueError(
-            f"role: {task.role}, but it is {state}; tasks and probes are scored, ingredients and "
-            "judged sets are not"
-        )
+        rule = "tasks and probes are scored, ingredients and judged sets are not"
+        raise ValueError(f"role: {task.role}, but it is {state}; {rule}")
 
 
 def _check_making(task: Task) -> None:
@@ -376,8 +370,7 @@ def _check_prompt(task: Task) -> None:
     if task.format != "fields":
         return
     shown = variables(task.prompt, task.system)
-    leaked = (shown & {"label"}) or (task.kind == "label" and shared_fields(task))
-    if leaked:
+    if leaked := (shown & {"label"}) or (task.kind == "label" and shared_fields(task)):
         raise ValueError(f"prompt: shows the answer ({', '.join(sorted(leaked))})")
     if task.questions and "question" not in shown:
         raise ValueError("prompt: the task has questions, so the prompt needs {{ question }}")
@@ -388,10 +381,8 @@ def _check_prompt(task: Task) -> None:
     texts = [f"{task.system or ''}\n{task.prompt}\n{q}" for q in task.questions.values() or [""]]
     for label in task.labels or task.types:
         if not all(re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text) for text in texts):
-            raise ValueError(
-                f"prompt: does not name {label!r} letter for "
-                "letter; a strict answer says it exactly, so the prompt has to ask for it"
-            )
+            rule = "a strict answer says it exactly, so the prompt has to ask for it"
+            raise ValueError(f"prompt: does not name {label!r} letter for letter; {rule}")
 
 
 _CHECKS = (
@@ -448,14 +439,12 @@ def make_task(
         task = Task.model_validate(raw)
     except ValidationError as error:
         context = faults.FaultContext(Task, Origin(where, origin.lines if origin else {}))
-        details = [detail | {"loc": _as_written(detail["loc"])} for detail in error.errors()]
+        details = error.errors()
+        for detail in details:  # keys of `source.files` may be written as keys of `source`
+            if detail["loc"][:2] == ("source", "files"):
+                detail["loc"] = ("source", *detail["loc"][2:])
         raise faults.refusal(details, context, DataError) from None
     if task.source.files is None or folder is None:
         return task
     source = task.source.model_copy(update={"files": task.source.files.within(folder)})
     return task.model_copy(update={"source": source})
-
-
-def _as_written(place: Place) -> Place:
-    """The place in the file, where the keys of `source.files` may be keys of `source`."""
-    return ("source", *place[2:]) if place[:2] == ("source", "files") else place

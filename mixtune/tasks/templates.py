@@ -114,7 +114,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, a: Any, b: Any) -> Any:  # noqa: ANN401 - jinja2's own interface
         """An operator that could build something huge, bounded."""
-        numbers = all(isinstance(value, int | float) for value in (a, b))
+        numbers = isinstance(a, int | float) and isinstance(b, int | float)
         if operator == "**" or (operator in "*%" and not numbers):
             only = "not available" if operator == "**" else "for two numbers only"
             raise SecurityError(f"{operator} is {only}")
@@ -139,7 +139,10 @@ def _limit(tree: nodes.Template) -> None:
     copies: dict[str, int] = {}
     for node in tree.find_all(nodes.Node):  # parents first, in the order of the text
         if isinstance(node, nodes.Stmt):
-            _check_statement(node)
+            if not isinstance(node, _STATEMENTS) or getattr(node, "recursive", False):
+                word = type(node).__name__.lower()
+                message = f"{{% {word} %}} is not available, or not in this form"
+                raise jinja2.TemplateSyntaxError(message, node.lineno)
             _count_copies(node, copies)
         if isinstance(node, nodes.Call) and not (
             isinstance(node.node, nodes.Getattr) and node.node.attr in _METHODS
@@ -148,13 +151,6 @@ def _limit(tree: nodes.Template) -> None:
             raise jinja2.TemplateSyntaxError(f"{called}() is not available", node.lineno)
         if isinstance(node, nodes.For):
             node.iter = nodes.Filter(node.iter, "counted", [], [], None, None, lineno=node.lineno)
-
-
-def _check_statement(node: nodes.Stmt) -> None:
-    if not isinstance(node, _STATEMENTS) or (isinstance(node, nodes.For) and node.recursive):
-        word = type(node).__name__.lower()
-        message = f"{{% {word} %}} is not available, or not in this form"
-        raise jinja2.TemplateSyntaxError(message, node.lineno)
 
 
 def _count_copies(node: nodes.Stmt, copies: dict[str, int]) -> None:

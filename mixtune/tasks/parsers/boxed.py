@@ -11,6 +11,8 @@ from mixtune.tasks.parsers import Parser
 
 _LOOSE_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,2}(?:\{([^\n$]*)|([^\s{}$.]+))")
 _ANNOUNCED = re.compile(r"(?i:\banswer\b)[^.\n=:]{0,80}?(?:(?i:\bis\b):?|[=:])[^\S\n]*([^\n]+)")
+# A full stop that is no decimal point, or a comma before words.
+_SENTENCE_END = re.compile(r"\.(?:\s|$)|,\s(?=[a-z]{2})")
 
 
 def _strict(text: str, labels: Sequence[str] = ()) -> str | None:
@@ -24,7 +26,7 @@ def _lenient(text: str, labels: Sequence[str] = ()) -> str | None:
     if exact is not None:
         return exact
     candidates = [_before_closing(rest) or word for rest, word in _LOOSE_BOX.findall(text)]
-    candidates = candidates or [_sentence(rest) for rest in _ANNOUNCED.findall(text)]
+    candidates = candidates or [_SENTENCE_END.split(rest)[0] for rest in _ANNOUNCED.findall(text)]
     return (_normalised(candidates[-1]) or None) if candidates else None
 
 
@@ -63,11 +65,6 @@ def _before_closing(rest: str) -> str:
         if depth < 0:
             return rest[: brace.start()]
     return rest
-
-
-def _sentence(rest: str) -> str:
-    """The text up to the end of the sentence: a full stop that is no decimal point."""
-    return re.split(r"\.(?:\s|$)|,\s(?=[a-z]{2})", rest)[0]
 
 
 _DROPPED = re.compile(

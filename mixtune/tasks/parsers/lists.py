@@ -47,15 +47,15 @@ def _list_parser(
             parsed = [item for line in text.splitlines() if (item := read_loose(line, labels))]
         if parsed:
             return "\n".join(parsed)
-        nothing = _without_items(values) or _SAYS_NOTHING.fullmatch(text.strip()[:80])
+        inner = [part for v in values for part in (v.values() if isinstance(v, dict) else v)]
+        empty = values and all(part in ([], {}) for part in inner)  # as `[]` and `{"PER": []}` are
+        nothing = empty or _SAYS_NOTHING.fullmatch(text.strip()[:80])
         return NOTHING if nothing else None
 
-    return Parser(name, 1, strict, lenient, _same_items, list_metric=list_metric)
+    def same(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
+        return items(parsed) == items(gold)
 
-
-def _same_items(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
-    """True if two lists hold the same items as often, in any order."""
-    return items(parsed) == items(gold)
+    return Parser(name, 1, strict, lenient, same, list_metric=list_metric)
 
 
 def _tidy(text: str) -> str:
@@ -183,12 +183,6 @@ def _json_values(text: str) -> Iterator[Any]:
             yield value
             inner = list(value.values()) if isinstance(value, dict) else value
             todo += reversed(inner)
-
-
-def _without_items(values: Sequence[Any]) -> bool:
-    """True for JSON that lists nothing: `[]`, `{"PER": []}`."""
-    inner = [item for v in values for item in (v.values() if isinstance(v, dict) else v)]
-    return bool(values) and all(item in ([], {}) for item in inner)
 
 
 def _text_at(value: dict[str, Any], names: Sequence[str]) -> str:
