@@ -24,9 +24,8 @@ from mixtune.engine.model import LocalModel
 from mixtune.execution.assign import Assignment, portion_of, started
 from mixtune.execution.portion import Setting
 from mixtune.execution.worker import Worker, WorkerOptions
-from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
-from mixtune.planning.runs import Plan, RunPlan
+from mixtune.planning.runs import Events, Plan, RunPlan
 from mixtune.records import Answer, Query, TrainStep
 from mixtune.store.folder import Store
 from mixtune.study.reading import dump_study, parse_study
@@ -79,7 +78,7 @@ def _seconds(model: str, runs: int, folder: Path) -> dict[str, float]:
     planner = Planner(study, registry, prepare(model))
     plan, planned = _timed(planner.plan)
     store = Store(folder)
-    facts = {"data": planner.data_rows()}
+    facts = {"data": planner.leaks.data_rows()}
     _, saved = _timed(lambda: store.save_plan(plan.rows(), dump_study(study), facts))
     _, begun = _timed(lambda: _start(plan, store))
     carried = plan.runs[:CARRIED]

@@ -26,9 +26,9 @@ from mixtune.analysis.intervals import holm
 from mixtune.analysis.measures import Measured
 from mixtune.cli.app import look_at, stored_facts, study_of
 from mixtune.datasets.toy import RELATIONS
+from mixtune.planning.cells import title
 from mixtune.records import Estimate
 from mixtune.results.study_results import measure_split
-from mixtune.study.design import title
 
 FOUND, OPPOSITE, UNSEEN = "found", "the opposite was found", "not found"
 CLEAN, ALARM = "no difference seen, as expected", "a difference, where none was expected"

@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 from bench.command import run
 from bench.machine import provenance
 from mixtune.datasets.registry import Registry
+from mixtune.planning.cells import title
 from mixtune.records import Score, TrainStep, schema_of
 from mixtune.results.study_results import read_facts, score_file
 from mixtune.store.folder import PlanRow, Store
-from mixtune.study.design import title
 from mixtune.study.reading import dump_study, parse_study
 
 OUT = Path(__file__).parent / "results" / "scale.json"

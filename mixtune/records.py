@@ -457,7 +457,7 @@ class DataRow:
 
     `dropped`: records that the task skips; `leaked`: examples that the leakage gate took out;
     `examples`: those that remain; `noted`: changes to their records, such as contexts cut.
-    `matched`: examples found in a later split, by the strictest kind of match (corpus.data_rows).
+    `matched`: examples found in a later split, by the strictest kind of match (Leaks.data_rows).
     """
 
     dataset: str

@@ -132,10 +132,11 @@ def _answer(store, planner, run, answer, words=None):
         said = said if words is None else words(run, item) if callable(words) else words
         logprobs = tuple(-1.0 if c == said else -2.0 for c in item.choices)
         ranked = logprobs if answer.form == "constrained" else ()
+        prompt = planner.tokens.prompt_hash(query_of(item).messages)
         rows.append(
             Prediction(
                 run.system, answer.task, answer.split, item.id, answer.form,
-                planner.prompt_hash(query_of(item)), said, item.choices, ranked, "stop", 0.1,
+                prompt, said, item.choices, ranked, "stop", 0.1,
             )
         )  # fmt: skip
     store.begin(answer.id)

@@ -88,3 +88,8 @@ def base_files(folder: Path) -> BaseModelFiles:
     """A tiny random base model as the catalog would describe it."""
     named = digest(Tokens.load(folder).digest)
     return BaseModelFiles("tiny", folder, "made up", "random weights", None, named, named)
+
+
+def training_rows(planner, run):
+    """Token rows of one run in training order."""
+    return planner.training_rows([run])[run.system]

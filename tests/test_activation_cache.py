@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from study_kit import registry, study, tasks, write_data, write_rows
+from study_kit import registry, study, tasks, training_rows, write_data, write_rows
 
 from mixtune.datasets.registry import Registry
 from mixtune.engine.activation_cache import ActivationCache
@@ -13,9 +13,8 @@ from mixtune.engine.model import LocalModel
 from mixtune.engine.rank import ChoiceTrie
 from mixtune.engine.train import accumulate
 from mixtune.errors import ModelError
-from mixtune.planning.activation_cache import activation_cache_size, trie_of
 from mixtune.planning.plan import Planner
-from mixtune.planning.summary import size_lines, sizes_of
+from mixtune.planning.summary import activation_cache_size, size_lines, sizes_of, trie_of
 from mixtune.tasks.task import parse_task, query_of
 
 TRAIN = {"rank": 2, "alpha": 4, "top_layers": 1}
@@ -73,7 +72,7 @@ def written(planner, files, folder):
     plan = planner.plan()
     for run in plan.runs:
         if run.kind == "trained":
-            rows = planner.training_rows(run)
+            rows = training_rows(planner, run)
             accumulate(model, rows, [0] * len(rows), [0.1] * len(rows))
     for answer in plan.runs[1].answers:
         asked = [query_of(example) for example in planner.items(answer)]

@@ -23,8 +23,8 @@ from mixtune.api.ledger import Ledger
 from mixtune.errors import SpecError
 from mixtune.execution.api import answer_remote
 from mixtune.execution.assign import started
-from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
+from mixtune.planning.runs import Events
 from mixtune.planning.summary import facts_of
 from mixtune.report.page import render
 from mixtune.results.study_results import best_cocktails, measure_split, read_facts, score_study

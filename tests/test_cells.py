@@ -5,14 +5,13 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from study_kit import registry, study
+from study_kit import registry, study, training_rows
 
 from mixtune.errors import SpecError
-from mixtune.planning.cells import cells
+from mixtune.planning.cells import cells, sorted_title, title
 from mixtune.planning.corpus import leaking_packs
 from mixtune.planning.mixing import mix
 from mixtune.planning.plan import Planner
-from mixtune.study.design import sorted_title, title
 from mixtune.study.reading import parse_study, trial
 from mixtune.study.spec import RunLength, Study
 from mixtune.tokens import Row
@@ -69,7 +68,7 @@ class TestPublished:
             files,
         )
         run = next(run for run in planner.plan().runs if run.name == "north+south")
-        seen = [row.example_id for row in planner.training_rows(run)]
+        seen = [row.example_id for row in training_rows(planner, run)]
         assert len(seen) == run.course.examples == 3 * 40
         assert set(map(seen.count, seen)) == {3}
         assert {row.repeats for row in run.mix} == {3.0}
@@ -152,7 +151,7 @@ class TestLevels:
         for level, said in (
             (LEVEL | {"add": ["a"]}, "names an ingredient twice"),
             (LEVEL | {"add": ["zz"]}, "no ingredient"),
-            (LEVEL | {"shares": [0.1, 0.1]}, "names a share twice"),
+            (LEVEL | {"shares": [0.1, 0.1]}, "names the same thing twice"),
             (LEVEL | {"shares": [1]}, "less than 1"),
         ):
             with pytest.raises(SpecError, match=said):
@@ -181,11 +180,11 @@ class TestControls:
         budget = {"kind": "equal-exposure", "steps": 5, "examples_per_step": 3}
         planner = Planner(study(budget=budget, seeds=[seed]), registry(data), files)
         runs = {run.name: run for run in planner.plan().runs}
-        both = planner.training_rows(runs["north+south"])
+        both = training_rows(planner, runs["north+south"])
         for task in ("north", "south"):
             own = [row for row in both if row.ingredient == task]
             control = runs[f"{task} ({len(own)} examples)"]
-            assert planner.training_rows(control) == own
+            assert training_rows(planner, control) == own
             assert control.course.steps == -(-len(own) // 3)
 
     def test_single_tasks_for_longer(self):
@@ -264,7 +263,10 @@ class TestFlaws:
         assert one.system != other.system
         assert other.course.sizes
         assert sum(other.course.sizes) == one.course.examples
-        alone, packed = plain.training_rows(one), flawed.training_rows(other)
+        alone, packed = (
+            training_rows(plain, one),
+            training_rows(flawed, other),
+        )
         assert [row.answer for row in alone] == [row.answer for row in packed]
         assert max(row.length for row in packed) > max(row.length for row in alone)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixtune.errors import SpecError
-from mixtune.study.design import cocktails
+from mixtune.planning.cells import cocktails
 from mixtune.study.spec import Design
 
 NINE = ["gsm8k", "alpaca", "fpb", "headline", "fiqa-sa", "finqa", "convfinqa", "finer-ord", "topic"]

@@ -11,8 +11,8 @@ from mixtune.execution import bank_training as training
 from mixtune.execution import worker
 from mixtune.execution.assign import alone, assign, started
 from mixtune.execution.run_study import default_workers
-from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
+from mixtune.planning.runs import Events
 from mixtune.results.study_results import measure_split, read_facts, score_study
 from mixtune.store.folder import Store
 from mixtune.study.reading import dump_study
@@ -244,7 +244,7 @@ def test_scores_are_never_joined_to_other_data(data, files, store):
 
 def test_what_was_read_and_dropped_is_kept(data, files):
     planner = Planner(study(), registry(data), files)
-    rows = {(r["dataset"], r["split"]): r for r in planner.data_rows()}
+    rows = {(r["dataset"], r["split"]): r for r in planner.leaks.data_rows()}
     assert rows["north", "test"]["records"] == 20
     train, held = rows["north", "train"]["examples"], rows["north", "validation"]["examples"]
     assert train + held == 60

@@ -4,7 +4,7 @@ import pytest
 import torch
 from engine_kit import load
 from engine_oracle import plain_network
-from study_kit import TASK, registry, study, write_data
+from study_kit import TASK, registry, study, training_rows, write_data
 
 from mixtune.datasets.registry import Registry
 from mixtune.engine.loss import token_weights
@@ -34,7 +34,7 @@ def planner(files, **changes):
 
 def rows_of(made, name="toy-topic"):
     run = next(run for run in made.plan().runs if run.name == name)
-    return run, made.training_rows(run)
+    return run, training_rows(made, run)
 
 
 class TestPackingLeaks:

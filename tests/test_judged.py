@@ -98,7 +98,7 @@ def test_their_rows_are_kept_out_of_training(tmp_path):
     assert {row.id for row in planner.corpus.held_out if row.task == "filings"} == {
         row["id"] for row in ROWS
     }
-    data = [row for row in planner.data_rows() if row["dataset"] == "filings"]
+    data = [row for row in planner.leaks.data_rows() if row["dataset"] == "filings"]
     assert [(row["split"], row["examples"]) for row in data] == [("test", 20)]
 
 

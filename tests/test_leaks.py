@@ -10,8 +10,7 @@ from test_execution import run
 from mixtune.datasets.leakage import own_texts
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, StoreError
-from mixtune.planning.corpus import load_corpus
-from mixtune.planning.leaks import changed_by_tasks, leak_lines
+from mixtune.planning.corpus import changed_by_tasks, leak_lines, load_corpus
 from mixtune.planning.plan import Planner
 from mixtune.planning.summary import facts_of
 from mixtune.records import DataRow
@@ -55,7 +54,9 @@ def text_number(data, name, number):
 
 
 def matched(planner):
-    return {(r["dataset"], r["split"]): (r["leaked"], r["matched"]) for r in planner.data_rows()}
+    return {
+        (r["dataset"], r["split"]): (r["leaked"], r["matched"]) for r in planner.leaks.data_rows()
+    }
 
 
 def evaluate(**changes):
@@ -69,7 +70,7 @@ class TestGate:
         assert rows["north", "train"] == (2, {"exact": 1, "loose": 1, "group": 0, "words": 1})
         assert rows["south", "train"] == (0, {"exact": 0, "loose": 0, "group": 0, "words": 1})
         assert rows["south", "test"] == (0, {})
-        (north, south) = leak_lines(planner.data_rows())
+        (north, south) = leak_lines(planner.leaks.data_rows())
         assert north == (
             "north/train in a later split: 1 exact, 1 loose, 0 group (2 dropped); 1 more share "
             "13 words"
@@ -198,7 +199,7 @@ class TestAddedTasks:
     def kept(self, data, files, store, **changes):
         planner = Planner(study(**changes), registry(data), files)
         rows = planner.plan().rows(), dump_study(planner.study)
-        why = changed_by_tasks(store, planner.study, planner.data_rows())
+        why = changed_by_tasks(store, planner.study, planner.leaks.data_rows())
         store.save_plan(*rows, facts_of(planner), why)
         return why
 

@@ -13,8 +13,8 @@ from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError
 from mixtune.identity import digest
 from mixtune.planning.corpus import gold_answers
+from mixtune.planning.mixing import longest_answer
 from mixtune.planning.plan import Planner
-from mixtune.planning.sizes import longest_answer
 from mixtune.planning.summary import facts_of, size_lines, sizes_of
 from mixtune.study.reading import trial
 from mixtune.tasks.task import parse_task

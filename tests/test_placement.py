@@ -13,8 +13,8 @@ from mixtune.errors import SpecError
 from mixtune.execution import run_study
 from mixtune.execution.bank_training import Head
 from mixtune.execution.portion import Options
-from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
+from mixtune.planning.runs import Events
 from mixtune.records import TrainStep
 
 

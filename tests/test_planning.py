@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from study_kit import record, registry, study, tasks, write_data, write_rows
+from study_kit import record, registry, study, tasks, training_rows, write_data, write_rows
 
 from mixtune.cli.show import console, plan_json, show_plan
 from mixtune.datasets.registry import Registry
@@ -35,7 +35,7 @@ def test_rows_that_changed_under_a_plan_are_not_trained_on(data, files):
     write_rows(data, "north", "test", [record("north", "test", i) for i in range(3, 20)])
     later = Planner(study(), registry(data), files)
     with pytest.raises(DataError, match=r"north: the data is no longer what was planned"):
-        later.training_rows(run)
+        training_rows(later, run)
     answer = next(a for a in run.answers if (a.task, a.split) == ("north", "test"))
     with pytest.raises(DataError, match=r"north/test: the data is no longer what was planned"):
         later.items(answer)
@@ -82,7 +82,7 @@ class TestIds:
     def test_a_changed_row_retrains_what_used_it_and_nothing_else(self, data, files):
         before = Planner(study(), registry(data), files)
         run = next(r for r in before.plan().runs if r.name == "north")
-        used = before.training_rows(run)[0].example_id
+        used = training_rows(before, run)[0].example_id
         rows = [record("north", "train", i) for i in range(60)]
         for row in rows:
             if row["id"] == used:
@@ -128,10 +128,10 @@ class TestMix:
     def test_an_ingredient_contributes_a_prefix_of_the_same_order(self, data, files):
         planner = Planner(study(), registry(data), files)
         runs = {run.name: run for run in planner.plan().runs if run.kind == "trained"}
-        alone = [row.example_id for row in planner.training_rows(runs["north"])]
+        alone = [row.example_id for row in training_rows(planner, runs["north"])]
         mixed = [
             row.example_id
-            for row in planner.training_rows(runs["north+south"])
+            for row in training_rows(planner, runs["north+south"])
             if row.ingredient == "north"
         ]
         assert len(mixed) == 6
@@ -283,7 +283,7 @@ class TestRenderer:
         planner = Planner(study(), registry(data), files)
         run = next(r for r in planner.plan().runs if r.name == "north")
         pool = {e.id: e for e in planner.corpus.pools["north"]}
-        for row in planner.training_rows(run):
+        for row in training_rows(planner, run):
             asked = query_of(pool[row.example_id])
             assert list(row.prompt) == planner.tokens.prompt_ids(asked.messages)
 
@@ -302,7 +302,7 @@ class TestRenderer:
         planner = Planner(toy, builtin, smollm2)
         run = next(r for r in planner.plan().runs if r.kind == "trained")
         pools = {n: {e.id: e for e in planner.corpus.pools[n]} for n in names}
-        rows = planner.training_rows(run)
+        rows = training_rows(planner, run)
         assert len(rows) == 12
         for row in rows:
             asked = query_of(pools[row.ingredient][row.example_id])

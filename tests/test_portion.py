@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from execution_kit import portions_of, setting, through_file
-from study_kit import registry, study
+from study_kit import registry, study, training_rows
 from test_execution import Listener, run
 
 from mixtune.errors import StoreError
@@ -45,7 +45,7 @@ def test_it_is_the_same_after_its_file(portion, store):
 
 def test_it_holds_the_rows_that_the_planner_gives_and_each_once(portion, planner):
     for member in portion.runs:
-        assert portion.training_rows(member) == planner.training_rows(member)
+        assert portion.training_rows(member) == training_rows(planner, member)
     assert len({row.example_id for row in portion.rows}) == len(portion.rows) == 40
     assert sum(len(order) for order in portion.order.values()) == 6 * 12
 
@@ -93,7 +93,7 @@ from mixtune.execution.bank_training import run_portion
 from mixtune.execution.portion import Setting
 from mixtune.execution.portion import Portion
 from mixtune.execution.worker import Worker, WorkerOptions
-from mixtune.planning.events import Events
+from mixtune.planning.runs import Events
 from mixtune.store.folder import Store
 import mixtune.execution.pool
 import torch

@@ -9,8 +9,8 @@ from study_kit import TASK
 from mixtune.datasets.registry import Registry
 from mixtune.datasets.sources import RegisteredTask
 from mixtune.errors import SpecError
-from mixtune.planning.names import canonical
 from mixtune.planning.outline import Rates, dataset_facts, outline
+from mixtune.planning.runs import canonical
 from mixtune.study.presets import names, preset
 from mixtune.study.reading import load_studies, parse_study
 from mixtune.tasks.task import parse_task

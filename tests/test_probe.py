@@ -19,7 +19,7 @@ from mixtune.engine import probe
 from mixtune.engine.forest import BASE
 from mixtune.errors import DataError, RunFailed, SpecError
 from mixtune.planning.corpus import load_corpus
-from mixtune.planning.names import canonical
+from mixtune.planning.runs import canonical
 from mixtune.records import ProbeRow
 from mixtune.store.folder import Store
 from mixtune.study.reading import parse_study

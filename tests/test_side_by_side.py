@@ -19,7 +19,7 @@ from mixtune.execution import bank_training as training
 from mixtune.execution import pool
 from mixtune.execution import run_study as start
 from mixtune.execution.portion import Options
-from mixtune.planning.events import Events
+from mixtune.planning.runs import Events
 from mixtune.store.folder import Store
 from mixtune.study.reading import load_study
 

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from study_kit import registry, study
+from study_kit import registry, study, training_rows
 
 from mixtune.errors import DataError
+from mixtune.planning.mixing import Sizes
 from mixtune.planning.plan import Planner
-from mixtune.planning.sizes import Sizes
 from mixtune.records import Example, Message, TrainExample
 from mixtune.tokens import Tokens, encode_rows
 
@@ -91,7 +91,7 @@ def test_a_plan_counts_what_its_runs_train_on(data, files, flaws):
     runs = [run for run in planner.plan().runs if run.kind == "trained"]
     assert len(runs) == 3
     for run in runs:
-        assert run.tokens == sum(row.length for row in planner.training_rows(run))
+        assert run.tokens == sum(row.length for row in training_rows(planner, run))
 
 
 def test_over_long_rows_are_dropped_by_their_length(data, files):

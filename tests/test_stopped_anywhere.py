@@ -15,9 +15,8 @@ from mixtune.execution.assign import Assignment, alone, portion_of, started
 from mixtune.execution.bank_training import run_portion
 from mixtune.execution.portion import Setting
 from mixtune.execution.worker import Worker, WorkerOptions, load_model
-from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
-from mixtune.planning.runs import Plan
+from mixtune.planning.runs import Events, Plan
 from mixtune.store import files, states
 from mixtune.store.folder import Store
 from mixtune.study.reading import dump_study

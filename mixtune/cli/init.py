@@ -27,11 +27,11 @@ from mixtune.cli.json_schema import json_schema
 from mixtune.datasets.registry import Registry
 from mixtune.errors import SpecError, did_you_mean, shorten
 from mixtune.models.catalog import Unreachable, catalogue, locate
-from mixtune.planning.names import canonical
+from mixtune.planning.cells import cocktails
+from mixtune.planning.runs import canonical
 from mixtune.store.files import write_text
 from mixtune.study import presets
 from mixtune.study.aliases import amounts
-from mixtune.study.design import cocktails
 from mixtune.study.reading import parse_study
 from mixtune.study.spec import Ingredient, Study
 from mixtune.study.yaml import Origin

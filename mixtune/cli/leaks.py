@@ -20,7 +20,7 @@ from mixtune.datasets.leakage import NOTIONS, RUN, Notion, Overlap, Overlaps, Pa
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, UserError, shorten
 from mixtune.planning.corpus import answered
-from mixtune.planning.names import canonical
+from mixtune.planning.runs import canonical
 from mixtune.records import Result, Split
 from mixtune.results.study_results import SplitResults, StudyFacts
 from mixtune.study.reading import load_study

@@ -22,9 +22,8 @@ from rich.text import Text
 
 from mixtune.analysis.effects import TO_SINGLE
 from mixtune.errors import shorten
-from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
-from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
+from mixtune.planning.runs import AnswerPlan, Events, Plan, RunPlan
 from mixtune.planning.summary import size_lines
 from mixtune.records import MixRow, Result, TrainStep
 from mixtune.results.study_results import SplitResults, StudyFacts, run_rows

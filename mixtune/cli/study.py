@@ -45,7 +45,7 @@ from mixtune.errors import UserError
 from mixtune.execution.portion import CHECKPOINT_EVERY, Options
 from mixtune.models.catalog import locate
 from mixtune.models.files import BaseModelFiles
-from mixtune.planning.leaks import changed_by_tasks, leak_lines
+from mixtune.planning.corpus import changed_by_tasks, leak_lines
 from mixtune.planning.outline import DOLLARS, TERAFLOPS, Rates, outline
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan, RunPlan
@@ -111,7 +111,7 @@ def _plan(study_file: Path, study: Study, folders: Folders, as_json: bool) -> No
     store = folders.store(study.name)
     planner = Planner(study, Registry.of(study, folders.data), files, store.selection())
     planned = planner.plan()
-    data = planner.data_rows()
+    data = planner.leaks.data_rows()
     changed = changed_by_tasks(store, planner.study, data)
     todo = _todo(store, planner, planned, changed) if files else None
     if as_json:

@@ -45,10 +45,10 @@ from mixtune.evaluation.judge import RUBRIC, Rubric, agreement, read_labels
 from mixtune.models.base import Model
 from mixtune.models.catalog import locate
 from mixtune.models.files import BaseModelFiles, cache_dir
-from mixtune.planning.probes import plan_probes
+from mixtune.planning.cells import sorted_title
 from mixtune.planning.runs import RunPlan
-from mixtune.planning.strengths import GRID, plan_strengths
 from mixtune.planning.summary import content_of
+from mixtune.planning.systems import STRENGTHS, plan_probes, plan_strengths
 from mixtune.records import Estimate, Split
 from mixtune.report.plots import JUDGED, verdicts
 from mixtune.results.judgements import Outcome, free_answers, write_judged
@@ -66,7 +66,6 @@ from mixtune.results.retention import (
 from mixtune.results.study_results import StudyFacts, score_answers, score_study
 from mixtune.store.files import write_text
 from mixtune.store.folder import Folders, Store
-from mixtune.study.design import sorted_title
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import Study
 
@@ -194,7 +193,7 @@ def strength(  # noqa: PLR0913 - a verb's options
     overrides: Overrides = None,
     strengths: Annotated[
         str, typer.Option(help="Strengths to try, the same for every cocktail; 1 is as trained.")
-    ] = ",".join(map(str, GRID)),
+    ] = ",".join(map(str, STRENGTHS)),
     data_dir: DataDir = None,
     runs_dir: RunsDir = RUNS,
     split: SplitName = "validation",

@@ -14,9 +14,8 @@ from mixtune.api.ledger import FILE, CeilingReached, Ledger
 from mixtune.api.model import ApiModel, Asking, Prompting
 from mixtune.evaluation.answers import predict, score
 from mixtune.execution.worker import error_text, fails_alone, unit_of_work
-from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
-from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
+from mixtune.planning.runs import AnswerPlan, Events, Plan, RunPlan
 from mixtune.records import Prediction, Usage
 from mixtune.store.folder import Store
 

@@ -26,9 +26,8 @@ from mixtune.execution.bank_training import Head, Unusable, heads
 from mixtune.execution.portion import AnswerCount, GoldItem, Portion, Setting, items_key
 from mixtune.execution.worker import BACKWARD, answer_cost, missing, titles
 from mixtune.identity import make_id
-from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
-from mixtune.planning.runs import Plan, RunPlan
+from mixtune.planning.runs import Events, Plan, RunPlan
 from mixtune.signals import defer_signals
 from mixtune.store.folder import EXTRA_KINDS, Store
 from mixtune.store.states import Unit
@@ -189,7 +188,7 @@ def portion_of(assignment: Assignment, planner: Planner, undone: Collection[str]
     answered = {items_key(answer): answer for _, answer in pairs if answer.form != "likelihood"}
     read = {items_key(answer): answer for _, answer in pairs if answer.form == "likelihood"}
     floors = sorted({answer.task for run, answer in pairs if run.kind == "majority"})
-    training = planner.bank_rows(runs) if assignment.trains else {}
+    training = planner.training_rows(runs) if assignment.trains else {}
     gold = {key: planner.gold_rows(answer) for key, answer in read.items()}
     # By identity: the planner gives the same object for the same example of a bank.
     distinct = {id(row): row for row in chain(*training.values(), *gold.values())}

@@ -23,12 +23,10 @@ from mixtune.execution.worker import Worker, WorkerOptions, fails_alone, missing
 from mixtune.identity import make_id
 from mixtune.models.catalog import local_path
 from mixtune.models.files import BaseModelFiles, read_object, sha256_of
-from mixtune.planning.events import Events
 from mixtune.planning.plan import Planner
-from mixtune.planning.probes import Asked
-from mixtune.planning.runs import Plan, RunPlan, plan_row
-from mixtune.planning.strengths import stored_study
+from mixtune.planning.runs import Events, Plan, RunPlan, plan_row
 from mixtune.planning.summary import facts_of
+from mixtune.planning.systems import ExtraPlan, stored_study
 from mixtune.store.folder import Folders, PlanRow, Store
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import EvalSpec, Study, TrainSpec
@@ -65,7 +63,7 @@ def _device() -> str:
 def answer_extra(
     study: Study,
     folders: Folders,
-    plan: Callable[[Study, Store, Registry, BaseModelFiles], Asked],
+    plan: Callable[[Study, Store, Registry, BaseModelFiles], ExtraPlan],
     events: Events,
 ) -> list[RunPlan]:
     """Answer what is missing of extra units of a stored study; returns the systems that failed.
@@ -196,7 +194,7 @@ def _adapter(planner: Planner, folder: Path, label: str) -> RunPlan:
     }
     trained_for = str(read_object(folder / CONFIG_FILE).get("base_model_name_or_path"))
     origin = f"adapter {folder.name}, made for {trained_for}"
-    return planner.brought_in("adapter", make_id("adapter", parts), label, origin)
+    return planner.external("adapter", make_id("adapter", parts), label, origin)
 
 
 def _own_planner(planner: Planner, source: str) -> Planner:
@@ -215,7 +213,7 @@ def _own_planner(planner: Planner, source: str) -> Planner:
 def _model(own: Planner, label: str) -> RunPlan:
     assert own.files is not None
     system = make_id("model", {"model": own.files.digest})
-    return own.brought_in("model", system, label, f"model {own.files.name}, {own.files.source}")
+    return own.external("model", system, label, f"model {own.files.name}, {own.files.source}")
 
 
 def _refuse_taken(run: RunPlan, rows: Sequence[PlanRow]) -> None:

@@ -30,8 +30,7 @@ from mixtune.execution.bank_training import run_portion
 from mixtune.execution.portion import Portion
 from mixtune.execution.worker import Worker, WorkerOptions
 from mixtune.identity import collect_rarely
-from mixtune.planning.events import Events
-from mixtune.planning.runs import RunPlan
+from mixtune.planning.runs import Events, RunPlan
 from mixtune.signals import TERMINATION_SIGNALS, defer_signals
 from mixtune.store.folder import Store
 

@@ -40,10 +40,9 @@ from mixtune.models.memory import (
     need,
     shape_of,
 )
-from mixtune.planning.events import Events
-from mixtune.planning.leaks import changed_by_tasks
+from mixtune.planning.corpus import changed_by_tasks
 from mixtune.planning.plan import Planner
-from mixtune.planning.runs import Plan, RunPlan
+from mixtune.planning.runs import Events, Plan, RunPlan
 from mixtune.planning.summary import facts_of
 from mixtune.store.folder import Store
 from mixtune.study.reading import dump_study
@@ -78,7 +77,7 @@ def run_study(
     planner = Planner(study, Registry.of(study, data_dir), files, store.selection())
     plan = planner.plan()
     with store.lock():
-        changes = changed_by_tasks(store, planner.study, planner.data_rows())
+        changes = changed_by_tasks(store, planner.study, planner.leaks.data_rows())
         store.save_plan(plan.rows(), dump_study(planner.study), facts_of(planner), changes)
         for line in changes:
             events.note(line)

@@ -22,8 +22,7 @@ from mixtune.evaluation.answers import predict_queries
 from mixtune.execution.portion import CHECKPOINT_EVERY, Portion, Setting, items_key
 from mixtune.identity import digest
 from mixtune.models.base import MajorityModel, Model
-from mixtune.planning.events import Events
-from mixtune.planning.runs import AnswerPlan, RunPlan
+from mixtune.planning.runs import AnswerPlan, Events, RunPlan
 from mixtune.records import Prediction, ProbeRow, TrainStep
 from mixtune.store.folder import Store
 from mixtune.store.states import Unit

@@ -16,6 +16,8 @@ from mixtune.datasets.registry import Registry
 from mixtune.errors import SpecError
 from mixtune.identity import generator, make_id
 from mixtune.planning.corpus import EVALUATED, Corpus, answered, gold_answers
+from mixtune.planning.mixing import percentile_99
+from mixtune.planning.runs import AnswerPlan
 from mixtune.records import Example, Form, Split
 from mixtune.study.spec import Study
 from mixtune.tasks.parsers.labels import as_json
@@ -27,23 +29,8 @@ ROOM = 1024
 """Tokens beside the answer where it is open, for reasoning that leads to it."""
 THOUGHT = 8192
 """Tokens beside the answer for models that reason before they answer: these are counted, too."""
-PERCENT = 99
 BYTES_PER_TOKEN = 4
 """By which prompts are estimated before anything is asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteAnswers:
-    """One set of answers of an API model, as a plan lists it; no tokens are counted here."""
-
-    id: str
-    task: str
-    split: Split
-    form: Form
-    items: int
-    tokens: int
-    items_digest: str
-    max_new_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +68,16 @@ class Remote:
         self.systems = resolve(study.api_models)
         self._study, self._registry, self._corpus = study, registry, corpus
         self._shots: dict[tuple[str, str], tuple[Example, ...]] = {}
+        self._labels_asked = "constrained" in study.evaluate.forms
         for system in self.systems:
-            self._refuse_silent(system)
+            if not any(self.forms(system, registry.get(name)) for name in study.tasks):
+                raise SpecError(
+                    "there is nothing that it could answer",
+                    where=f"api_models: {system.name}",
+                    found=f"evaluate.forms {list(study.evaluate.forms)}, "
+                    f"structured {str(system.structured).lower()}",
+                    remedy="add strict to evaluate.forms, or leave the model out",
+                )
             if study.api.max_cost is not None and system.price is None:
                 raise SpecError(
                     "api.max_cost is set, and nobody has said what this model costs",
@@ -90,18 +85,6 @@ class Remote:
                     wanted="price_in and price_out, US dollars per million tokens",
                     remedy="state both (0 for an endpoint of your own), or take the ceiling out",
                 )
-
-    def _refuse_silent(self, system: ApiSystem) -> None:
-        """A model that no question of the study can be put to is a mistake."""
-        tasks = [self._registry.get(name) for name in self._study.tasks]
-        if not any(self.forms(system, task) for task in tasks):
-            raise SpecError(
-                "there is nothing that it could answer",
-                where=f"api_models: {system.name}",
-                found=f"evaluate.forms {list(self._study.evaluate.forms)}, "
-                f"structured {str(system.structured).lower()}",
-                remedy="add strict to evaluate.forms, or leave the model out",
-            )
 
     def __getitem__(self, system: str) -> ApiSystem:
         """A model by its id."""
@@ -112,10 +95,6 @@ class Remote:
         structured = any(system.structured for system in self.systems) and self._labels_asked
         return ["schema"] if kind == "majority" and structured else []
 
-    @property
-    def _labels_asked(self) -> bool:
-        return "constrained" in self._study.evaluate.forms
-
     def forms(self, system: ApiSystem, task: Task) -> list[Form]:
         """Forms in which a model answers a task: text, and by schema where labels are ranked."""
         text = task.judged or "strict" in self._study.evaluate.forms
@@ -125,14 +104,14 @@ class Remote:
         return forms
 
     def answers(
-        self, system: ApiSystem, facts: Callable[[str, Split], tuple[int, str]]
-    ) -> Iterator[RemoteAnswers]:
-        """Every set of answers of a model; `facts` gives tokens and digest of a task's items."""
+        self, system: ApiSystem, items_digest: Callable[[str, Split], str]
+    ) -> tuple[AnswerPlan, ...]:
+        """Every set of answers of a model; no tokens are counted here."""
+        answers = []
         for name, split in answered(self._study):
-            task = self._registry.get(name)
+            task, digest = self._registry.get(name), items_digest(name, split)
             for form in self.forms(system, task):
                 longest = self.longest(system, task, form)
-                digest = facts(name, split)[1]
                 parts: dict[str, Any] = {
                     "system": system.id,
                     "task": name,
@@ -142,13 +121,13 @@ class Remote:
                     "items": digest,
                     "decoding": {"max_new_tokens": longest},
                 }
-                if self.shots(system, name):
-                    parts["shots"] = fingerprint(self.shots(system, name))
+                if shots := self.shots(system, name):
+                    parts["shots"] = fingerprint(shots)
                 if len(system.variants) > 1 and not task.judged:
-                    parts["chosen_on"] = facts(name, "validation")[1]
-                items = len(self._corpus.items[name, split])
-                key = make_id("answer", parts)
-                yield RemoteAnswers(key, name, split, form, items, 0, digest, longest)
+                    parts["chosen_on"] = items_digest(name, "validation")
+                key, items = make_id("answer", parts), len(self._corpus.items[name, split])
+                answers.append(AnswerPlan(key, name, split, form, items, 0, digest, longest))
+        return tuple(answers)
 
     def longest(self, system: ApiSystem, task: Task, form: Form) -> int:
         """Tokens that an answer may have, by the endpoint's count.
@@ -159,8 +138,7 @@ class Remote:
         limit = system.max_new_tokens or self._study.evaluate.max_new_tokens
         if limit is None:
             gold = gold_answers(self._corpus.datasets[task.name])
-            sizes = sorted(len(text.encode()) for text in gold)
-            limit = max(LEAST, sizes[-(-PERCENT * len(sizes) // 100) - 1])
+            limit = max(LEAST, percentile_99([len(text.encode()) for text in gold]))
             limit += 0 if task.kind == "label" else ROOM
             limit += THOUGHT if system.reasoning_effort else 0
         return limit + (len(as_json("")) if form == "schema" else 0)
@@ -174,20 +152,17 @@ class Remote:
         Raises:
             SpecError: fewer train rows than shots.
         """
-        key = system.id, task
-        if system.shots and key not in self._shots:
-            judged = self._registry.get(task).judged
-            self._shots[key] = () if judged else self._drawn(system, task)
-        return self._shots.get(key, ())
+        if not system.shots or self._registry.get(task).judged:
+            return ()
+        if (system.id, task) not in self._shots:
+            self._shots[system.id, task] = self._drawn(system, task)
+        return self._shots[system.id, task]
 
     def _drawn(self, system: ApiSystem, task: str) -> tuple[Example, ...]:
         dataset = self._corpus.datasets[task]
-        held_out = [e for split in EVALUATED for e in dataset.examples(split)]
-        rows = []
-        if "train" in dataset.splits:
-            rows = sorted(dataset.examples("train"), key=lambda e: e.id)
-        leaked = find_leaked(rows, held_out)
-        rows = [row for row in rows if row.id not in leaked]
+        train = dataset.examples("train") if "train" in dataset.splits else []
+        leaked = find_leaked(train, [e for split in EVALUATED for e in dataset.examples(split)])
+        rows = sorted((row for row in train if row.id not in leaked), key=lambda row: row.id)
         if len(rows) < system.shots:
             raise SpecError(
                 "there are fewer train rows than shots",
@@ -226,9 +201,9 @@ class Remote:
             kept=cached,
             tokens_in=tokens_in,
             tokens_out=tokens_out,
-            cost_about=None if price is None else dollars(price.of(tokens_in, tokens_out)),
-            cost_most=None if price is None else dollars(most),
-            price_source="" if price is None else price.source,
+            cost_about=dollars(price.of(tokens_in, tokens_out)) if price else None,
+            cost_most=dollars(most) if price else None,
+            price_source=price.source if price else "",
             estimated_with=f"{BYTES_PER_TOKEN} bytes per token; answers as long as the right ones",
             shots=system.shots,
             variants=len(system.variants),

@@ -1,26 +1,30 @@
 """The examples of a study after the leakage gate: training pools and evaluation items.
 
-Also the flaws of published studies that can be switched on (labels in lower case, packs that leak).
-
-Knows: splits, the gate, evaluation items, drop counts. Does not know: tokens, models, cells.
+Also the matches that the gate leaves, and the flaws of published studies that can be switched on
+(labels in lower case, packs that leak). Does not know: models, cells.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import get_args
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from typing import Any, get_args
 
-from mixtune.datasets.leakage import Kind, Protected
+from mixtune.datasets.leakage import RUN, Kind, Notion, Overlaps, Part, Protected, own_texts
 from mixtune.datasets.registry import Dataset, Registry
-from mixtune.errors import DataError
+from mixtune.errors import DataError, StoreError
 from mixtune.identity import unit_interval
 from mixtune.planning.mixing import select_evaluation
 from mixtune.records import JUDGED_ON, Example, Split
+from mixtune.store.folder import Store
 from mixtune.study.spec import RunLength, Study
 from mixtune.tasks.task import Task
 from mixtune.tokens import Row
 
 EVALUATED: tuple[Split, ...] = ("validation", "test")
+_SAME_TEXT: tuple[Notion, ...] = ("exact", "loose", "words")
+"""Matches that spoil an item; another question about the same page does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +44,14 @@ class Corpus:
     pools: dict[str, list[Example]]
     items: dict[tuple[str, Split], list[Example]]
     known: dict[str, list[Example]]
-    leaked_train: dict[str, int] = field(default_factory=dict)
-    leaked_validation: dict[str, int] = field(default_factory=dict)
-    held_out: list[Example] = field(default_factory=list)
-    matched: dict[tuple[str, Split], dict[str, Kind]] = field(default_factory=dict)
+    leaked_train: dict[str, int]
+    leaked_validation: dict[str, int]
+    held_out: list[Example]
+    matched: dict[tuple[str, Split], dict[str, Kind]]
 
 
 def answered(study: Study) -> list[tuple[str, Split]]:
-    """(dataset, split) that systems answer: tasks on both splits, judged datasets on test.
-
-    Judged datasets choose nothing, so they need no validation split.
-    """
+    """(dataset, split) that systems answer; judged datasets choose nothing."""
     scored = [(task, split) for task in study.tasks for split in EVALUATED]
     return [*scored, *((name, JUDGED_ON) for name in study.judged)]
 
@@ -65,7 +66,9 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
         DataError: a dataset cannot be read, the gate leaves nothing of a split, or rows leak under
             `leaked: error`.
     """
-    datasets = _datasets(study, registry)
+    general = [] if study.general is None else [study.general]
+    names = [*study.tasks, *study.judged, *study.probes, *general, *study.ingredients]
+    datasets = {name: registry.dataset(name, study.evaluate.carve) for name in names}
     test = [e for task in study.tasks for e in datasets[task].examples("test")]
     items: dict[tuple[str, Split], list[Example]] = {}
     held_out, tests = list(test), Protected(test)
@@ -94,6 +97,8 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
         pool = [row for row in rows if (name, "train", row.id) not in kept_out]
         pools[name], matched[name, "train"] = _gate(name, pool, protected, study)
         leaked_train[name] = len(rows) - len(pools[name])
+    if study.flaws.label_case:
+        pools = {name: [_lowered(row) for row in pool] for name, pool in pools.items()}
     known = {}
     if "majority" in study.baselines:
         labelled = [task for task in study.tasks if datasets[task].task.kind == "label"]
@@ -101,11 +106,8 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
     return Corpus(datasets, pools, items, known, leaked_train, leaked_validation, held_out, matched)
 
 
-def _datasets(study: Study, registry: Registry) -> dict[str, Dataset]:
-    """Every dataset that the study uses; each is asked for once."""
-    general = [] if study.general is None else [study.general]
-    names = [*study.tasks, *study.judged, *study.probes, *general, *study.ingredients]
-    return {name: registry.dataset(name, study.evaluate.carve) for name in names}
+def _lowered(row: Example) -> Example:
+    return replace(row, target=row.target.lower()) if row.choices else row
 
 
 def _probed(
@@ -138,11 +140,8 @@ def _probed(
 
 
 def probe_split(task: Task) -> Split:
-    """The split that a probe is scored on.
-
-    Nothing is chosen by a task whose role is to be a probe, so that is its test split, which all
-    have; of any other task it is the validation split.
-    """
+    """The split that a probe is scored on."""
+    # Nothing is chosen by a task whose role is to be a probe, and all of them have a test split.
     return "test" if task.role == "probe" else "validation"
 
 
@@ -154,65 +153,13 @@ def general_split(dataset: Dataset) -> Split:
 def gold_answers(dataset: Dataset) -> list[str]:
     """The answers of a task's train rows; of its validation rows where it has no train split.
 
-    All of them, before the leakage gate: an item more or another task in the study changes nothing
-    here. Test rows play no part, but for a judged dataset that has no others: of these only the
-    lengths are looked at.
-
-    Raises:
-        DataError: the dataset cannot be read.
+    All of them, before the leakage gate, so that another item or task changes nothing here. A
+    judged dataset may have test rows alone: of these only the lengths are looked at.
     """
     split: Split = "train" if "train" in dataset.splits else "validation"
     if dataset.task.judged and split not in dataset.splits:
         split = JUDGED_ON
     return [example.target for example in dataset.split(split).examples]
-
-
-def data_rows(
-    study: Study, corpus: Corpus, runs: Mapping[tuple[str, Split], int]
-) -> list[dict[str, object]]:
-    """Records read and dropped of each dataset and split, as JSON rows.
-
-    `records` are the dataset's own rows; `dropped` those that its task file skips; `leaked` are
-    examples that the gate took out; `examples` those that are left to train on or choose from;
-    `noted` what else happened to records that are kept: parts left out, contexts cut;
-    `matched` counts examples that stand in a split they should not, each under the strictest kind
-    of match, those that share a run of words only (`runs`, leaks.py) last.
-    """
-    rows = []
-    for name, split in _splits(study, corpus.datasets):
-        read = corpus.datasets[name].split(split)
-        leaks = {"train": corpus.leaked_train, "validation": corpus.leaked_validation}
-        leaked = leaks.get(split, {}).get(name, 0)
-        rows.append(
-            {
-                "dataset": name,
-                "split": split,
-                "source": read.source,
-                "records": read.records,
-                "dropped": sum(read.dropped.values()),
-                "why": ", ".join(f"{why}: {n}" for why, n in read.dropped.items()),
-                "noted": ", ".join(f"{note}: {n}" for note, n in read.notes.items()),
-                "leaked": leaked,
-                "examples": len(read.examples) - leaked,
-                "matched": _matched(corpus, runs, name, split),
-            }
-        )
-    return rows
-
-
-def _matched(
-    corpus: Corpus, runs: Mapping[tuple[str, Split], int], name: str, split: Split
-) -> dict[str, int]:
-    if (name, split) not in corpus.matched:
-        return {}
-    kinds = list(corpus.matched[name, split].values())
-    return {kind: kinds.count(kind) for kind in get_args(Kind)} | {"words": runs[name, split]}
-
-
-def _splits(study: Study, datasets: Mapping[str, Dataset]) -> list[tuple[str, Split]]:
-    trained: list[tuple[str, Split]] = [(name, "train") for name in study.ingredients]
-    probed = [(name, probe_split(datasets[name].task)) for name in study.probes]
-    return trained + answered(study) + probed
 
 
 def _gate(
@@ -246,12 +193,6 @@ def _gate(
     return clean, kinds
 
 
-def lower_labels(pools: dict[str, list[Example]]) -> None:
-    """Training answers of label tasks in lower case, whatever the prompt asks for; in place."""
-    for pool in pools.values():
-        pool[:] = [replace(row, target=row.target.lower()) if row.choices else row for row in pool]
-
-
 def leaking_packs(
     rows: Sequence[Row], course: RunLength, length: int
 ) -> tuple[list[Row], RunLength]:
@@ -259,42 +200,166 @@ def leaking_packs(
 
     A causal network that reads a whole pack sees at each answer what a row with that prompt sees,
     so packing without a block-diagonal mask is nothing but longer prompts. Rows are packed in
-    their order; a step has `course.examples_per_step` packs.
-
-    Args:
-        rows: in training order.
-        course: of the rows as they are.
-        length: most tokens of a pack; a row that is longer has a pack of its own.
-
-    Returns:
-        The rows with their longer prompts, and the course in which steps are of packs.
+    their order; a step has `course.examples_per_step` packs. `length`: most tokens of a pack; a row
+    that is longer has a pack of its own. The course that is returned has steps of packs.
     """
-    packs = _packs(rows, length)
-    grown = [row for pack in packs for row in _stacked(pack)]
-    step = course.examples_per_step
-    sizes = [
-        sum(len(pack) for pack in packs[first : first + step])
-        for first in range(0, len(packs), step)
-    ]
-    return grown, replace(course, sizes=tuple(sizes))
-
-
-def _packs(rows: Sequence[Row], length: int) -> list[list[Row]]:
     packs: list[list[Row]] = []
-    used = 0
-    for row in rows:
-        if not packs or used + row.length > length:
-            packs.append([])
-            used = 0
-        packs[-1].append(row)
-        used += row.length
-    return packs
-
-
-def _stacked(pack: Sequence[Row]) -> list[Row]:
     before: tuple[int, ...] = ()
-    stacked = []
-    for row in pack:
-        stacked.append(replace(row, prompt=before + row.prompt))
+    for row in rows:
+        if not packs or len(before) + row.length > length:
+            packs.append([])
+            before = ()
+        packs[-1].append(replace(row, prompt=before + row.prompt))
         before += row.prompt + row.answer
-    return stacked
+    step = course.examples_per_step
+    sizes = [sum(map(len, packs[at : at + step])) for at in range(0, len(packs), step)]
+    return list(chain.from_iterable(packs)), replace(course, sizes=tuple(sizes))
+
+
+# ---- what the gate has done ----------------------------------------------------------------------
+
+
+class Leaks:
+    """The result of the gate, and pools against evaluation splits; compared on first use."""
+
+    def __init__(self, study: Study, corpus: Corpus) -> None:
+        self._study = study
+        self._corpus = corpus
+
+    def data_rows(self) -> list[dict[str, Any]]:
+        """Records read and dropped of each dataset and split, as JSON rows.
+
+        `records` are the dataset's own rows; `dropped` those that its task file skips; `leaked` are
+        examples that the gate took out; `examples` those that are left to train on or choose from;
+        `noted` what else happened to records that are kept: parts left out, contexts cut; `matched`
+        counts examples that stand in a split they should not, each under the strictest kind of
+        match, those that share a run of words only last.
+        """
+        study, corpus = self._study, self._corpus
+        trained: list[tuple[str, Split]] = [(name, "train") for name in study.ingredients]
+        probed = [(name, probe_split(corpus.datasets[name].task)) for name in study.probes]
+        leaks = {"train": corpus.leaked_train, "validation": corpus.leaked_validation}
+        rows = []
+        for name, split in trained + answered(study) + probed:
+            read = corpus.datasets[name].split(split)
+            leaked = leaks.get(split, {}).get(name, 0)
+            matched: dict[str, int] = {}
+            if (name, split) in corpus.matched:
+                kinds = list(corpus.matched[name, split].values())
+                matched = {kind: kinds.count(kind) for kind in get_args(Kind)}
+                matched["words"] = self.runs[name, split]
+            rows.append(
+                {
+                    "dataset": name,
+                    "split": split,
+                    "source": read.source,
+                    "records": read.records,
+                    "dropped": sum(read.dropped.values()),
+                    "why": ", ".join(f"{why}: {n}" for why, n in read.dropped.items()),
+                    "noted": ", ".join(f"{note}: {n}" for note, n in read.notes.items()),
+                    "leaked": leaked,
+                    "examples": len(read.examples) - leaked,
+                    "matched": matched,
+                }
+            )
+        return rows
+
+    @cached_property
+    def runs(self) -> dict[tuple[str, Split], int]:
+        """(dataset, split) → rows that share only a run of words with a later split.
+
+        For train rows that is a validation or test split of any task, for validation rows a test
+        split. Rows that the gate matches are counted there.
+        """
+        counts: dict[tuple[str, Split], int] = {}
+        for name, pool in self._corpus.pools.items():
+            counts[name, "train"] = self._count_runs(name, "train", pool, EVALUATED)
+        for task in self._study.tasks:
+            rows = self._evaluation_rows(task, "validation")
+            counts[task, "validation"] = self._count_runs(task, "validation", rows, ["test"])
+        return counts
+
+    @cached_property
+    def flagged(self) -> dict[str, list[str]]:
+        """task/split → ids of items whose text stands in a pool, as a whole or by a run of words.
+
+        Pools are what is trained on, without the rows that the gate drops; probes are left out,
+        since no table of results has them.
+        """
+        pools = [f"{name}/train" for name in self._corpus.pools]
+        return {
+            f"{task}/{split}": sorted(self._matching(f"{task}/{split}", items, pools, _SAME_TEXT))
+            for (task, split), items in self._corpus.items.items()
+            if task in self._study.tasks
+        }
+
+    def _count_runs(
+        self, name: str, split: Split, rows: Iterable[Example], later: Sequence[Split]
+    ) -> int:
+        """Number of rows that share a run with a later split and that the gate does not match."""
+        against = [f"{task}/{later_split}" for later_split in later for task in self._study.tasks]
+        sharing = self._matching(f"{name}/{split}", rows, against, ("words",))
+        return len(set(sharing) - self._corpus.matched[name, split].keys())
+
+    def _matching(
+        self, part: str, rows: Iterable[Example], against: Iterable[str], by: Iterable[Notion]
+    ) -> list[str]:
+        """Ids of the rows of a part whose record stands in one of the others."""
+        pairs = [(notion, other) for notion in by for other in against]
+        records = {
+            r for notion, other in pairs for r in self._overlaps.matches(notion, part, other)
+        }
+        return [row.id for row in rows if row.record in records]
+
+    def _evaluation_rows(self, task: str, split: Split) -> list[Example]:
+        return [row for row in self._corpus.held_out if (row.task, row.split) == (task, split)]
+
+    @cached_property
+    def _overlaps(self) -> Overlaps:
+        pools = [Part(name, "train", own_texts(pool)) for name, pool in self._corpus.pools.items()]
+        evaluation = [
+            Part(task, split, own_texts(self._evaluation_rows(task, split)))
+            for task in self._study.tasks
+            for split in EVALUATED
+        ]
+        return Overlaps([*pools, *evaluation])
+
+
+def leak_lines(data: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Lines of text about the matches in `data_rows`; none where there are none."""
+    for row in data:
+        matched = row["matched"]
+        if any(matched.values()):
+            counts = ", ".join(f"{n} {kind}" for kind, n in matched.items() if kind != "words")
+            dropped = f"{row['leaked']} dropped" if row["leaked"] else "none dropped"
+            yield (
+                f"{row['dataset']}/{row['split']} in a later split: {counts} ({dropped}); "
+                f"{matched['words']} more share {RUN} words"
+            )
+
+
+def changed_by_tasks(store: Store, study: Study, data: Sequence[dict[str, Any]]) -> list[str]:
+    """Sentences on what added tasks change in datasets of a stored study.
+
+    `data`: `data_rows` of the new study. Empty unless tasks are added and the gate now
+    drops more or fewer of the same records.
+    """
+    try:
+        known = set(store.read_value("study.yaml")["tasks"])
+        before = {(row["dataset"], row["split"]): row for row in store.read_value("data.json")}
+        pairs = [(before.get((row["dataset"], row["split"]), row), row) for row in data]
+        changed = [
+            (old, new)
+            for old, new in pairs
+            if old["records"] == new["records"] and old["leaked"] != new["leaked"]
+        ]
+    except (StoreError, LookupError, TypeError):
+        return []  # nothing is stored, or it is damaged: a run writes it again in any case
+    added = [task for task in study.tasks if task not in known]
+    names = f"{'tasks' if len(added) > 1 else 'task'} {', '.join(added)}"
+    return [
+        f"the leakage gate drops {row['leaked']} examples of {row['dataset']}/{row['split']}, "
+        f"before {old['leaked']}: they stand in a split of the added {names}"
+        for old, row in changed
+        if added
+    ]

@@ -1,21 +1,113 @@
-"""Training mixtures: examples and amounts → one ordered list per run; evaluation items.
+"""Training mixtures: examples and amounts → one ordered list per run; lengths; evaluation items.
 
-Knows: pools, shares, supplies, seeded orders, interleaving, whole groups. Does not know: tokens
-(the cost of a row is an argument), models, which cocktails exist, which rows leak (the gate removes
-them beforehand).
+Knows: pools, shares, supplies, seeded orders, interleaving, lengths in tokens. Does not know:
+models, which cocktails exist, which rows leak (the gate removes them beforehand).
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from mixtune.errors import SpecError, did_you_mean
+from mixtune.errors import DataError, SpecError, did_you_mean
 from mixtune.identity import generator, unit_interval
-from mixtune.planning.sizes import RowSize
 from mixtune.records import Example, MixRow, TrainExample
 from mixtune.study.spec import Ingredient, UnitName, exact
+from mixtune.tokens import Tokens, refuse_answers, too_long
+
+# ---- lengths -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RowSize:
+    """Tokens of one training row: `length` of prompt and answer, `supervised` of the answer.
+
+    The answer includes its end of turn.
+    """
+
+    ingredient: str
+    example_id: str
+    length: int
+    supervised: int
+
+    def counted(self, unit: UnitName) -> int:
+        """Tokens in the unit of shares."""
+        return self.length if unit == "tokens" else self.supervised
+
+
+class Sizes:
+    """Lengths of examples, each text encoded once; token rows are made when a run is trained."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+        # By identity: the example is part of the entry, so that no other one takes its place.
+        self._prompts: dict[int, tuple[Example, int]] = {}
+        self._answers: dict[str, int] = {}
+        self._usable: set[str] = set()
+
+    def rows(
+        self, examples: Sequence[TrainExample], max_length: int | None = None
+    ) -> list[RowSize]:
+        """Sizes of examples as training rows, in order.
+
+        Raises:
+            DataError: an empty answer, one with a control token, or a row over `max_length`.
+        """
+        new: dict[str, TrainExample] = {}
+        for each in examples:
+            if each.example.target not in self._usable:
+                new.setdefault(each.example.target, each)
+        refuse_answers(list(new.values()), self._tokens)
+        self._usable |= new.keys()
+        plain = [example for _, example in examples]
+        sizes = []
+        for (name, example), prompt, answer in zip(
+            examples, self.prompts(plain), self.answers(plain), strict=True
+        ):
+            if max_length is not None and prompt + answer > max_length:
+                raise too_long(name, example.id, prompt + answer, answer, max_length)
+            sizes.append(RowSize(name, example.id, prompt + answer, answer))
+        return sizes
+
+    def prompts(self, examples: Sequence[Example]) -> list[int]:
+        """Tokens of each example's prompt."""
+        new = {id(e): e for e in examples if id(e) not in self._prompts}
+        lengths = map(len, self._tokens.batch_prompt_ids(e.messages for e in new.values()))
+        self._prompts |= zip(new, zip(new.values(), lengths, strict=True), strict=True)
+        return [self._prompts[id(example)][1] for example in examples]
+
+    def answers(self, examples: Iterable[Example]) -> list[int]:
+        """Tokens of each example's answer with its end of turn; nothing is refused."""
+        texts = [example.target for example in examples]
+        new = [text for text in dict.fromkeys(texts) if text not in self._answers]
+        self._answers |= zip(new, map(len, self._tokens.batch_answer_ids(new)), strict=True)
+        return [self._answers[text] for text in texts]
+
+
+def longest_answer(gold: Sequence[str], tokens: Tokens) -> int:
+    """The 99th percentile (nearest rank) of answer lengths in tokens, end of turn included.
+
+    Raises:
+        DataError: no answers.
+    """
+    if not gold:
+        raise DataError(
+            "no answers to take a length limit from",
+            wanted="train or validation rows",
+            remedy="set evaluate.max_new_tokens to a number",
+        )
+    texts = list(dict.fromkeys(gold))
+    lengths = dict(zip(texts, map(len, tokens.batch_answer_ids(texts)), strict=True))
+    return percentile_99([lengths[text] for text in gold])
+
+
+def percentile_99(lengths: Sequence[int]) -> int:
+    """The 99th percentile by nearest rank: a length that occurs."""
+    return sorted(lengths)[-(-99 * len(lengths) // 100) - 1]
+
+
+# ---- mixtures ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +126,6 @@ class IngredientCount:
     distinct: int
     share: Fraction
     exhausted: Literal["", "stopped", "repeated"] = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """Ingredient → rows left out of its pool: over-long ones, and leaked ones."""
-
-    over_long: Mapping[str, int]
-    leaked: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +156,7 @@ def select_evaluation(examples: Sequence[Example], at_least: int | None) -> list
         if at_least is not None and len(chosen) >= at_least:
             break
         chosen += groups[name]
-    return sorted(
-        chosen, key=lambda example: (example.task, example.split, example.group, example.id)
-    )
+    return sorted(chosen, key=lambda item: (item.task, item.split, item.group, item.id))
 
 
 def mix(
@@ -89,14 +171,8 @@ def mix(
     Seeds depend on the ingredient's name: whatever else is in the cocktail, an ingredient
     contributes a prefix of its own order, and a smaller amount is a prefix of a larger one. The
     streams are interleaved evenly, so any stretch of the list has near-proportional shares. The
-    order of mappings and pools does not matter.
-
-    Args:
-        pools: ingredient → its rows.
-        amounts: ingredient → the requested amount.
-        examples: length of the list.
-        run_seed: seed of the run.
-        costs: ingredient → mean cost of a row, where shares are not of rows.
+    order of mappings and pools does not matter. `costs`: ingredient → mean cost of a row, where
+    shares are not of rows.
 
     Raises:
         SpecError: no ingredient, no pool for one, more rows requested than available, a budget
@@ -126,8 +202,12 @@ def portions(
         raise SpecError("a cocktail needs an ingredient", wanted="at least one name")
     pool_sizes = {name: _pool_size(name, available, amounts[name].rows) for name in sorted(amounts)}
     shares = requested_shares(amounts, pool_sizes, costs or {})
-    supplies = {name: int(size * _passes(amounts[name])) for name, size in pool_sizes.items()}
-    rows = _fill(_per_row(shares, costs or {}), supplies, amounts, examples)
+    supplies = {
+        name: int(size * exact(amounts[name].repeat or 1)) for name, size in pool_sizes.items()
+    }
+    # Proportions of rows that yield the requested proportions of cost.
+    weights = {name: share / (costs or {}).get(name, 1) for name, share in shares.items()}
+    rows = _fill(weights, supplies, amounts, examples)
     return {
         name: IngredientCount(
             requested=size,
@@ -156,7 +236,7 @@ def requested_shares(
     if len(stated) == len(amounts):
         return {name: share / total for name, share in stated.items()}
     weights = {
-        name: pool_sizes[name] * _passes(amount) * costs.get(name, Fraction(1))
+        name: pool_sizes[name] * exact(amount.repeat or 1) * costs.get(name, Fraction(1))
         for name, amount in amounts.items()
         if name not in stated
     }
@@ -180,15 +260,6 @@ def _pool_size(name: str, sizes: Mapping[str, int], amount: int | None) -> int:
     return size
 
 
-def _passes(amount: Ingredient) -> Fraction:
-    return Fraction(1) if amount.repeat is None else exact(amount.repeat)
-
-
-def _per_row(shares: Mapping[str, Fraction], costs: Mapping[str, Fraction]) -> dict[str, Fraction]:
-    """Proportions of rows that yield the requested proportions of cost."""
-    return {name: share / costs.get(name, Fraction(1)) for name, share in shares.items()}
-
-
 def _fill(
     weights: Mapping[str, Fraction],
     supplies: Mapping[str, int],
@@ -199,18 +270,15 @@ def _fill(
     stopped: dict[str, int] = {}
     while active := {name: weight for name, weight in weights.items() if name not in stopped}:
         rows = _apportion(active, examples - sum(stopped.values()))
-        exhausted = {
-            name: supplies[name]
-            for name, count in rows.items()
-            if count > supplies[name] and amounts[name].when_exhausted == "stop"
-        }
+        over = [name for name, count in rows.items() if count > supplies[name]]
+        exhausted = {n: supplies[n] for n in over if amounts[n].when_exhausted == "stop"}
         if not exhausted:
             _check_filled(stopped | rows, supplies, amounts, examples)
             return stopped | rows
         stopped |= exhausted
     raise SpecError(
         f"the ingredients cannot fill the budget of {examples} examples, and all of them stop",
-        found=", ".join(f"{name}: {rows}" for name, rows in sorted(supplies.items())),
+        found=_listed(supplies),
         wanted=f"{examples} examples in sum (rows × repeat)",
         remedy="lower budget.steps, raise repeat, or set when_exhausted: repeat",
     )
@@ -241,7 +309,7 @@ def _check_filled(
         if count == 0:
             raise SpecError(
                 f"ingredient {name!r} would get no row in a budget of {examples} examples",
-                found=", ".join(f"{key}: {value}" for key, value in sorted(rows.items())),
+                found=_listed(rows),
                 wanted="an amount that gives at least one row",
                 remedy="raise budget.steps, raise its amount, or leave it out of the cocktail",
             )
@@ -253,6 +321,10 @@ def _check_filled(
                 remedy=f"lower budget.steps or its share, raise ingredients.{name}.rows or repeat, "
                 "or set when_exhausted: repeat",
             )
+
+
+def _listed(rows: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in sorted(rows.items()))
 
 
 def _exhausted(amount: Ingredient, rows: int, supply: int) -> Literal["", "stopped", "repeated"]:
@@ -272,13 +344,11 @@ def _stream(
     by_id = sorted(pool, key=lambda example: example.id)
     first = generator(run_seed, "order", name).permutation(len(by_id))[:rows]
     subset = [by_id[index] for index in first]
-    stream = subset[:length]
-    epoch = 1
-    while len(stream) < length:
+    stream = list(subset)
+    for epoch in range(1, -(-length // rows)):
         shuffled = generator(run_seed, f"order/{epoch}", name).permutation(rows)
-        stream += [subset[index] for index in shuffled[: length - len(stream)]]
-        epoch += 1
-    return stream
+        stream += [subset[index] for index in shuffled]
+    return stream[:length]
 
 
 def _merge(streams: Mapping[str, Sequence[Example]], run_seed: int) -> list[TrainExample]:
@@ -291,23 +361,20 @@ def _merge(streams: Mapping[str, Sequence[Example]], run_seed: int) -> list[Trai
 
 
 def mix_rows(
-    mixture: Mixture,
+    counts: Mapping[str, IngredientCount],
     rows: Sequence[RowSize],
     unit: UnitName,
-    dropped: Dropped,
+    over_long: Mapping[str, int],
+    leaked: Mapping[str, int],
 ) -> tuple[MixRow, ...]:
     """Requested and actual amounts of a run, one row per ingredient, sorted by name.
 
-    Args:
-        mixture: the run's examples, with counts.
-        rows: their sizes in tokens; empty without a tokenizer.
-        unit: the unit of shares.
-        dropped: rows that never entered the pools.
+    `rows`: their sizes, empty without a tokenizer. `over_long`, `leaked`: ingredient → rows that
+    never entered its pool.
     """
-    counts = mixture.counts
     own = {name: [row for row in rows if row.ingredient == name] for name in counts}
     amounts = {
-        name: count.rows if unit == "rows" else sum(size_of(row, unit) for row in own[name])
+        name: count.rows if unit == "rows" else sum(row.counted(unit) for row in own[name])
         for name, count in counts.items()
     }
     return tuple(
@@ -320,8 +387,8 @@ def mix_rows(
             repeats=count.rows / count.distinct,
             supervised_tokens=sum(row.supervised for row in own[name]),
             tokens=sum(row.length for row in own[name]),
-            dropped_overlong=dropped.over_long.get(name, 0),
-            dropped_leaked=dropped.leaked.get(name, 0),
+            dropped_overlong=over_long.get(name, 0),
+            dropped_leaked=leaked.get(name, 0),
             unit=unit,
             share_asked=float(count.share),
             share_got=amounts[name] / sum(amounts.values()),
@@ -329,8 +396,3 @@ def mix_rows(
         )
         for name, count in counts.items()
     )
-
-
-def size_of(row: RowSize, unit: UnitName) -> int:
-    """Tokens of a row in the unit of shares."""
-    return row.length if unit == "tokens" else row.supervised

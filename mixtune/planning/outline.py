@@ -3,8 +3,6 @@
 Rows are those declared by the study, or read where the data is available; tokens come from the
 model's own tokenizer if it is here, else from another one, else from rows.yaml. Each number names
 its source. There are no ids: an outline cannot be run.
-
-Knows: cells, sizes, tokenizers on this machine, arithmetic of cost. Does not know: torch, GPUs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +22,7 @@ from mixtune.models.memory import shape_of
 from mixtune.planning.cells import Cell, cells
 from mixtune.planning.corpus import answered
 from mixtune.planning.mixing import portions
-from mixtune.planning.names import canonical
+from mixtune.planning.runs import canonical
 from mixtune.records import Example
 from mixtune.study.fields import Frozen
 from mixtune.study.spec import Study
@@ -128,23 +126,26 @@ def outline(studies: Sequence[Study], registry: Registry, rates: Rates) -> Outli
     datasets = {}
     for spec in studies:
         study = canonical(spec, registry)
-        by_name = _datasets(study, registry)
+        tokenizer = _tokenizer(study.model)
+        names = dict.fromkeys([*study.ingredients, *study.tasks, *study.judged])
+        by_name = {name: _dataset(name, study, registry, tokenizer) for name in names}
         datasets[study.model] = tuple(by_name.values())
-        rows += _rows(study, by_name, rates)
+        planned = cells(study, {name: by_name[name].rows for name in study.ingredients})
+        rows += [
+            _row(study, cell, seed, by_name, rates) for seed in study.seeds for cell in planned
+        ]
     return Outline(studies[0].name, tuple(rows), datasets, rates)
-
-
-def _rows(study: Study, datasets: Mapping[str, Dataset], rates: Rates) -> list[OutlineRow]:
-    available = {name: datasets[name].rows for name in study.ingredients}
-    planned = cells(study, available)
-    return [_row(study, cell, seed, datasets, rates) for seed in study.seeds for cell in planned]
 
 
 def _row(
     study: Study, cell: Cell, seed: int, datasets: Mapping[str, Dataset], rates: Rates
 ) -> OutlineRow:
-    parts = _examples(cell, datasets)
-    training = sum(n * (datasets[k].prompt + datasets[k].answer) for k, n in parts.items())
+    available = {name: datasets[name].rows for name in cell.cocktail}
+    counts = portions(available, cell.amounts, cell.course.examples)
+    training = sum(
+        count.rows * (datasets[name].prompt + datasets[name].answer)
+        for name, count in counts.items()
+    )
     evaluated = [datasets[name] for name in (*study.tasks, *study.judged)]
     scoring = sum(dataset.items * dataset.prompt for dataset in evaluated)
     weights = parameters(study.model)
@@ -157,7 +158,7 @@ def _row(
         cell=cell.name,
         seed=seed,
         ingredients=cell.cocktail,
-        rows=sum(min(n, _pool(cell, datasets, name)) for name, n in parts.items()),
+        rows=sum(count.distinct for count in counts.values()),
         examples=cell.course.examples,
         steps=cell.course.steps,
         training_tokens=round(training),
@@ -169,15 +170,7 @@ def _row(
     )
 
 
-def _pool(cell: Cell, datasets: Mapping[str, Dataset], name: str) -> int:
-    return min(cell.amounts[name].rows or datasets[name].rows, datasets[name].rows)
-
-
-def _examples(cell: Cell, datasets: Mapping[str, Dataset]) -> dict[str, int]:
-    """Examples of each ingredient in one run."""
-    available = {name: datasets[name].rows for name in cell.cocktail}
-    counts = portions(available, cell.amounts, cell.course.examples)
-    return {name: count.rows for name, count in counts.items()}
+# ---- datasets ------------------------------------------------------------------------------------
 
 
 class _Tokenizer(NamedTuple):
@@ -187,36 +180,25 @@ class _Tokenizer(NamedTuple):
     source: str
 
 
-# ---- datasets ------------------------------------------------------------------------------------
-
-
-def _datasets(study: Study, registry: Registry) -> dict[str, Dataset]:
-    tokenizer = _tokenizer(study.model)
-    names = dict.fromkeys([*study.ingredients, *study.tasks, *study.judged])
-    return {name: _dataset(name, study, registry, tokenizer) for name in names}
-
-
 def _dataset(name: str, study: Study, registry: Registry, tokenizer: _Tokenizer) -> Dataset:
-    facts, reason = dataset_facts().get(name), _unavailable(registry, name, study.evaluate.carve)
+    evaluate = study.evaluate
+    try:
+        reason = registry.dataset(name, evaluate.carve).unavailable
+    except DataError as error:  # it is in a data folder, and none is given
+        reason = str(error)
     if reason is None:
         return _read(name, study, registry, tokenizer)
-    amount = study.ingredients.get(name)
-    declared = amount.rows if amount else None
+    declared = study.ingredients[name].rows if name in study.ingredients else None
+    facts = dataset_facts().get(name)
     if facts is None:
         raise SpecError(
             f"the size of {name!r} is not known before it is read",
             found=reason,
             remedy=f"give its data (--data-dir), or let mixtune data show {name} fetch it first",
         )
-    evaluate = study.evaluate
     note = f", {facts.note}" if facts.note else ""
-    items = sum(
-        min(available, limit or available)
-        for available, limit in (
-            (facts.validation, evaluate.validation_items),
-            (facts.test, evaluate.test_items),
-        )
-    )
+    items = min(facts.validation, evaluate.validation_items or facts.validation)
+    items += min(facts.test, evaluate.test_items or facts.test)
     return Dataset(
         name,
         rows=declared or facts.train,
@@ -228,24 +210,12 @@ def _dataset(name: str, study: Study, registry: Registry, tokenizer: _Tokenizer)
     )
 
 
-def _unavailable(registry: Registry, name: str, carve: float) -> str | None:
-    """The reason a dataset cannot be read here; None where it can."""
-    try:
-        return registry.dataset(name, carve).unavailable
-    except DataError as error:  # it is in a data folder, and none is given
-        return str(error)
-
-
 def _read(name: str, study: Study, registry: Registry, tokenizer: _Tokenizer) -> Dataset:
     """A dataset that can be read; rows are counted before the leakage gate."""
     dataset = registry.dataset(name, study.evaluate.carve)
     train = dataset.examples("train") if name in study.ingredients else []
-    items = 0
-    sample = list(train)
-    limits = {
-        "validation": study.evaluate.validation_items,
-        "test": study.evaluate.test_items,
-    }
+    items, sample = 0, list(train)
+    limits = {"validation": study.evaluate.validation_items, "test": study.evaluate.test_items}
     for task, split in answered(study):
         if task == name and split in dataset.splits:
             examples = dataset.examples(split)

@@ -1,59 +1,42 @@
 """Study → cells → runs with ids, rows and tokens: what will be done, by name, before it is done.
 
-Three chained ids, each a hash of what can change that result and of nothing else: `train_id`
-(base weights, rows in order, budget, settings, seed) → `answer_id` (system, prompts,
-items, decoding, number format) → `score_id` (parser, metrics: derive.py). Device, workers, paths
-and the study's name are in none of them.
-
-Knows: ids, mixes, token counts. Does not know: torch, GPUs, where results are kept.
+Each id is a hash of what can change that result and of nothing else: `train_id` (base weights, rows
+in order, budget, settings, seed) → `answer_id` (system, prompts, items, decoding, number format).
+Device, workers, paths and the study's name are in none of them.
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from mixtune.api.entries import ApiSystem
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError
-from mixtune.identity import digest, make_id
+from mixtune.identity import make_id
 from mixtune.models.files import BaseModelFiles
 from mixtune.planning.api import Remote
-from mixtune.planning.cells import Cell, budget_parts, cells, claimed_cells
-from mixtune.planning.corpus import (
-    Corpus,
-    answered,
-    data_rows,
-    gold_answers,
-    leaking_packs,
-    load_corpus,
-    lower_labels,
+from mixtune.planning.cells import Cell, cells, claimed_cells
+from mixtune.planning.corpus import Leaks, answered, gold_answers, leaking_packs, load_corpus
+from mixtune.planning.mixing import Mixture, Sizes, longest_answer, mix, mix_rows, portions
+from mixtune.planning.runs import (
+    AnswerPlan,
+    Plan,
+    RunPlan,
+    SystemKind,
+    answerable,
+    canonical,
+    merged_runs,
 )
-from mixtune.planning.leaks import Leaks
-from mixtune.planning.mixing import Dropped, Mixture, mix, mix_rows, portions, size_of
-from mixtune.planning.names import SystemKind, answerable, canonical
-from mixtune.planning.runs import AnswerPlan, Plan, RunPlan
-from mixtune.planning.sizes import RowSize, Sizes, longest_answer
-from mixtune.planning.systems import merged_runs
 from mixtune.records import Example, Form, Query, Selection, Split, TrainExample
 from mixtune.study.spec import RunLength, Study
-from mixtune.tasks.task import Task, fingerprint, query_of
+from mixtune.tasks.task import fingerprint, query_of
 from mixtune.tokens import Row, Tokens, encode_rows
 
 LIMITS = {"max_length", "over_long", "gradient_checkpointing"}
 """Training settings that are in no id: they refuse or drop rows, and the rows are in the id; or
 they trade memory for time, and the result is the same."""
-
-
-class _AnswerSet(NamedTuple):
-    """Identity of a set of answers of any system, with its length limit in tokens."""
-
-    task: Task
-    split: Split
-    form: Form
-    max_new_tokens: int
 
 
 class Planner:
@@ -66,23 +49,14 @@ class Planner:
         files: BaseModelFiles | None,
         selection: Selection | None = None,
     ) -> None:
-        """Reads the data.
-
-        Args:
-            study: what was asked.
-            registry: where its tasks come from.
-            files: the base model's; None leaves ids open.
-            selection: what was chosen for claims: its runs are planned too, behind the study's own.
-        """
+        """Reads the data. `files`: None leaves ids open. `selection`: its runs come last."""
         self.study = study = canonical(study, registry)
         self.selection = selection
         self.registry = registry
         self.files = files
         self.tokens = Tokens.load(files.folder) if files else None
         self.sizes = Sizes(self.tokens) if self.tokens else None
-        self.corpus: Corpus = load_corpus(study, registry)
-        if study.flaws.label_case:
-            lower_labels(self.corpus.pools)
+        self.corpus = load_corpus(study, registry)
         self.remote = Remote(study, registry, self.corpus)
         self.dropped: dict[str, int] = {}
         self._digests: dict[int, str] = {}
@@ -98,7 +72,16 @@ class Planner:
             DataError: an example longer than `max_length` under `over_long: error`.
         """
         runs = [self.baseline(kind) for kind in self.study.baselines]
-        runs += [self._api(system) for system in self.remote.systems]
+        runs += [
+            RunPlan(
+                system.id,
+                "api",
+                answers=self.remote.answers(system, self._items_digest),
+                label=system.name,
+                origin=system.origin,
+            )
+            for system in self.remote.systems
+        ]
         runs += [self._trained(cell, seed) for cell, seed in self._seeded()]
         if self.study.budget.merged:
             runs += merged_runs(runs, lambda system: self._answers(system, "merged"))
@@ -112,12 +95,16 @@ class Planner:
         Where shares are of tokens and there is no tokenizer yet, controls that follow from what a
         cocktail gets are open, and not among them.
         """
-        available = {name: len(pool) for name, pool in self.corpus.pools.items()}
         study = self.study
         if self._open and study.budget.kind == "equal-exposure":
             equal = study.budget.model_copy(update={"kind": "equal-steps"})
             study = study.model_copy(update={"budget": equal})
-        return {cell.name: cell for cell in cells(study, available, self._costs)}
+        return {cell.name: cell for cell in cells(study, self._available, self._costs)}
+
+    @property
+    def _available(self) -> dict[str, int]:
+        """Ingredient → rows of its pool."""
+        return {name: len(pool) for name, pool in self.corpus.pools.items()}
 
     @property
     def _open(self) -> bool:
@@ -128,10 +115,10 @@ class Planner:
         """Cell and seed of every run that is trained."""
         own = [(cell, seed) for seed in self.study.seeds for cell in self.cells.values()]
         fresh = self.selection.fresh if self.selection else ()
-        return own + [(cell, seed) for seed in fresh for cell in self.claimed.values()]
+        return own + [(cell, seed) for seed in fresh for cell in self._claimed.values()]
 
     @cached_property
-    def claimed(self) -> dict[str, Cell]:
+    def _claimed(self) -> dict[str, Cell]:
         """Cells of the selection by name: what was chosen, and what it is held against."""
         if self.selection is None:
             return {}
@@ -139,85 +126,54 @@ class Planner:
 
     def exposure_of(self, cell: str, target: str) -> int:
         """Examples of a target that a cell sees; 0 where it is not among its ingredients."""
-        available = {name: len(pool) for name, pool in self.corpus.pools.items()}
-        planned = self.cells[cell]
-        counts = portions(available, planned.amounts, planned.course.examples, self._costs)
+        amounts, course = self.cells[cell].amounts, self.cells[cell].course
+        counts = portions(self._available, amounts, course.examples, self._costs)
         return counts[target].rows if target in counts else 0
 
-    def training_rows(self, run: RunPlan) -> list[Row]:
-        """Token rows of a run, in training order.
-
-        Raises:
-            SpecError: the base model is not resolved.
-            DataError: the data is no longer what the run was planned with.
-        """
-        return self.bank_rows([run])[run.system]
-
-    def bank_rows(self, runs: Sequence[RunPlan]) -> dict[str, list[Row]]:
+    def training_rows(self, runs: Sequence[RunPlan]) -> dict[str, list[Row]]:
         """Token rows of each run in training order, by system; an example's row is one object.
 
         Raises:
-            SpecError, DataError: as `training_rows`.
+            SpecError: the base model is not resolved (here and below).
+            DataError: the data is no longer what the runs were planned with.
         """
         encoded: dict[tuple[str, int], Row] = {}
-        return {run.system: self._run_rows(run, encoded) for run in runs}
-
-    def _run_rows(self, run: RunPlan, encoded: dict[tuple[str, int], Row]) -> list[Row]:
-        """`encoded`: rows by ingredient and identity of the example; it grows."""
-        if self.tokens is None or run.seed is None:
-            raise _unresolved()
-        cell = {**self.claimed, **self.cells}[run.name]
-        mixture = self._mixture(cell, run.seed)
-        keys = [(name, id(example)) for name, example in mixture.order]
-        new = {
-            key: each for key, each in zip(keys, mixture.order, strict=True) if key not in encoded
-        }
-        encoded |= zip(new, self._encode(list(new.values())), strict=True)
-        rows, course = self._packed([encoded[key] for key in keys], cell.course)
-        if self._train_id(run.seed, mixture, course) != run.system:
-            raise _moved(run.name)
-        return rows
+        rows_of = {}
+        for run in runs:
+            assert run.seed is not None
+            cell = (self._claimed | self.cells)[run.name]
+            mixture = self._mixture(cell, run.seed)
+            keys = [(name, id(example)) for name, example in mixture.order]
+            pairs = zip(keys, mixture.order, strict=True)
+            new = {key: each for key, each in pairs if key not in encoded}
+            encoded |= zip(new, self._encode(new.values()), strict=True)
+            rows, course = self._packed([encoded[key] for key in keys], cell.course)
+            if self._train_id(run.seed, mixture, course) != run.system:
+                raise _moved(run.name)
+            rows_of[run.system] = rows
+        return rows_of
 
     def gold_rows(self, answer: AnswerPlan) -> list[Row]:
-        """Token rows of a set of items with their gold answers.
-
-        Raises:
-            SpecError: the base model is not resolved.
-            DataError: the data is no longer what the answers were planned with.
-        """
-        if self.tokens is None:
-            raise _unresolved()
-        examples = [TrainExample(answer.task, example) for example in self.items(answer)]
+        """Token rows of a set of items with their gold answers."""
         # The plan has checked prompts against their own limit; the model's context bounds the rest.
-        return encode_rows(examples, self.tokens, sys.maxsize, "error").rows
+        examples = [TrainExample(answer.task, example) for example in self.items(answer)]
+        return self._encode(examples, sys.maxsize)
 
     def distinct_rows(self) -> list[Row]:
-        """Token rows of each example that some run of the study trains on, once.
-
-        Raises:
-            SpecError: the base model is not resolved.
-        """
-        if self.tokens is None:
-            raise _unresolved()
+        """Token rows of each example that some run of the study trains on, once."""
         used: dict[int, TrainExample] = {}
         for cell, seed in self._seeded():
             used |= {id(row.example): row for row in self._mixture(cell, seed).order}
-        return self._encode(list(used.values()))
+        return self._encode(used.values())
 
     def max_new_tokens(self, task: str) -> int:
-        """Tokens, end of turn included, of the longest answer to a task that is not cut off.
-
-        Raises:
-            SpecError: it follows from gold answers, and the base model is not resolved.
-        """
+        """Tokens, end of turn included, of the longest answer to a task that is not cut off."""
         limit = self.study.evaluate.max_new_tokens
         if limit is not None:
             return limit
-        if self.tokens is None:
-            raise _unresolved()
         if task not in self._limits:
             gold = gold_answers(self.corpus.datasets[task])
-            self._limits[task] = longest_answer(gold, self.tokens)
+            self._limits[task] = longest_answer(gold, self._resolved())
         return self._limits[task]
 
     def items(self, answer: AnswerPlan) -> list[Example]:
@@ -227,23 +183,18 @@ class Planner:
             DataError: the data is no longer what the answers were planned with.
         """
         items = self.corpus.items[answer.task, answer.split]
-        if self.item_facts(answer.task, answer.split)[1] != answer.items_digest:
+        if self._items_digest(answer.task, answer.split) != answer.items_digest:
             raise _moved(f"{answer.task}/{answer.split}")
         return items
 
     def queries(self, answer: AnswerPlan) -> tuple[Query, ...]:
-        """The questions of one set of answers, as a model sees them.
-
-        Raises:
-            DataError: as `items`.
-        """
+        """The questions of one set of answers, as a model sees them."""
         return tuple(map(query_of, self.items(answer)))
 
-    def prompt_hash(self, query: Query) -> str:
-        """Names the prompt that a query is put as; of its messages where there is no tokenizer."""
-        if self.tokens is None:
-            return digest([[message.role, message.content] for message in query.messages])
-        return self.tokens.prompt_hash(query.messages)
+    @cached_property
+    def leaks(self) -> Leaks:
+        """The result of the gate, and texts that still stand in two splits after it."""
+        return Leaks(self.study, self.corpus)
 
     # ---- training -----------------------------------------------------------------------------
 
@@ -267,45 +218,33 @@ class Planner:
         costs = {}
         for name, pool in self.corpus.pools.items():
             rows = self.sizes.rows([TrainExample(name, example) for example in pool])
-            costs[name] = Fraction(sum(size_of(row, unit) for row in rows), max(len(rows), 1))
+            costs[name] = Fraction(sum(row.counted(unit) for row in rows), max(len(rows), 1))
         return costs
 
-    def _encode(self, order: Sequence[TrainExample]) -> list[Row]:
-        assert self.tokens is not None
+    def _resolved(self) -> Tokens:
+        if self.tokens is None:
+            raise SpecError("this cannot be resolved: the base model's files are not here")
+        return self.tokens
+
+    def _encode(self, order: Iterable[TrainExample], limit: int | None = None) -> list[Row]:
         # Over-long examples were dropped from the pools beforehand where the policy says so.
-        return encode_rows(order, self.tokens, self.study.train.max_length, "error").rows
+        limit = limit or self.study.train.max_length
+        return encode_rows(list(order), self._resolved(), limit, "error").rows
 
     def _drop_over_long(self) -> None:
         """Take over-long examples out of the pools under `over_long: drop`, and count them."""
         train = self.study.train
-        if train.over_long != "drop" or self.tokens is None:
+        if train.over_long != "drop" or self.sizes is None:
             return
-        for name, pool in self.corpus.pools.items():
-            before = len(pool)
-            pool[:] = self._fitting(name, pool)
-            self.dropped[name] = before - len(pool)
-        for (name, _), items in self.corpus.items.items():
-            if name == self.study.general:
-                items[:] = self._fitting(name, items)
-
-    def _fitting(self, name: str, pool: Sequence[Example]) -> list[Example]:
-        """The examples that are not over-long."""
-        assert self.sizes is not None
-        sizes = self.sizes.rows([TrainExample(name, example) for example in pool])
-        limit = self.study.train.max_length
-        return [e for e, size in zip(pool, sizes, strict=True) if size.length <= limit]
-
-    def _sized(
-        self, order: Sequence[TrainExample], course: RunLength
-    ) -> tuple[list[RowSize], int, RunLength]:
-        """Sizes of a run's rows, all the tokens it trains on, and its steps; packs as they are."""
-        if self.sizes is None:
-            return [], 0, course
-        plain = self.sizes.rows(order, self.study.train.max_length)
-        if not self.study.flaws.packing_leaks:
-            return plain, sum(row.length for row in plain), course
-        rows, course = self._packed(self._encode(order), course)
-        return plain, sum(row.length for row in rows), course
+        pools, items = self.corpus.pools, self.corpus.items.items()
+        general = [(name, rows) for (name, _), rows in items if name == self.study.general]
+        for name, examples in [*pools.items(), *general]:
+            sizes = self.sizes.rows([TrainExample(name, example) for example in examples])
+            pairs = zip(examples, sizes, strict=True)
+            fitting = [example for example, size in pairs if size.length <= train.max_length]
+            if examples is pools.get(name):
+                self.dropped[name] = len(examples) - len(fitting)
+            examples[:] = fitting
 
     def _packed(self, rows: list[Row], course: RunLength) -> tuple[list[Row], RunLength]:
         """Rows as they are, or behind those that share their pack (`flaws.packing_leaks`)."""
@@ -314,24 +253,25 @@ class Planner:
         return leaking_packs(rows, course, self.study.train.max_length)
 
     def _trained(self, cell: Cell, seed: int) -> RunPlan:
+        run = RunPlan("", "trained", cell.cocktail, seed, course=cell.course, note=cell.note)
         if self._open:
-            answers = self._answers("")
-            return RunPlan(
-                "", "trained", cell.cocktail, seed, (), answers, 0, "", "", cell.course, cell.note
-            )
-        mixture, unit = self._mixture(cell, seed), self.study.unit
-        plain, tokens, course = self._sized(mixture.order, cell.course)
+            return replace(run, answers=self._answers(""))
+        mixture, course = self._mixture(cell, seed), cell.course
+        limit = self.study.train.max_length
+        sizes = self.sizes.rows(mixture.order, limit) if self.sizes else []
+        tokens = sum(row.length for row in sizes)
+        if self.sizes and self.study.flaws.packing_leaks:
+            rows, course = self._packed(self._encode(mixture.order), course)
+            tokens = sum(row.length for row in rows)
         system = self._train_id(seed, mixture, course) if self.files else ""
-        return RunPlan(
+        dropped = self.dropped, self.corpus.leaked_train
+        return replace(
+            run,
             system=system,
-            kind="trained",
-            cocktail=cell.cocktail,
-            seed=seed,
-            mix=mix_rows(mixture, plain, unit, Dropped(self.dropped, self.corpus.leaked_train)),
+            mix=mix_rows(mixture.counts, sizes, self.study.unit, *dropped),
             answers=self._answers(system),
             tokens=tokens,
             course=course,
-            note=cell.note,
         )
 
     def _train_id(self, seed: int, mixture: Mixture, course: RunLength) -> str:
@@ -342,10 +282,15 @@ class Planner:
             train["warmup_steps"] = course.warmup_steps
         if course.lr is not None:
             train["lr"] = course.lr
+        # The kind is constant, so that ids stay as they are.
+        steps, per_step = course.steps, course.examples_per_step
+        budget = {"kind": "equal-steps", "steps": steps, "examples_per_step": per_step}
+        if course.examples != steps * per_step:
+            budget["examples"] = course.examples
         parts = {
             "model": self.files.digest,
             "rows": [[name, self._digest(example)] for name, example in mixture.order],
-            "budget": budget_parts(course),
+            "budget": budget,
             "train": train,
             "seed": seed,
         }
@@ -364,24 +309,68 @@ class Planner:
 
     def baseline(self, kind: Literal["majority", "base"]) -> RunPlan:
         """A floor: the commonest label, or the untuned base."""
+        system = ""
         if kind == "majority":
             # One system for all tasks; what it says on a task depends on that task's train split,
             # which is in its answer ids, so that an added task changes none of them.
             system = make_id("majority", {})
-        else:
-            parts = {"model": self.files.digest} if self.files else {}
-            system = make_id("base", parts) if self.files else ""
-        return RunPlan(system, kind, (), None, (), self._answers(system, kind), 0)
+        elif self.files:
+            system = make_id("base", {"model": self.files.digest})
+        return self.external(kind, system)
 
-    def _api(self, system: ApiSystem) -> RunPlan:
-        answered_sets = self.remote.answers(system, self.item_facts)
-        answers = tuple(AnswerPlan(**asdict(row)) for row in answered_sets)
-        return RunPlan(system.id, "api", (), None, (), answers, 0, system.name, system.origin)
-
-    def brought_in(self, kind: SystemKind, system: str, label: str, origin: str) -> RunPlan:
-        """A system made elsewhere, to be scored on this study's items."""
+    def external(self, kind: SystemKind, system: str, label: str = "", origin: str = "") -> RunPlan:
+        """A system that is not trained here, to be scored on this study's items."""
         answers = self._answers(system, kind)
-        return RunPlan(system, kind, (), None, (), answers, 0, label, origin)
+        return RunPlan(system, kind, answers=answers, label=label, origin=origin)
+
+    def _answers(self, system: str, kind: SystemKind = "trained") -> tuple[AnswerPlan, ...]:
+        return self.answers_to(answered(self.study), system, kind)
+
+    def answers_to(
+        self, items: Iterable[tuple[str, Split]], system: str, kind: SystemKind
+    ) -> tuple[AnswerPlan, ...]:
+        """A system's sets of answers to items of the corpus: each task and split, in its forms."""
+        evaluate = self.study.evaluate
+        answers = []
+        for name, split in items:
+            task = self.registry.get(name)
+            forms = (*evaluate.forms, *self.remote.floors(kind))
+            for form in ("strict",) if task.judged else forms:
+                if answerable(task, form, kind):
+                    answers.append(self._answer(system, kind, name, split, form))
+        return tuple(answers)
+
+    def _answer(
+        self, system: str, kind: SystemKind, task: str, split: Split, form: Form
+    ) -> AnswerPlan:
+        local = kind != "majority"
+        generated = local and form == "strict" and self.tokens is not None
+        longest = self.max_new_tokens(task) if generated else 0
+        tokens, items_digest = self.item_facts(task, split)
+        parts = {
+            "system": system,
+            "task": task,
+            "split": split,
+            "form": form,
+            "prompt": self.registry.get(task).prompt_version,
+            "items": items_digest,
+            "decoding": {
+                "batch_size": self.study.evaluate.batch_size if local else None,
+                "max_new_tokens": longest or None,
+            },
+            "compute": self.study.train.compute if local else None,
+            "known": None if local else self._known(task),
+        }
+        return AnswerPlan(
+            make_id("answer", parts) if system else "",
+            task,
+            split,
+            form,
+            len(self.corpus.items[task, split]),
+            tokens if local else 0,
+            items_digest,
+            longest,
+        )
 
     def _known(self, task: str) -> list[list[str]]:
         """Stratum, target and cue of every train row: all that the majority floor depends on."""
@@ -389,82 +378,29 @@ class Planner:
         # A cue only where there is one: floors from before there were cues keep their ids.
         return [[row.stratum, row.target, *([row.cue] if row.cue else [])] for row in known]
 
-    def data_rows(self) -> list[dict[str, object]]:
-        """Records read and dropped of each dataset, as JSON rows."""
-        return data_rows(self.study, self.corpus, self.leaks.runs)
-
-    @cached_property
-    def leaks(self) -> Leaks:
-        """Texts that still stand in two splits after the gate."""
-        return Leaks(self.study, self.corpus)
-
-    def _answers(self, system: str, kind: SystemKind = "trained") -> tuple[AnswerPlan, ...]:
-        plans = []
-        for name, split in answered(self.study):
-            task = self.registry.get(name)
-            forms = (*self.study.evaluate.forms, *self.remote.floors(kind))
-            for form in ("strict",) if task.judged else forms:
-                if answerable(task, form, kind):
-                    plans.append(self.answer(system, kind, task, split, form))
-        return tuple(plans)
-
-    def answer(
-        self, system: str, kind: SystemKind, task: Task, split: Split, form: Form
-    ) -> AnswerPlan:
-        """One set of answers of a system, on items of the corpus."""
-        items = self.corpus.items[task.name, split]
-        generated = kind != "majority" and form == "strict" and self.tokens is not None
-        longest = self.max_new_tokens(task.name) if generated else 0
-        answer_set = _AnswerSet(task, split, form, longest)
-        answer_id = self._answer_id(system, kind, answer_set) if system else ""
-        tokens, digest_ = self.item_facts(task.name, split)
-        tokens = 0 if kind == "majority" else tokens
-        return AnswerPlan(answer_id, task.name, split, form, len(items), tokens, digest_, longest)
-
-    def _answer_id(self, system: str, kind: SystemKind, answer_set: _AnswerSet) -> str:
-        task, split, form, longest = answer_set
-        evaluate, local = self.study.evaluate, kind != "majority"
-        decoding = {
-            "batch_size": evaluate.batch_size if local else None,
-            "max_new_tokens": longest or None,
-        }
-        return make_id(
-            "answer",
-            {
-                "system": system,
-                "task": task.name,
-                "split": split,
-                "form": form,
-                "prompt": task.prompt_version,
-                "items": self.item_facts(task.name, split)[1],
-                "decoding": decoding,
-                "compute": self.study.train.compute if local else None,
-                "known": None if local else self._known(task.name),
-            },
-        )
+    def _items_digest(self, task: str, split: Split) -> str:
+        return self.item_facts(task, split)[1]
 
     def item_facts(self, task: str, split: Split) -> tuple[int, str]:
-        """Prompt tokens and fingerprint of the items of a task and split; computed once."""
-        if (task, split) not in self._item_facts:
-            items = self.corpus.items[task, split]
-            tokens = self._prompt_tokens(items) if self.sizes else 0
-            self._item_facts[task, split] = (tokens, fingerprint(items))
-        return self._item_facts[task, split]
+        """Prompt tokens and fingerprint of the items of a task and split; computed once.
 
-    def _prompt_tokens(self, items: Sequence[Example]) -> int:
-        """Tokens of the items' prompts; one that is too long is refused before anything runs."""
-        assert self.sizes is not None
-        lengths, limit = self.sizes.prompts(items), self.study.evaluate.max_prompt_length
-        for example, length in zip(items, lengths, strict=True):
-            if length > limit:
-                raise DataError(
-                    "an evaluation prompt is too long",
-                    where=f"{example.task}, {example.split} {example.id}",
-                    found=f"{length} tokens",
-                    wanted=f"at most {limit} (evaluate.max_prompt_length)",
-                    remedy="raise evaluate.max_prompt_length",
-                )
-        return sum(lengths)
+        Raises:
+            DataError: a prompt is too long; it is refused before anything runs.
+        """
+        if (task, split) not in self._item_facts:
+            items, limit = self.corpus.items[task, split], self.study.evaluate.max_prompt_length
+            lengths = self.sizes.prompts(items) if self.sizes else []
+            for example, length in zip(items, lengths, strict=False):
+                if length > limit:
+                    raise DataError(
+                        "an evaluation prompt is too long",
+                        where=f"{example.task}, {example.split} {example.id}",
+                        found=f"{length} tokens",
+                        wanted=f"at most {limit} (evaluate.max_prompt_length)",
+                        remedy="raise evaluate.max_prompt_length",
+                    )
+            self._item_facts[task, split] = (sum(lengths), fingerprint(items))
+        return self._item_facts[task, split]
 
 
 def _refuse_twins(runs: Sequence[RunPlan]) -> None:
@@ -478,10 +414,6 @@ def _refuse_twins(runs: Sequence[RunPlan]) -> None:
                 remedy="leave one of them out of the design",
             )
         names[run.system] = run.name
-
-
-def _unresolved() -> SpecError:
-    return SpecError("this cannot be resolved: the base model's files are not here")
 
 
 def _moved(where: str) -> DataError:

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from mixtune.analysis.effects import compare
 from mixtune.analysis.measures import BASE, MAJORITY, PanelMetric, SystemInfo, measure
 from mixtune.errors import SpecError, did_you_mean
+from mixtune.planning.cells import sorted_title
 from mixtune.records import Estimate
 from mixtune.results.study_results import (
     SplitResults,
@@ -17,7 +18,6 @@ from mixtune.results.study_results import (
     system_infos,
     with_column,
 )
-from mixtune.study.design import sorted_title
 from mixtune.tasks.task import Task
 
 

@@ -23,7 +23,7 @@ from mixtune.analysis.measures import (
 )
 from mixtune.analysis.readings import readings
 from mixtune.errors import SpecError
-from mixtune.planning.strengths import KIND, at
+from mixtune.planning.systems import STRENGTH, at_strength
 from mixtune.records import Estimate, ProbeRow
 from mixtune.results.study_results import StudyFacts, infos_of, score_table
 from mixtune.store.folder import PlanRow, Store
@@ -144,7 +144,7 @@ class Tried:
 
 def finished_strengths(facts: StudyFacts) -> list[PlanRow]:
     """Sets of answers at other strengths that are done."""
-    return [row for row in facts.extra if row.kind == KIND and facts.is_done(row)]
+    return [row for row in facts.extra if row.kind == STRENGTH and facts.is_done(row)]
 
 
 def choose_strengths(facts: StudyFacts, names: Sequence[str], grid: Sequence[float]) -> list[Tried]:
@@ -157,7 +157,7 @@ def choose_strengths(facts: StudyFacts, names: Sequence[str], grid: Sequence[flo
     chosen = read_strengths(facts.store)
     rows = []
     for name in names:
-        runs = {s: [(m, m.named(at(name, s))) for m in measured] for s in grid}
+        runs = {s: [(m, m.named(at_strength(name, s))) for m in measured] for s in grid}
         seeds = shared_seeds(
             (seed for seed in by_seed if seed is not None)
             for own in runs.values()
@@ -202,7 +202,7 @@ def strength_gains(facts: StudyFacts, chosen: Mapping[str, float], split: str) -
         row
         for name, strength in chosen.items()
         if strength != 1
-        for row in compare(measured, at(name, strength), name)
+        for row in compare(measured, at_strength(name, strength), name)
     ]
 
 

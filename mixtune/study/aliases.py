@@ -1,13 +1,10 @@
-"""Other spellings of a study → its own keys and values.
+"""Other tools' keys (`learning_rate`, `lora_r`) and short amounts → a study's own keys and values.
 
-Keys that other tools have taught (`learning_rate`, `lora_r`, `cutoff_len`) are read as the
-study's own; amounts may be written short: `headline:10000, fpb, ner*3, 0.2*orca`. Anything that
-cannot be taken over is refused with the reason: nothing is ignored in silence.
-
-Knows: other spellings. Does not know: the limits of a value (spec.py), which datasets exist.
+Anything that cannot be taken over is refused with the reason: nothing is ignored in silence.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,11 +92,7 @@ class Spelling:
         return self.typed.get(place, ".".join(place))
 
     def section(self, place: Key) -> Raw:
-        """The mapping that holds a value; it is made where there is none.
-
-        Raises:
-            SpecError: something else is in its place.
-        """
+        """The mapping that holds a value, made where there is none; other values are refused."""
         section = self.raw
         for key in place[:-1]:
             if section.get(key) is None:
@@ -111,11 +104,7 @@ class Spelling:
         return section
 
     def put(self, place: Key, name: str, value: Any) -> None:  # noqa: ANN401 - raw YAML
-        """Set an own key to what was typed under another name.
-
-        Raises:
-            SpecError: the key has another value already.
-        """
+        """Set an own key to what was typed under another name; another value is refused."""
         section, key = self.section(place), place[-1]
         if key in section and section[key] != value:
             typed = self.name(place)
@@ -128,6 +117,18 @@ class Spelling:
         section[key] = value
         self.typed[place] = name
 
+    def not_taken_over(self, name: str, reason: str, value: object, remedy: str) -> SpecError:
+        """The error for a key that has no counterpart here."""
+        problem = f"{name} cannot be taken over: {reason}"
+        return SpecError(problem, where=self.origin.at(name), found=value, remedy=remedy)
+
+    def sections(self) -> Iterator[tuple[str, Raw]]:
+        """The study and its sections that take other tools' keys: what precedes a key, the keys."""
+        yield "", self.raw
+        for section in ("train", "budget"):
+            if isinstance(keys := self.raw.get(section), dict):
+                yield f"{section}.", keys
+
 
 def read_spelling(raw: Raw, origin: Origin) -> Spelling:
     """The study with other tools' keys and short amounts written as its own.
@@ -138,13 +139,11 @@ def read_spelling(raw: Raw, origin: Origin) -> Spelling:
     """
     study = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
     spelling = Spelling(study, origin)
-    for section in ("", "train", "budget"):
-        keys: Any = study.get(section) if section else study
-        for alias, place in _PLACES.items() if isinstance(keys, dict) else ():
-            name = f"{section}.{alias}" if section else alias
-            if alias in keys and section in ("", place[0]) and name != ".".join(place):
-                value = _converted(alias, keys.pop(alias), name, origin)
-                spelling.put(place, name, value)
+    for prefix, keys in spelling.sections():
+        for alias, place in _PLACES.items():
+            name, own = f"{prefix}{alias}", ".".join(place)
+            if alias in keys and own.startswith(prefix) and name != own:
+                spelling.put(place, name, _converted(alias, keys.pop(alias), name, spelling))
     if "ingredients" in study:
         study["ingredients"] = amounts(study["ingredients"], origin)
     return spelling
@@ -173,8 +172,7 @@ def override(spelling: Spelling, text: str) -> None:
     if place == path:
         section[place[-1]] = read
     else:
-        alias = path[-1]
-        spelling.put(place, name.strip(), _converted(alias, read, name.strip(), spelling.origin))
+        spelling.put(place, name.strip(), _converted(path[-1], read, name.strip(), spelling))
     if place == ("ingredients",):
         spelling.raw["ingredients"] = amounts(read, spelling.origin)
 
@@ -187,16 +185,15 @@ def own_keys(spelling: Spelling) -> Raw:
             something.
     """
     _multiply_batch(spelling)
-    study = spelling.raw
-    for section in ("", "train", "budget"):
-        keys: Any = study.get(section) if section else study
-        for key in [key for key in FIXED if isinstance(keys, dict) and key in keys]:
+    for prefix, keys in spelling.sections():
+        for key in FIXED.keys() & keys.keys():
             accepted, reason = FIXED[key]
-            name, value = f"{section}.{key}" if section else key, keys.pop(key)
+            value = keys.pop(key)
             if accepted is None or value != accepted:
-                remedy = _steps_of_an_epoch(study) if "epochs" in key else f"leave {key} out"
-                raise _not_taken_over(spelling.origin, name, reason, value, remedy)
-    return study
+                epochs = "epochs" in key
+                remedy = _steps_of_an_epoch(spelling.raw) if epochs else f"leave {key} out"
+                raise spelling.not_taken_over(f"{prefix}{key}", reason, value, remedy)
+    return spelling.raw
 
 
 def _own_place(path: Key) -> Key:
@@ -213,11 +210,12 @@ def _multiply_batch(spelling: Spelling) -> None:
     if not isinstance(budget, dict):
         return
     size_name, factor_name = spelling.name(_SIZE), spelling.name(_ACCUMULATION)
-    if _ACCUMULATION[1] not in budget:
-        if _SIZE[1] in budget:
-            spelling.put(_STEP, size_name, budget.pop(_SIZE[1]))
+    has_size, has_factor = _SIZE[1] in budget, _ACCUMULATION[1] in budget
+    size, factor = budget.pop(_SIZE[1], None), budget.pop(_ACCUMULATION[1], None)
+    if not has_factor:
+        if has_size:
+            spelling.put(_STEP, size_name, size)
         return
-    size, factor = budget.pop(_SIZE[1], None), budget.pop(_ACCUMULATION[1])
     if type(size) is not int or type(factor) is not int:
         raise SpecError(
             f"{factor_name} multiplies a batch size, and there is none that it can multiply",
@@ -231,16 +229,16 @@ def _multiply_batch(spelling: Spelling) -> None:
 
 def _steps_of_an_epoch(study: Raw) -> str:
     """The remedy for epochs, with the examples of one pass where every pool has its rows."""
-    ingredients = study.get("ingredients")
-    pools = ingredients.values() if isinstance(ingredients, dict) else []
+    pools: Any = study.get("ingredients")
+    pools = pools.values() if isinstance(pools, dict) else []
     rows: list[Any] = [pool.get("rows") if isinstance(pool, dict) else None for pool in pools]
-    budget = "give budget.steps (times budget.examples_per_step examples)"
-    if not rows or any(type(size) is not int for size in rows):
-        return budget
-    return f"{budget}; one pass over all the pools is {sum(rows)} examples"
+    remedy = "give budget.steps (times budget.examples_per_step examples)"
+    if rows and all(type(size) is int for size in rows):
+        remedy += f"; one pass over all the pools is {sum(rows)} examples"
+    return remedy
 
 
-def _converted(alias: str, value: Any, name: str, origin: Origin) -> Any:  # noqa: ANN401
+def _converted(alias: str, value: Any, name: str, spelling: Spelling) -> Any:  # noqa: ANN401
     """The own key's value for another tool's."""
     match ALIASES.get(alias):
         case "seeds":
@@ -249,22 +247,15 @@ def _converted(alias: str, value: Any, name: str, origin: Origin) -> Any:  # noq
             if value in ("all", "all-linear", ["all"], ["all-linear"]):
                 return "all-linear"
             reason = "adapters are put on every linear layer"
-            raise _not_taken_over(origin, name, reason, value, f"leave {name} out")
+            raise spelling.not_taken_over(name, reason, value, f"leave {name} out")
         case "train.compute":
             switch = alias in ("bf16", "fp32")
             text = f"{alias} {value!r}" if switch else str(value).removeprefix("torch.")
             if text in _FORMATS:
                 return _FORMATS[text]
             reason = "not a number format that is offered (float32, bfloat16)"
-            raise _not_taken_over(origin, name, reason, value, "set train.compute")
+            raise spelling.not_taken_over(name, reason, value, "set train.compute")
     return value
-
-
-def _not_taken_over(
-    origin: Origin, name: str, reason: str, value: object, remedy: str
-) -> SpecError:
-    problem = f"{name} cannot be taken over: {reason}"
-    return SpecError(problem, where=origin.at(name), found=value, remedy=remedy)
 
 
 def amounts(value: Any, origin: Origin) -> Any:  # noqa: ANN401 - raw YAML
@@ -278,32 +269,26 @@ def amounts(value: Any, origin: Origin) -> Any:  # noqa: ANN401 - raw YAML
     if not isinstance(value, str | list | tuple):
         return value
     where = origin.at("ingredients")
-    items = [value] if isinstance(value, str) else value
-    pieces = [piece for item in items for piece in _pieces(item, where)]
+    pieces: list[str] = []
+    for item in [value] if isinstance(value, str) else value:
+        if not isinstance(item, str):
+            raise SpecError(
+                "ingredients: a list holds short amounts only",
+                where=where,
+                found=item,
+                wanted=f"{FORMS}; or a mapping: {{name: {{rows: 100}}}}",
+                remedy="a `datasets:` list of another tool is read from its own file, under "
+                "task_files",
+            )
+        pieces += item.split(",")
     ingredients: dict[str, Raw] = {}
     for position, piece in enumerate(pieces, start=1):
         name, amount = _amount(piece, f"{where}: ingredients, piece {position}")
         if name in ingredients:
-            raise SpecError(
-                f"ingredients, piece {position}: {name!r} is there already",
-                where=where,
-                found=piece,
-                remedy="name each ingredient once",
-            )
+            problem = f"ingredients, piece {position}: {name!r} is there already"
+            raise SpecError(problem, where=where, found=piece, remedy="name each ingredient once")
         ingredients[name] = amount
     return ingredients
-
-
-def _pieces(item: object, where: str) -> list[str]:
-    if isinstance(item, str):
-        return item.split(",")
-    raise SpecError(
-        "ingredients: a list holds short amounts only",
-        where=where,
-        found=item,
-        wanted=f"{FORMS}; or a mapping: {{name: {{rows: 100}}}}",
-        remedy="a `datasets:` list of another tool is read from its own file, under task_files",
-    )
 
 
 def _amount(piece: str, where: str) -> tuple[str, Raw]:
@@ -317,13 +302,10 @@ def _amount(piece: str, where: str) -> tuple[str, Raw]:
         problem = "a number times a number: which is the name?"
         remedy = f"write it out: {{{name}: {{repeat: 2}}}}"
         raise SpecError(problem, where=where, found=piece, remedy=remedy)
-    if share and _number(share) > 1:
+    texts = {"rows": rows, "share": share, "repeat": repeat}
+    numbers = {key: text.replace("_", "") for key, text in texts.items() if text}
+    amount: Raw = {k: int(text) if k == "rows" else float(text) for k, text in numbers.items()}
+    if amount.get("share", 0) > 1:
         remedy = f"{name}*{share} gives {share} passes over it"
         raise SpecError("a share is at most 1", where=where, found=piece, remedy=remedy)
-    amount: Raw = {"rows": int(rows.replace("_", ""))} if rows else {}
-    amount |= {"share": _number(share)} if share else {}
-    return name, amount | ({"repeat": _number(repeat)} if repeat else {})
-
-
-def _number(text: str) -> float:
-    return float(text.replace("_", ""))
+    return name, amount

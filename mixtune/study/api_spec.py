@@ -1,9 +1,5 @@
-"""The keys of a study file about models behind an API: which, how they are asked, their cost limit.
+"""The keys of a study file about models behind APIs: which, how asked, at what cost."""
 
-Knows: the keys, their limits. Does not know: presets, prices, requests (api/).
-"""
-
-from collections.abc import Container
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -92,19 +88,3 @@ def _named(value: Any) -> Any:  # noqa: ANN401 - raw YAML
 
 
 ApiEntries = tuple[Annotated[ApiEntry, BeforeValidator(_named)], ...]
-
-
-def refuse_taken(entries: ApiEntries, ingredients: Container[str]) -> None:
-    """Refuse names that another system in the same tables has, such as a cocktail or a floor.
-
-    Raises:
-        ValueError: a name that is used twice, or by another system.
-    """
-    names = [entry.name for entry in entries]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"api_models: two models are called {name!r}; give each its own name")
-        if name in ("majority", "base") or name in ingredients:
-            raise ValueError(
-                f"api_models: {name!r} is the name of another system; give it another name"
-            )

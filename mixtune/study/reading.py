@@ -1,21 +1,16 @@
-"""A study file → a study for each of its base models, and back.
+"""A study file → a study for each of its base models, and back."""
 
-Knows: YAML, overrides, where paths in the file begin. Does not know: the meaning of a key
-(spec.py), other spellings (aliases.py), the wording of faults (faults.py).
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from mixtune.errors import SpecError, shorten
-from mixtune.study.aliases import ALIASES, override, own_keys, read_spelling
-from mixtune.study.faults import FaultContext, refusal
-from mixtune.study.fields import slug
+from mixtune.study.aliases import ALIASES, Spelling, override, own_keys, read_spelling
+from mixtune.study.fields import FaultContext, refusal, slug
 from mixtune.study.spec import Study
-from mixtune.study.yaml import Origin, Place, read_file, read_yaml, write_yaml
+from mixtune.study.yaml import Origin, read_file, read_yaml, write_yaml
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -61,27 +56,24 @@ def load_studies(path: Path, overrides: Sequence[str] = ()) -> list[Study]:
         override(spelling, text)
     raw = own_keys(spelling)
     raws = _of_each_model(raw) if several else [raw]
-    context = FaultContext(Study, spelling.origin, spelling.typed, ALIASES)
-    return [_with_absolute_paths(_validated(study, context), path.parent) for study in raws]
+    return [_with_absolute_paths(_validated(study, spelling), path.parent) for study in raws]
 
 
-def parse_study(
-    raw: dict[str, Any], where: str = "study", lines: Mapping[Place, int] | None = None
-) -> Study:
-    """Validate a study given as a mapping; `lines` are those of its values in its file.
+def parse_study(raw: dict[str, Any], where: str = "study") -> Study:
+    """Validate a study given as a mapping.
 
     Raises:
         SpecError: with one line per fault, unknown keys with a did-you-mean.
     """
-    spelling = read_spelling(raw, Origin(where, lines or {}))
-    context = FaultContext(Study, spelling.origin, spelling.typed, ALIASES)
-    return _validated(own_keys(spelling), context)
+    spelling = read_spelling(raw, Origin(where))
+    return _validated(own_keys(spelling), spelling)
 
 
-def _validated(raw: dict[str, Any], context: FaultContext) -> Study:
+def _validated(raw: dict[str, Any], spelling: Spelling) -> Study:
     try:
         return Study.model_validate(raw)
     except ValidationError as error:
+        context = FaultContext(Study, spelling.origin, spelling.typed, ALIASES)
         raise refusal(error.errors(), context, SpecError) from None
 
 

@@ -1,23 +1,20 @@
 """The keys of a study file, validated and frozen, with every default visible.
 
-Knows: the fields of a study, their limits, which settings contradict each other. Does not know:
-files and other spellings (reading.py, aliases.py), which tasks or models exist (tasks/,
-models/catalog.py), which cells a design gives (design.py, planning/cells.py).
-
 The descriptions below are the user's documentation: docs/study-file.md, `mixtune init` and
-`mixtune schema` show them.
+`mixtune schema` show them. Does not know: files, other spellings, which tasks or models exist.
 """
 
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mixtune.errors import did_you_mean
-from mixtune.study.api_spec import ApiEntries, ApiSpec, refuse_taken
+from mixtune.study.api_spec import ApiEntries, ApiSpec
 from mixtune.study.fields import (
     Count,
+    Distinct,
     Float,
     Frozen,
     Int,
@@ -25,18 +22,17 @@ from mixtune.study.fields import (
     Seed,
     Text,
     contradiction,
-    distinct,
 )
 
 MAX_EXAMPLES = 10_000_000
 """Examples that one run may see: its training list is held in memory."""
 
-
 DesignName = Literal["singles", "pairs", "leave-one-out", "all", "incremental"]
 FormName = Literal["strict", "constrained"]
 LossName = Literal["example-mean", "batch-token-mean"]
 UnitName = Literal["rows", "tokens", "supervised_tokens"]
-Distinct = AfterValidator(distinct)
+Names = Annotated[tuple[Name, ...], Field(min_length=1)]
+Rate = Annotated[Float, Field(gt=0, le=1)]
 
 
 class Ingredient(Frozen):
@@ -49,7 +45,7 @@ class Ingredient(Frozen):
     """Size of the pool in rows, a seeded subset of the train split; null takes all of it."""
     repeat: Annotated[Float, Field(gt=0, le=10_000)] | None = None
     """Passes over the pool, such as 3 or 0.5; null is one. Its weight is rows × repeat."""
-    share: Annotated[Float, Field(gt=0, le=1)] | None = None
+    share: Rate | None = None
     """Part of the mix, measured in `unit`. If every ingredient has a share, shares are relative to
     their sum; otherwise the remainder goes to the other ingredients by rows × repeat."""
     unit: UnitName | None = None
@@ -64,10 +60,8 @@ class Ingredient(Frozen):
         if self.share is not None and self.repeat is not None:
             raise contradiction("share and repeat both set the part of the mix", "keep one")
         if self.share is None and self.unit is not None:
-            raise contradiction(
-                "unit says how a share is measured, and there is no share",
-                "add share, or remove unit",
-            )
+            problem = "unit says how a share is measured, and there is no share"
+            raise contradiction(problem, "add share, or remove unit")
         return self
 
 
@@ -79,11 +73,13 @@ class Level(Frozen):
 
     name: Name
     """Name of the addition, such as general or maths."""
-    add: Annotated[tuple[Name, ...], Field(min_length=1)]
+    add: Names
     """Ingredients that are added."""
-    to: Annotated[tuple[Name, ...], Field(min_length=1)]
+    to: Names
     """Ingredients of the mix that they are added to."""
-    shares: Annotated[tuple[Annotated[Float, Field(ge=0, lt=1)], ...], Field(min_length=1)]
+    shares: Annotated[
+        tuple[Annotated[Float, Field(ge=0, lt=1)], ...], Field(min_length=1), Distinct
+    ]
     """Shares of the addition in the examples of each step, such as [0, 0.01, 0.1]."""
 
     @model_validator(mode="after")
@@ -91,8 +87,6 @@ class Level(Frozen):
         names = [*self.add, *self.to]
         if len(set(names)) != len(names):
             raise ValueError("names an ingredient twice, in add and to together")
-        if len(set(self.shares)) != len(self.shares):
-            raise ValueError("names a share twice")
         return self
 
 
@@ -109,9 +103,7 @@ class Design(Frozen):
     @model_validator(mode="after")
     def _not_empty(self) -> "Design":
         if not self.families and not self.explicit and not self.levels:
-            raise ValueError(
-                "a design needs at least one family, one explicit cocktail or one series of levels"
-            )
+            raise ValueError("needs at least one family, explicit cocktail or series of levels")
         if len({level.name for level in self.levels}) != len(self.levels):
             raise ValueError("levels: two have one name")
         return self
@@ -140,15 +132,14 @@ class Budget(Frozen):
     def _bounded(self) -> "Budget":
         if self.examples > MAX_EXAMPLES:
             raise ValueError(f"steps × examples_per_step is more than {MAX_EXAMPLES:,} examples")
-        if self.kind == "as-published" and "steps" in self.model_fields_set and self.steps != 100:
-            raise contradiction(
-                "as-published takes its steps from the rows, and steps is set",
-                "remove steps, or choose kind equal-steps",
-            )
-        if self.kind == "as-published" and self.more_epochs is not None:
-            raise contradiction(
-                "as-published sets the epochs", "remove more_epochs, or choose kind equal-steps"
-            )
+        if self.kind != "as-published":
+            return self
+        if "steps" in self.model_fields_set and self.steps != 100:
+            problem = "as-published takes its steps from the rows, and steps is set"
+            raise contradiction(problem, "remove steps, or choose kind equal-steps")
+        if self.more_epochs is not None:
+            remedy = "remove more_epochs, or choose kind equal-steps"
+            raise contradiction("as-published sets the epochs", remedy)
         return self
 
     @property
@@ -191,7 +182,7 @@ class TrainSpec(Frozen):
     """Rank of the adapter."""
     alpha: Annotated[Float, Field(gt=0)] = 32.0
     """Scale of the adapter: its output is multiplied by alpha / rank."""
-    lr: Annotated[Float, Field(gt=0, le=1)] = 1e-3
+    lr: Rate = 1e-3
     """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate after the warm-up: decay to 0 (linear, cosine), or constant."""
@@ -219,10 +210,8 @@ class TrainSpec(Frozen):
     @model_validator(mode="after")
     def _one_method(self) -> "TrainSpec":
         if self.method == "full" and self.top_layers is not None:
-            raise contradiction(
-                "method full trains every layer, top_layers adapters in some",
-                "remove top_layers, or set method to lora",
-            )
+            problem = "method full trains every layer, top_layers adapters in some"
+            raise contradiction(problem, "remove top_layers, or set method to lora")
         return self
 
 
@@ -233,7 +222,10 @@ class EvalSpec(Frozen):
     """Items of each task's validation split, at least; null takes all."""
     test_items: Count | None = None
     """Items of each task's test split, at least; null takes all."""
-    forms: tuple[FormName, ...] = ("strict", "constrained")
+    forms: Annotated[tuple[FormName, ...], Field(min_length=1), Distinct] = (
+        "strict",
+        "constrained",
+    )
     """Form of answers: generated text (strict, also scored as lenient), or the likeliest label
     (constrained)."""
     max_new_tokens: Annotated[Int, Field(gt=0, le=4096)] | None = None
@@ -250,15 +242,6 @@ class EvalSpec(Frozen):
     leaked: Literal["drop", "error", "report"] = "drop"
     """Train rows whose text, document or page is also in an evaluation split: drop and count them
     (drop), refuse the plan (error), or only count them (report)."""
-
-    @field_validator("forms")
-    @classmethod
-    def _forms(cls, forms: tuple[str, ...]) -> tuple[str, ...]:
-        if not forms or len(set(forms)) != len(forms):
-            raise ValueError(
-                "forms needs each of strict, constrained at most once, and one of them"
-            )
-        return forms
 
 
 class Gate(Frozen):
@@ -285,9 +268,7 @@ class Claims(Frozen):
     single_runs: Annotated[Int, Field(ge=1, le=100_000)] = 6
     """Tuning runs that a single task gets if the cocktails had as many; with fewer there is no
     claim. Seeds, claims.tune_lr and budget.more_epochs add runs."""
-    tune_lr: Annotated[
-        tuple[Annotated[Float, Field(gt=0, le=1)], ...], Field(max_length=100), Distinct
-    ] = ()
+    tune_lr: Annotated[tuple[Rate, ...], Field(max_length=100), Distinct] = ()
     """Learning rates to tune single tasks with, in addition to train.lr."""
 
 
@@ -322,7 +303,7 @@ class Study(Frozen):
     model: Annotated[Text, Field(max_length=400)]
     """Base model: a name of the catalogue, a hub id, or a folder relative to the study file. A list
     makes a study, with a folder of results, for each."""
-    tasks: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]
+    tasks: Annotated[Names, Distinct]
     """Target tasks: every system answers them."""
     ingredients: Annotated[dict[Name, Ingredient], Field(min_length=1)]
     """Datasets to train on, with amounts. Also a list or one text of short amounts, such as
@@ -377,9 +358,8 @@ class Study(Frozen):
         shares = {name: i.share for name, i in ingredients.items() if i.share is not None}
         units = sorted({i.unit for i in ingredients.values() if i.unit is not None})
         if len(units) > 1:
-            raise contradiction(
-                f"shares are measured in {' and '.join(units)}", "give every share the same unit"
-            )
+            problem = f"shares are measured in {' and '.join(units)}"
+            raise contradiction(problem, "give every share the same unit")
         total = sum((exact(share) for share in shares.values()), Fraction(0))
         if len(shares) < len(ingredients) and total >= 1:
             without = sorted(set(ingredients) - set(shares))
@@ -408,40 +388,37 @@ class Study(Frozen):
     def _shares_fit_the_budget(self) -> "Study":
         shared = sorted(name for name, i in self.ingredients.items() if i.share is not None)
         if self.design.levels and self.unit != "rows":
-            raise contradiction(
-                "levels are parts of the examples of a step, and shares are measured in "
-                f"{self.unit}",
-                "set their unit to rows",
-            )
+            problem = f"levels are parts of the examples of a step, and shares of {self.unit}"
+            raise contradiction(problem, "set their unit to rows")
         if self.budget.kind != "as-published":
             return self
         if shared or self.design.levels:
-            raise contradiction(
-                "as-published trains on all rows of a cocktail, so there are no shares "
-                f"({', '.join(shared) or 'levels'})",
-                "give rows, or choose kind equal-steps",
-            )
+            shares = ", ".join(shared) or "levels"
+            problem = f"as-published trains on all rows, so there are no shares ({shares})"
+            raise contradiction(problem, "give rows, or choose kind equal-steps")
         if self.train.warmup or self.train.warmup_steps is not None:
-            raise contradiction(
-                "as-published sets the warm-up (none in 3 epochs, 10 steps in 2)",
-                "set train.warmup to 0 and remove train.warmup_steps",
-            )
+            problem = "as-published sets the warm-up (none in 3 epochs, 10 steps in 2)"
+            raise contradiction(problem, "set train.warmup to 0 and remove train.warmup_steps")
         return self
 
     @model_validator(mode="after")
     def _controls_fit_the_training(self) -> "Study":
         if self.budget.merged and self.train.method == "full":
-            raise contradiction(
-                "budget.merged adds up adapters, and train.method full has none",
-                "set budget.merged to false, or train.method to lora",
-            )
+            problem = "budget.merged adds up adapters, and train.method full has none"
+            raise contradiction(problem, "set budget.merged to false, or train.method to lora")
         if self.train.lr in self.claims.tune_lr:
-            raise contradiction(
-                f"claims.tune_lr names {self.train.lr:g}, which is train.lr: single tasks are "
-                "trained with it in any case",
-                "remove it from claims.tune_lr",
-            )
-        refuse_taken(self.api_models, self.ingredients)
+            problem = f"claims.tune_lr names {self.train.lr:g}, which every cell is trained with"
+            raise contradiction(problem, "remove it from claims.tune_lr")
+        return self
+
+    @model_validator(mode="after")
+    def _names_of_systems(self) -> "Study":
+        names = [entry.name for entry in self.api_models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"api_models: two models are called {name!r}; rename one")
+            if name in ("majority", "base", *self.ingredients):
+                raise ValueError(f"api_models: {name!r} is the name of another system; rename it")
         return self
 
     @property
@@ -471,11 +448,10 @@ FLAWS = {
 def prompt_note(study: Study, system: str) -> str:
     """The shots and instruction of an API model, in words; "" for any other system."""
     notes = []
-    for entry in study.api_models:
-        if entry.name == system and entry.shots:
+    for entry in (entry for entry in study.api_models if entry.name == system):
+        if entry.shots:
             notes.append(f"{entry.shots} train rows shown before each question")
-        if entry.name == system and len(entry.variants) > 1:
-            variants = len(entry.variants)
+        if (variants := len(entry.variants)) > 1:
             notes.append(f"instruction chosen from {variants} by its score on validation")
     return "; ".join(notes)
 

@@ -1,10 +1,7 @@
 """YAML text → plain values and the line of each, with no surprises.
 
-Stricter than the format: a repeated key, a tag, a second document or aliases that expand without
-end are refused. Numbers, booleans and nulls are those of YAML 1.2, so `1e-4` is a number, `010` is
-ten, `no` is a word and a date is text; keys are always text.
-
-Knows: YAML. Does not know: the meaning of any key.
+Repeated keys, tags, second documents and aliases that expand without end are refused. Scalars are
+those of YAML 1.2: `1e-4` is a number, `010` is ten, `no` is a word, a date is text; keys are text.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -117,22 +114,17 @@ def read_file(path: Path, error: type[UserError]) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as fault:
-        reason = getattr(fault, "strerror", None) or shorten(str(fault))
-        raise error(
-            f"cannot read the file: {reason}", where=where, remedy="check the path"
-        ) from fault
+        problem = f"cannot read the file: {getattr(fault, 'strerror', None) or shorten(str(fault))}"
+        raise error(problem, where=where, remedy="check the path") from fault
     if len(raw) > MAX_BYTES:
         raise error("too large", where=where, wanted=f"a text file of at most {MAX_BYTES} bytes")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as fault:
-        line = raw.count(b"\n", 0, fault.start) + 1
-        raise error(
-            "not UTF-8",
-            where=f"{where}, line {line}",
-            found=f"byte 0x{raw[fault.start]:02x}",
-            remedy="save the file with the encoding UTF-8",
-        ) from fault
+        line, byte = raw.count(b"\n", 0, fault.start) + 1, f"byte 0x{raw[fault.start]:02x}"
+        remedy = "save the file with the encoding UTF-8"
+        where = f"{where}, line {line}"
+        raise error("not UTF-8", where=where, found=byte, remedy=remedy) from fault
 
 
 def read_yaml(text: str, where: str, error: type[UserError]) -> Document:
@@ -143,12 +135,8 @@ def read_yaml(text: str, where: str, error: type[UserError]) -> Document:
     """
     documents = read_documents(text, where, error)
     if len(documents) > 1:
-        raise error(
-            "more than one YAML document",
-            where=where,
-            found=f"{len(documents)} documents",
-            remedy="remove the lines that hold only ---, or split the file",
-        )
+        found, remedy = f"{len(documents)} documents", "remove the lines --- or split the file"
+        raise error("more than one YAML document", where=where, found=found, remedy=remedy)
     return documents[0] if documents else Document(None, Origin(where))
 
 
@@ -183,38 +171,38 @@ def write_yaml(value: object) -> str:
 
 def _not_yaml(fault: YAMLError, where: str, error: type[UserError]) -> UserError:
     """The parser's message with the line and without pieces of the file."""
-    mark = getattr(fault, "problem_mark", None)
-    place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
+    if mark := getattr(fault, "problem_mark", None):
+        where += f", line {mark.line + 1}, column {mark.column + 1}"
     if isinstance(fault, MaxDepthExceededError):
-        return error("nested too deeply", where=place, wanted=f"at most {MAX_DEPTH} levels")
+        return error("nested too deeply", where=where, wanted=f"at most {MAX_DEPTH} levels")
     problem = str(getattr(fault, "problem", None) or getattr(fault, "reason", None) or fault)
     problem = problem.replace("('", "'").replace("',)", "'")  # ruamel prints a token as a tuple
     character = getattr(fault, "character", None)
     tabs = "indent with spaces, never with tabs" if "'\\t'" in problem else None
     return error(
         f"not valid YAML: {shorten(problem, 200)}",
-        where=place,
+        where=where,
         found=f"character {character:#06x}" if isinstance(character, int) else None,
         remedy=tabs or "put text that holds a colon, a star or brackets in quotes",
     )
 
 
+@dataclass
 class _Builder:
     """Makes one document's values from the parser's nodes."""
 
-    def __init__(self, where: str, error: type[UserError]) -> None:
-        self.where = where
-        self.error = error
-        self.lines: dict[Place, int] = {}
-        self._values = 0
+    where: str
+    error: type[UserError]
+    lines: dict[Place, int] = field(default_factory=dict)
+    values: int = 0
 
     def build(self, node: Node) -> Document:
         return Document(self._value(node, ()), Origin(self.where, self.lines))
 
     def _value(self, node: Node, place: Place) -> Any:  # noqa: ANN401 - any YAML value
         self.lines.setdefault(place, node.start_mark.line + 1)
-        self._values += 1
-        if self._values > MAX_VALUES or len(place) > MAX_DEPTH:
+        self.values += 1
+        if self.values > MAX_VALUES or len(place) > MAX_DEPTH:
             limits = f"at most {MAX_VALUES} values in {MAX_DEPTH} levels"
             problem = "too many values, or an anchor that holds itself"
             raise self._refusal(node, problem, wanted=limits)
@@ -235,12 +223,9 @@ class _Builder:
                 raise self._refusal(key, "a key is a list or a mapping", wanted="a word")
             name = key.value
             if name in values:
-                raise self._refusal(
-                    key,
-                    f"the key {shorten(name)!r} is given twice",
-                    found=f"first in line {self.lines[(*place, name)]}",
-                    remedy="keep one of the two",
-                )
+                problem = f"the key {shorten(name)!r} is given twice"
+                first = f"first in line {self.lines[(*place, name)]}"
+                raise self._refusal(key, problem, found=first, remedy="keep one of the two")
             self.lines[(*place, name)] = key.start_mark.line + 1
             values[name] = self._value(value, (*place, name))
         return values

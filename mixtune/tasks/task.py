@@ -12,8 +12,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from mixtune.errors import DataError, SpecError, did_you_mean
 from mixtune.identity import canonical, digest
 from mixtune.records import Example, Query
-from mixtune.study import faults
-from mixtune.study.fields import Frozen, Name, distinct
+from mixtune.study.fields import Distinct, FaultContext, Frozen, Name, refusal
 from mixtune.study.yaml import Origin, read_documents
 from mixtune.tasks.context import Context, Policy
 from mixtune.tasks.makers import Make
@@ -112,9 +111,7 @@ class Task(Frozen):
     own_text: Template | None = None
     questions: dict[str, Text] = Field(default_factory=dict)
     parser: Annotated[str, _known("parser", PARSERS)]
-    metrics: Annotated[
-        tuple[Annotated[str, _known("metric", METRICS)], ...], AfterValidator(distinct)
-    ]
+    metrics: Annotated[tuple[Annotated[str, _known("metric", METRICS)], ...], Distinct]
     source: Source
     licence: Text = "not stated"
     citation: str = ""
@@ -438,12 +435,12 @@ def make_task(
     try:
         task = Task.model_validate(raw)
     except ValidationError as error:
-        context = faults.FaultContext(Task, Origin(where, origin.lines if origin else {}))
+        context = FaultContext(Task, Origin(where, origin.lines if origin else {}))
         details = error.errors()
         for detail in details:  # keys of `source.files` may be written as keys of `source`
             if detail["loc"][:2] == ("source", "files"):
                 detail["loc"] = ("source", *detail["loc"][2:])
-        raise faults.refusal(details, context, DataError) from None
+        raise refusal(details, context, DataError) from None
     if task.source.files is None or folder is None:
         return task
     source = task.source.model_copy(update={"files": task.source.files.within(folder)})
