@@ -24,7 +24,7 @@ from mixtune.analysis.claims import ALPHA
 from mixtune.analysis.effects import minus
 from mixtune.analysis.intervals import holm
 from mixtune.analysis.measures import Measured
-from mixtune.cli.app import look_at, stored_facts, study_of
+from mixtune.cli.app import Request
 from mixtune.datasets.toy import RELATIONS
 from mixtune.planning.cells import title
 from mixtune.records import Estimate
@@ -123,8 +123,8 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    facts = stored_facts(study_of(given.study, None, None), given.runs_dir)
-    look_at("test", facts.store, "relations")
+    request = Request(given.study, runs_dir=given.runs_dir, split="test")
+    facts = request.facts_for("relations")
     rows = relations(measure_split(facts, "test").main)
     for one in missing(rows):
         print(f"left out, its pairs share no seed: {one}", file=sys.stderr)

@@ -16,7 +16,7 @@ import typer
 from make_tasks import tasks_page
 
 from mixtune.cli.app import app
-from mixtune.cli.json_schema import SECTIONS, json_schema
+from mixtune.cli.init import SECTIONS, json_schema
 from mixtune.study.aliases import ALIASES, FIXED, FORMS
 
 DOCS = Path(__file__).parent

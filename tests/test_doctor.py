@@ -12,8 +12,7 @@ import huggingface_hub.errors as hub_errors
 import pytest
 from model_kit import SHA, FakeHub, response, write_model
 
-from mixtune.cli import checks as at_the_hub
-from mixtune.cli import checks as machine
+from mixtune.cli import machine
 from mixtune.datasets.registry import Registry
 from mixtune.errors import UserError
 from mixtune.models import files
@@ -344,7 +343,7 @@ def hub(monkeypatch):
 
 
 def at_hub():
-    return {line.topic: line for line in at_the_hub.check(None)}
+    return {line.topic: line for line in machine.check_hub(None)}
 
 
 def test_a_hub_as_the_files_say(hub, mixtune):
@@ -408,7 +407,7 @@ def test_a_model_that_is_otherwise(hub):
 
 def test_a_licence_that_changed(hub, monkeypatch):
     entry = catalogue()["mistral-7b"].model_copy(update={"gated": False})
-    monkeypatch.setattr(at_the_hub, "catalogue", lambda: {"mistral-7b": entry})
+    monkeypatch.setattr(machine, "catalogue", lambda: {"mistral-7b": entry})
     line = at_hub()["model mistral-7b"]
     assert (line.level, "the hub says gated" in line.found) == ("warning", True)
 
@@ -424,7 +423,7 @@ def test_a_licence_that_changed(hub, monkeypatch):
 def test_no_network_is_one_message(hub, mixtune, error):
     hub.api.errors = {entry.hub: error for entry in catalogue().values()}
     with pytest.raises(UserError, match=r"(?s)cannot be reached.*HF_HUB_OFFLINE"):
-        at_the_hub.check(None)
+        machine.check_hub(None)
     code, out, err = mixtune("doctor", "--hub")
     assert (code, out) == (2, "")
     assert err.count("cannot be reached") == 1 and "Traceback" not in err

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from study_kit import TASK
 
 from mixtune import cli
-from mixtune.cli import complete
-from mixtune.cli.init import InitOptions, draft, study_text
-from mixtune.cli.json_schema import json_schema
+from mixtune.cli.app import complete_models, complete_tasks
+from mixtune.cli.init import InitOptions, draft, json_schema, study_text
 from mixtune.datasets.registry import Registry
 from mixtune.errors import SpecError
 from mixtune.models.catalog import catalogue
@@ -210,9 +209,9 @@ def test_what_is_written_is_what_was_asked(tmp_path_factory, raw, head):
 
 @settings(deadline=None)
 @given(
+    names,
     st.builds(
         InitOptions,
-        name=names,
         tasks=st.lists(st.sampled_from([*LABELLED, "toy-maths", "nothing"]), max_size=3),
         ingredients=st.lists(
             st.one_of(st.sampled_from([*LABELLED, "toy-rise:3*2", "0.1*toy-mood"]), texts),
@@ -223,12 +222,12 @@ def test_what_is_written_is_what_was_asked(tmp_path_factory, raw, head):
             max_size=2,
         ),
         steps=st.none() | st.integers(-1, 5),
-        seeds=st.lists(st.integers(0, 3), max_size=3),
-    )
+        seeds=st.lists(st.integers(0, 3), max_size=3).map(lambda seeds: ",".join(map(str, seeds))),
+    ),
 )
-def test_any_options_give_a_study_or_a_clear_error(asked):
+def test_any_options_give_a_study_or_a_clear_error(name, asked):
     try:
-        study = draft(asked, REGISTRY)
+        study = draft(name, asked, REGISTRY)
     except SpecError as error:
         assert str(error)
         return
@@ -468,8 +467,8 @@ def test_tab_completes(tmp_path):
 
 
 def test_completion_knows_every_name_there_is():
-    assert complete.tasks() == Registry.builtin().names()
-    assert set(catalogue()) <= set(complete.models(""))
+    assert complete_tasks() == Registry.builtin().names()
+    assert set(catalogue()) <= set(complete_models(""))
 
 
 def test_a_command_starts_without_what_only_numbers_need():

@@ -259,7 +259,7 @@ def mixtune(place, monkeypatch, mixtune):
 def scripted(monkeypatch):
     """A judge that finds every answer partly right, and counts what it is asked."""
     model = ScriptedModel(lambda query: "Verdict: 1", system="scripted-judge")
-    monkeypatch.setattr("mixtune.cli.systems._judge", lambda name: model)
+    monkeypatch.setattr("mixtune.execution.extra_systems.local_judge", lambda name: model)
     return model
 
 

@@ -156,7 +156,7 @@ def mixtune(place, monkeypatch, mixtune):
     monkeypatch.chdir(place)
     monkeypatch.setenv("MIXTUNE_CACHE", str(place / "cache"))
     model = ScriptedModel(lambda query: "Verdict: 2", system="scripted-judge")
-    monkeypatch.setattr("mixtune.cli.systems._judge", lambda name: model)
+    monkeypatch.setattr("mixtune.execution.extra_systems.local_judge", lambda name: model)
     return lambda verb, *rest: mixtune(verb, "study.yaml", *rest)
 
 

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from study_kit import registry, study
 
-from mixtune.cli.show import BarProgress
+from mixtune.cli.show import StudyProgress
 from mixtune.errors import SpecError
 from mixtune.execution import run_study
 from mixtune.execution.bank_training import Head
@@ -99,14 +99,14 @@ def test_banks_that_were_begun_keep_their_slots(plan, free):
 
 def test_several_at_work_are_shown_as_such(plan):
     first, second = plan.runs[2:4]
-    bar = BarProgress(Console(file=io.StringIO(), width=200))
+    bar = StudyProgress(Console(file=io.StringIO(), width=200))
     bar.started(plan, 2, 100.0)
     for run in (first, second):
         bar.run_started(run)
     step = TrainStep(0, 0.5, 1e-3, 1.0, 4, 8, 40, 0.1)
     bar.trained(first, step, 4, 25.0)
     assert bar.bar.tasks[0].description.endswith("step 1/4 loss 0.500, 1 more at work")
-    assert bar.eta.done == 25.0
+    assert bar.bar.tasks[0].completed == 25.0
     bar.run_finished(second, 1.0)
     bar.trained(first, step, 4, 25.0)
     assert bar.bar.tasks[0].description.endswith("loss 0.500")

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from study_kit import record, registry, study, tasks, training_rows, write_data, write_rows
 
-from mixtune.cli.show import console, plan_json, show_plan
+from mixtune.cli.tables import plan_json, show_plan
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError
 from mixtune.evaluation.answers import VERSIONS
@@ -209,7 +209,7 @@ class TestAmounts:
         made = planner.plan()
         for run in cells(made).values():
             assert (run.system, run.mix, run.tokens) == ("", (), 0)
-        show_plan(console(), made, planner)
+        show_plan(made, planner)
         assert "shares of tokens need the base model's tokenizer" in capsys.readouterr().out
 
     def test_a_plan_shows_asked_against_got(self, data, files, capsys):
@@ -220,7 +220,7 @@ class TestAmounts:
         assert (north.rows_got, north.exhausted) == (2, "stopped")
         assert (south.rows_got, south.exhausted) == (10, "repeated")
         assert (north.share_asked, north.share_got) == (1 / 3, 1 / 6)
-        show_plan(console(), made, planner)
+        show_plan(made, planner)
         text = " ".join(capsys.readouterr().out.split())
         for piece in ("north:2", "south:10 (×2.5)", "north 33.3% → 16.7%, used up", "stop"):
             assert piece in text

@@ -1,6 +1,6 @@
-"""The command line: one function per verb; `show` puts together what they print."""
+"""The command line: one function per verb; `show` and `tables` put together what they print."""
 
-from mixtune.cli import claims, data, init, leaks, machine, pack, study, systems
+from mixtune.cli import claims, data, init, machine, study, systems
 from mixtune.cli.app import main
 
-__all__ = ["claims", "data", "init", "leaks", "machine", "main", "pack", "study", "systems"]
+__all__ = ["claims", "data", "init", "machine", "main", "study", "systems"]

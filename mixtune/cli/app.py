@@ -1,4 +1,4 @@
-"""Shared by all verbs: the application, its options, studies and stores, errors, exit codes.
+"""Shared by all verbs: the application, options, studies and stores, completion, errors.
 
 Exit codes: 0 good, 1 a run failed, 2 usage, configuration, data or a file that the system refuses,
 3 a gate was not met, 130 stopped by Ctrl-C, 143 and 129 by SIGTERM and SIGHUP, 141 nobody reads the
@@ -8,15 +8,16 @@ output any more. A fault of mixtune itself ends with a traceback and 1.
 import codecs
 import importlib
 import io
-import json
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import dataclass
 from functools import cache
+from importlib import resources
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar
@@ -26,15 +27,17 @@ from typer.core import TyperGroup
 
 from mixtune import __version__
 from mixtune.analysis.panel import FORMS
-from mixtune.cli import complete
 from mixtune.cli import show as terminal
 from mixtune.datasets.registry import Registry
-from mixtune.errors import MixtuneError, UserError, shorten
+from mixtune.errors import MixtuneError, ModelError, UserError, shorten
 from mixtune.identity import collect_rarely
+from mixtune.models.catalog import catalogue, locate
+from mixtune.models.files import BaseModelFiles
 from mixtune.pack.archive import in_pack, is_zip, opened, study_in
+from mixtune.planning.runs import RunPlan
 from mixtune.records import Estimate, Result
 from mixtune.results.study_results import StudyFacts, read_facts
-from mixtune.store.folder import Store
+from mixtune.store.folder import Folders, Store
 from mixtune.study.presets import preset
 from mixtune.study.reading import load_studies, load_study, trial
 from mixtune.study.spec import Study
@@ -44,6 +47,10 @@ STOPPED = {128 + number for number in (signal.SIGINT, *ENDING)}
 FAULT = """
 This is a fault of mixtune, not of your study. What is finished is kept, and the same command goes
 on. Please report it with the lines above, the command and the output of: mixtune --version"""
+RUNS = Path("runs")
+YAML = (".yaml", ".yml")
+Row = TypeVar("Row", Estimate, Result)
+Verb = Callable[..., None]
 
 # typer carries a click of its own or uses the installed one; this is its class either way.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -69,26 +76,42 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-StudyFile = Annotated[
-    Path,
-    typer.Argument(
-        metavar="STUDY.yaml",
-        help="The study file, the name of a preset, or a reviewer's pack.",
-        autocompletion=complete.files,
-        callback=study_in,
-        is_eager=True,
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY.SUB=VALUE]...", help="Change keys of the study, e.g. 'seeds=[1,2]'."
-    ),
-]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(envvar="MIXTUNE_DATA_DIR", help="Folder of datasets. Default: the hub."),
-]
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    """Which datasets to fine-tune on together, and whether the gain is real."""
+    if version:
+        print(f"mixtune {__version__}")
+        raise typer.Exit
+
+
+# ---- completion: names only, the shell waits -----------------------------------------------------
+
+
+def complete_files(incomplete: str) -> list[str]:
+    """YAML files and folders in the folder that is being typed."""
+    typed = incomplete[: incomplete.rfind("/") + 1]
+    folder = Path(typed or ".")
+    if not folder.is_dir():
+        return []
+    paths = sorted(path for path in folder.iterdir() if path.suffix in YAML or path.is_dir())
+    return [f"{typed}{path.name}{'/' if path.is_dir() else ''}" for path in paths]
+
+
+def complete_tasks() -> list[str]:
+    """Tasks that ship with the package: each has a file of its own name."""
+    folder = resources.files("mixtune.tasks") / "builtin"
+    return sorted(Path(file.name).stem for file in folder.iterdir() if file.name.endswith(YAML))
+
+
+def complete_models(incomplete: str) -> list[str]:
+    """Names of the catalogue, then files and folders."""
+    return [*catalogue(), *complete_files(incomplete)]
+
+
+# ---- options -------------------------------------------------------------------------------------
 
 
 def _runs_of(ctx: typer.Context, folder: Path) -> Path:
@@ -106,6 +129,10 @@ def _runs_of(ctx: typer.Context, folder: Path) -> Path:
     return study_file.parent.parent
 
 
+DataDir = Annotated[
+    Path | None,
+    typer.Option(envvar="MIXTUNE_DATA_DIR", help="Folder of datasets. Default: the hub."),
+]
 RunsDir = Annotated[
     Path,
     typer.Option(
@@ -115,81 +142,163 @@ RunsDir = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")]
-Limit = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="A trial: at most N items per task and split, and N steps; stored separately as "
-        "<name>-limit<N>.",
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(min=1, help="Worker processes. Default: one per core, as far as memory allows."),
-]
-Bank = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Adapters trained side by side in each process; by default one on a CPU, on a GPU as "
-        "many as fit into its memory, up to 64.",
-    ),
-]
-CheckpointEvery = Annotated[
-    float,
-    typer.Option(
-        min=0,
-        help="Seconds between checkpoints, from which training resumes after a kill; 0: every "
-        "step.",
-    ),
-]
-SplitName = Annotated[
-    str, typer.Option(help="validation, or test; each look at test is counted and reported.")
-]
-FormChoice = Annotated[
-    Literal["strict", "lenient", "constrained", "all"] | None,
-    typer.Option(
-        "--form",
-        help="Scores of one form, or all. lenient, a second score of the strict answers, is by "
-        "default in JSON only.",
-    ),
-]
-RUNS = Path("runs")
-Row = TypeVar("Row", Estimate, Result)
 
 
-@app.callback(invoke_without_command=True)
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
-) -> None:
-    """Which datasets to fine-tune on together, and whether the gain is real."""
-    if version:
-        print(f"mixtune {__version__}")
-        raise typer.Exit
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Options that verbs on a study share; each verb has those that its `verb` lists."""
+
+    study_file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STUDY.yaml",
+            help="The study file, the name of a preset, or a reviewer's pack.",
+            autocompletion=complete_files,
+            callback=study_in,
+            is_eager=True,
+        ),
+    ]
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY.SUB=VALUE]...", help="Change keys of the study, e.g. 'seeds=[1,2]'."
+        ),
+    ] = None
+    data_dir: DataDir = None
+    runs_dir: RunsDir = RUNS
+    split: Annotated[
+        str, typer.Option(help="validation, or test; each look at test is counted and reported.")
+    ] = "validation"
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="A trial: at most N items per task and split, and N steps; stored separately as "
+            "<name>-limit<N>.",
+        ),
+    ] = None
+    form: Annotated[
+        Literal["strict", "lenient", "constrained", "all"] | None,
+        typer.Option(
+            "--form",
+            help="Scores of one form, or all. lenient, a second score of the strict answers, is "
+            "by default in JSON only.",
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")
+    ] = False
+    as_json: Json = False
+
+    @property
+    def folders(self) -> Folders:
+        """Folders of data and results."""
+        return Folders(self.data_dir, self.runs_dir)
+
+    def study(self) -> Study:
+        """The study of a file or preset with one base model, overridden and cut as asked."""
+        study = load_study(self._path(), self.overrides or ())
+        return study if self.limit is None else trial(study, self.limit)
+
+    def studies(self) -> list[Study]:
+        """The study for each of its base models."""
+        studies = load_studies(self._path(), self.overrides or ())
+        return studies if self.limit is None else [trial(study, self.limit) for study in studies]
+
+    def _path(self) -> Path:
+        """The file; where there is none, the preset of that name."""
+        path = self.study_file
+        return path if path.exists() else preset(str(path)) or path
+
+    def registry(self, study: Study) -> Registry:
+        """The tasks that a study can name."""
+        return Registry.of(study, self.data_dir)
+
+    def facts(self, study: Study | None = None) -> StudyFacts:
+        """A study as its folder holds it; it has been run."""
+        study = study or self.study()
+        return read_facts(self.folders.store(study.name), self.registry(study))
+
+    def facts_for(self, verb: str, study: Study | None = None) -> StudyFacts:
+        """As `facts`, where a verb looks at the scores of the split: a look at test is counted."""
+        facts = self.facts(study)
+        look_at(self.split, facts.store, verb)
+        return facts
+
+    def in_form(self, rows: Sequence[Row], study: Study) -> list[Row]:
+        """Rows of one form or "all"; without a choice all as JSON, else those of the study.
+
+        Raises:
+            UserError: nothing was answered in that form.
+        """
+        form = self.form or ("all" if self.as_json else None)
+        shown: Sequence[str] = FORMS if form == "all" else (form,) if form else study.evaluate.forms
+        # What is over several tasks has no form of its own.
+        selected = [row for row in rows if row.form in (*shown, "main")]
+        if rows and not selected:
+            raise UserError(
+                "no answers of that form",
+                where=study.name,
+                found=form,
+                wanted=", ".join(form for form in FORMS if any(row.form == form for row in rows)),
+            )
+        return selected
 
 
-def study_of(path: Path, overrides: list[str] | None, limit: int | None) -> Study:
-    """The study of a file or preset with one base model, overridden and cut as the options say."""
-    study = load_study(_preset_or(path), overrides or ())
-    return study if limit is None else trial(study, limit)
+def verb(panel: str, order: str, name: str | None = None) -> Callable[[Verb], Verb]:
+    """Make a function a verb; its first parameter is a dataclass of options, such as `Request`.
+
+    Args:
+        panel: of the help.
+        order: of the verb's options: fields of the dataclass and parameters of the function, "*"
+            for those parameters that are not named.
+        name: of the verb, unless it is the function's.
+    """
+
+    def register(function: Verb) -> Verb:
+        first, *rest = signature(function).parameters.values()
+        own = {parameter.name: parameter for parameter in rest}
+        shared = signature(first.annotation).parameters
+        unnamed = " ".join(key for key in own if key not in order.split())
+        parameters = [own.get(key) or shared[key] for key in order.replace("*", unnamed).split()]
+
+        def call(**values: Any) -> None:  # noqa: ANN401 - of the command line
+            options = {key: values.pop(key) for key in values.keys() - own.keys()}
+            function(first.annotation(**options), **values)
+
+        keywords = [part.replace(kind=Parameter.KEYWORD_ONLY) for part in parameters]
+        vars(call)["__signature__"] = Signature(keywords)
+        call.__doc__ = function.__doc__
+        app.command(name or function.__name__, rich_help_panel=panel)(call)
+        return function
+
+    return register
 
 
-def studies_of(path: Path, overrides: list[str] | None, limit: int | None) -> list[Study]:
-    """The study of a file or preset for each of its base models."""
-    studies = load_studies(_preset_or(path), overrides or ())
-    return studies if limit is None else [trial(study, limit) for study in studies]
+# ---- what verbs share ----------------------------------------------------------------------------
 
 
-def _preset_or(path: Path) -> Path:
-    """The file; where there is none, the preset of that name."""
-    return path if path.exists() else preset(str(path)) or path
+def base_files(study: Study) -> BaseModelFiles:
+    """The files of a study's base model, which are on this machine.
+
+    Raises:
+        ModelError: they are not, or not prepared.
+    """
+    files = locate(study.model, download=False)
+    if not isinstance(files, BaseModelFiles):
+        remedy = f"mixtune models --prepare {study.model}"
+        raise ModelError("the base model is not prepared", found=study.model, remedy=remedy)
+    return files
 
 
-def stored_facts(study: Study, runs_dir: Path, data_dir: Path | None = None) -> StudyFacts:
-    """A study as its folder holds it; it has been run."""
-    registry = Registry.of(study, data_dir)
-    return read_facts(Store(runs_dir / study.name), registry)
+def look_at(split: str, store: Store, verb: str) -> None:
+    """Count a look at test scores; refuse an unknown split."""
+    if split not in ("validation", "test"):
+        raise UserError("no such split", found=split, wanted="validation or test")
+    if split == "test":
+        store.require()
+        looks = store.count_test_read(verb)
+        print(f"test scores of this study were looked at {looks} times", file=sys.stderr)
 
 
 def heavy(module: str, doing: str) -> ModuleType:
@@ -207,48 +316,22 @@ def heavy(module: str, doing: str) -> ModuleType:
         ) from error
 
 
-def look_at(split: str, store: Store, command: str) -> None:
-    """Count a look at test scores; refuse an unknown split."""
-    if split not in ("validation", "test"):
-        raise UserError("no such split", found=split, wanted="validation or test")
-    if split == "test":
-        store.require()
-        looks = store.count_test_read(command)
-        print(f"test scores of this study were looked at {looks} times", file=sys.stderr)
+def execute(module: str, entry: str, doing: str, *arguments: object) -> list[RunPlan]:
+    """Train or answer with a function of execution/, its progress shown; returns failed runs."""
+    function: Callable[..., list[RunPlan]] = getattr(heavy(f"execution.{module}", doing), entry)
+    with terminal.progress() as events:
+        return function(*arguments, events)
 
 
-def in_form(rows: Sequence[Row], form: str | None, study: Study) -> list[Row]:
-    """Rows of one form or "all"; without a choice, of the forms that the study asks for.
-
-    Raises:
-        UserError: nothing was answered in that form.
-    """
-    shown: Sequence[str] = FORMS if form == "all" else (form,) if form else study.evaluate.forms
-    # What is over several tasks has no form of its own.
-    selected = [row for row in rows if row.form in (*shown, "main")]
-    if rows and not selected:
-        raise UserError(
-            "no answers of that form",
-            where=study.name,
-            found=form,
-            wanted=", ".join(form for form in FORMS if any(row.form == form for row in rows)),
-        )
-    return selected
+def exit_unless_met(unmet: Sequence[str]) -> None:
+    """Name the gates that are not met and exit with 3; nothing where there is none."""
+    for text in unmet:
+        terminal.complain(f"gate not met: {text}")
+    if unmet:
+        raise typer.Exit(3)
 
 
-def print_rows(rows: Sequence[Any]) -> None:
-    """Print rows of one type as JSON."""
-    print(json.dumps([asdict(row) for row in rows], indent=1))
-
-
-def show(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
-    """Print rows as a table, or as JSON."""
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    columns = list(rows[0]) if rows else []
-    cells = [[row[name] for name in columns] for row in rows]
-    terminal.console().print(terminal.table(title, columns, cells))
+# ---- the end of a command ------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -308,7 +391,8 @@ def _answer() -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     except _UsageError as error:
-        return _show_usage(error)
+        _show_usage(error)
+        return 2
     except MixtuneError as error:
         terminal.complain(f"error: {error}")
         return 2 if isinstance(error, UserError) else 1
@@ -325,15 +409,14 @@ def _end(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
-def _show_usage(error: Any) -> int:  # noqa: ANN401 - click's UsageError
+def _show_usage(error: Any) -> None:  # noqa: ANN401 - click's UsageError
     """A mistake on the command line, in the words of the other errors."""
     message = error.format_message()
     if error.ctx is None or not message:
         error.show()
-        return 2
-    command = error.ctx.command_path
-    terminal.complain(f"error: {message}\n  remedy: {command} --help shows what it takes")
-    return 2
+    else:
+        command = error.ctx.command_path
+        terminal.complain(f"error: {message}\n  remedy: {command} --help shows what it takes")
 
 
 def _refused(error: OSError) -> str:

@@ -1,63 +1,34 @@
-"""Verbs that say what may be claimed: confirm, claims.
+"""Verbs on what a study says, and for its reviewers: confirm, claims, questions, pack."""
 
-The verb that answers the questions of the field from a study: questions.
-"""
-
-import json
+import hashlib
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mixtune.cli import show as terminal
-from mixtune.cli.app import (
-    RUNS,
-    DataDir,
-    DryRun,
-    Json,
-    Limit,
-    Overrides,
-    RunsDir,
-    SplitName,
-    StudyFile,
-    app,
-    look_at,
-    print_rows,
-    stored_facts,
-    studies_of,
-    study_of,
-)
-from mixtune.datasets.registry import Registry
-from mixtune.errors import ModelError, UserError
-from mixtune.models.catalog import locate
-from mixtune.models.files import BaseModelFiles
+from mixtune import __version__
+from mixtune.cli.app import Request, base_files, exit_unless_met, look_at, verb
+from mixtune.cli.show import Columns, console, print_json, printable, say, show, show_cells
+from mixtune.errors import UserError
+from mixtune.pack.archive import write_pack, zipped
+from mixtune.pack.pack import Contents
 from mixtune.planning.plan import Planner
-from mixtune.planning.runs import Plan
+from mixtune.planning.runs import RunPlan
 from mixtune.planning.summary import facts_of
 from mixtune.records import Claim, Selection
-from mixtune.results.claims import (
-    exploratory_claims,
-    missing_runs,
-    select,
-    selected_claims,
-    settle,
-)
+from mixtune.results.claims import exploratory_claims, missing_runs, select, selected_claims, settle
 from mixtune.results.questions import agreeing, gather_evidence, unanswered
 from mixtune.results.questions import questions as answers
 from mixtune.results.study_results import StudyFacts, measure_split
 from mixtune.study.reading import dump_study
-from mixtune.study.spec import Study
 
 
-@app.command(rich_help_panel="Run")
-def confirm(  # noqa: PLR0913 - a verb's options
-    study_file: StudyFile,
-    overrides: Overrides = None,
-    data_dir: DataDir = None,
-    runs_dir: RunsDir = RUNS,
-    limit: Limit = None,
+@verb("Run", "study_file overrides data_dir runs_dir limit * dry_run as_json")
+def confirm(
+    request: Request,
     again: Annotated[
         bool,
         typer.Option(
@@ -65,8 +36,6 @@ def confirm(  # noqa: PLR0913 - a verb's options
             help="Select again, with other seeds; keeps both choices and counts the repeat.",
         ),
     ] = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
 ) -> None:
     """Select on validation, record the choice, and plan the runs that a claim needs.
 
@@ -74,51 +43,33 @@ def confirm(  # noqa: PLR0913 - a verb's options
     runs with new seeds of the cocktail and of the single task as tuned, at equal steps and at
     equal exposure. Existing results do not change. Next: mixtune run.
     """
-    study = study_of(study_file, overrides, limit)
-    facts = stored_facts(study, runs_dir, data_dir)
-    plain = _planner(study, data_dir, None)
+    study = request.study()
+    facts = request.facts(study)
+    registry, base = request.registry(study), base_files(study)
+    plain = Planner(study, registry, base, None)
     choice = select(facts, study.claims, measure_split(facts, "validation"), plain)
     settled = settle(facts, choice, again)
     selection = settled or facts.selection or choice
-    planner = _planner(study, data_dir, selection)
+    planner = Planner(study, registry, base, selection)
     plan = planner.plan()
     files = (dump_study(planner.study), facts_of(planner))
-    if not dry_run:
+    if not request.dry_run:
         with facts.store.lock():
             facts.store.preview(plan.rows(), *files)
             if settled is not None:
                 facts.store.save_selection(settled)
             facts.store.save_plan(plan.rows(), *files)
-    if as_json:
-        print(json.dumps({**asdict(selection), "runs": _runs(plan, selection)}, indent=1))
+    fresh = [run for run in plan.runs if run.seed in selection.fresh]
+    if request.as_json:
+        runs = [{"system": run.system, "cell": run.name, "seed": run.seed} for run in fresh]
+        print_json({**asdict(selection), "runs": runs})
         return
-    _show(facts, selection, plan, written=settled is not None and not dry_run)
-    print(f"next: mixtune run {study_file}")
+    _show(facts, selection, fresh, written=settled is not None and not request.dry_run)
+    print(f"next: mixtune run {request.study_file}")
 
 
-def _planner(study: Study, data_dir: Path | None, selection: Selection | None) -> Planner:
-    files = locate(study.model, download=False)
-    if not isinstance(files, BaseModelFiles):
-        raise ModelError(
-            "runs can be planned only where the base model's files are",
-            found=f"{study.model} is not on this machine",
-            remedy=f"mixtune models --prepare {study.model}",
-        )
-    return Planner(study, Registry.of(study, data_dir), files, selection)
-
-
-def _runs(plan: Plan, selection: Selection) -> list[dict[str, object]]:
-    """Runs of fresh seeds."""
-    return [
-        {"system": run.system, "cell": run.name, "seed": run.seed}
-        for run in plan.runs
-        if run.seed in selection.fresh
-    ]
-
-
-def _show(facts: StudyFacts, selection: Selection, plan: Plan, written: bool) -> None:
-    out = terminal.console()
-    rows = [
+def _show(facts: StudyFacts, selection: Selection, fresh: Sequence[RunPlan], written: bool) -> None:
+    cells = [
         (
             choice.target,
             choice.cocktail,
@@ -131,107 +82,75 @@ def _show(facts: StudyFacts, selection: Selection, plan: Plan, written: bool) ->
         for choice in selection.choices
     ]
     columns = ("target", "cocktail", "validation", "single task", "validation", "held against", "")
-    out.print(terminal.table(f"{facts.study.name}: chosen on validation", columns, rows))
-    runs = _runs(plan, selection)
+    show_cells(f"{facts.study.name}: chosen on validation", columns, cells)
     path = facts.store.folder / "selection.json"
-    status = (
-        f"written to {path}" if written else "as it stands there" if path.is_file() else "dry run"
-    )
-    seeds = f"{selection.fresh[0]} to {selection.fresh[-1]}"
-    out.print(
-        f"{status}: {len(runs)} runs with the fresh seeds {seeds}; margin ±{selection.margin:g}; "
-        f"test scores were looked at {selection.test_reads} times before",
-        markup=False,
-        soft_wrap=True,
+    status = "as it stands there" if path.is_file() else "dry run"
+    say(
+        f"{f'written to {path}' if written else status}: {len(fresh)} runs with the fresh seeds "
+        f"{selection.fresh[0]} to {selection.fresh[-1]}; margin ±{selection.margin:g}; test scores "
+        f"were looked at {selection.test_reads} times before"
     )
 
 
-@app.command(rich_help_panel="Read")
+@verb("Read", "study_file overrides runs_dir limit * as_json")
 def claims(
-    study_file: StudyFile,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = RUNS,
-    limit: Limit = None,
+    request: Request,
     fail_unless: Annotated[
         str | None,
         typer.Option(
             help="Exit 3 unless every target has one of these verdicts, such as confirmed,tie."
         ),
     ] = None,
-    as_json: Json = False,
 ) -> None:
     """Show the claim that each target's results support. Next: mixtune report."""
-    study = study_of(study_file, overrides, limit)
-    facts = stored_facts(study, runs_dir)
+    study = request.study()
+    facts = request.facts(study)
     if facts.selection is None:
         rows = exploratory_claims(facts, study.claims, measure_split(facts, "validation"))
     else:
         look_at("test", facts.store, "claims")
         rows = selected_claims(facts.selection, measure_split(facts, "test", claimed=True))
-    missing = missing_runs(facts)
-    if missing:
-        print(
-            f"{len(missing)} runs of fresh seeds are not done, such as {missing[0]}: "
-            f"mixtune run {study_file}",
-            file=sys.stderr,
-        )
-    if as_json:
-        print_rows(rows)
+    if missing := missing_runs(facts):
+        such_as = f"such as {missing[0]}: mixtune run {request.study_file}"
+        print(f"{len(missing)} runs of fresh seeds are not done, {such_as}", file=sys.stderr)
+    if rows or request.as_json:
+        show(rows, CLAIMS, f"{facts.study.name}: claims", request.as_json)
     else:
-        _show_claims(facts, rows)
-    _gate(rows, fail_unless)
+        say("nothing can be claimed: no target has a single task and a cocktail finished")
+    for claim in [] if request.as_json else rows:
+        say(claim.sentence)
+    if fail_unless is not None:
+        _gate(rows, {part.strip() for part in fail_unless.split(",")})
 
 
-def _show_claims(facts: StudyFacts, claims: list[Claim]) -> None:
-    out = terminal.console()
-    if not claims:
-        out.print("nothing can be claimed: no target has a single task and a cocktail finished")
-        return
-    rows = [
-        (
-            claim.target,
-            claim.verdict,
-            f"{100 * claim.value:+.1f}",
-            "–"
-            if claim.low is None or claim.high is None
-            else f"{100 * claim.low:+.1f} … {100 * claim.high:+.1f}",
-            "–" if claim.adjusted is None else f"{claim.adjusted:.3f}",
-            f"{claim.tried} : {claim.tried_single}",
-        )
-        for claim in claims
-    ]
-    columns = ("target", "verdict", "points", "95 % interval", "Holm p", "runs tried")
-    out.print(terminal.table(f"{facts.study.name}: claims", columns, rows))
-    for claim in claims:
-        out.print(claim.sentence, markup=False, soft_wrap=True)
+def _points(claim: Claim) -> str:
+    if claim.low is None or claim.high is None:
+        return "–"
+    return f"{100 * claim.low:+.1f} … {100 * claim.high:+.1f}"
 
 
-def _gate(claims: list[Claim], allowed: str | None) -> None:
-    if allowed is None:
-        return
-    verdicts = {part.strip() for part in allowed.split(",")}
+CLAIMS: Columns = {
+    "target": "target",
+    "verdict": "verdict",
+    "points": lambda claim: f"{100 * claim.value:+.1f}",
+    "95 % interval": _points,
+    "Holm p": "adjusted:.3f",
+    "runs tried": lambda claim: f"{claim.tried} : {claim.tried_single}",
+}
+
+
+def _gate(claims: Sequence[Claim], allowed: set[str]) -> None:
     known = {"confirmed", "tie", "not confirmed", "exploratory"}
-    if not verdicts <= known:
-        raise UserError(
-            "no such verdict",
-            found=", ".join(sorted(verdicts - known)),
-            wanted=", ".join(sorted(known)),
-        )
-    short = [claim.target for claim in claims if claim.verdict not in verdicts]
+    if not allowed <= known:
+        found, wanted = ", ".join(sorted(allowed - known)), ", ".join(sorted(known))
+        raise UserError("no such verdict", found=found, wanted=wanted)
+    short = [claim.target for claim in claims if claim.verdict not in allowed]
     if short or not claims:
-        print(f"gate not met: {', '.join(short) or 'no claim'}", file=sys.stderr)
-        raise typer.Exit(3)
+        exit_unless_met([", ".join(short) or "no claim"])
 
 
-@app.command(rich_help_panel="Read")
-def questions(
-    study_file: StudyFile,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = RUNS,
-    split: SplitName = "validation",
-    limit: Limit = None,
-    as_json: Json = False,
-) -> None:
+@verb("Read", "study_file overrides runs_dir split limit as_json")
+def questions(request: Request) -> None:
     """Answer questions about a study; give the reason for each that it cannot answer.
 
     Does mixing help, with nothing selected; does general data keep what the base could do; does
@@ -239,27 +158,60 @@ def questions(
     do base models agree, where the study file lists several.
     Next: mixtune claims.
     """
-    evidence = []
-    for study in studies_of(study_file, overrides, limit):
-        facts = stored_facts(study, runs_dir)
-        look_at(split, facts.store, "questions")
-        evidence.append(gather_evidence(facts, split))
+    stored = (request.facts_for("questions", study) for study in request.studies())
+    evidence = [gather_evidence(facts, request.split) for facts in stored]
     answers_of = [(item.facts.study.name, answers(item)) for item in evidence]
     if len(evidence) == 1:
         answers_of[0][1].append(agreeing(evidence))
     else:
         answers_of.append((", ".join(name for name, _ in answers_of), [agreeing(evidence)]))
-    if as_json:
-        rows = [{"study": name, **asdict(q)} for name, own in answers_of for q in own]
-        print(json.dumps(rows, indent=1))
+    if request.as_json:
+        print_json([{"study": name, **asdict(q)} for name, own in answers_of for q in own])
         return
-    out = terminal.console()
+    out = console()
     for name, own in answers_of:
         if len(evidence) > 1:
             out.rule(name)
         for question in (item for item in own if item.answered):
             out.print(question.title, markup=False, style="bold")
-            out.print(question.answer, markup=False, soft_wrap=True)
-            out.print()
+            say(f"{question.answer}\n")
         if line := unanswered(own):
-            out.print(line, markup=False, soft_wrap=True)
+            say(line)
+
+
+@verb("Read", "study_file overrides * runs_dir limit dry_run as_json")
+def pack(
+    request: Request,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Zip to write. Default: <name>-pack.zip in the current folder."),
+    ] = None,
+) -> None:
+    """Write the reviewer's pack: one zip that reproduces the study's analysis.
+
+    It contains scores, settings, states, licences, prompt templates and hashes; no weights and no
+    dataset text. Next: mixtune results.
+    """
+    facts = request.facts()
+    name = facts.study.name
+    target = out or Path(f"{name}-pack.zip")
+    if facts.store.packed:
+        raise UserError("this is a pack already", found=str(facts.store.folder))
+    files = Contents(facts).files()
+    content = zipped(name, files, __version__)
+    if not request.dry_run:
+        write_pack(target, name, content)
+    summary = {
+        "pack": str(target),
+        "written": not request.dry_run,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "files": {path: len(files[path]) for path in sorted(files)},
+    }
+    if request.as_json:
+        print_json(summary)
+        return
+    done = "would write" if request.dry_run else "wrote"
+    size = f"{len(files)} files, {len(content):,} bytes, no text of a dataset"
+    print(printable(f"{done} {target}: {size}"))
+    print(printable(f"sha256 {summary['sha256']}; read it: mixtune results {target}"))

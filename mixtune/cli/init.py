@@ -1,10 +1,4 @@
-"""Verbs `init` and `schema`: write a study file for people to edit, print its JSON Schema.
-
-`init`: options → a study, a study → a commented file that loads as it.
-
-Knows: the defaults of a first study, the descriptions and defaults of its keys. Does not know: the
-rest of a run.
-"""
+"""Verbs `init` and `schema`: write a commented study file from options, print its JSON Schema."""
 
 import json
 import os
@@ -15,15 +9,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mixtune.cli import complete
-from mixtune.cli.app import DataDir, Json, app
-from mixtune.cli.json_schema import json_schema
+from mixtune.cli.app import (
+    DataDir,
+    Json,
+    app,
+    complete_files,
+    complete_models,
+    complete_tasks,
+    verb,
+)
+from mixtune.cli.show import print_json
 from mixtune.datasets.registry import Registry
 from mixtune.errors import SpecError, did_you_mean, shorten
 from mixtune.models.catalog import Unreachable, catalogue, locate
@@ -31,11 +32,18 @@ from mixtune.planning.cells import cocktails
 from mixtune.planning.runs import canonical
 from mixtune.store.files import write_text
 from mixtune.study import presets
-from mixtune.study.aliases import amounts
+from mixtune.study.aliases import ALIASES, FIXED, amounts
 from mixtune.study.reading import parse_study
-from mixtune.study.spec import Ingredient, Study
+from mixtune.study.spec import DesignName, Ingredient, Study
 from mixtune.study.yaml import Origin
+from mixtune.tasks.task import Task
 
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+SECTIONS = {"train": "TrainSpec", "budget": "Budget"}
+"""Section of a study that takes aliases too → its name in the schema."""
+LIMITS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
+"""pydantic's names of limits on a type that has a validator before them → the standard's."""
+Schema = dict[str, Any]
 WIDTH = 96
 _PLAIN = re.compile(r"(?!(?:null|true|false|yes|no|on|off|y|n)$)[a-z][a-z0-9_-]*", re.IGNORECASE)
 """Text that no reader of YAML takes for a number, a boolean or null."""
@@ -52,63 +60,60 @@ FIRST_STUDY = {
 
 @dataclass(frozen=True, slots=True)
 class InitOptions:
-    """Options of the command line that describe a study; an empty value or None is the default."""
+    """Options that describe a study; None is the default."""
 
-    name: str
-    model: str | None = None
-    tasks: Sequence[str] = ()
-    ingredients: Sequence[str] = ()
-    task_files: Sequence[str] = ()
-    design: Sequence[str] = ()
-    steps: int | None = None
-    seeds: Sequence[int] = ()
-    items: int | None = None
-
-
-@app.command(rich_help_panel="Prepare")
-def init(  # noqa: PLR0913 - a verb's options
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="[STUDY.yaml]", help="Where to write it.", autocompletion=complete.files
-        ),
-    ] = Path("study.yaml"),
     model: Annotated[
         str | None,
         typer.Option(
             help="Base model: a catalogue name, hub id or folder. Default: smollm2-135m.",
-            autocompletion=complete.models,
+            autocompletion=complete_models,
         ),
-    ] = None,
-    task: Annotated[
+    ] = None
+    tasks: Annotated[
         list[str] | None,
-        typer.Option(help="Target task. Repeatable.", autocompletion=complete.tasks),
-    ] = None,
-    ingredient: Annotated[
+        typer.Option("--task", help="Target task. Repeatable.", autocompletion=complete_tasks),
+    ] = None
+    ingredients: Annotated[
         list[str] | None,
         typer.Option(
+            "--ingredient",
             help="Dataset to train on, such as fpb, fpb:1600, ner*3 or 0.2*alpaca. Repeatable. "
             "Default: the tasks.",
-            autocompletion=complete.tasks,
+            autocompletion=complete_tasks,
         ),
-    ] = None,
-    task_file: Annotated[
+    ] = None
+    task_files: Annotated[
         list[Path] | None,
-        typer.Option(help="File with your own tasks. Repeatable.", autocompletion=complete.files),
-    ] = None,
+        typer.Option(
+            "--task-file",
+            help="File with your own tasks. Repeatable.",
+            autocompletion=complete_files,
+        ),
+    ] = None
     design: Annotated[
         list[str] | None,
         typer.Option(
             help="Families of cocktails, such as singles,pairs, or a cocktail, such as fpb+alpaca. "
             "Repeatable. Default: incremental.",
-            autocompletion=complete.designs,
+            autocompletion=lambda: list(get_args(DesignName)),
         ),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each run.")] = None,
-    items: Annotated[
-        int | None, typer.Option(help="Items per task and split. Default: all.")
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, such as 1,2. Default: 1.")] = "",
+    ] = None
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each run.")] = None
+    items: Annotated[int | None, typer.Option(help="Items per task and split. Default: all.")] = (
+        None
+    )
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 1,2. Default: 1.")] = ""
+
+
+@verb("Prepare", "file model tasks ingredients task_files design steps items seeds *")
+def init(  # noqa: PLR0913 - a verb's options
+    options: InitOptions,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="[STUDY.yaml]", help="Where to write it.", autocompletion=complete_files
+        ),
+    ] = Path("study.yaml"),
     name: Annotated[
         str, typer.Option(help="Name of the folder of results. Default: the file's name.")
     ] = "",
@@ -134,46 +139,19 @@ def init(  # noqa: PLR0913 - a verb's options
         )
     name = name or re.sub(r"[^a-z0-9_-]+", "-", file.stem.lower()).strip("-_")[:64] or "study"
     if preset is not None:
-        chosen = (model, task, ingredient, task_file, design, steps, items, seeds)
-        _write(_preset_text(preset, name, any(chosen)), file, stdout)
-        return
-    options = InitOptions(
-        name=name,
-        model=model,
-        tasks=task or (),
-        ingredients=ingredient or (),
-        task_files=[str(path) for path in task_file or ()],
-        design=design or (),
-        steps=steps,
-        seeds=_seeds(seeds),
-        items=items,
-    )
-    registry = Registry.open(options.task_files, data_dir)
-    study = draft(options, registry, set(registry.names()) - set(Registry.open(()).names()))
-    with suppress(Unreachable):  # a known model that is not on this machine yet
-        locate(study.model, download=False)
-    _write(study_text(_relative_to(file.parent, study), _head(file)), file, stdout, quiet=as_json)
-    if as_json:
-        print(json.dumps(study.model_dump(mode="json"), indent=1))
-
-
-@app.command(rich_help_panel="Prepare")
-def schema(
-    of: Annotated[
-        Literal["study", "task"], typer.Option(help="A study file, or a file with a task.")
-    ] = "study",
-) -> None:
-    """Print the JSON Schema of a study file or task file, for editors. Next: mixtune init."""
-    print(json.dumps(json_schema(of), indent=1, ensure_ascii=False))
-
-
-def _write(text: str, file: Path, stdout: bool, quiet: bool = False) -> None:
-    """Write the file and name the next command, or print it; `quiet` prints nothing."""
+        study, text = None, _preset_text(preset, name, options != InitOptions())
+    else:
+        registry = Registry.open(map(str, options.task_files or ()), data_dir)
+        own = set(registry.names()) - set(Registry.open(()).names())
+        study = draft(name, options, registry, own)
+        with suppress(Unreachable):  # a known model that is not on this machine yet
+            locate(study.model, download=False)
+        text = study_text(_relative_to(file.parent, study), _head(file))
     if not stdout:
         write_text(file, text)
-    if quiet:
-        return
-    if stdout:
+    if study and as_json:
+        print_json(study.model_dump(mode="json"))
+    elif stdout:
         print(text, end="")
     else:
         print(f"wrote {shorten(str(file), 300)}\nnext: {shorten(_next_command(file), 300)}")
@@ -210,13 +188,6 @@ def _relative_to(folder: Path, study: Study) -> Study:
     return study.model_copy(update=paths)
 
 
-def _seeds(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")] if text else []
-    if not all(part.isdecimal() for part in parts):
-        raise SpecError("not a list of seeds", found=text, wanted="whole numbers, such as 1,2,3")
-    return [int(part) for part in parts]
-
-
 def _next_command(file: Path) -> str:
     return shlex.join(["mixtune", "plan", str(file)])
 
@@ -233,28 +204,36 @@ def _head(file: Path) -> str:
 # ---- options → study ----------------------------------------------------------------------------
 
 
-def draft(options: InitOptions, registry: Registry, own: Iterable[str] = ()) -> Study:
+def draft(name: str, options: InitOptions, registry: Registry, own: Iterable[str] = ()) -> Study:
     """The study that the options describe, checked against the tasks there are.
 
     Tasks default to those of the user's own files, or else to the ingredients that are tasks;
     ingredients default to the user's own and the tasks, as far as they can be trained on.
 
     Args:
-        options: the options.
+        name: the study's.
+        options: all others.
         registry: all tasks, including those of `options.task_files`.
         own: the names that come from `options.task_files`.
 
     Raises:
         SpecError: a name, amount, family or number that cannot be used; nothing to score or train.
     """
-    raw: dict[str, Any] = {"name": options.name, "model": options.model or MODEL}
+    raw: dict[str, Any] = {"name": name, "model": options.model or MODEL}
     if options.tasks or options.ingredients or options.task_files:
         raw |= _tasks_and_ingredients(options, registry, sorted(own))
     else:
         raw |= FIRST_STUDY
-    raw |= {"task_files": list(options.task_files)} if options.task_files else {}
-    raw |= {"design": _design(options.design)} if options.design else {}
-    raw |= {"seeds": list(options.seeds)} if options.seeds else {}
+    if options.task_files:
+        raw["task_files"] = list(map(str, options.task_files))
+    if options.design:
+        raw["design"] = _design(options.design)
+    if options.seeds:
+        parts = [part.strip() for part in options.seeds.split(",")]
+        if not all(part.isdecimal() for part in parts):
+            wanted = "whole numbers, such as 1,2,3"
+            raise SpecError("not a list of seeds", found=options.seeds, wanted=wanted)
+        raw["seeds"] = list(map(int, parts))
     if options.steps is not None:
         raw["budget"] = {"steps": options.steps}
     if options.items is not None:
@@ -268,11 +247,12 @@ def draft(options: InitOptions, registry: Registry, own: Iterable[str] = ()) -> 
 def _tasks_and_ingredients(
     options: InitOptions, registry: Registry, own: Sequence[str]
 ) -> dict[str, Any]:
-    amounts_of = amounts(list(options.ingredients), Origin("mixtune init: --ingredient"))
+    asked = options.ingredients or []
+    amounts_of = amounts(asked, Origin("mixtune init: --ingredient"))
     scored = {name for name in registry.names() if registry.get(name).role == "task"}
     trainable = {name for name in registry.names() if registry.get(name).trainable}
-    tasks = list(options.tasks) or _names_in(scored, own or list(amounts_of), registry)
-    ingredients = list(options.ingredients) or _names_in(trainable, [*own, *tasks], registry)
+    tasks = options.tasks or _names_in(scored, own or list(amounts_of), registry)
+    ingredients = asked or _names_in(trainable, [*own, *tasks], registry)
     for names, use, option in (
         (tasks, "be scored on", "--task"),
         (ingredients, "train on", "--ingredient"),
@@ -281,7 +261,7 @@ def _tasks_and_ingredients(
             raise SpecError(
                 f"nothing to {use}",
                 where="mixtune init",
-                found=[*options.task_files, *options.tasks, *options.ingredients],
+                found=[*map(str, options.task_files or ()), *(options.tasks or ()), *asked],
                 remedy=f"name one with {option}; mixtune tasks lists what there is",
             )
     return {"tasks": tasks, "ingredients": ingredients}
@@ -374,3 +354,86 @@ def _flow(value: object) -> str:
 def _about(info: FieldInfo) -> str:
     """A key's description on one line."""
     return " ".join((info.description or "").split())
+
+
+# ---- JSON Schema ---------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel="Prepare")
+def schema(
+    of: Annotated[
+        Literal["study", "task"], typer.Option(help="A study file, or a file with a task.")
+    ] = "study",
+) -> None:
+    """Print the JSON Schema of a study file or task file, for editors. Next: mixtune init."""
+    print(json.dumps(json_schema(of), indent=1, ensure_ascii=False))
+
+
+def json_schema(of: Literal["study", "task"]) -> Schema:
+    """The schema (draft 2020-12) of a study file or of a task file.
+
+    A file that does not fit is refused; one that fits can still be refused, for its names or for
+    settings that contradict each other.
+    """
+    schema: Schema = _standard((Study if of == "study" else Task).model_json_schema())
+    if of == "study":
+        _allow_short_forms(schema)
+        _allow_aliases(schema)
+    else:
+        # A task file may name its rows' files directly, and leave out keys that have defaults.
+        _allow(schema, "source", [{"$ref": "#/$defs/FileSource"}, {"type": "string"}])
+        schema["required"] = ["name", "source"]
+    return {"$schema": DIALECT, **schema}
+
+
+def _standard(node: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """The same value with the standard's names of limits."""
+    if isinstance(node, list):
+        return [_standard(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        LIMITS.get(key, key) if isinstance(value, int | float) else key: _standard(value)
+        for key, value in node.items()
+    }
+
+
+def _allow_short_forms(schema: Schema) -> None:
+    """Allow lists of models and families, short amounts, and names of API models."""
+    names = {"type": "array", "items": {"type": "string"}}
+    _allow(schema, "model", [{**names, "minItems": 1}])
+    _allow(schema, "design", [names])
+    _allow(schema, "ingredients", [names, {"type": "string"}])
+    models = schema["properties"]["api_models"]
+    models["items"] = {"anyOf": [models["items"], {"type": "string"}]}
+    pools = schema["properties"]["ingredients"]["anyOf"][0]
+    for pattern, amount in pools["patternProperties"].items():
+        pools["patternProperties"][pattern] = {"anyOf": [amount, {"type": "null"}]}
+
+
+def _allow(schema: Schema, key: str, forms: list[Schema]) -> None:
+    """Allow further forms of a key, in place."""
+    own = schema["properties"][key]
+    notes = {note: own.pop(note) for note in ("title", "description", "default") if note in own}
+    schema["properties"][key] = {**notes, "anyOf": [own, *forms]}
+
+
+def _allow_aliases(schema: Schema) -> None:
+    """Allow other tools' keys at the top level, in their section, and for a required key."""
+    places = {"": schema, **{key: schema["$defs"][name] for key, name in SECTIONS.items()}}
+    for section, place in places.items():
+        for alias, own in ALIASES.items():
+            if own.startswith(section):
+                place["properties"].setdefault(alias, {"description": f"Read as {own}."})
+        for key, (accepted, reason) in FIXED.items():
+            if accepted is not None:
+                place["properties"][key] = {"const": accepted, "description": reason}
+    spellings = {
+        own: [own, *(alias for alias, key in ALIASES.items() if key == own)]
+        for own in schema["required"]
+        if own in ALIASES.values()
+    }
+    schema["required"] = [own for own in schema["required"] if own not in spellings]
+    schema["allOf"] = [
+        {"anyOf": [{"required": [name]} for name in names]} for names in spellings.values()
+    ]

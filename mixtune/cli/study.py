@@ -1,46 +1,20 @@
 """Verbs on a study: plan, run, status, results, score, analyze, eval, compare, report, open."""
 
-import json
 import math
 import shlex
 import sys
 import webbrowser
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from mixtune.analysis.readings import published
-from mixtune.cli import remote
-from mixtune.cli import show as terminal
-from mixtune.cli.app import (
-    RUNS,
-    Bank,
-    CheckpointEvery,
-    DataDir,
-    DryRun,
-    FormChoice,
-    Json,
-    Limit,
-    Overrides,
-    RunsDir,
-    SplitName,
-    StudyFile,
-    Workers,
-    app,
-    heavy,
-    in_form,
-    look_at,
-    print_rows,
-    stored_facts,
-    studies_of,
-    study_of,
-)
-from mixtune.cli.leaks import show_clean
-from mixtune.cli.tables import outline_json, show_estimates, show_outline
-from mixtune.datasets.registry import Registry
+from mixtune.analysis.readings import NOTE, published
+from mixtune.cli import tables
+from mixtune.cli.app import RUNS, Request, execute, exit_unless_met, look_at, verb
+from mixtune.cli.show import complain, print_json, printable, say, show
 from mixtune.errors import UserError
 from mixtune.execution.portion import CHECKPOINT_EVERY, Options
 from mixtune.models.catalog import locate
@@ -48,12 +22,11 @@ from mixtune.models.files import BaseModelFiles
 from mixtune.planning.corpus import changed_by_tasks, leak_lines
 from mixtune.planning.outline import DOLLARS, TERAFLOPS, Rates, outline
 from mixtune.planning.plan import Planner
-from mixtune.planning.runs import Plan, RunPlan
 from mixtune.planning.summary import content_of, sizes_of
 from mixtune.records import Result
 from mixtune.report.gather import gather
 from mixtune.report.page import as_json, as_markdown, page_path, write_report
-from mixtune.results.compare import Comparison, compare_studies, compare_systems
+from mixtune.results.compare import compare_studies, compare_systems
 from mixtune.results.questions import question_estimates
 from mixtune.results.study_results import (
     StudyFacts,
@@ -62,18 +35,13 @@ from mixtune.results.study_results import (
     unscored,
     write_estimates,
 )
-from mixtune.store.folder import Folders, Store
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import Study
 
 
-@app.command(rich_help_panel="Run")
-def plan(  # noqa: PLR0913 - a verb's options
-    study_file: StudyFile,
-    overrides: Overrides = None,
-    data_dir: DataDir = None,
-    runs_dir: RunsDir = RUNS,
-    limit: Limit = None,
+@verb("Run", "study_file overrides data_dir runs_dir limit * as_json")
+def plan(
+    request: Request,
     sketch: Annotated[
         bool,
         typer.Option(
@@ -89,118 +57,119 @@ def plan(  # noqa: PLR0913 - a verb's options
     price: Annotated[
         float, typer.Option("--gpu-price", min=0, help="For an outline: USD per GPU hour.")
     ] = DOLLARS,
-    as_json: Json = False,
 ) -> None:
     """Show cells, runs, ids, rows and tokens before anything is trained. Next: mixtune run."""
-    studies = studies_of(study_file, overrides, limit)
+    studies = request.studies()
     if sketch or len(studies) > 1:
-        registry = Registry.of(studies[0], data_dir)
-        sketch_ = outline(studies, registry, Rates(teraflops, price))
-        if as_json:
-            print(json.dumps(outline_json(sketch_), indent=1))
-        else:
-            show_outline(terminal.console(), sketch_)
-        return
-    _plan(study_file, studies[0], Folders(data_dir, runs_dir), as_json)
+        sketch_ = outline(studies, request.registry(studies[0]), Rates(teraflops, price))
+        tables.show_outline(sketch_, request.as_json)
+    else:
+        _plan(request, studies[0])
 
 
-def _plan(study_file: Path, study: Study, folders: Folders, as_json: bool) -> None:
+def _plan(request: Request, study: Study) -> None:
     """The plan of one study with its ids, as far as there are data and weights."""
     located = locate(study.model, download=False)
     files = located if isinstance(located, BaseModelFiles) else None
-    store = folders.store(study.name)
-    planner = Planner(study, Registry.of(study, folders.data), files, store.selection())
+    store = request.folders.store(study.name)
+    planner = Planner(study, request.registry(study), files, store.selection())
     planned = planner.plan()
     data = planner.leaks.data_rows()
     changed = changed_by_tasks(store, planner.study, data)
-    todo = _todo(store, planner, planned, changed) if files else None
-    if as_json:
-        facts = {**sizes_of(planner), **remote.api_json(planner)}
-        facts |= {"data": data, "changed_by_tasks": changed}
-        print(json.dumps({**terminal.plan_json(planned), **facts, "todo": todo}, indent=1))
+    todo = None
+    if files:  # refused where the run would be
+        content = {"content": content_of(planner)}
+        todo = store.preview(planned.rows(), dump_study(planner.study), content, changed)
+    if request.as_json:
+        facts = {**tables.plan_json(planned), **sizes_of(planner), **tables.api_json(planner)}
+        print_json(facts | {"data": data, "changed_by_tasks": changed, "todo": todo})
         return
-    out = terminal.console()
-    terminal.show_plan(out, planned, planner)
-    remote.show_api_plan(out, planner)
+    tables.show_plan(planned, planner)
     for line in [*leak_lines(data), *changed]:
-        out.print(line, markup=False, soft_wrap=True)
+        say(line)
     todo_text = "" if todo is None else f"{todo} of {len(planned.rows())} units of work to do; "
-    out.print(f"{todo_text}next: mixtune run {study_file}", markup=False)
+    say(f"{todo_text}next: mixtune run {request.study_file}")
 
 
-@app.command(rich_help_panel="Run")
-def run(  # noqa: PLR0913 - a verb's options
-    study_file: StudyFile,
-    overrides: Overrides = None,
-    data_dir: DataDir = None,
-    runs_dir: RunsDir = RUNS,
-    limit: Limit = None,
-    dry_run: DryRun = False,
-    workers: Workers = None,
-    bank: Bank = None,
-    checkpoint_every: CheckpointEvery = CHECKPOINT_EVERY,
-    as_json: Json = False,
+@verb("Run", "study_file overrides data_dir runs_dir limit dry_run * as_json")
+def run(
+    request: Request,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Worker processes. Default: one per core, as far as memory allows."
+        ),
+    ] = None,
+    bank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Adapters trained side by side in each process; by default one on a CPU, on a GPU "
+            "as many as fit into its memory, up to 64.",
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds between checkpoints, from which training resumes after a kill; 0: "
+            "every step.",
+        ),
+    ] = CHECKPOINT_EVERY,
 ) -> None:
     """Train and score what is missing or failed, then write the report. Next: mixtune results."""
-    studies = studies_of(study_file, overrides, limit)
-    if dry_run:
-        plan(study_file, overrides, data_dir, runs_dir, limit, as_json=as_json)
+    studies = request.studies()
+    if request.dry_run:
+        plan(request)
         return
-    run_study = _heavy("run_study")
     options = Options(workers, bank, checkpoint_every)
     failed, summaries = 0, []
     for study in studies:
-        with terminal.progress(terminal.console(stderr=True)) as events:
-            failed += len(run_study(study, data_dir, runs_dir, options, events))
-        facts = stored_facts(study, runs_dir, data_dir)
+        folders = (request.data_dir, request.runs_dir)
+        failed += len(execute("run_study", "run_study", "training", study, *folders, options))
+        facts = request.facts(study)
         with facts.store.lock():
             score_study(facts)
             page = write_report(facts, "validation")
-        summaries.append({**terminal.status_json(facts), "report": str(page)})
-        if not as_json:
-            look = ["mixtune", "results", str(study_file), *(overrides or ())]
-            look += [f"model={study.model}"] if len(studies) > 1 else []
-            look += ["--runs-dir", str(runs_dir)] if runs_dir != RUNS else []
-            look += ["--limit", str(limit)] if limit else []
-            _show_end(facts, shlex.join(look), page)
-    if as_json:
-        print(json.dumps(summaries if len(summaries) > 1 else summaries[0], indent=1))
+        summaries.append({**tables.status_json(facts), "report": str(page)})
+        if not request.as_json:
+            _show_end(request, facts, page, model=len(studies) > 1)
+    if request.as_json:
+        print_json(summaries if len(summaries) > 1 else summaries[0])
     if failed:
-        terminal.complain(f"{failed} runs are not done; the same command tries them again")
+        complain(f"{failed} runs are not done; the same command tries them again")
         raise typer.Exit(1)
 
 
-@app.command(rich_help_panel="Run")
-def status(
-    study_file: StudyFile,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = RUNS,
-    limit: Limit = None,
-    as_json: Json = False,
-) -> None:
+def _show_end(request: Request, facts: StudyFacts, page: Path, model: bool) -> None:
+    """The table at the end of a run, and where to look further; `model`: the study has several."""
+    look = ["mixtune", "results", str(request.study_file), *(request.overrides or ())]
+    look += [f"model={facts.study.model}"] if model else []
+    look += ["--runs-dir", str(request.runs_dir)] if request.runs_dir != RUNS else []
+    look += ["--limit", str(request.limit)] if request.limit else []
+    tables.show_summary(facts, measure_split(facts, "validation"))
+    tables.show_spent(facts.store)
+    say(f"every system, metric and interval: {shlex.join(look)}\nreport: {page}")
+
+
+@verb("Run", "study_file overrides runs_dir limit as_json")
+def status(request: Request) -> None:
     """Show the state of every run, also while another process runs it. Next: mixtune results."""
-    studies = studies_of(study_file, overrides, limit)
-    studies_facts = [stored_facts(study, runs_dir) for study in studies]
-    if as_json:
-        rows = [terminal.status_json(facts) for facts in studies_facts]
-        print(json.dumps(rows if len(rows) > 1 else rows[0], indent=1))
+    facts_of = [request.facts(study) for study in request.studies()]
+    if request.as_json:
+        rows = [tables.status_json(facts) for facts in facts_of]
+        print_json(rows if len(rows) > 1 else rows[0])
         return
-    for facts in studies_facts:
-        terminal.show_status(terminal.console(), facts)
-        remote.show_spent(terminal.console(), facts.store)
+    for facts in facts_of:
+        tables.show_status(facts)
 
 
-@app.command(rich_help_panel="Read")
-def results(  # noqa: PLR0913 - a verb's options
-    study_file: StudyFile,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = RUNS,
-    split: SplitName = "validation",
-    limit: Limit = None,
+@verb("Read", "study_file overrides runs_dir split limit summary form * as_json")
+def results(
+    request: Request,
     summary: Annotated[
         bool, typer.Option("--summary", help="Cocktail × task on each task's main metric only.")
     ] = False,
-    form: FormChoice = None,
     clean: Annotated[
         bool,
         typer.Option(
@@ -213,68 +182,50 @@ def results(  # noqa: PLR0913 - a verb's options
             "--published", help="Only published figures on these tasks; not measured here."
         ),
     ] = False,
-    as_json: Json = False,
 ) -> None:
     """Show every system × task × form × metric with interval and floor. Next: mixtune report."""
     if clean and summary:
         raise UserError("--summary and --clean are two views", remedy="leave one of them out")
-    facts = stored_facts(study_of(study_file, overrides, limit), runs_dir)
+    facts = request.facts()
     if published_only:
-        figures = published(facts.tasks)
-        if as_json:
-            print_rows(figures)
-        else:
-            remote.show_published(terminal.console(), figures)
+        title = f"{NOTE}: other items, prompts and scorers"
+        show(published(facts.tasks), tables.PUBLISHED, title, request.as_json)
         return
-    look_at(split, facts.store, "results")
-    measured = measure_split(facts, split)
+    look_at(request.split, facts.store, "results")
+    measured = measure_split(facts, request.split)
     if clean:
-        show_clean(facts, measured, as_json)
-        return
-    if as_json:
-        print_rows(in_form(measured.results, form or "all", facts.study))
-        return
-    if not summary:
-        rows = in_form(measured.results, form, facts.study)
-        terminal.show_results(terminal.console(), facts, rows, split)
-        return
-    if form == "all":
-        raise UserError("a summary has one value for each task", found="--form all")
-    terminal.show_summary(terminal.console(), facts, measured, form)
-    remote.show_api_systems(terminal.console(), facts, measured)
+        tables.show_clean(facts, measured, request.as_json)
+    elif summary and not request.as_json:
+        if request.form == "all":
+            raise UserError("a summary has one value for each task", found="--form all")
+        tables.show_summary(facts, measured, request.form)
+    else:
+        synthetic = any(task.synthetic for task in facts.tasks.values())
+        title = f"{facts.study.name}, {request.split}{' (synthetic data)' if synthetic else ''}"
+        rows = request.in_form(measured.results, facts.study)
+        show(rows, tables.RESULTS, title, request.as_json)
+        if not request.as_json:
+            tables.show_training(facts)
 
 
-@app.command(rich_help_panel="Read")
-def score(  # noqa: PLR0913 - a verb's options
-    study_file: StudyFile,
-    overrides: Overrides = None,
-    data_dir: DataDir = None,
-    runs_dir: RunsDir = RUNS,
-    limit: Limit = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
+@verb("Read", "study_file overrides data_dir runs_dir limit dry_run as_json")
+def score(request: Request) -> None:
     """Score stored answers with this version's parsers; needs no model. Next: mixtune results."""
-    facts = stored_facts(study_of(study_file, overrides, limit), runs_dir, data_dir)
-    if dry_run:
+    facts = request.facts()
+    if request.dry_run:
         print(f"{len(unscored(facts))} sets of answers would be scored")
         return
     with facts.store.lock():
         done = score_study(facts)
-    if as_json:
-        print(json.dumps(asdict(done)))
+    if request.as_json:
+        print_json(done, indent=None)
         return
     print(f"scored {done.scored}, kept {done.kept}, not answered yet {done.unanswered}")
 
 
-@app.command(rich_help_panel="Read")
-def report(  # noqa: PLR0913 - a verb's options
-    study_file: StudyFile,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = RUNS,
-    split: SplitName = "validation",
-    limit: Limit = None,
-    dry_run: DryRun = False,
+@verb("Read", "study_file overrides runs_dir split limit dry_run * data_dir")
+def report(
+    request: Request,
     kind: Annotated[
         Literal["html", "md", "json"],
         typer.Option("--format", help="md and json print the report's numbers, without figures."),
@@ -286,52 +237,38 @@ def report(  # noqa: PLR0913 - a verb's options
             help="Add items on which two systems disagree, up to 20 per pair: dataset text.",
         ),
     ] = False,
-    data_dir: DataDir = None,
 ) -> None:
     """Write the report, one HTML file that needs no network. Next: mixtune open."""
-    facts = stored_facts(study_of(study_file, overrides, limit), runs_dir, data_dir)
-    if kind != "html":
-        look_at(split, facts.store, "report")
+    facts = request.facts()
+    if kind == "html" and request.dry_run:
+        print(printable(f"would write {page_path(facts.store, request.split)}"))
+        return
+    look_at(request.split, facts.store, "report")
+    if kind == "html":
+        print(printable(write_report(facts, request.split, with_text)))
+    else:
         render = as_markdown if kind == "md" else as_json
-        print(terminal.printable(render(gather(facts, split, with_text))))
-        return
-    if dry_run:
-        print(terminal.printable(f"would write {page_path(facts.store, split)}"))
-        return
-    look_at(split, facts.store, "report")
-    print(terminal.printable(write_report(facts, split, with_text)))
+        print(printable(render(gather(facts, request.split, with_text))))
 
 
-@app.command(rich_help_panel="Read")
-def analyze(  # noqa: PLR0913 - a verb's options
-    study_file: StudyFile,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = RUNS,
-    split: SplitName = "validation",
-    limit: Limit = None,
-    form: FormChoice = None,
-    as_json: Json = False,
-) -> None:
+@verb("Read", "study_file overrides runs_dir split limit form as_json")
+def analyze(request: Request) -> None:
     """Write every mean and difference with its interval as rows. Next: mixtune report."""
-    facts = stored_facts(study_of(study_file, overrides, limit), runs_dir)
-    look_at(split, facts.store, "analyze")
-    measured = measure_split(facts, split)
+    facts = request.facts_for("analyze")
+    measured = measure_split(facts, request.split)
     rows, path = write_estimates(facts, measured, question_estimates(facts, measured).rows)
-    if as_json:
-        print_rows(in_form(rows, form or "all", facts.study))
-        return
-    shown = in_form(rows, form, facts.study)
-    show_estimates(terminal.console(), shown, f"{facts.study.name}, {split}")
-    print(terminal.printable(path))
+    shown = request.in_form(rows, facts.study)
+    show(shown, tables.ESTIMATES, f"{facts.study.name}, {request.split}", request.as_json)
+    if not request.as_json:
+        print(printable(path))
 
 
-@app.command(name="eval", rich_help_panel="Run")
-def evaluate(  # noqa: PLR0913 - a verb's options
-    study_file: StudyFile,
+@verb("Run", "study_file system overrides * data_dir runs_dir limit as_json", name="eval")
+def evaluate(
+    request: Request,
     system: Annotated[
         str, typer.Argument(metavar="ADAPTER|MODEL", help="A PEFT adapter's folder, or a model.")
     ],
-    overrides: Overrides = None,
     name: Annotated[
         str | None, typer.Option(help="Name in tables. Default: the folder's name.")
     ] = None,
@@ -341,132 +278,24 @@ def evaluate(  # noqa: PLR0913 - a verb's options
             help="TASK=VALUE: exit 3 unless the main metric on validation is at least VALUE."
         ),
     ] = None,
-    data_dir: DataDir = None,
-    runs_dir: RunsDir = RUNS,
-    limit: Limit = None,
-    as_json: Json = False,
 ) -> None:
     """Score an external adapter or model as a system of the study. Next: mixtune compare."""
-    study = study_of(study_file, overrides, limit)
-    registry = Registry.of(study, data_dir)
+    study = request.study()
+    registry = request.registry(study)
     gates = [_gate(text, [registry.get(task).name for task in study.tasks]) for text in gate or ()]
-    answer_external = _heavy("extra_systems")
     label = name or Path(system).name or system
-    with terminal.progress(terminal.console(stderr=True)) as events:
-        failed = answer_external(study, system, label, Folders(data_dir, runs_dir), events)
-    facts = stored_facts(study, runs_dir, data_dir)
+    answered = (study, system, label, request.folders)
+    failed = execute("extra_systems", "evaluate", "training", *answered)
+    facts = request.facts(study)
     with facts.store.lock():
         score_study(facts)
     measured = measure_split(facts, "validation")
     rows = [row for row in measured.results if row.cocktail == label]
-    if as_json:
-        print_rows(rows)
-    else:
-        shown = in_form(rows, None, study)
-        terminal.show_rows(terminal.console(), shown, f"{label}, validation")
+    shown = rows if request.as_json else request.in_form(rows, study)
+    show(shown, tables.RESULTS, f"{label}, validation", request.as_json)
     if failed:
         raise typer.Exit(1)
-    unmet = [text for task, least, text in gates if _main(facts, rows, task) < least]
-    for text in unmet:
-        print(terminal.printable(f"gate not met: {text}"), file=sys.stderr)
-    if unmet:
-        raise typer.Exit(3)
-
-
-@app.command(rich_help_panel="Read")
-def compare(  # noqa: PLR0913 - a verb's options
-    study_file: StudyFile,
-    systems: Annotated[
-        list[str],
-        typer.Argument(metavar="SYSTEM SYSTEM | STUDY.yaml", help="Two systems, or another study."),
-    ],
-    runs_dir: RunsDir = RUNS,
-    split: SplitName = "validation",
-    limit: Limit = None,
-    no_worse_than: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Exit 3 unless, on every task's main metric, the interval of the difference lies "
-            "above -X.",
-        ),
-    ] = None,
-    form: FormChoice = None,
-    as_json: Json = False,
-) -> None:
-    """Show the paired difference of two systems, or of two studies. Next: mixtune report."""
-    facts = stored_facts(study_of(study_file, None, limit), runs_dir)
-    look_at(split, facts.store, "compare")
-    if len(systems) == 2:
-        comparison = compare_systems(facts, measure_split(facts, split), systems[0], systems[1])
-    elif len(systems) == 1:
-        reference = stored_facts(study_of(Path(systems[0]), None, limit), runs_dir)
-        look_at(split, reference.store, "compare")
-        comparison = compare_studies(facts, reference, split)
-    else:
-        raise UserError("compare takes two systems of a study, or two studies", found=systems)
-    for task, why in comparison.left_out.items():
-        print(f"{task} is left out: {why}", file=sys.stderr)
-    if as_json:
-        print_rows(in_form(comparison.rows, form or "all", facts.study))
-    else:
-        shown = in_form(comparison.rows, form, facts.study)
-        show_estimates(terminal.console(), shown, f"{facts.study.name}, {split}")
-        for study in [facts] if len(systems) == 2 else [facts, reference]:
-            terminal.show_training(terminal.console(), study)
-    if no_worse_than is not None and not _no_worse(facts, comparison, no_worse_than):
-        print(f"gate not met: not shown to be within {no_worse_than} everywhere", file=sys.stderr)
-        raise typer.Exit(3)
-
-
-@app.command(name="open", rich_help_panel="Read")
-def open_page(
-    study_file: StudyFile,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = RUNS,
-    split: SplitName = "validation",
-    limit: Limit = None,
-) -> None:
-    """Write the report and open it in a browser. Next: mixtune compare."""
-    facts = stored_facts(study_of(study_file, overrides, limit), runs_dir)
-    look_at(split, facts.store, "open")
-    path = write_report(facts, split)
-    print(terminal.printable(path))
-    if not webbrowser.open(path.resolve().as_uri()):
-        print("no browser could be started: open the file yourself", file=sys.stderr)
-
-
-def _no_worse(facts: StudyFacts, comparison: Comparison, margin: float) -> bool:
-    """True if nothing is left out and no difference may be below minus a margin."""
-    return not comparison.left_out and comparison.holds(facts.main_metrics.values(), -margin)
-
-
-def _show_end(facts: StudyFacts, look: str, page: Path) -> None:
-    """The table at the end of a run, and where to look further."""
-    out = terminal.console()
-    measured = measure_split(facts, "validation")
-    terminal.show_summary(out, facts, measured)
-    remote.show_api_systems(out, facts, measured)
-    remote.show_spent(out, facts.store)
-    out.print(f"every system, metric and interval: {look}", soft_wrap=True, markup=False)
-    out.print(f"report: {page}", soft_wrap=True, markup=False)
-
-
-def _todo(store: Store, planner: Planner, planned: Plan, changed: Sequence[str]) -> int:
-    """Units that a run would do; refused where the run would be."""
-    content = {"content": content_of(planner)}
-    return store.preview(planned.rows(), dump_study(planner.study), content, changed)
-
-
-def _heavy(name: str) -> Callable[..., list[RunPlan]]:
-    """The function that trains or answers, by its module; torch is loaded for these verbs only."""
-    entry: Callable[..., list[RunPlan]] = getattr(
-        heavy(f"execution.{name}", "training"), _ENTRY[name]
-    )
-    return entry
-
-
-_ENTRY = {"run_study": "run_study", "extra_systems": "evaluate"}
+    exit_unless_met([text for task, least, text in gates if _main(facts, rows, task) < least])
 
 
 def _gate(text: str, tasks: Sequence[str]) -> tuple[str, float, str]:
@@ -477,9 +306,8 @@ def _gate(text: str, tasks: Sequence[str]) -> tuple[str, float, str]:
     except ValueError:
         least = math.nan
     if not equals or task not in tasks or not math.isfinite(least):
-        raise UserError(
-            "not a gate", found=text, wanted=f"TASK=VALUE, TASK one of {', '.join(tasks)}"
-        )
+        wanted = f"TASK=VALUE, TASK one of {', '.join(tasks)}"
+        raise UserError("not a gate", found=text, wanted=wanted)
     return task, least, text
 
 
@@ -487,3 +315,52 @@ def _main(facts: StudyFacts, rows: Sequence[Result], task: str) -> float:
     """A system's main metric in the task's main form."""
     main = facts.main_metrics[task]
     return next(row.value for row in rows if (row.task, row.form, row.metric) == main)
+
+
+@verb("Read", "study_file systems runs_dir split limit no_worse_than form as_json")
+def compare(
+    request: Request,
+    systems: Annotated[
+        list[str],
+        typer.Argument(metavar="SYSTEM SYSTEM | STUDY.yaml", help="Two systems, or another study."),
+    ],
+    no_worse_than: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Exit 3 unless, on every task's main metric, the interval of the difference lies "
+            "above -X.",
+        ),
+    ] = None,
+) -> None:
+    """Show the paired difference of two systems, or of two studies. Next: mixtune report."""
+    facts = request.facts_for("compare")
+    compared = [facts]
+    if len(systems) == 2:
+        comparison = compare_systems(facts, measure_split(facts, request.split), *systems)
+    elif len(systems) == 1:
+        reference = replace(request, study_file=Path(systems[0])).facts_for("compare")
+        comparison = compare_studies(facts, reference, request.split)
+        compared.append(reference)
+    else:
+        raise UserError("compare takes two systems of a study, or two studies", found=systems)
+    for task, why in comparison.left_out.items():
+        print(f"{task} is left out: {why}", file=sys.stderr)
+    rows = request.in_form(comparison.rows, facts.study)
+    show(rows, tables.ESTIMATES, f"{facts.study.name}, {request.split}", request.as_json)
+    if not request.as_json:
+        for study in compared:
+            tables.show_training(study)
+    if no_worse_than is not None:
+        held = comparison.holds(facts.main_metrics.values(), -no_worse_than)
+        met = held and not comparison.left_out
+        exit_unless_met([] if met else [f"not shown to be within {no_worse_than} everywhere"])
+
+
+@verb("Read", "study_file overrides runs_dir split limit", name="open")
+def open_page(request: Request) -> None:
+    """Write the report and open it in a browser. Next: mixtune compare."""
+    path = write_report(request.facts_for("open"), request.split)
+    print(printable(path))
+    if not webbrowser.open(path.resolve().as_uri()):
+        print("no browser could be started: open the file yourself", file=sys.stderr)
