@@ -41,7 +41,7 @@ from mixtune.models.files import cache_dir
 from mixtune.planning.cells import sorted_title
 from mixtune.planning.summary import content_of
 from mixtune.planning.systems import STRENGTHS, plan_probes, plan_strengths
-from mixtune.records import Estimate
+from mixtune.records import Estimate, Split
 from mixtune.report.plots import JUDGED, verdicts
 from mixtune.results.judgements import free_answers, write_judged
 from mixtune.results.retention import (
@@ -209,7 +209,8 @@ def _answered(
     request: Request, study: Study, strengths_of: Mapping[str, Sequence[float]]
 ) -> StudyFacts:
     """Answers at other strengths made and scored."""
-    planned = partial(plan_strengths, strengths=strengths_of, split=request.split)
+    split: Split = "test" if request.split == "test" else "validation"
+    planned = partial(plan_strengths, strengths=strengths_of, split=split)
     asked = (study, request.folders, planned)
     failed = execute("extra_systems", "answer_extra", "answering", *asked)
     facts = request.facts(study)
