@@ -431,4 +431,4 @@ def test_no_network_is_one_message(hub, mixtune, error):
 
 def test_help_names_the_exit_codes(mixtune):
     code, out, _ = mixtune("doctor", "--help")
-    assert code == 0 and "exit 3" in " ".join(out.split())
+    assert code == 0 and "Exits with 3" in " ".join(out.split())
