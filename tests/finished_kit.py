@@ -1,10 +1,12 @@
 """A small finished study that faults are tried on, and what it takes to look at it."""
 
 import hashlib
+import importlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from mixtune.store.folder import Store
@@ -37,10 +39,26 @@ def on_one_core():
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
-def ended_by_signals():
-    """As a terminal starts a process; a suite under nohup or in the background may ignore some."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+def wait_there(function, stubborn):
+    """In a run's process: lead a session, and wait where a function is called, also in workers.
+
+    A stubborn one hears no SIGTERM there.
+    """
+    os.setsid()
+    on_one_core()
+    module, name = function.rsplit(".", 1)
+    owner = importlib.import_module(module)
+    real = getattr(owner, name)
+
+    def waits(*arguments, **named):
+        if stubborn:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        Path("reached").touch()
+        while not Path("go").exists():
+            time.sleep(0.02)
+        return real(*arguments, **named)
+
+    setattr(owner, name, waits)
 
 
 def python(folder, *arguments, code=RUN, **more):

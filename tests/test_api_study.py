@@ -4,16 +4,13 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
 from api_server import fault, say, serving
 from engine_oracle import write_base
-from finished_kit import ended_by_signals
+from process_kit import Command
 from report_kit import page_of
 from study_kit import TASK, base_files, registry, study, write_data
 
@@ -45,13 +42,10 @@ STUDY = {
     "evaluate": {"validation_items": 6, "test_items": 8, "carve": 0.3, "max_new_tokens": 4},
 }
 
-RUN = "from mixtune.cli import main; main()"
-COMMAND = [sys.executable, "-c", RUN, "run", "study.yaml", "--workers", "1"]
 
-
-def environment():
-    """A real process imports what this one does."""
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+def started_run(place):
+    """`mixtune run` in a process of its own."""
+    return Command(place, "run", "study.yaml", "--workers", "1", environment=os.environ)
 
 
 @pytest.fixture
@@ -252,18 +246,17 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(place):
         time.sleep(0.05)
         return reader(body, before)
 
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment()}
     with serving(slow) as server:
         write(place, server, api={"concurrency": 2, "max_cost": 1})
         for enough in (8, 18):
-            process = subprocess.Popen(COMMAND, **quiet)
+            process = started_run(place)
             while sum(server.answered.values()) < enough:
                 assert process.poll() is None
                 time.sleep(0.005)
             process.send_signal(signal.SIGKILL)
             process.wait()
         assert "done" not in states(place, "north")
-        subprocess.run(COMMAND, check=True, **quiet)
+        assert started_run(place).wait() == 0
         twice = sum(server.answered.values()) - len(server.answered)
         assert len(server.answered) == 2 * ITEMS
         assert twice <= 2 * 2, "more was paid twice than two kills had in flight"
@@ -437,13 +430,7 @@ def test_stopped_on_purpose_it_keeps_what_was_under_way_and_says_how_to_go_on(pl
 
     with serving(slow) as server:
         write(place, server, api={"concurrency": 2})
-        process = subprocess.Popen(
-            COMMAND,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(),
-            preexec_fn=ended_by_signals,
-        )
+        process = started_run(place)
         while sum(server.answered.values()) < 4:
             assert process.poll() is None
             time.sleep(0.005)

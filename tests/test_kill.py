@@ -14,6 +14,7 @@ import torch
 import yaml
 from engine_oracle import write_base
 from finished_kit import workers_of
+from process_kit import Command
 
 from mixtune.execution import pool
 from mixtune.store.folder import Store
@@ -24,7 +25,7 @@ STUDY = {
     "tasks": ["toy-sentiment"],
     "ingredients": {"toy-sentiment": {"rows": 60}, "toy-mood": {"rows": 60}},
     "design": ["singles", "all"],
-    "budget": {"steps": 60, "examples_per_step": 8},
+    "budget": {"steps": 30, "examples_per_step": 8},
     "seeds": [1, 2, 3],
     "train": {"rank": 2, "alpha": 4},
     "evaluate": {"validation_items": 20, "test_items": 20, "max_new_tokens": 4},
@@ -41,10 +42,21 @@ def path(tmp_path_factory):
     return path
 
 
-def command(path, runs, bank=1, every=0.2):
+def command(path, runs, bank=1, every=0.1):
     arguments = ["run", str(path), "--runs-dir", str(runs), "--workers", "2"]
-    arguments += ["--bank", str(bank), "--checkpoint-every", str(every)]
-    return [sys.executable, "-c", RUN, *arguments]
+    return [*arguments, "--bank", str(bank), "--checkpoint-every", str(every)]
+
+
+def start(path, arguments):
+    return Command(path.parent, *arguments, environment=environment(path))
+
+
+def complete(path, arguments):
+    """Run a command to its end, which must be a good one; what it printed."""
+    process = start(path, arguments)
+    printed = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    return printed
 
 
 def environment(path):
@@ -85,8 +97,7 @@ def wait_for_work(process, runs):
 
 def kill_in_the_middle(path, runs, wait, bank):
     """Start, let work begin and `wait` seconds pass, kill; False if the study ended first."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command(path, runs, bank), env=environment(path), **quiet)
+    process = start(path, command(path, runs, bank))
     wait_for_work(process, runs)
     time.sleep(wait)
     ended = process.poll() is not None
@@ -98,36 +109,33 @@ def kill_in_the_middle(path, runs, wait, bank):
 @pytest.mark.parametrize("bank", [1, 3])
 def test_killed_ten_times_and_resumed_ends_like_an_undisturbed_study(path, bank):
     calm, killed = path.parent / f"calm{bank}", path.parent / f"killed{bank}"
-    whole = {"env": environment(path), "check": True, "capture_output": True}
-    subprocess.run(command(path, calm, bank), **whole)
+    from_a_shell = [sys.executable, "-c", RUN, *command(path, calm, bank)]
+    subprocess.run(from_a_shell, env=environment(path), check=True, capture_output=True)
     done, kills = {}, 0
-    for wait in np.random.default_rng(11).uniform(0.0, 0.7, KILLS):
+    for wait in np.random.default_rng(11).uniform(0.0, 0.35, KILLS):
         kills += kill_in_the_middle(path, killed, float(wait), bank)
         now = finished(killed)
         assert {unit: now[unit] for unit in done} == done, "a finished unit was done again"
         done = now
     assert kills == KILLS, "the study ended before all kills had hit it: make it longer"
     assert len(done) < len(Store(killed / "killed").units())
-    subprocess.run(command(path, killed, bank), **whole)
+    complete(path, command(path, killed, bank))
     assert outcome(killed) == outcome(calm)
     assert set(outcome(killed)[1].values()) == {"done"}
 
 
 def test_a_killed_worker_is_an_error_and_the_same_command_goes_on(path):
     runs = path.parent / "orphaned"
-    process = subprocess.Popen(
-        command(path, runs), env=environment(path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = start(path, command(path, runs))
     store = Store(runs / "killed")
     while not any(unit.state == "running" for unit in store.units().values()):
         time.sleep(0.02)
     os.kill(workers_of(process)[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert b"a worker process ended early" in errors
-    assert b"Traceback" not in errors
-    done = subprocess.run(command(path, runs), env=environment(path), check=True)
-    assert done.returncode == 0
+    assert "a worker process ended early" in errors
+    assert "Traceback" not in errors
+    complete(path, command(path, runs))
     assert outcome(runs)[1] == outcome(path.parent / "calm1")[1]
 
 
@@ -175,17 +183,14 @@ def test_where_a_fork_server_cannot_be_reached_workers_are_started_afresh(monkey
 def test_stopped_on_purpose_it_goes_on_at_the_step_where_it_was(path):
     runs = path.parent / "stopped"
     arguments = command(path, runs, bank=3, every=3600)
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(arguments, env=environment(path), **quiet)
+    process = start(path, arguments)
     store = Store(runs / "killed")
     while not any(0 < unit.progress < 1 for unit in store.units().values()):
         assert process.poll() is None
         time.sleep(0.02)
-    process.terminate()
+    process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 128 + signal.SIGTERM
     assert "running" not in {unit.state for unit in store.units().values()}
-    again = subprocess.run(
-        arguments, env=environment(path), check=True, capture_output=True, text=True
-    )
-    assert again.stderr.count("goes on from its checkpoint: ") >= 1
+    _, errors = complete(path, arguments)
+    assert errors.count("goes on from its checkpoint: ") >= 1
     assert outcome(runs) == outcome(path.parent / "calm3")

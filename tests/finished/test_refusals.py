@@ -5,10 +5,12 @@ import resource
 import sqlite3
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
-from finished_kit import ADAPTER, LARGE, MORE, only, python, states
+from finished_kit import ADAPTER, LARGE, MORE, environment, only, states
+from process_kit import Command
 
 from mixtune import cli
 from mixtune.store import files as durable
@@ -55,16 +57,16 @@ def test_no_space_while_writing_loses_nothing_and_the_same_command_goes_on(
 
 
 def test_a_limit_of_the_system_reaches_the_user_from_a_worker(place, kept):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (LARGE, LARGE))
-
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (LARGE, LARGE))
     assert only(ADAPTER).stat().st_size > LARGE > only("state.sqlite").stat().st_size + 9999
-    done = python(place, "run", "study.yaml", MORE, "--workers", "1", preexec_fn=limit)
-    assert done.returncode == 2
-    assert "cannot write" in done.stderr
-    assert "File too large" in done.stderr
-    assert "adapter" in done.stderr
-    assert "Traceback" not in done.stderr
+    command = ["run", "study.yaml", MORE, "--workers", "1"]
+    process = Command(place, *command, environment=environment(place), before=limit)
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert "cannot write" in err
+    assert "File too large" in err
+    assert "adapter" in err
+    assert "Traceback" not in err
     kept(more=True)
 
 

@@ -4,56 +4,20 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 
 import pytest
-from finished_kit import (
-    MORE,
-    ended_by_signals,
-    environment,
-    on_one_core,
-    outcome,
-    states,
-    workers_of,
-)
-
-AT = """
-import importlib, os, signal, sys, time
-from pathlib import Path
-module, name = os.environ["STOP_AT"].rsplit(".", 1)
-def here(*arguments, **named):
-    if os.environ.get("STUBBORN"):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Path("reached").touch()
-    while not Path("go").exists():
-        time.sleep(0.02)
-    return there(*arguments, **named)
-owner = importlib.import_module(module)
-there = getattr(owner, name)
-setattr(owner, name, here)
-if __name__ == "__main__":
-    from mixtune.cli import main
-    main()
-"""
-
-
-def prepared():
-    ended_by_signals()
-    on_one_core()
+from finished_kit import MORE, environment, outcome, states, wait_there, workers_of
+from process_kit import Command
 
 
 @contextlib.contextmanager
-def stopped_at(place, function, *arguments, **more):
+def stopped_at(place, function, *arguments, stubborn=False):
     """A run in a session of its own that waits where it first calls a function."""
-    (place / "at.py").write_text(AT, encoding="utf-8")
-    command = [sys.executable, "at.py", "run", "study.yaml", "--workers", "1", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    env = environment(place, STOP_AT=function, **more)
-    process = subprocess.Popen(
-        command, cwd=place, env=env, start_new_session=True, preexec_fn=prepared, **pipes
-    )
+    command = ["run", "study.yaml", "--workers", "1", *arguments]
+    waits = partial(wait_there, function, stubborn)
+    process = Command(place, *command, environment=environment(place), before=waits)
     deadline = time.monotonic() + 60
     try:
         while not (place / "reached").exists():
@@ -64,7 +28,7 @@ def stopped_at(place, function, *arguments, **more):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
 
 
 def test_a_second_run_is_told_who_is_at_work_and_harms_nothing(place, mixtune, kept):
@@ -119,7 +83,7 @@ def test_stopped_anywhere_it_says_how_to_go_on_and_ends_the_same(
 def test_a_second_ctrl_c_ends_at_once_and_consistently(place, finished, mixtune):
     runs = place / "runs" / "weather"
     shutil.rmtree(runs)
-    with stopped_at(place, "mixtune.execution.bank_training.job_of", STUBBORN="1") as process:
+    with stopped_at(place, "mixtune.execution.bank_training.job_of", stubborn=True) as process:
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.5)
         assert process.poll() is None, "the worker was to be asked first"
