@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -354,6 +354,7 @@ def _read_text(path: Path, remedy: str) -> str:
         ) from error
 
 
+@lru_cache(maxsize=1)  # large ones take a second, and `load` and then `__init__` want it
 def _parse_tokenizer(text: str) -> Tokenizer:
     """A tokenizer that neither pads nor truncates, whatever its file says."""
     try:

@@ -80,10 +80,15 @@ def _empty_file() -> Path:
 def _warm() -> multiprocessing.context.ForkServerContext:
     """The context whose server has imported everything, started once in each test process."""
     server = forkserver._forkserver
-    if server._preload_modules != WARM:
+    if server._forkserver_pid is None or server._forkserver_pid not in _warm_servers:
         server._stop()
         server.set_forkserver_preload(WARM)
+        server.ensure_running()
+        _warm_servers.add(server._forkserver_pid)
     return multiprocessing.get_context("forkserver")
+
+
+_warm_servers: set[int] = set()
 
 
 def _run(

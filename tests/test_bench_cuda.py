@@ -39,6 +39,12 @@ def run(capsys, *arguments):
     return status, json.loads(capsys.readouterr().out)
 
 
+@pytest.fixture
+def measures_nothing(monkeypatch):
+    """The case large, where what is done with its numbers is looked at."""
+    monkeypatch.setitem(cuda.CASES, "large", lambda bench: {"banks": []})
+
+
 class TestCommand:
     def test_all_cases(self, capsys, tmp_path):
         status, found = run(capsys, "--out", tmp_path / "results")
@@ -65,11 +71,13 @@ class TestCommand:
         assert all(one["ratio"] > 0 for one in cases["bank"]["banks"])
         assert "/" not in cases["bank"]["made"]["command"]
 
+    @pytest.mark.usefixtures("measures_nothing")
     def test_nothing_is_written_unasked_when_small(self, capsys, tmp_path, monkeypatch):
         monkeypatch.setattr(cuda, "RESULTS", tmp_path)
         run(capsys, "--cases", "large")
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.usefixtures("measures_nothing")
     def test_cases_of_the_same_machine_are_kept(self, capsys, tmp_path):
         run(capsys, "--cases", "large", "--out", tmp_path)
         path = tmp_path / "cuda-cpu.json"
