@@ -169,7 +169,7 @@ def test_workers_are_forked_with_their_imports_and_without_a_terminals_signals(t
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.stdout.splitlines() == ["True True True", "0 set()"]
     assert done.stderr == ""
