@@ -87,18 +87,37 @@ class Query:
     cue: str = ""
 
 
+class ReasoningBlock(NamedTuple):
+    """Opening and closing marks of the text that a model writes before its answer."""
+
+    opening: str
+    closing: str
+
+
+REASONING_BLOCKS = (
+    ReasoningBlock("<think>", "</think>"),  # DeepSeek, Qwen, GLM, SmolLM, Nemotron
+    ReasoningBlock("<thinking>", "</thinking>"),
+    ReasoningBlock("[THINK]", "[/THINK]"),  # Magistral
+    ReasoningBlock("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ReasoningBlock("<|channel>thought", "<channel|>"),  # Gemma 4
+    ReasoningBlock("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A model's answer to one query: text for `strict`, log-probabilities for `constrained`.
 
     `logprobs`: for each choice the natural log of the probability of its tokens and the end of
-    turn, summed, no length normalisation. `finish`: "length" is cut off.
+    turn, summed, no length normalisation. `finish`: "length" is cut off. `reasoning`: text before
+    the answer that a server returns in a field of its own.
     """
 
     output: str
     logprobs: tuple[float, ...] = ()
     finish: Literal["stop", "length", "refused"] = "stop"
     latency: float = 0.0
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +132,10 @@ class OfExample:
 
 @dataclass(frozen=True, slots=True)
 class Prediction(OfExample):
-    """A fact: the answer of a system to an example. Latency in seconds per example."""
+    """A fact: the answer of a system to an example, and the reasoning that it wrote before it.
+
+    Latency in seconds per example.
+    """
 
     form: str
     prompt_hash: str
@@ -122,6 +144,7 @@ class Prediction(OfExample):
     logprobs: tuple[float, ...]
     finish: str
     latency: float
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

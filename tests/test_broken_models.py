@@ -283,7 +283,7 @@ def test_gemmas_turn_form():
     tokenizer.add_special_tokens(["<end_of_turn>"])
     tokens = Tokens(tokenizer.to_str(), entry.template, {"bos_token": "<bos>"})
     turns = [("system", "Be brief."), ("user", " Hi "), ("assistant", "Yo"), ("user", "Bye")]
-    assert tokens.render([Message(*turn) for turn in turns]) == (
+    assert tokens.render([Message(*turn) for turn in turns], generation_prompt=True) == (
         "<bos><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n"
         "<start_of_turn>model\nYo<end_of_turn>\n<start_of_turn>user\nBye<end_of_turn>\n"
         "<start_of_turn>model\n"

@@ -49,7 +49,7 @@ def test_they_are_those_of_the_rows(tokens):
 
 
 def test_many_at_once_are_encoded_as_one_by_one(tokens, monkeypatch):
-    monkeypatch.setattr("mixtune.tokens._BATCH", 3)
+    monkeypatch.setattr("mixtune.tokens.chat._BATCH", 3)
     asked = [e.messages for _, e in named()]
     assert list(tokens.batch_prompt_ids(asked)) == [tokens.prompt_ids(m) for m in asked]
     assert list(tokens.batch_answer_ids(ANSWERS)) == [tokens.answer_ids(a) for a in ANSWERS]

@@ -11,7 +11,14 @@ from statistics import fmean
 import numpy as np
 
 from mixtune.analysis.intervals import LEVEL, OWN_RUNS_FROM, Arm, benjamini_hochberg, special
-from mixtune.analysis.measures import BASE, MAJORITY, Contrast, Measured, estimate
+from mixtune.analysis.measures import (
+    BASE,
+    MAJORITY,
+    Contrast,
+    Measured,
+    estimate,
+    shared_seeds,
+)
 from mixtune.records import Estimate
 
 TO_SINGLE = "difference-to-single"
@@ -168,22 +175,30 @@ def equivalent(
 def ties(measured: Sequence[Measured], margin: float) -> list[Estimate]:
     """Each cocktail minus the best one on the same data, with the result of a tie test.
 
-    The best has the highest mean over its seeds, ties by name. It was picked on the data that it is
-    read on: the differences are exploratory.
+    The best has the highest mean over the seeds that all cocktails have, ties by name; without such
+    seeds each cocktail's mean is over its own. Differences are over the seeds that both sides have.
+    The best was picked on the data that it is read on: the differences are exploratory.
     """
     return [row for m in measured for row in _ties(m, margin)]
 
 
 def _ties(measured: Measured, margin: float) -> Iterator[Estimate]:
-    arms = {name: list(by_seed.values()) for name, by_seed in measured.cells().items()}
-    if len(arms) < 2:
+    cells = measured.cells()
+    if len(cells) < 2:
         return
-    means = {name: measured.arm(systems).value for name, systems in arms.items()}
+    shared = shared_seeds(cells.values())
+    means = {
+        name: fmean(measured.values[own[seed]] for seed in shared or own)
+        for name, own in cells.items()
+    }
     best = min(means, key=lambda name: (-measured.sign * means[name], name))
-    for name, systems in arms.items():
-        if name != best:
-            row = _difference(measured, Contrast(TIE, name, best), systems, arms[best])
-            yield _with_tie(row, measured, systems, arms[best], margin)
+    for name, own in cells.items():
+        # A failed run leaves a cell with fewer seeds; only runs of the same seed are paired.
+        seeds = shared_seeds((own, cells[best]))
+        if name != best and seeds:
+            systems, against = ([side[seed] for seed in seeds] for side in (own, cells[best]))
+            row = _difference(measured, Contrast(TIE, name, best), systems, against)
+            yield _with_tie(row, measured, systems, against, margin)
 
 
 def _with_tie(
@@ -219,8 +234,7 @@ def _detectable(measured: Measured) -> list[Estimate]:
         if task in measured.info(name).ingredients
     ]
     spread = measured.spread(True)
-    ci = measured.interval(arms[0], arms[1]) if len(arms) > 1 else None
-    if spread is None or ci is None or ci.low is None:
+    if spread is None or len(arms) < 2 or measured.interval(arms[0], []).low is None:
         return []
     sides = [measured.arm(arm) for arm in arms]
     noise = min(spread.variance, fmean(side.noise for side in sides if side.noise is not None))

@@ -262,7 +262,14 @@ class Measured:
         return int(counts[counts > 0].min())
 
     def _differing(self, systems: Sequence[str], against: Sequence[str]) -> int:
-        """Clusters on which two sides differ on some seed; a fixed system counts for every seed."""
+        """Clusters on which two sides differ on some seed; a fixed system counts for every seed.
+
+        Raises:
+            ValueError: two trained sides of different seeds, which numpy would pair at random.
+        """
+        seeds = [[self.infos[system].seed for system in side] for side in (systems, against)]
+        if seeds[0] != seeds[1] and [None] not in seeds:
+            raise ValueError(f"sides of different seeds: {seeds[0]} and {seeds[1]}")
         sides = [np.stack([self._counts(s) for s in side]) for side in (systems, against)]
         return int((sides[0] != sides[1]).any(axis=(0, 2)).sum())
 

@@ -5,7 +5,6 @@ Knows: cells, seeds, values. Does not know: files, fresh seeds, claims.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import comb
 from typing import NamedTuple
 
 import numpy as np
@@ -183,9 +182,14 @@ def expected_maximum(values: Sequence[float], k: int) -> float:
 
     1 ≤ k ≤ number of values.
     """
-    ordered, total = sorted(values), comb(len(values), k)
-    # The i-th smallest is the largest of a subset whose other k - 1 members are below it.
-    return sum(comb(i, k - 1) * value for i, value in enumerate(ordered)) / total
+    ordered = np.sort(values)
+    # The i-th smallest (from 0) is the largest of C(i, k - 1) of the C(n, k) subsets: the share of
+    # the largest is k / n, and each share is the next one times (i - k + 2) / (i + 1), which keeps
+    # numbers small where the binomials themselves have hundreds of digits.
+    n = len(ordered)
+    index = np.arange(n - 2, k - 2, -1)
+    shares = np.cumprod(np.concatenate([[k / n], (index - k + 2) / (index + 1)]))
+    return float(shares[::-1] @ ordered[k - 1 :])
 
 
 def tuning_curves(measured: Sequence[Measured]) -> list[Estimate]:

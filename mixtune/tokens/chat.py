@@ -1,17 +1,18 @@
 """Text to tokens and back: chat templates, answers with their end of turn, training rows.
 
-A training row has the same prompt that evaluation sends. Built on `tokenizers` and jinja2 alone:
-transformers' tokenizer classes load torch.
+A training row has exactly the tokens that the model's own template renders for the conversation, up
+to the end of the assistant's turn. Its prompt is all that the template puts before the answer, an
+empty reasoning block for example, and evaluation sends the same prompt. Built on `tokenizers` and
+jinja2 alone: transformers' tokenizer classes load torch.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property, lru_cache
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -22,7 +23,7 @@ from tokenizers import Tokenizer
 
 from mixtune.errors import DataError, ModelError
 from mixtune.identity import digest
-from mixtune.records import Example, Message, TrainExample
+from mixtune.records import REASONING_BLOCKS, Message
 from mixtune.store.files import read_object
 
 TODAY = datetime(2024, 7, 26)  # noqa: DTZ001 - a calendar day, in no time zone
@@ -41,34 +42,7 @@ _BATCH = 1000
 
 # Stand-ins for a question and an answer: the template's text around them is all that matters.
 _QUESTION, _ANSWER = "mixtune-question", "mixtune-answer"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One training row in token ids; `answer` (with its end of turn) is what is supervised."""
-
-    ingredient: str
-    example_id: str
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and answer together."""
-        return len(self.prompt) + len(self.answer)
-
-    @property
-    def supervised(self) -> int:
-        """Tokens of the answer."""
-        return len(self.answer)
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Training rows in order, and how many were dropped of each ingredient (0 included)."""
-
-    rows: list[Row]
-    dropped: dict[str, int]
+_USER, _PLACEHOLDER = Message("user", _QUESTION), Message("assistant", _ANSWER)
 
 
 class Tokens:
@@ -96,12 +70,19 @@ class Tokens:
         self._special = dict(special)
         self._template = _compile(template)
         self._special_ids = _special_ids(self._tokenizer, special.values())
-        self._lead, tail = self._text_around_answer()
-        self.end_of_turn: tuple[int, ...] = self._first_end(tail)
+        marks = "\n".join(mark for block in REASONING_BLOCKS for mark in block)
+        texts = {i: str(self._tokenizer.id_to_token(i)) for i in self._special_ids}
+        self._reasoning_ids = {i for i, text in texts.items() if text in marks}
+        before, self._tail = self._text_around_answer()
+        # A space that the generation prompt lacks is part of the answer's first token.
+        generation = self.render([_USER], generation_prompt=True)
+        self._lead = "" if before == generation else before[len(before.rstrip(" ")) :]
+        self._anchor = before.removesuffix(self._lead)
+        self._anchor_ids = self._encode(self._anchor)
+        self._end_text = self._first_end(eos)
+        self.end_of_turn: tuple[int, ...] = tuple(self._encode(self._end_text))
         self.eos_ids: set[int] = {self.end_of_turn[-1], *eos}
         self.pad_id: int = self.end_of_turn[-1] if pad is None else pad
-        self._anchor = self.render([Message("user", _QUESTION)])
-        self._anchor_ids = self._encode(self._anchor)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokens":
@@ -126,7 +107,7 @@ class Tokens:
         template = _read_template(folder, config)
         return cls(text, template, special, frozenset(eos), next(iter(pad), None))
 
-    def render(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
+    def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
         """The text of a conversation in the model's own form.
 
         Raises:
@@ -143,38 +124,71 @@ class Tokens:
                 remedy="use a task prompt with other roles, or fix chat_template.jinja",
             ) from error
 
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """All that the template puts before the answer to a conversation.
+
+        It is not the generation prompt alone: the templates of reasoning models put more before an
+        answer without reasoning (Qwen3 an empty block), or less (DeepSeek-R1 opens no block).
+        """
+        before = self.render([*messages, _PLACEHOLDER]).rpartition(_ANSWER)[0]
+        return before.removesuffix(self._lead)
+
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation with the generation prompt added, as evaluation sends it."""
-        return self._encode(self.render(messages))
+        """Token ids of all that stands before the answer, as evaluation sends it."""
+        return self._encode(self.prompt(messages))
 
     def batch_prompt_ids(self, conversations: Iterable[Sequence[Message]]) -> Iterator[list[int]]:
         """`prompt_ids` of many conversations, in their order, with the tokenizer's own threads."""
-        return self._encode_all(map(self.render, conversations))
+        return self._encode_all(map(self.prompt, conversations))
 
     def answer_ids(self, text: str) -> list[int]:
-        """Token ids of an answer as it follows the prompt, with its end of turn.
+        """Token ids of an answer as the template writes it, with its end of turn.
 
         The answer is encoded behind a fixed prompt, so that tokenizers which mark the start of a
         text (SentencePiece) do not mark it here. Where answer and prompt would share a token (an
         answer that starts with a line break), the answer is encoded by itself: the prompt of a
         training row stays the one that evaluation sends.
+
+        Raises:
+            DataError: the template rewrites the answer: it takes reasoning out of it, for example.
         """
-        return self._answer(self._lead + text, self._encode(self._anchor + self._lead + text))
+        rendered = self._rendered_answer(text)
+        return self._answer(rendered, self._encode(self._anchor + rendered))
 
     def batch_answer_ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """`answer_ids` of many answers, in their order."""
-        answers = [self._lead + text for text in texts]
+        answers = [self._rendered_answer(text) for text in texts]
         return map(self._answer, answers, self._encode_all(self._anchor + text for text in answers))
 
-    def _answer(self, text: str, anchored_ids: list[int]) -> list[int]:
+    def _rendered_answer(self, text: str) -> str:
+        """An answer as the template writes it (trimmed, say), with the end of the turn."""
+        full = self.render([_USER, Message("assistant", text)])
+        written = full[len(self._anchor) : len(full) - len(self._tail)]
+        # Templates may trim an answer; one that cuts more, such as reasoning, would drop training
+        # data in silence.
+        if full != self._anchor + written + self._tail or written.strip() != text.strip():
+            raise DataError(
+                "the model's chat template does not write this answer as it is",
+                found=text,
+                wanted=f"text that follows {self._anchor[-40:]!r} unchanged",
+                remedy="remove reasoning (<think>…</think>) and control tokens from the answer",
+            )
+        return written + self._end_text
+
+    def _answer(self, rendered: str, anchored_ids: list[int]) -> list[int]:
+        """An answer's ids, from those of the fixed prompt with the answer behind it."""
         start = len(self._anchor_ids)
         # Where a token spans prompt and answer, the ids do not begin with the prompt's.
         separable = anchored_ids[:start] == self._anchor_ids
-        return [*(anchored_ids[start:] if separable else self._encode(text)), *self.end_of_turn]
+        return anchored_ids[start:] if separable else self._encode(rendered)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        """The text of ids without special tokens, but for those around reasoning."""
+        pieces: list[str] = []
+        for kept, run in groupby(ids, self._reasoning_ids.__contains__):
+            text = self._tokenizer.decode(list(run), skip_special_tokens=not kept)
+            pieces.append(str(text))
+        return "".join(pieces)
 
     def prompt_hash(self, messages: Sequence[Message]) -> str:
         """16 hex digits that name the prompt's token ids."""
@@ -193,6 +207,8 @@ class Tokens:
         parts = {k: v for k, v in parts.items() if k not in ("version", "truncation", "padding")}
         texts = {"tokenizer": parts, "template": template, "today": TODAY.isoformat()}
         named = {"special": self._special, "eos": sorted(self.eos_ids), "pad": self.pad_id}
+        if self._anchor != self.render([_USER], generation_prompt=True):
+            named["prompt"] = "all that the template puts before an answer"
         return digest({**texts, **named})
 
     def _encode(self, text: str) -> list[int]:
@@ -206,108 +222,38 @@ class Tokens:
                 yield encoding.ids
 
     def _text_around_answer(self) -> tuple[str, str]:
-        """The template's text between prompt and answer, and behind the answer."""
-        user, answer = Message("user", _QUESTION), Message("assistant", _ANSWER)
-        prompt = self.render([user])
-        full = self.render([user, answer], generation_prompt=False)
+        """The template's text before the answer to a fixed question, and behind the answer."""
+        full = self.render([_USER, _PLACEHOLDER])
         before, separator, tail = full.rpartition(_ANSWER)
-        if not separator:
-            raise ModelError("the chat template leaves out the assistant's answer", found=full)
-        # A generation prompt may contain text that past turns do not (an opened <think>): then the
-        # answer follows the generation prompt directly, as it does when the model is asked.
-        return before.removeprefix(prompt) if before.startswith(prompt) else "", tail
+        for text, name in ((_QUESTION, "user's text"), (_ANSWER, "assistant's answer")):
+            if text not in (before if name.startswith("user") else separator):
+                raise ModelError(
+                    f"the chat template leaves out the {name}",
+                    found=full,
+                    remedy="use a model for text; templates of vision models take lists of parts",
+                )
+        return before, tail
 
-    def _first_end(self, tail: str) -> tuple[int, ...]:
-        """Ids from the end of the answer up to and including the first special token."""
-        ids = self._encode(tail)
-        for position, token in enumerate(ids):
-            if token in self._special_ids:
-                return tuple(ids[: position + 1])
+    def _first_end(self, eos: Container[int]) -> str:
+        """The text from the end of the answer up to and including the first special token.
+
+        A template may write nothing behind an answer (GLM-4.5): then the token that begins the next
+        turn ends this one, if the model's configuration says so.
+        """
+        next_turn = self.render([_USER, _PLACEHOLDER, _USER]).partition(_ANSWER)[2]
+        for tail, allowed in ((self._tail, self._special_ids), (next_turn, eos)):
+            encoding = self._tokenizer.encode(tail, add_special_tokens=False)
+            for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True):
+                if token in self._special_ids:
+                    if token not in allowed:
+                        break
+                    return tail[:end]
         raise ModelError(
             "the chat template ends the assistant's turn with no special token",
-            found=tail,
+            found=self._tail,
             wanted="a special token of tokenizer.json behind the answer, such as <|im_end|>",
             remedy="use an instruction-tuned model, or give the folder a chat_template.jinja",
         )
-
-
-def encode_rows(
-    examples: Sequence[TrainExample],
-    tokens: Tokens,
-    max_length: int,
-    over_long: Literal["error", "drop"],
-) -> Encoded:
-    """Training rows of examples, in their order; each is a row, or dropped and counted.
-
-    `max_length` is in tokens, prompt and answer together.
-
-    Raises:
-        DataError: an empty answer, an answer that contains a control token, or a row longer than
-            `max_length` under the policy "error".
-    """
-    refuse_answers(examples, tokens)
-    # Examples come again in later epochs, and labels in many examples: each is encoded once.
-    prompts: dict[Example, tuple[int, ...]] = {}
-    answers: dict[str, tuple[int, ...]] = {}
-    rows: list[Row] = []
-    dropped = {ingredient: 0 for ingredient, _ in examples}
-    for ingredient, example in examples:
-        if example.target not in answers:
-            answers[example.target] = tuple(tokens.answer_ids(example.target))
-        if example not in prompts:
-            prompts[example] = tuple(tokens.prompt_ids(example.messages))
-        row = Row(ingredient, example.id, prompts[example], answers[example.target])
-        if row.length <= max_length:
-            rows.append(row)
-        elif over_long == "drop":
-            dropped[ingredient] += 1
-        else:
-            raise too_long(ingredient, example.id, row.length, row.supervised, max_length)
-    return Encoded(rows, dropped)
-
-
-def refuse_answers(examples: Sequence[TrainExample], tokens: Tokens) -> None:
-    """Check the answers of training examples.
-
-    Raises:
-        DataError: an empty answer, or one that contains a control token.
-    """
-    texts = list(dict.fromkeys(example.target for _, example in examples))
-    controls = set(tokens.with_control_token(texts))
-    for ingredient, example in examples:
-        if not example.target.strip():
-            raise DataError(
-                "the answer is empty: there is nothing to learn from it",
-                where=_where(ingredient, example.id),
-                found=example.target,
-                remedy="fix the row or leave it out of the dataset",
-            )
-        if example.target in controls:
-            raise DataError(
-                "the answer contains a control token of the model, spelled out",
-                where=_where(ingredient, example.id),
-                found=example.target,
-                wanted="text only: the end of turn is added here",
-                remedy="remove the token from the row",
-            )
-
-
-def too_long(
-    ingredient: str, example: str, length: int, supervised: int, max_length: int
-) -> DataError:
-    """The error for a row of `length` tokens, of which `supervised` are the answer's."""
-    return DataError(
-        "a training row is too long",
-        where=_where(ingredient, example),
-        found=f"{length} tokens ({length - supervised} prompt, {supervised} answer)",
-        wanted=f"at most {max_length} tokens",
-        remedy=f"set train.max_length={length} or more, or train.over_long=drop to leave such "
-        "rows out and count them",
-    )
-
-
-def _where(ingredient: str, example: str) -> str:
-    return f"ingredient {ingredient}, example {example}"
 
 
 class _GenerationBlock(Extension):
