@@ -138,8 +138,8 @@ class Endpoint:
             message = self._redacted(f"{type(cause).__name__}: {cause}")
             if isinstance(error, (TimeoutError, openai.APITimeoutError)):
                 message = f"no answer within {self.patience.timeout:g} s"
-            sent = type(error.__cause__).__name__ not in _NOT_SENT
-            raise RetryableError(message, maybe_charged=sent) from None
+            was_sent = type(error.__cause__).__name__ not in _NOT_SENT
+            raise RetryableError(message, maybe_charged=was_sent) from None
         return parse_completion(content, time.monotonic() - started)
 
     def _failed_status(self, error: Any, latency: float) -> Completion:  # noqa: ANN401

@@ -231,8 +231,9 @@ def draft(name: str, options: InitOptions, registry: Registry, own: Iterable[str
     if options.seeds:
         parts = [part.strip() for part in options.seeds.split(",")]
         if not all(part.isdecimal() for part in parts):
-            wanted = "whole numbers, such as 1,2,3"
-            raise SpecError("not a list of seeds", found=options.seeds, wanted=wanted)
+            raise SpecError(
+                "not a list of seeds", found=options.seeds, wanted="whole numbers, such as 1,2,3"
+            )
         raw["seeds"] = list(map(int, parts))
     if options.steps is not None:
         raw["budget"] = {"steps": options.steps}
@@ -247,12 +248,12 @@ def draft(name: str, options: InitOptions, registry: Registry, own: Iterable[str
 def _tasks_and_ingredients(
     options: InitOptions, registry: Registry, own: Sequence[str]
 ) -> dict[str, Any]:
-    asked = options.ingredients or []
-    amounts_of = amounts(asked, Origin("mixtune init: --ingredient"))
+    given_amounts = options.ingredients or []
+    amounts_of = amounts(given_amounts, Origin("mixtune init: --ingredient"))
     scored = {name for name in registry.names() if registry.get(name).role == "task"}
     trainable = {name for name in registry.names() if registry.get(name).trainable}
     tasks = options.tasks or _names_in(scored, own or list(amounts_of), registry)
-    ingredients = asked or _names_in(trainable, [*own, *tasks], registry)
+    ingredients = given_amounts or _names_in(trainable, [*own, *tasks], registry)
     for names, use, option in (
         (tasks, "be scored on", "--task"),
         (ingredients, "train on", "--ingredient"),
@@ -261,7 +262,7 @@ def _tasks_and_ingredients(
             raise SpecError(
                 f"nothing to {use}",
                 where="mixtune init",
-                found=[*map(str, options.task_files or ()), *(options.tasks or ()), *asked],
+                found=[*map(str, options.task_files or ()), *(options.tasks or ()), *given_amounts],
                 remedy=f"name one with {option}; mixtune tasks lists what there is",
             )
     return {"tasks": tasks, "ingredients": ingredients}

@@ -233,8 +233,8 @@ class StudyProgress(Events):
 
     def note(self, text: str) -> None:
         """Says it, and the time left."""
-        left = self._left()
-        self.out.print(safe(f"{text} ({left})" if left else text), soft_wrap=True)
+        remaining = self._left()
+        self.out.print(safe(f"{text} ({remaining})" if remaining else text), soft_wrap=True)
 
     def run_started(self, run: RunPlan) -> None:
         """Names the run."""

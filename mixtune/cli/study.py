@@ -352,8 +352,8 @@ def compare(
         for study in compared:
             tables.show_training(study)
     if no_worse_than is not None:
-        held = comparison.holds(facts.main_metrics.values(), -no_worse_than)
-        met = held and not comparison.left_out
+        holds = comparison.holds(facts.main_metrics.values(), -no_worse_than)
+        met = holds and not comparison.left_out
         exit_unless_met([] if met else [f"not shown to be within {no_worse_than} everywhere"])
 
 

@@ -86,8 +86,8 @@ def probe(
         _preview(request, study, system or ())
         return
     planned = partial(plan_probes, only=system or ())
-    asked = (study, request.folders, planned)
-    failed = execute("extra_systems", "answer_extra", "probing", *asked)
+    arguments = (study, request.folders, planned)
+    failed = execute("extra_systems", "answer_extra", "probing", *arguments)
     facts = request.facts(study)
     probes = finished_probes(facts, study)
     with facts.store.lock():
@@ -211,8 +211,8 @@ def _answered(
     """Answers at other strengths made and scored."""
     split: Split = "test" if request.split == "test" else "validation"
     planned = partial(plan_strengths, strengths=strengths_of, split=split)
-    asked = (study, request.folders, planned)
-    failed = execute("extra_systems", "answer_extra", "answering", *asked)
+    arguments = (study, request.folders, planned)
+    failed = execute("extra_systems", "answer_extra", "answering", *arguments)
     facts = request.facts(study)
     with facts.store.lock():
         score_study(facts)

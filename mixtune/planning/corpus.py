@@ -305,9 +305,9 @@ class Leaks:
         self, part: str, rows: Iterable[Example], against: Iterable[str], by: Iterable[Notion]
     ) -> list[str]:
         """Ids of the rows of a part whose record stands in one of the others."""
-        pairs = [(notion, other) for notion in by for other in against]
+        pairs = [(notion, split) for notion in by for split in against]
         records = {
-            r for notion, other in pairs for r in self._overlaps.matches(notion, part, other)
+            r for notion, split in pairs for r in self._overlaps.matches(notion, part, split)
         }
         return [row.id for row in rows if row.record in records]
 

@@ -197,14 +197,14 @@ def disagreements(
     if pair[0] == pair[1] or not second or not seeds:
         return []
     answers = first[seeds[0]], second[None if fixed else seeds[0]]
-    ones, others = (_by_item(shown, row) for row in answers)
+    scores, reference_scores = (_by_item(shown, row) for row in answers)
     texts = {example.id: example.compared_text for example in read_answers(facts, answers[0])[1]}
     unlike: list[Disagreement] = []
-    for item, one in ones.items():
-        other = others[item]
-        if bool(one.value) != bool(other.value):
-            right, wrong = (one, other) if one.value else (other, one)
-            names = pair if one.value else pair[::-1]
+    for item, score in scores.items():
+        reference = reference_scores[item]
+        if bool(score.value) != bool(reference.value):
+            right, wrong = (score, reference) if score.value else (reference, score)
+            names = pair if score.value else pair[::-1]
             parsed = (right.parsed or "–", wrong.parsed or "–")
             unlike.append(Disagreement(task, *names, item, texts[item], right.gold, *parsed))
     return unlike[:MOST]

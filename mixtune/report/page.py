@@ -109,13 +109,13 @@ def render(page: ReportInput) -> str:
     cocktails |= {answer.cell.cocktail for answer in answers if answer.cell}
     shown = [cell for cell in cells if cell.cocktail in cocktails]
     counts, clean, unread = figures.counts(page), plots.clean(page), _unread(page)
-    others = [cell for cell in shown if cell.metric != page.main_metrics[cell.task]]
+    further = [cell for cell in shown if cell.metric != page.main_metrics[cell.task]]
     failures = [run for run in page.runs if run.state == "failed" or run.error]
     matched = [row for row in page.data if row.matched]
     drawn: defaultdict[str, list[Drawing]] = defaultdict(list)
     for drawing in drawings(page, shown):
         drawn[drawing.part].append(drawing)
-    tables = (page.runs, page.judged, matched, counts, clean, unread, others)
+    tables = (page.runs, page.judged, matched, counts, clean, unread, further)
     return _template("page.html.j2").render(
         page=page,
         answers=answers,
@@ -132,7 +132,7 @@ def render(page: ReportInput) -> str:
         pooled_f1=any(METRICS[row.metric].counts == "labels" for row in page.results),
         listed_f1=any(METRICS[row.metric].counts == "items" for row in page.results),
         matrices=plots.heats(page, shown),
-        others=others,
+        further=further,
         unread=unread,
         lenient=any(row.form == LENIENT for row in page.results),
         figures=drawn,

@@ -185,8 +185,8 @@ class Tokens:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids without special tokens, but for those around reasoning."""
         pieces: list[str] = []
-        for kept, run in groupby(ids, self._reasoning_ids.__contains__):
-            text = self._tokenizer.decode(list(run), skip_special_tokens=not kept)
+        for marks, run in groupby(ids, self._reasoning_ids.__contains__):
+            text = self._tokenizer.decode(list(run), skip_special_tokens=not marks)
             pieces.append(str(text))
         return "".join(pieces)
 
