@@ -20,7 +20,7 @@ from mixtune.identity import unit_interval
 from mixtune.records import Example, Split
 from mixtune.study.spec import Study
 from mixtune.tasks.context import Policy
-from mixtune.tasks.rendering import render_record
+from mixtune.tasks.rendering import filter_values, render_record
 from mixtune.tasks.task import Task, parse_task
 
 
@@ -299,9 +299,11 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     places: dict[str, str] = {}
+    unmatched, absent = filter_values(task), task.optional_columns
     records = used = faults = 0
     for row in reader.rows(split, fault):
         records += 1
+        absent.difference_update(row.record)
         try:
             rendered = render_record(
                 task, row.record, split, where=row.where, number=row.number, question=row.question
@@ -320,6 +322,7 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
             fault(error)
             faults += 1
             continue
+        unmatched -= rendered.matched
         if rendered.dropped is not None:
             dropped[rendered.dropped] += 1
             continue
@@ -327,6 +330,10 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
         used += 1
         notes.update(rendered.notes)
     assert records == used + faults + dropped.total()
+    notes.update({f"rows with {value}": 0 for value in sorted(unmatched)})
+    for column in sorted(absent) if records else ():
+        fault(_absent_column(task, column, reader.about))
+        faults += 1
     if not examples and not faults:
         unusable = DataError(
             f"the {split} split has no usable record",
@@ -337,6 +344,18 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
         )
         fault(unusable)
     return LoadedSplit(tuple(examples), reader.about, split, records, dropped, notes)
+
+
+def _absent_column(task: Task, column: str, about: str) -> DataError:
+    keys = ("keep", "leave_out", "skip_if_empty", "may_be_empty")
+    naming = [key for key in keys if column in map(task.column, getattr(task, key))]
+    return DataError(
+        f"the rows have no field {column!r}",
+        where=task.name,
+        found=f"{' and '.join(naming)} of the task file; rows in {about}",
+        wanted="a field that at least one row has",
+        remedy="correct the name in the task file, or remove it there",
+    )
 
 
 def _carved_split(group: str, shares: Mapping[Split, float]) -> Split:

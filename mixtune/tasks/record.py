@@ -7,7 +7,11 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from decimal import Decimal, InvalidOperation
+from numbers import Number
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import BeforeValidator
 
 from mixtune.errors import DataError, did_you_mean, shorten
 from mixtune.identity import digest
@@ -17,10 +21,69 @@ Record = Mapping[str, Any]
 
 
 def blank(value: object) -> bool:
-    """True for null, white space, an empty list and an empty mapping."""
+    """True for null, NaN, white space, an empty list and an empty mapping."""
     if isinstance(value, str):
         return not value.strip()
-    return value is None or value == [] or value == {}
+    return value is None or _not_a_number(value) or value == [] or value == {}
+
+
+def _not_a_number(value: object) -> bool:
+    """True for NaN of any type, and for the empty cells of pandas."""
+    # NaN alone differs from itself.
+    nan = isinstance(value, Number) and value != value
+    return nan or type(value).__name__ in ("NAType", "NaTType")
+
+
+def plain_value(value: Any) -> Any:  # noqa: ANN401 - any field
+    """A value as JSON would hold it: NaN is null, bytes are decoded, also in lists and mappings.
+
+    Bytes that are not UTF-8 stay, and are refused where they are used.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes | bytearray):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, Mapping):
+        return {name: plain_value(item) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(plain_value, value))
+    return None if _not_a_number(value) else value
+
+
+Scalar = str | bool | int | float | None
+
+
+def _single(value: Any) -> Any:  # noqa: ANN401 - raw YAML
+    if not isinstance(value, Scalar):
+        raise ValueError("should be a text, a number, true or false")
+    return value
+
+
+FieldValues = dict[str, tuple[Annotated[Scalar, BeforeValidator(_single)], ...]]
+
+
+def equal_values(scalar: Scalar, value: object) -> bool:
+    """True if a value of a task file names a stored one.
+
+    Numbers are compared as numbers, true and false without regard to case, texts without the white
+    space around them, and everything empty is equal.
+    """
+    if blank(scalar) or blank(value):
+        return blank(scalar) and blank(value)
+    texts = [unicodedata.normalize("NFC", str(side).strip()) for side in (scalar, value)]
+    if texts[0] == texts[1]:
+        return True
+    if texts[0].lower() in ("true", "false"):
+        return texts[0].lower() == texts[1].lower()
+    if all(isinstance(side, str | bool) for side in (scalar, value)):
+        return False
+    try:
+        return Decimal(texts[0]) == Decimal(texts[1])
+    except InvalidOperation:
+        return False
 
 
 def value_of(record: Record, field: str, where: str, hint: str = "") -> Any:  # noqa: ANN401 - any field

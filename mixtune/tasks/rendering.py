@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from mixtune.errors import DataError, shorten
 from mixtune.records import Example, Message, Split
 from mixtune.tasks.makers import Part, Parts
 from mixtune.tasks.record import (
     Record,
+    Scalar,
     blank,
+    equal_values,
     loose_text,
     plain_text,
+    plain_value,
     read_dialogue,
     spellings,
     text_group,
@@ -28,11 +31,13 @@ class Rendered:
     """The examples of a record; `dropped` is the reason where the task leaves the record out.
 
     `notes`: what happened to a record that is used and is worth counting, such as a cut page.
+    `matched`: the values of filters that the record has.
     """
 
     examples: tuple[Example, ...] = ()
     notes: tuple[str, ...] = ()
     dropped: str | None = None
+    matched: frozenset[str] = frozenset()
 
 
 def render_record(
@@ -52,9 +57,18 @@ def render_record(
     Raises:
         DataError: a field missing or empty, a label outside the set, a template that fails.
     """
-    reason = _excluded(task, record)
+    record = plain_value(record)
+    reason, matched = _filtered(task, record)
     if reason is not None:
-        return Rendered(dropped=reason)
+        return Rendered(dropped=reason, matched=matched)
+    rendered = _render_used(task, record, split, where, number, question)
+    return replace(rendered, matched=matched)
+
+
+def _render_used(
+    task: Task, record: Record, split: Split, where: str, number: int, question: str | None
+) -> Rendered:
+    """Render a record that no filter excludes."""
     record = _rename(task, record, where)
     parts = Parts((Part("", record),)) if task.make is None else task.make.parts(record, where)
     if parts.dropped is not None:
@@ -73,22 +87,50 @@ def render_record(
     return Rendered(tuple(renderer.examples(parts.parts, question)), notes)
 
 
-def _excluded(task: Task, record: Record) -> str | None:
-    """The reason why the values of a record's fields exclude it, or None."""
-    for selected, included in ((task.keep, True), (task.leave_out, False)):
-        for field, values in selected.items():
-            if field in record and (str(record[field]) in values) != included:
-                return f"another {field}"
-    for field in task.skip_if_empty:
-        column = task.columns.get(field) or field
-        if column in record and blank(record[column]):
-            return f"empty {field}"
-    return None
+def filter_values(task: Task) -> set[str]:
+    """Each value that a task's filters name, in words."""
+    filters = (("keep", task.keep), ("leave_out", task.leave_out))
+    return {
+        _filter_text(key, field, value)
+        for key, columns in filters
+        for field, values in columns.items()
+        for value in values
+    }
+
+
+def _filter_text(key: str, field: str, value: Scalar) -> str:
+    return f"{key}.{field}: {value!r}"
+
+
+class _Filtered(NamedTuple):
+    """The reason why filters exclude a record, or None; the values of filters that it has."""
+
+    reason: str | None
+    matched: frozenset[str]
+
+
+def _filtered(task: Task, record: Record) -> _Filtered:
+    reasons: list[str] = []
+    matched: set[str] = set()
+    for key, filters in (("keep", task.keep), ("leave_out", task.leave_out)):
+        for field, values in filters.items():
+            stored = record.get(task.column(field))
+            equal = [value for value in values if equal_values(value, stored)]
+            matched.update(_filter_text(key, field, value) for value in equal)
+            if bool(equal) != (key == "keep"):
+                reasons.append(f"another {field}")
+    empty = [f for f in task.skip_if_empty if blank(record.get(task.column(f)))]
+    reasons += [f"empty {field}" for field in empty]
+    return _Filtered(reasons[0] if reasons else None, frozenset(matched))
 
 
 def _rename(task: Task, record: Record, where: str) -> Record:
-    """The record under the names that the task file uses."""
-    if task.format != "fields" or not task.columns:
+    """The record under the names that the task file uses; what may be empty may be missing."""
+    if task.format != "fields":
+        return record
+    missing = [f for f in task.may_be_empty if task.column(f) not in record]
+    record = {**record, **dict.fromkeys(map(task.column, missing))} if missing else record
+    if not task.columns:
         return record
     columns = set(task.columns.values())
     unmapped = {name: value for name, value in record.items() if name not in columns}
@@ -105,8 +147,16 @@ def _require_fields(task: Task, record: Record, where: str) -> None:
     """
     required = task.required_fields
     read = task.make.reads() if task.make is not None else set()
-    for field in sorted(required | read | {*task.keep, *task.leave_out}):
+    for field in sorted(required | read):
         value = value_of(record, field, where)
+        if isinstance(value, bytes):
+            raise DataError(
+                "bytes that are not UTF-8",
+                where=f"{where}: field {field!r}",
+                found=value[:40],
+                wanted="text",
+                remedy="decode the column before it is written to the file, or use another one",
+            )
         if field in required and field not in task.may_be_empty and blank(value):
             raise DataError(
                 "the field is empty",

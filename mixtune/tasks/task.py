@@ -7,7 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mixtune.errors import DataError, SpecError, did_you_mean
 from mixtune.identity import canonical, digest
@@ -19,7 +25,7 @@ from mixtune.tasks.makers import Make
 from mixtune.tasks.metrics import METRICS
 from mixtune.tasks.metrics import VERSION as METRICS_VERSION
 from mixtune.tasks.parsers.labels import PARSERS, fold
-from mixtune.tasks.record import Format, check_columns, spellings
+from mixtune.tasks.record import FieldValues, Format, check_columns, spellings
 from mixtune.tasks.record import Role as Speaker
 from mixtune.tasks.source_spec import FILE_KEYS, Source, Text
 from mixtune.tasks.templates import Template, variables
@@ -35,8 +41,6 @@ Role = Literal["task", "probe", "ingredient", "judged"]
 `task`: mixtures are chosen by its score. `probe`: scored to see what training improved or damaged,
 never used to choose. `ingredient`: trained on only. `judged`: free text that no parser scores.
 """
-
-FieldValues = dict[str, tuple[str, ...]]
 
 
 def _known(kind: str, names: Collection[str]) -> AfterValidator:
@@ -213,6 +217,17 @@ class Task(Frozen):
         special = {field for field in (self.fields.id, self.fields.group) if field}
         return set(variables(*templates) - added) | (special - computed)
 
+    def column(self, field: str) -> str:
+        """The file's name of a field."""
+        return self.columns.get(field) or field
+
+    @property
+    def optional_columns(self) -> set[str]:
+        """Columns that a row may lack, but not all rows: those of filters, and may_be_empty."""
+        fields = {*self.keep, *self.leave_out, *self.skip_if_empty, *self.may_be_empty}
+        computed = {"context"} | (self.make.writes() if self.make is not None else set())
+        return {self.column(field) for field in fields - computed}
+
     def with_context(self, policy: Policy, words: int | None) -> "Task":
         """The same task under another policy for contexts of more than `words` words.
 
@@ -262,8 +277,7 @@ def shared_fields(task: Task) -> set[str]:
         labels = {task.fields.label} if task.fields.label else {*task.questions}
         answer = answer - {"label"} | labels
     prompt_columns, answer_columns = (
-        {task.columns.get(name) or name for name in names}
-        for names in (task.content_fields, answer)
+        {task.column(name) for name in names} for names in (task.content_fields, answer)
     )
     return prompt_columns & answer_columns
 
@@ -282,6 +296,15 @@ def _check_format(task: Task) -> None:
         raise ValueError(f"format: {task.format} rows have their own turns; remove {names}")
     if task.fields.label is not None:
         raise ValueError(f"fields.label: {task.format} rows have none; use columns")
+
+
+def _check_filters(task: Task) -> None:
+    """Filters name what templates name, not a column that has another name in them."""
+    names = {column: name for name, column in task.columns.items()}
+    for key in ("keep", "leave_out"):
+        for field in getattr(task, key):
+            if task.format == "fields" and field in names and field not in task.columns:
+                raise ValueError(f"{key}: {field!r} is {names[field]!r} by columns; write that")
 
 
 def _check_labels(task: Task) -> None:
@@ -383,8 +406,8 @@ def _check_prompt(task: Task) -> None:
 
 
 _CHECKS = (
-    _check_format, _check_labels, _check_kind, _check_role, _check_scoring, _check_making,
-    _check_floor, _check_prompt,
+    _check_format, _check_filters, _check_labels, _check_kind, _check_role, _check_scoring,
+    _check_making, _check_floor, _check_prompt,
 )  # fmt: skip
 
 

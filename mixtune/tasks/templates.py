@@ -102,6 +102,13 @@ def render(source: str, values: Mapping[str, Any], where: str) -> str:
     return "".join(parts).strip()
 
 
+def _finalize(value: Any) -> Any:  # noqa: ANN401 - any field
+    """A value as it is written: null as nothing, no bytes."""
+    if isinstance(value, bytes):
+        raise TypeError(f"bytes that are not UTF-8: {shorten(value, 60)}")
+    return "" if value is None else value
+
+
 @lru_cache(maxsize=1024)
 def _template(source: str) -> jinja2.Template:
     return _ENVIRONMENT.from_string(source)
@@ -202,7 +209,7 @@ def _join(items: Iterable[Any], separator: str = "", attribute: str | None = Non
     size = 0
     for item in items:
         value = item[attribute] if attribute is not None else item
-        parts.append("" if value is None else str(value))
+        parts.append(str(_finalize(value)))
         size += len(parts[-1]) + len(separator)
         if size > MAX_TEXT:
             raise FilterArgumentError(f"join: longer than {MAX_TEXT} characters")
@@ -257,7 +264,7 @@ def _quantifiers(pattern: str) -> int:
 _ENVIRONMENT = _Environment(
     undefined=jinja2.StrictUndefined,
     autoescape=False,
-    finalize=lambda value: "" if value is None else value,  # null is written as nothing
+    finalize=_finalize,
 )
 _ENVIRONMENT.globals.clear()
 _ENVIRONMENT.filters = {name: _ENVIRONMENT.filters[name] for name in _FILTERS} | {
