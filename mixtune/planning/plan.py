@@ -61,6 +61,7 @@ class Planner:
         self.dropped: dict[str, int] = {}
         self._digests: dict[int, str] = {}
         self._item_facts: dict[tuple[str, Split], tuple[int, str]] = {}
+        self._control_items: dict[tuple[str, Split], bool] = {}
         self._limits: dict[str, int] = {}
         self._drop_over_long()
 
@@ -302,8 +303,21 @@ class Planner:
     def _digest(self, example: Example) -> str:
         """Fingerprint of one example; by identity, since the pools outlive the planner."""
         if id(example) not in self._digests:
-            self._digests[id(example)] = fingerprint([example])
+            own = fingerprint([example])
+            # An earlier version read control tokens in prompts as such: other ids, other runs.
+            marked = self._spells_control_tokens([example])
+            self._digests[id(example)] = f"{own}, control tokens as text" if marked else own
         return self._digests[id(example)]
+
+    def _items_spell_control_tokens(self, task: str, split: Split) -> bool:
+        if (task, split) not in self._control_items:
+            items = self.corpus.items[task, split]
+            self._control_items[task, split] = self._spells_control_tokens(items)
+        return self._control_items[task, split]
+
+    def _spells_control_tokens(self, examples: Iterable[Example]) -> bool:
+        tokens = self.tokens
+        return tokens is not None and any(tokens.has_control_text(e.messages) for e in examples)
 
     # ---- baselines and answers ------------------------------------------------------------------
 
@@ -361,6 +375,8 @@ class Planner:
             "compute": self.study.train.compute if local else None,
             "known": None if local else self._known(task),
         }
+        if local and self._items_spell_control_tokens(task, split):
+            parts["control tokens"] = "as text"
         return AnswerPlan(
             make_id("answer", parts) if system else "",
             task,

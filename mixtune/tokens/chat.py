@@ -7,10 +7,11 @@ jinja2 alone: transformers' tokenizer classes load torch.
 """
 
 import json
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property, lru_cache
-from itertools import groupby, islice
+from itertools import chain, groupby, islice, zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,6 +74,8 @@ class Tokens:
         marks = "\n".join(mark for block in REASONING_BLOCKS for mark in block)
         texts = {i: str(self._tokenizer.id_to_token(i)) for i in self._special_ids}
         self._reasoning_ids = {i for i, text in texts.items() if text in marks}
+        longest_first = sorted(texts.values(), key=len, reverse=True)
+        self._control_text = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         before, self._tail = self._text_around_answer()
         # A space that the generation prompt lacks is part of the answer's first token.
         generation = self.render([_USER], generation_prompt=True)
@@ -134,12 +137,36 @@ class Tokens:
         return before.removesuffix(self._lead)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of all that stands before the answer, as evaluation sends it."""
-        return self._encode(self.prompt(messages))
+        """Token ids of all that stands before the answer, as evaluation sends it.
+
+        A control token that is spelled out in the messages is encoded as text, so that no data can
+        end a turn or begin one.
+        """
+        if not self.has_control_text(messages):
+            return self._encode(self.prompt(messages))
+        spelled: list[str] = []
+
+        def hidden(match: re.Match[str]) -> str:
+            spelled.append(match.group())
+            return f"{mark}{len(spelled) - 1}{mark}"
+
+        contents = "".join(message.content for message in messages)
+        mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in contents)
+        turns = [Message(m.role, self._control_text.sub(hidden, m.content)) for m in messages]
+        parts = self.prompt(turns).split(mark)  # text, number, text, number, …, text
+        ids = [self._encode_as_text(spelled[int(part)]) for part in parts[1::2]]
+        around = [self._encode(part) for part in parts[::2]]
+        return list(chain.from_iterable(chain(*zip_longest(around, ids, fillvalue=[]))))
+
+    def has_control_text(self, messages: Sequence[Message]) -> bool:
+        """True where a message contains a control token, such as <|im_end|>, spelled out."""
+        return any(self._control_text.search(message.content) for message in messages)
 
     def batch_prompt_ids(self, conversations: Iterable[Sequence[Message]]) -> Iterator[list[int]]:
         """`prompt_ids` of many conversations, in their order, with the tokenizer's own threads."""
-        return self._encode_all(map(self.prompt, conversations))
+        listed = list(conversations)
+        for messages, ids in zip(listed, self._encode_all(map(self.prompt, listed)), strict=True):
+            yield self.prompt_ids(messages) if self.has_control_text(messages) else ids
 
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of an answer as the template writes it, with its end of turn.
@@ -213,6 +240,14 @@ class Tokens:
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _encode_as_text(self, text: str) -> list[int]:
+        """Ids of a control token's text that are not the control token's."""
+        self._tokenizer.encode_special_tokens = True
+        try:
+            return self._encode(text)
+        finally:
+            self._tokenizer.encode_special_tokens = False
 
     def _encode_all(self, texts: Iterable[str]) -> Iterator[list[int]]:
         """The ids of each text, encoded in batches, so that later ones take no memory yet."""
