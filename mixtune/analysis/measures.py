@@ -164,19 +164,29 @@ class Measured:
 
     # ---- cells ----------------------------------------------------------------------------------
 
-    def cells(self) -> dict[str, dict[int, str]]:
-        """Cocktail → seed → system; systems with a seed, cocktails in the order of the systems."""
-        by_name: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    @cached_property
+    def _by_cocktail(self) -> dict[str, dict[int | None, str]]:
+        by_cocktail: defaultdict[str, dict[int | None, str]] = defaultdict(dict)
         for system in self.values:
             info = self.infos[system]
-            if info.seed is None:
-                continue
-            if info.seed in by_name[info.cocktail]:
+            if info.seed is not None and info.seed in by_cocktail[info.cocktail]:
                 raise DataError("two systems of one cocktail and seed", found=info)
-            by_name[info.cocktail][info.seed] = system
-        return {name: dict(sorted(by_seed.items())) for name, by_seed in by_name.items()}
+            by_cocktail[info.cocktail][info.seed] = system
+        return dict(by_cocktail)
 
-    def trained_cells(self) -> dict[str, dict[int, str]]:
+    def cells(self) -> Mapping[str, Mapping[int, str]]:
+        """Cocktail → seed → system; systems with a seed, cocktails in the order of the systems."""
+        return self._cells
+
+    @cached_property
+    def _cells(self) -> dict[str, dict[int, str]]:
+        seeded = {
+            name: {seed: system for seed, system in systems.items() if seed is not None}
+            for name, systems in self._by_cocktail.items()
+        }
+        return {name: dict(sorted(systems.items())) for name, systems in seeded.items() if systems}
+
+    def trained_cells(self) -> dict[str, Mapping[int, str]]:
         """`cells` without sums of other runs' adapters."""
         return {n: seeds for n, seeds in self.cells().items() if self.info(n).kind == "trained"}
 
@@ -191,13 +201,9 @@ class Measured:
             infos.setdefault(self.infos[system].cocktail, self.infos[system])
         return infos
 
-    def named(self, cocktail: str) -> dict[int | None, str]:
+    def named(self, cocktail: str) -> Mapping[int | None, str]:
         """Seed → system of a cocktail, or None → a fixed system; empty where it has no scores."""
-        return {
-            self.infos[system].seed: system
-            for system in self.values
-            if self.infos[system].cocktail == cocktail
-        }
+        return self._by_cocktail.get(cocktail, {})
 
     # ---- arms -----------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ CURVE = "tuning-curve"
 SHRUNKEN = "shrunken"
 COCKTAILS, SINGLE = "cocktails", "single task"
 """The two arms of a tuning curve."""
+CURVE_POINTS = 100
 
 
 def best_cell(measured: Measured) -> str | None:
@@ -201,6 +202,14 @@ def tuning_curves(measured: Sequence[Measured]) -> list[Estimate]:
     return [row for m in measured for row in _curves(m)]
 
 
+def _numbers_of_runs(runs: int) -> list[int]:
+    """Points of a tuning curve: every number of runs, thinned out beyond a hundred of many."""
+    if runs <= 2 * CURVE_POINTS:
+        return list(range(1, runs + 1))
+    thinned = np.geomspace(CURVE_POINTS, runs, CURVE_POINTS).round().astype(int)
+    return sorted({*range(1, CURVE_POINTS + 1), *thinned.tolist()})
+
+
 def _curves(measured: Measured) -> list[Estimate]:
     target = measured.panel.task
     arms: dict[str, list[str]] = {COCKTAILS: [], SINGLE: []}
@@ -209,11 +218,13 @@ def _curves(measured: Measured) -> list[Estimate]:
         arms[SINGLE if alone else COCKTAILS] += seeds.values()
     rows = []
     for name, systems in arms.items():
+        if not systems:
+            continue
         method = f"exact expected maximum over subsets of {len(systems)} runs"
-        values = [measured.sign * measured.values[system] for system in systems]
-        for k in range(1, len(values) + 1):
+        values = sorted(measured.sign * measured.values[system] for system in systems)
+        arm = measured.arm(systems[:1])
+        for k in _numbers_of_runs(len(values)):
             value = measured.sign * expected_maximum(values, k)
-            of = Contrast(CURVE, name, f"{k} runs")
-            row = estimate(measured, of, measured.arm(systems[:1]), value)
+            row = estimate(measured, Contrast(CURVE, name, f"{k} runs"), arm, value)
             rows.append(replace(row, method=method))
     return rows
