@@ -9,6 +9,7 @@ from pathlib import Path
 from mixtune.datasets.registry import Registry
 from mixtune.identity import digest
 from mixtune.models.files import BaseModelFiles
+from mixtune.store.files import fingerprint
 from mixtune.study.reading import parse_study
 from mixtune.study.spec import Study
 from mixtune.tasks.task import Task, parse_task
@@ -87,7 +88,8 @@ def study(**changes: object) -> Study:
 def base_files(folder: Path) -> BaseModelFiles:
     """A tiny random base model as the catalog would describe it."""
     named = digest(Tokens.load(folder).digest)
-    return BaseModelFiles("tiny", folder, "made up", "random weights", None, named, named)
+    sums = {path.name: fingerprint(path).sha256 for path in folder.iterdir() if path.is_file()}
+    return BaseModelFiles("tiny", folder, "made up", "random weights", None, named, named, sums)
 
 
 def training_rows(planner, run):

@@ -170,8 +170,11 @@ def test_code_shipped_beside_a_known_architecture_is_left_alone(tmp_path):
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("MIXTUNE_CACHE", str(tmp_path / "file"))
+    folder = write_model(tmp_path / "m")
+    assert locate(str(folder)).folder == folder  # checksums are computed again each time
+    (folder / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match=r"(?s)cannot write.*MIXTUNE_CACHE"):
-        locate(str(write_model(tmp_path / "m")))
+        files.with_template(folder, "{{ messages }}", tmp_path / "file" / "linked")
 
 
 @pytest.mark.parametrize("auto_map", [{}, {"auto_map": {"AutoModel": "code.Model"}}])

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,7 @@ def test_incomplete_folders_are_refused(tmp_path):
 
 def test_model_in_several_files(tmp_path):
     folder = write_model(tmp_path / "m")
+    (folder / "model.safetensors").unlink()
     for part in ("model-1.safetensors", "model-2.safetensors"):
         save_file({part: np.ones(2, dtype=np.float32)}, folder / part)
     index = {"weight_map": {"w": "model-2.safetensors", "v": "model-1.safetensors"}}
@@ -159,7 +161,7 @@ def test_checksums_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
     assert hashed == []
     write_model(folder, value=7.0)
     assert locate(str(folder)).weights_digest != first.weights_digest
-    assert len(hashed) == 1
+    assert [path.name for path in hashed].count("model.safetensors") == 1
 
 
 # ---- prepared folders ----------------------------------------------------------------------------
@@ -341,3 +343,122 @@ def test_catalogue_loads_no_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---- files that change between a plan and its run --------------------------------------------
+
+
+def flip_a_bit(path):
+    """Another value of the same size, with the old modification time."""
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def rewritten(path):
+    path.write_text(path.read_text().replace("assistant", "helper"))
+
+
+def index(path):
+    path.write_text(json.dumps({"weight_map": {"w": "model.safetensors"}}))
+
+
+CHANGES = {
+    "model.safetensors": flip_a_bit,
+    "config.json": lambda path: path.write_text('{"model_type": "llama", "eos_token_id": 1}'),
+    "chat_template.jinja": rewritten,
+    "tokenizer.json": flip_a_bit,
+    "generation_config.json": lambda path: path.write_text('{"eos_token_id": 2}'),
+    "model.safetensors.index.json": index,
+    "tokenizer_config.json": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_file_is_named_before_the_model_is_used(tmp_path, name):
+    folder = write_model(tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text("{}")
+    base = locate(str(folder))
+    files.check_unchanged(base)
+    CHANGES[name](folder / name)
+    with pytest.raises(ModelError, match=rf"/{name}: the base model's files changed"):
+        files.check_unchanged(base)
+    if not name.startswith("model"):
+        with pytest.raises(ModelError, match=name):
+            files.load_tokens(base)
+
+
+def test_added_weights_that_would_be_loaded_instead_are_refused(tmp_path):
+    folder = write_model(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    entries = json.dumps({"weight_map": {"w": "part.safetensors"}})
+    (folder / "model.safetensors.index.json").write_text(entries)
+    base = locate(str(folder))
+    files.check_unchanged(base)
+    write_model(folder, value=2.0)
+    with pytest.raises(ModelError, match=r"/model.safetensors: the base model's files changed"):
+        files.check_unchanged(base)
+    with pytest.raises(ModelError, match="the weights are there twice"):
+        locate(str(folder))
+
+
+def test_weights_changed_with_the_old_time_get_another_digest(tmp_path, cache):
+    folder = write_model(tmp_path / "m")
+    before = locate(str(folder))
+    flip_a_bit(folder / "model.safetensors")
+    assert locate(str(folder)).digest != before.digest
+    prepared(cache)
+    locate("smollm2-135m")
+    flip_a_bit(cache / "models" / "smollm2-135m" / "model.safetensors")
+    with pytest.raises(ModelError, match=r"model.safetensors has another checksum"):
+        locate("smollm2-135m")
+
+
+def test_no_checksum_on_disk_is_trusted_when_weights_are_loaded(tmp_path, cache):
+    folder = write_model(tmp_path / "m")
+    weights, memo = folder / "model.safetensors", cache / "digests.json"
+    locate(str(folder))
+    stored = json.loads(memo.read_text())
+    flip_a_bit(weights)
+    stored[str(weights.resolve())]["stamp"] = list(files._stamp(weights))
+    memo.write_text(json.dumps(stored))
+    base = locate(str(folder))  # the cache is believed in a plan
+    with pytest.raises(ModelError, match=r"model.safetensors: the base model's files changed"):
+        files.check_unchanged(base)
+    files.check_unchanged(locate(str(folder)))  # and is right from then on
+
+
+def test_each_weight_file_is_hashed_once_in_a_process(tmp_path, monkeypatch):
+    base = locate(str(write_model(tmp_path / "m")))
+    hashed, fingerprint = [], files.durable.fingerprint
+    monkeypatch.setattr(
+        files.durable, "fingerprint", lambda path: (hashed.append(path.name), fingerprint(path))[1]
+    )
+    for _ in range(3):
+        files.check_unchanged(base)
+    assert hashed == ["model.safetensors"]
+
+
+DAMAGED = ["{", "[]", "\x00", '{"/x": 3}', "KEY:3", 'KEY:{"stamp": 1, "sha256": []}']
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_cache_of_checksums_is_begun_anew(tmp_path, cache, text):
+    folder = write_model(tmp_path / "m")
+    key = json.dumps(str(folder / "model.safetensors"))
+    cache.mkdir()
+    (cache / "digests.json").write_text(text if text[:3] != "KEY" else f"{{{key}:{text[4:]}}}")
+    base = locate(str(folder))
+    assert base.sums["model.safetensors"] in (cache / "digests.json").read_text()
+
+
+@pytest.mark.parametrize("blocked", ["", "digests.json", ".digests.json.lock"])
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, cache, blocked):
+    wanted = locate(str(write_model(tmp_path / "m"))).digest
+    shutil.rmtree(cache)
+    if blocked:
+        (cache / blocked).mkdir(parents=True)
+    else:
+        cache.write_text("no folder")
+    assert locate(str(tmp_path / "m")).digest == wanted

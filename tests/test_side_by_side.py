@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from study_kit import STUDY, TASK, write_data
 
 from mixtune.engine.bank import Bank
-from mixtune.errors import SpecError
+from mixtune.errors import ModelError, SpecError
 from mixtune.execution import bank_training as training
 from mixtune.execution import pool
 from mixtune.execution import run_study as start
@@ -125,6 +125,59 @@ def interrupted(go, monkeypatch, kills, **options):
             with pytest.raises(Killed):
                 go("killed", kill_at=kill_at, **options)
     return go("killed", **options)
+
+
+# ---- a base model that is replaced while the study runs ---------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("when", ["before the plan", "after it"])
+def test_a_file_replaced_before_it_is_loaded_stops_the_run(
+    go, place, tmp_path, monkeypatch, name, when
+):
+    path, prepare, note = place / "base" / name, start.prepare, Listener.note
+    before = path.read_bytes()
+    flipped = before[:-1] + bytes([before[-1] ^ 1])
+    after = (
+        flipped if name.endswith(".safetensors") else before.replace(b"assistant", b"helper") + b" "
+    )
+
+    def replaced():
+        path.write_bytes(after)
+
+    def prepare_and_replace(model):
+        files = prepare(model)
+        replaced()
+        return files
+
+    def note_and_replace(self, text):
+        note(self, text)
+        if text.startswith("worker processes"):
+            replaced()
+
+    try:
+        with monkeypatch.context() as patch, pytest.raises(ModelError, match=f"{name}: .*changed"):
+            if when == "after it":
+                patch.setattr(Listener, "note", note_and_replace)
+            else:
+                patch.setattr(start, "prepare", prepare_and_replace)
+            go()
+    finally:
+        path.write_bytes(before)
+    units = Store(tmp_path / "runs" / "weather").units().values()
+    assert {(unit.state, unit.attempts) for unit in units} <= {("planned", 0)}
+
+
+def test_the_same_command_goes_on_once_the_file_is_back(go, place, monkeypatch):
+    path = place / "base" / "config.json"
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Listener, "run_started", lambda *_: path.write_bytes(before + b" "))
+        with pytest.raises(ModelError, match=r"config\.json: "):
+            go(changes=["seeds=[1]"])
+    path.write_bytes(before)
+    _, store = go(changes=["seeds=[1]"])
+    assert {unit.state for unit in store.units().values()} == {"done"}
 
 
 # ---- side by side as alone ----------------------------------------------------------------------

@@ -32,6 +32,7 @@ from mixtune.execution.portion import Portion
 from mixtune.execution.worker import BACKWARD, FAILURES, Worker, error_text, titles
 from mixtune.identity import digest_of_arrays
 from mixtune.identity import seed as named_seed
+from mixtune.models.files import check_unchanged
 from mixtune.planning.runs import RunPlan
 from mixtune.records import TrainStep
 from mixtune.signals import defer_signals
@@ -93,7 +94,9 @@ def run_portion(worker: Worker, portion: Portion) -> None:
 
     Raises:
         StoreError, OSError: the study's folder cannot be written.
+        ModelError: the base model's files changed since the study was planned; no unit was begun.
     """
+    check_unchanged(portion.base)
     if not portion.trains:
         (run,) = portion.runs
         worker.start(run)

@@ -22,7 +22,13 @@ from mixtune.execution.portion import Setting
 from mixtune.execution.worker import Worker, WorkerOptions, fails_alone, missing
 from mixtune.identity import make_id
 from mixtune.models.catalog import local_path
-from mixtune.models.files import BaseModelFiles, read_object, sha256_of
+from mixtune.models.files import (
+    BaseModelFiles,
+    check_unchanged,
+    load_tokens,
+    read_object,
+    sha256_of,
+)
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Events, Plan, RunPlan, plan_row
 from mixtune.planning.summary import facts_of
@@ -30,7 +36,6 @@ from mixtune.planning.systems import ExtraPlan, stored_study
 from mixtune.store.folder import Folders, PlanRow, Store
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import EvalSpec, Study, TrainSpec
-from mixtune.tokens import Tokens
 
 JUDGE_PROMPT_LENGTH = 16_384
 """Tokens of a question with both answers; the model's own context may be shorter."""
@@ -249,8 +254,9 @@ def local_judge(name: str) -> LocalModel:
     files = prepare(name)
     evaluate = EvalSpec(max_prompt_length=JUDGE_PROMPT_LENGTH, batch_size=8)
     model = LocalModel.load(
-        files.folder, Tokens.load(files.folder), TrainSpec(rank=1), evaluate, device=_device()
+        files.folder, load_tokens(files), TrainSpec(rank=1), evaluate, device=_device()
     )
+    check_unchanged(files)
     model.use_base()
     model.system = make_id("judge", {"model": files.digest})
     return model

@@ -22,6 +22,7 @@ from mixtune.evaluation.answers import predict_queries
 from mixtune.execution.portion import CHECKPOINT_EVERY, Portion, Setting, items_key
 from mixtune.identity import digest
 from mixtune.models.base import MajorityModel, Model
+from mixtune.models.files import check_unchanged, load_tokens
 from mixtune.planning.runs import AnswerPlan, Events, RunPlan
 from mixtune.records import Prediction, ProbeRow, TrainStep
 from mixtune.store.folder import Store
@@ -140,6 +141,7 @@ class Worker:
         if self._model is None or self._loaded != key:
             self._model = None  # its memory is free before the next one is loaded
             self._model = self._load(portion, adapter, self._tokenizer(portion), self.options)
+            check_unchanged(portion.base)
             self._model.on_note = self.events.note
             self._loaded = key
         return self._model
@@ -271,7 +273,7 @@ class Worker:
     def _tokenizer(self, portion: Portion) -> Tokens:
         base = portion.base
         if base.digest not in self._tokens:
-            self._tokens[base.digest] = Tokens.load(base.folder)
+            self._tokens[base.digest] = load_tokens(base)
         return self._tokens[base.digest]
 
 

@@ -5,8 +5,10 @@ Does not know: names of models and the hub (catalog.py), how weights are read or
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +32,11 @@ MAX_FILE_NAME = 255
 """Characters of the longest file name."""
 
 _TEMPLATE = "chat_template.jinja"
+_SETTINGS = (
+    _TEMPLATE, "config.json", "generation_config.json", _INDEX, "special_tokens_map.json",
+    "tokenizer.json", "tokenizer_config.json",
+)  # fmt: skip
+"""Files beside the weights that decide what a model answers."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 """Formats that can run code when read."""
 
@@ -48,7 +55,8 @@ class BaseModelFiles:
     """A base model that is ready to load: config.json, safetensors, tokenizer files.
 
     `source` and `note` are for people; `revision` is the hub's commit; `weights_digest` covers the
-    weight files; `digest` (weights, tokenizer, chat template, config.json) goes into ids.
+    weight files; `digest` (weights, tokenizer, chat template, config.json) goes into ids; `sums`:
+    file name → SHA-256 of each file that the digest was computed from.
     """
 
     name: str
@@ -58,6 +66,7 @@ class BaseModelFiles:
     revision: str | None
     weights_digest: str
     digest: str
+    sums: Mapping[str, str]
 
 
 class _WeightFile(BaseModel):
@@ -97,25 +106,94 @@ def write_object(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def remember(path: Path, key: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
-    """Set one key of a JSON file that several processes may write."""
-    with durable.in_turn(path, CACHE):
-        write_object(path, {**read_object(path), key: value})
+    """Set one key of a cached JSON file that several processes may write.
+
+    What is remembered saves time and decides nothing: a damaged file is begun anew, and a cache
+    that cannot be written is left alone.
+    """
+    with suppress(ModelError, OSError), durable.in_turn(path, CACHE):
+        write_object(path, {**_recall(path), key: value})
+
+
+def _recall(path: Path) -> dict[str, Any]:
+    try:
+        return read_object(path)
+    except ModelError:
+        return {}
 
 
 def sha256_of(path: Path, fresh: bool = False) -> str:
-    """SHA-256 of a file, cached by path, size and modification time unless `fresh`."""
-    cache, key = cache_dir() / "digests.json", str(path.resolve())
+    """SHA-256 of a file, cached by path and `_stamp` unless `fresh`."""
+    memo, key = cache_dir() / "digests.json", str(path.resolve())
     try:
-        stat = path.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns]
-        cached = {} if fresh else read_object(cache).get(key)
-        if isinstance(cached, dict) and cached.get("stamp") == stamp and "sha256" in cached:
+        stamp = _stamp(path)
+        cached = {} if fresh else _recall(memo).get(key)
+        if isinstance(cached, dict) and cached.get("stamp") == [*stamp] and "sha256" in cached:
             return str(cached["sha256"])
         checksum = durable.fingerprint(path)[1]
     except OSError as error:
         raise ModelError(f"cannot read a weight file: {error}", where=str(path)) from error
-    remember(cache, key, {"stamp": stamp, "sha256": checksum})
+    remember(memo, key, {"stamp": stamp, "sha256": checksum})
     return checksum
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Size, times and inode; the time of the last change of state cannot be set back."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+@cache
+def _content(path: Path, stamp: tuple[int, ...]) -> str:
+    """SHA-256 of a file as it is now, once in a process for each stamp."""
+    return durable.fingerprint(path)[1]
+
+
+def _sums(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Name → SHA-256 of those of the files that exist."""
+    paths = {name: folder / name for name in names if (folder / name).is_file()}
+    return {name: _content(path, _stamp(path)) for name, path in paths.items()}
+
+
+def check_unchanged(base: BaseModelFiles, weights: bool = True) -> None:
+    """Refuse a base model with other files than those that the study's ids were computed from.
+
+    Each file is hashed once per process, and again when its size, times or inode change; no
+    checksum on disk is trusted. `weights`: False leaves out the weight files.
+
+    Raises:
+        ModelError: a file was changed, added or removed since the study was planned.
+    """
+    names = {*_SETTINGS, *((*base.sums, _SINGLE) if weights else ())}
+    try:
+        now = _sums(base.folder, names)
+    except OSError as error:
+        raise ModelError(f"cannot read the base model: {error}", where=str(base.folder)) from error
+    for name in sorted(names):
+        if now.get(name) == base.sums.get(name):
+            continue
+        path = base.folder / name
+        if path.is_file():
+            sha256_of(path, fresh=True)  # so that the next plan sees the file as it is
+        raise ModelError(
+            "the base model's files changed after the study was planned",
+            where=str(path),
+            found=f"SHA-256 {now[name]}" if name in now else "no file",
+            wanted=f"SHA-256 {base.sums[name]}" if name in base.sums else "no such file",
+            remedy="restore the file, and the same command goes on; with the file as it is, the "
+            "study gets other ids: give it another name",
+        )
+
+
+def load_tokens(base: BaseModelFiles) -> Tokens:
+    """The base model's tokenizer and chat template, from the files that its digest covers.
+
+    Raises:
+        ModelError: a file was changed since its digest was computed, or cannot be read.
+    """
+    tokens = Tokens.load(base.folder)
+    check_unchanged(base, weights=False)
+    return tokens
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -132,6 +210,13 @@ def weight_files(folder: Path) -> list[Path]:
         found = f"missing {', '.join(missing)}" if missing else "an index without files"
         problem, where = "the weights are incomplete", str(folder / _INDEX)
         raise ModelError(problem, where=where, found=found, remedy="download the model again")
+    if _SINGLE not in names and (folder / _SINGLE).is_file():
+        raise ModelError(
+            "the weights are there twice",
+            where=str(folder),
+            found=f"{_SINGLE}, and {_INDEX} with its parts",
+            remedy="remove one of the two: transformers would load the first",
+        )
     return [folder / name for name in names]
 
 
@@ -215,7 +300,7 @@ def describe(
     Raises:
         ModelError: a file is missing, broken, or in a format that can run code.
     """
-    config = refuse_remote_code(folder, str(folder))
+    refuse_remote_code(folder, str(folder))
     files = weight_files(folder)
     if not files:
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
@@ -229,7 +314,7 @@ def describe(
     for path in files:
         tensor_shapes(path)  # refuses a broken file
     weights = {path.name: sha256_of(path) for path in files}
-    return BaseModelFiles(name, folder, source, note, revision, *_digests(folder, weights, config))
+    return _with_digests(folder, weights, name, source, note, revision)
 
 
 def with_template(folder: Path, template: str, target: Path) -> Path:
@@ -290,8 +375,7 @@ def describe_prepared(folder: Path, verify: bool = False) -> BaseModelFiles:
         if sha256_of(path, fresh=verify) != file.sha256:
             raise _damaged(folder, f"{name} has another checksum")
     weights = {name: file.sha256 for name, file in manifest.weights.items()}
-    digests = _digests(folder, weights, refuse_remote_code(folder, str(folder)))
-    return BaseModelFiles(manifest.name, folder, manifest.source, manifest.note, None, *digests)
+    return _with_digests(folder, weights, manifest.name, manifest.source, manifest.note, None)
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -303,14 +387,27 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     write_object(folder / MANIFEST, {"scheme": 1, **facts, "weights": weights})
 
 
-def _digests(
-    folder: Path, weights: Mapping[str, str], config: Mapping[str, Any]
-) -> tuple[str, str]:
-    """Digest of the weights, and of all that determines the model's answers."""
-    tokens = Tokens.load(folder).digest
+def _with_digests(
+    folder: Path,
+    weights: Mapping[str, str],
+    name: str,
+    source: str,
+    note: str,
+    revision: str | None,
+) -> BaseModelFiles:
+    """The model with the digest of its weights, and of all that determines its answers."""
+    sums = {**weights, **_sums(folder, _SETTINGS)}
+    config = refuse_remote_code(folder, str(folder))
     shape = {key: value for key, value in config.items() if key not in _IGNORED_KEYS}
     weights_digest = digest(dict(weights))
-    return weights_digest, digest({"weights": weights_digest, "tokens": tokens, "config": shape})
+    parts = {
+        "weights": weights_digest,
+        "tokens": Tokens.load(folder).digest,
+        "config": shape,
+    }
+    base = BaseModelFiles(name, folder, source, note, revision, weights_digest, digest(parts), sums)
+    check_unchanged(base, weights=False)  # the files were not replaced while they were read
+    return base
 
 
 def _damaged(folder: Path, detail: str) -> ModelError:

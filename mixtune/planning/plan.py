@@ -15,7 +15,7 @@ from typing import Literal
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError
 from mixtune.identity import make_id
-from mixtune.models.files import BaseModelFiles
+from mixtune.models.files import BaseModelFiles, load_tokens
 from mixtune.planning.api import Remote
 from mixtune.planning.cells import Cell, cells, claimed_cells
 from mixtune.planning.corpus import Leaks, answered, gold_answers, leaking_packs, load_corpus
@@ -54,7 +54,7 @@ class Planner:
         self.selection = selection
         self.registry = registry
         self.files = files
-        self.tokens = Tokens.load(files.folder) if files else None
+        self.tokens = load_tokens(files) if files else None
         self.sizes = Sizes(self.tokens) if self.tokens else None
         self.corpus = load_corpus(study, registry)
         self.remote = Remote(study, registry, self.corpus)
