@@ -1,7 +1,9 @@
-"""What a stored value means: filters, empty values, bytes."""
+"""Meaning of stored values and keys: filters, empty values, bytes, weights, unused columns."""
 
 import json
 from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from own_kit import registry
 
+from mixtune.datasets.check import check_task
+from mixtune.datasets.user_tasks import draft_task
 from mixtune.errors import DataError
-from mixtune.tasks.record import blank, equal_values, plain_value
+from mixtune.tasks.record import blank, equal_values, plain_value, read_dialogue
 
 TASK = """\
 name: plants
@@ -153,3 +157,148 @@ class TestBytes:
     def test_are_refused_in_another_encoding(self, tmp_path):
         with pytest.raises(DataError, match="row 2: field 'note': bytes that are not UTF-8"):
             self.load(tmp_path, [b"ivy", b"L\xf6wenzahn"])
+
+
+TALK = [{"role": "user", "content": "Is it dry?"}, {"role": "assistant", "content": "Yes."}]
+
+
+def talk(*turns, **keys):
+    """A conversation about watering; each turn of the assistant with keys of its own."""
+    pairs = [[TALK[0], {**TALK[1], **more}] for more in turns or [{}]]
+    return {"messages": [turn for pair in pairs for turn in pair], **keys}
+
+
+def read(kind, record, **columns):
+    dialogue = read_dialogue(record, "rows:1", kind, columns)
+    return dialogue.answers()
+
+
+ROWS = {
+    "messages": talk(), "alpaca": {"instruction": "Is it dry?", "output": "Yes."},
+    "prompt-completion": {"prompt": "Is it dry?", "completion": "Yes."},
+    "sharegpt": {
+        "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    },
+}  # fmt: skip
+MEANING = {
+    "image": "a.png", "Images": ["a.png"], "tools": '[{"name": "a"}]', "functions": [{}],
+    "chosen": "Yes.", "rejected": "No.", "kto_tag": True, "label": False, "weight": 0.2,
+    "train": False, "reasoning": "It is.", "sample_weight": 2,
+}  # fmt: skip
+
+
+class TestKeysOfConversations:
+    @pytest.mark.parametrize(
+        ("turns", "learnt"),
+        [
+            ([{}, {}], [1, 3]), ([{"weight": 0}, {"weight": 1}], [3]),
+            ([{"train": False}, {}], [3]), ([{"loss": 0.0}, {"train": True, "weight": 1}], [3]),
+            ([{"weight": None}, {"train": False}], [1]),
+        ],
+    )  # fmt: skip
+    def test_turns_of_no_weight_are_not_learnt(self, turns, learnt):
+        assert read("messages", talk(*turns)) == learnt
+        system = talk(*turns, system="Be short.")
+        assert read("messages", system) == [place + 1 for place in learnt]
+
+    def test_a_turn_of_no_weight_stays_in_the_prompt(self, tmp_path):
+        (tmp_path / "rows.jsonl").write_text(json.dumps(talk({"weight": 0}, {})))
+        text = "name: plants\nformat: messages\nsource: rows.jsonl\n"
+        (example,) = registry(tmp_path, text).dataset("plants", 0.1).examples("train")
+        assert (example.id, len(example.messages)) == ("train-0/2", 3)
+
+    @pytest.mark.parametrize(
+        ("turn", "message"),
+        [
+            ({"weight": 0.5}, "weights are 0 or 1"), ({"train": "no"}, "weights are 0 or 1"),
+            ({"weight": 0, "train": True}, "contradict"),
+            ({"weight": 0}, "no turn of the assistant"),
+            ({"reasoning_content": "It is."}, "reasoning_content is not supported: reasoning"),
+            ({"thinking": "It is."}, "thinking is not supported"),
+            ({"tool_calls": [{"id": 1}]}, "tool_calls is not supported: calls of tools"),
+            ({"images": ["a.png"]}, "images is not supported: rows are text only"),
+        ],
+    )  # fmt: skip
+    def test_other_meaning_of_a_turn_is_refused_by_name(self, turn, message):
+        with pytest.raises(DataError, match=message) as refused:
+            read("messages", talk(turn))
+        assert str(refused.value).startswith("rows:1")
+
+    def test_turns_of_the_user_are_not_learnt(self):
+        record = talk()
+        record["messages"] = [{**TALK[0], "train": True}, TALK[1]]
+        with pytest.raises(DataError, match="turns of the user are not learnt"):
+            read("messages", record)
+
+    @pytest.mark.parametrize("kind", ROWS)
+    @pytest.mark.parametrize("key", MEANING)
+    def test_meaning_of_a_row_is_refused_by_name(self, kind, key):
+        with pytest.raises(DataError, match=f"field '{key}'"):
+            read(kind, {**ROWS[kind], key: MEANING[key]})
+
+    @pytest.mark.parametrize("kind", ROWS)
+    @pytest.mark.parametrize("value", [None, "", "[]", "{}", "null", [], {}, " [ ] "])
+    def test_keys_without_a_value_mean_nothing(self, kind, value):
+        keys = {key: value for key in MEANING if key not in ("weight", "train")}
+        assert read(kind, {**ROWS[kind], **keys, "weight": 1, "train": None})
+
+    def test_the_chosen_answers_can_be_named(self):
+        row = {"prompt": "Is it dry?", "chosen": "Yes.", "rejected": "No."}
+        assert read("prompt-completion", row, completion="chosen") == [1]
+        with pytest.raises(DataError, match=r"columns: \{completion: chosen\}"):
+            read("prompt-completion", {**row, "completion": "Yes."})
+
+    @pytest.mark.parametrize("name", ["system", "history", "input"])
+    def test_other_parts_of_a_prompt_are_not_lost(self, name):
+        row = {**ROWS["prompt-completion"], name: [["a", "b"]] if name == "history" else "a"}
+        with pytest.raises(DataError, match=f"{name} is not read in this format"):
+            read("prompt-completion", row)
+        assert read("alpaca", row, instruction="prompt", output="completion")
+
+    def test_two_system_turns_are_refused(self):
+        record = talk(system="Be short.")
+        record["messages"] = [{"role": "system", "content": "Be long."}, *record["messages"]]
+        with pytest.raises(DataError, match="two system turns"):
+            read("messages", record)
+        assert read("messages", {**record, "system": "Be long."}) == [2]
+
+    def test_a_file_of_preferences_is_no_label_task(self, tmp_path):
+        rows = [
+            {"prompt": f"fern {n}", "chosen": "a", "rejected": "b", "bed": n % 2} for n in range(9)
+        ]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(DataError, match="preferences are not trained on"):
+            draft_task(tmp_path / "rows.jsonl")
+
+
+def test_prompts_with_several_labels_are_noted(tmp_path):
+    rows = [{"note": f"fern {n // 2}", "spot": ("shade", "sun")[n % 2]} for n in range(60)]
+    split_of(tmp_path, rows=rows)
+    scored = registry(tmp_path, TASK.replace("scored: false\n", ""))
+    notes = check_task(scored, "plants", 0.1, None).notes
+    assert any(
+        "train: 2" in note and "several labels, the first at train-0: shade, sun" in note
+        for note in notes
+    ), notes
+
+
+class TestUnusedColumns:
+    def test_are_named(self, tmp_path):
+        rows = [talk({"name": "Ada"}, garden=n, note=None) for n in range(3)]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        text = "name: plants\nformat: messages\nsource: rows.jsonl\n"
+        split = registry(tmp_path, text).dataset("plants", 0.1).split("train")
+        assert split.unused == ("garden", "messages[].name")
+        check = check_task(registry(tmp_path, text), "plants", 0.1, None)
+        assert "nothing reads garden, messages[].name" in check.notes
+
+    @given(st.sets(st.sampled_from(["a", "b", "c", "d", "e"])))
+    def test_are_those_that_no_key_names(self, names):
+        with TemporaryDirectory() as folder:
+            path = Path(folder)
+            more = 'columns: {b: "a"}\nkeep: {b: [1]}\nskip_if_empty: [c]\ngroup_by: "{{ d }}"\n'
+            rows = [
+                {"note": f"fern {n}", "spot": "sun", "a": 1, "c": 1, "d": 1, "e": 1} for n in "xy"
+            ]
+            rows[0] |= dict.fromkeys(names - {"a", "c", "d", "e"}, 1)
+            assert split_of(path, more, rows).unused == ("e", *(names & {"b"}))

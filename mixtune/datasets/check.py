@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mixtune.datasets.leakage import find_leaked
 from mixtune.datasets.registry import Dataset, LoadedSplit, Registry
 from mixtune.errors import DataError, UserError, shorten
-from mixtune.records import Example
+from mixtune.records import Example, Message
 from mixtune.tasks.parsers.labels import PARSERS
 from mixtune.tasks.task import Task, shared_fields
 
@@ -130,11 +130,14 @@ def check_task(registry: Registry, name: str, carve: float, limit: Limit | None)
             splits = _facts(dataset, limit)
             shown = previews(dataset.split("train").examples[:PREVIEWS])
             notes += _notes(splits, task, limit)
+            unused = {name for split in dataset.splits for name in dataset.split(split).unused}
+            notes += [f"nothing reads {shorten(', '.join(sorted(unused)), 400)}"] if unused else []
             problems += _fully_leaked(splits, task)
             for split in dataset.splits if task.scored else ():
                 rows = dataset.split(split).examples
                 problems += _unparsed_answers(rows, task)
                 notes += _loosely_written_answers(rows, task)
+                notes += _contradictions(rows) if task.kind == "label" else []
     except UserError as error:
         problems.append(str(error))
     except _TooManyProblems:
@@ -244,6 +247,21 @@ def _loosely_written_answers(rows: Sequence[Example], task: Task) -> list[str]:
     return answers and [
         f"{rows[0].split}: {len(answers)} answers are not in the form that parser {task.parser!r} "
         f"asks for; an answer like them is unparsed: {shorten(answers[0], 80)!r}"
+    ]
+
+
+def _contradictions(rows: Sequence[Example]) -> list[str]:
+    """A note if one prompt has several labels: no system can be right on all of them."""
+    labels: dict[tuple[Message, ...], set[str]] = {}
+    for row in rows:
+        labels.setdefault(row.messages, set()).add(row.target)
+    several = [row for row in rows if len(labels[row.messages]) > 1]
+    if not several:
+        return []
+    first = several[0]
+    return [
+        f"{first.split}: {len({row.messages for row in several})} prompts have several labels, the "
+        f"first at {first.id}: {', '.join(sorted(labels[first.messages]))}"
     ]
 
 

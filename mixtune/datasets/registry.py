@@ -20,7 +20,8 @@ from mixtune.identity import unit_interval
 from mixtune.records import Example, Split
 from mixtune.study.spec import Study
 from mixtune.tasks.context import Policy
-from mixtune.tasks.rendering import filter_values, render_record
+from mixtune.tasks.record import stored_names
+from mixtune.tasks.rendering import filter_values, read_columns, render_record, turns_column
 from mixtune.tasks.task import Task, parse_task
 
 
@@ -39,7 +40,7 @@ class LoadedSplit:
 
     `read_from` is the stored split: train where this one is carved, and the counts are those of
     the whole stored split. `dropped` counts records by reason; `notes` counts what else happened
-    to records that were used: parts left out, contexts cut.
+    to records that were used: parts left out, contexts cut. `unused`: columns that nothing reads.
     """
 
     examples: tuple[Example, ...]
@@ -48,6 +49,7 @@ class LoadedSplit:
     records: int
     dropped: Mapping[str, int]
     notes: Mapping[str, int] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
     @property
     def used(self) -> int:
@@ -300,10 +302,13 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
     notes: Counter[str] = Counter()
     places: dict[str, str] = {}
     unmatched, absent = filter_values(task), task.optional_columns
+    names: dict[str, None] = {}
+    turns, known = turns_column(task), read_columns(task)
     records = used = faults = 0
     for row in reader.rows(split, fault):
         records += 1
         absent.difference_update(row.record)
+        names.update(dict.fromkeys(stored_names(row.record, turns)))
         try:
             rendered = render_record(
                 task, row.record, split, where=row.where, number=row.number, question=row.question
@@ -343,7 +348,8 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
             remedy="check that the file is the right one and has rows",
         )
         fault(unusable)
-    return LoadedSplit(tuple(examples), reader.about, split, records, dropped, notes)
+    unused = tuple(name for name in names if name not in known)
+    return LoadedSplit(tuple(examples), reader.about, split, records, dropped, notes, unused)
 
 
 def _absent_column(task: Task, column: str, about: str) -> DataError:

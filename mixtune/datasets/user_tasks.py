@@ -28,6 +28,7 @@ from mixtune.identity import digest
 from mixtune.records import Split
 from mixtune.study.yaml import read_documents, read_file
 from mixtune.tasks.parsers.labels import fold
+from mixtune.tasks.record import preferences
 from mixtune.tasks.source_spec import ending
 from mixtune.tasks.task import Task, make_task, parse_tasks
 
@@ -258,6 +259,15 @@ def draft_task(path: Path, names: Container[str] = (), folder: Path | None = Non
     rows = list(islice(read_rows(path, lambda fault: None), SAMPLE_ROWS))
     if not rows:
         raise DataError("the file has no rows to look at", where=shorten(str(path), 300))
+    if compared := preferences(rows[0].record):
+        raise DataError(
+            "preferences are not trained on here",
+            where=rows[0].where,
+            found=", ".join(compared),
+            wanted="one answer a row",
+            remedy="to train on the chosen answers alone, write a task file with "
+            "format: prompt-completion and columns: {completion: chosen}",
+        )
     stem = path.name.removesuffix(ending(path.name) or "").lower()
     name = re.sub(r"[^a-z0-9]+", "-", stem)[:60].strip("-") or "task"
     name = f"own-{name}" if name in names else name

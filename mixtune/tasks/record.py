@@ -5,11 +5,11 @@ Rows that are conversations come in four formats: prompt-completion, alpaca, sha
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from numbers import Number
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 from pydantic import BeforeValidator
 
@@ -173,13 +173,35 @@ ROLES: dict[str, Role] = {
 
 _FIX = "fix the row or leave it out"
 _OPTIONAL = ("system", "history", "input")
-_MORE_THAN_TEXT = ("tool_calls", "function_call", "tools", "images", "videos", "audios")
+_PREFERENCES = (
+    "chosen", "rejected", "chosen_response", "rejected_response", "preferred_output",
+    "non_preferred_output", "kto_tag",
+)  # fmt: skip
+_UNSUPPORTED = {
+    **dict.fromkeys(_PREFERENCES, "preferences are not trained on"),
+    **dict.fromkeys(
+        ("image", "images", "video", "videos", "audio", "audios"), "rows are text only"
+    ),
+    **dict.fromkeys(
+        ("tools", "functions", "tool_calls", "function_call"), "calls of tools are not trained on"
+    ),
+    **dict.fromkeys(
+        ("reasoning_content", "reasoning", "thinking"), "reasoning apart is not trained on"
+    ),
+    **dict.fromkeys(("train_detail", "training_detail"), "turns are learnt whole"),
+    "sample_weight": "rows have no weights",
+}  # fmt: skip
+"""Keys that carry meaning, in lower case, and the reason why they are refused."""
+WEIGHTS = ("weight", "train", "training", "loss")
+"""Keys of a turn, or of a row, that say if it is learnt."""
+_CHOSEN_ONLY = "to train on the chosen answers alone, set columns: {completion: chosen}"
+_AS_ALPACA = "set format: alpaca and columns: {instruction: prompt, output: completion}"
 _TOOLS = {"tool", "function", "observation", "function_call", "tool_calls", "tool_call"}
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """Turns in order; those of the assistant from `first` on are to be learnt.
+    """Turns in order; the assistant's from `first` on, but for `unlearnt`, are to be learnt.
 
     `about`: the text that an instruction is about, where the row stores it separately.
     """
@@ -187,11 +209,17 @@ class Dialogue:
     turns: tuple[Message, ...]
     first: int = 0
     about: str = ""
+    unlearnt: frozenset[int] = frozenset()
 
     def answers(self) -> list[int]:
         """Places of the assistant's turns that are to be learnt."""
-        places = range(self.first, len(self.turns))
+        places = [i for i in range(self.first, len(self.turns)) if i not in self.unlearnt]
         return [i for i in places if self.turns[i].role == "assistant"]
+
+
+class _Turn(NamedTuple):
+    message: Message
+    learnt: bool
 
 
 def read_dialogue(
@@ -207,6 +235,7 @@ def read_dialogue(
         DataError: a field that is missing, empty or no text, an unknown role, a wrong order.
     """
     reader = _Reader(record, where, {**COLUMNS[kind], **columns}, {**ROLES, **roles})
+    reader.refuse_unsupported(record, "")
     readers = {"alpaca": reader.alpaca, "prompt-completion": reader.completion}
     dialogue = readers.get(kind, reader.messages)()
     order = [turn.role for turn in dialogue.turns]
@@ -222,6 +251,26 @@ def read_dialogue(
     if not dialogue.answers():
         raise DataError("no turn of the assistant to learn", where=where, found=order)
     return dialogue
+
+
+def stored_names(record: Record, turns: str | None) -> Iterator[str]:
+    """Names of the fields that are not blank; keys of the turns in a field as turns[].key."""
+    yield from (name for name, value in record.items() if not blank(value))
+    items = record.get(turns) if turns is not None else None
+    for turn in items if isinstance(items, list) else ():
+        if isinstance(turn, Mapping):
+            yield from (f"{turns}[].{key}" for key, value in turn.items() if not blank(value))
+
+
+def preferences(record: Record) -> list[str]:
+    """Fields of a record that compare two answers."""
+    return [name for name in record if name.lower() in _PREFERENCES]
+
+
+def _is_empty(value: object) -> bool:
+    """True for what is blank, also where it is written as JSON in a text."""
+    text = value.replace(" ", "") if isinstance(value, str) else ""
+    return blank(value) or text in ("[]", "{}", "null")
 
 
 def check_columns(kind: Format, columns: Mapping[str, str | None]) -> None:
@@ -260,19 +309,31 @@ class _Reader:
         if isinstance(prompt, list) != isinstance(completion, list):
             self._fail("completion is of another kind", "prompt", prompt, "texts or lists")
         if not isinstance(prompt, list):
+            for name in ("system", "history", "input"):
+                if name not in self.names.values() and not blank(self.record.get(name)):
+                    problem, value = f"{name} is not read in this format", self.record[name]
+                    self._fail(problem, name, value, "prompt and completion", _AS_ALPACA)
             user, assistant = self._text("prompt"), self._text("completion")
             return Dialogue((Message("user", user), Message("assistant", assistant)), 1)
         names = {"role": "role", "content": "content"}
         turns = self._turns(prompt, str(self.names["prompt"]), names)
         learnt = self._turns(completion, str(self.names["completion"]), names)
-        return Dialogue((*turns, *learnt), len(turns))
+        return self._dialogue([*turns, *learnt], len(turns))
 
     def messages(self) -> Dialogue:
         field = str(self.names["messages"])
-        self._refuse_tools(self.record, "")
         turns = self._turns(self._value("messages"), field, self.names)
-        has_system = turns and turns[0].role == "system"
-        return Dialogue(tuple(turns) if has_system else (*self._system(), *turns))
+        system = [_Turn(message, False) for message in self._system()]
+        if turns and turns[0].message.role == "system":
+            if system and system[0].message != turns[0].message:
+                problem, value = "two system turns", system[0].message.content
+                self._fail(problem, str(self.names["system"]), value, "one of the two")
+            system = []
+        return self._dialogue([*system, *turns], 0)
+
+    def _dialogue(self, turns: Sequence[_Turn], first: int) -> Dialogue:
+        unlearnt = frozenset(i for i, turn in enumerate(turns) if not turn.learnt)
+        return Dialogue(tuple(turn.message for turn in turns), first, unlearnt=unlearnt)
 
     def _system(self) -> list[Message]:
         text = self._optional("system")
@@ -292,7 +353,7 @@ class _Reader:
             turns.append(Message("assistant", self._stripped(answer, str(field))))
         return turns
 
-    def _turns(self, value: object, field: str, names: Mapping[str, str | None]) -> list[Message]:
+    def _turns(self, value: object, field: str, names: Mapping[str, str | None]) -> list[_Turn]:
         if not isinstance(value, list):
             self._fail("not a list of turns", field, value, "a list of objects")
         role, content = str(names["role"]), str(names["content"])
@@ -301,20 +362,48 @@ class _Reader:
             place = f"{field}[{i}]"
             if not isinstance(turn, Mapping):
                 self._fail("not a turn", place, turn, f"an object with {role} and {content}")
-            self._refuse_tools(turn, place)
+            self.refuse_unsupported(turn, place)
             for key in (role, content):
                 if key not in turn:
                     self._fail(f"the turn has no {key!r}", place, ", ".join(map(str, turn)), key)
             speaker = self._role(turn[role], f"{place}.{role}")
-            turns.append(Message(speaker, self._stripped(turn[content], f"{place}.{content}")))
+            message = Message(speaker, self._stripped(turn[content], f"{place}.{content}"))
+            turns.append(_Turn(message, self._learnt(turn, speaker, place)))
         return turns
 
-    def _refuse_tools(self, turn: Record, place: str) -> None:
-        """Refuse calls of tools and pictures, which would be lost silently."""
-        for key in _MORE_THAN_TEXT:
-            if turn.get(key):
-                field = f"{place}.{key}" if place else key
-                self._fail(f"{key} is not supported", field, turn[key], "text only")
+    def _learnt(self, turn: Record, speaker: Role, place: str) -> bool:
+        """False for a turn of weight 0; the others of the assistant are learnt."""
+        flags = {key: turn[key] for key in WEIGHTS if not blank(turn.get(key))}
+        for key, value in flags.items():
+            field = f"{place}.{key}"
+            if not isinstance(value, bool | int | float) or value not in (0, 1):
+                self._fail("weights are 0 or 1", field, value, "0, 1, true or false")
+            if value and speaker != "assistant":
+                problem = f"turns of the {speaker} are not learnt"
+                self._fail(problem, field, value, "0, false, or no such key")
+        if len({bool(value) for value in flags.values()}) > 1:
+            self._fail("keys that contradict each other", place, flags, "one of them")
+        return all(flags.values())
+
+    def refuse_unsupported(self, fields: Record, place: str) -> None:
+        """Refuse keys of a row or turn that carry meaning and would be lost silently."""
+        names = set(self.names.values())
+        chosen = any(name.lower() in _PREFERENCES for name in names if name)
+        for key, value in fields.items():
+            reason = _UNSUPPORTED.get(key.lower())
+            if not place and key.lower() in ("weight", "train") and value not in (1, True):
+                reason = "weights of rows are not supported"
+            if not place and key == "label" and isinstance(value, bool):
+                reason = _UNSUPPORTED["kto_tag"]
+            if reason is None or key in names or _is_empty(value):
+                continue
+            field = f"{place}.{key}" if place else key
+            remedy = f"remove {key!r} from the rows, or leave such rows out"
+            if reason == _UNSUPPORTED["chosen"]:
+                if chosen:  # The task file names one of the two answers: the other is not read.
+                    continue
+                remedy = _CHOSEN_ONLY
+            self._fail(f"{key} is not supported: {reason}", field, value, "text only", remedy)
 
     def _role(self, value: object, field: str) -> Role:
         role = self.roles.get(value) if isinstance(value, str) else None

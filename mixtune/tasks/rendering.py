@@ -8,6 +8,8 @@ from mixtune.errors import DataError, shorten
 from mixtune.records import Example, Message, Split
 from mixtune.tasks.makers import Part, Parts
 from mixtune.tasks.record import (
+    COLUMNS,
+    WEIGHTS,
     Record,
     Scalar,
     blank,
@@ -85,6 +87,25 @@ def _render_used(
                 return Rendered(dropped=f"context over {context.words:,} words")
             notes += (f"context cut to {context.words:,} words: {context.policy}",)
     return Rendered(tuple(renderer.examples(parts.parts, question)), notes)
+
+
+def turns_column(task: Task) -> str | None:
+    """The column that holds a conversation's turns."""
+    return {**COLUMNS[task.format], **task.columns}.get("messages")
+
+
+def read_columns(task: Task) -> set[str]:
+    """Columns that something reads; keys of a conversation's turns as turns[].key."""
+    names = {task.column(field) for field in task.required_fields} | task.optional_columns
+    if task.format == "fields":
+        made = task.make.reads() if task.make is not None else set()
+        label = {task.fields.label} if task.fields.label else set()
+        return names | {task.column(field) for field in {*label, *task.questions, *made}}
+    columns = {**COLUMNS[task.format], **task.columns}
+    keys = [columns.get("role"), columns.get("content"), *WEIGHTS]
+    return names.union(
+        filter(None, columns.values()), (f"{turns_column(task)}[].{k}" for k in keys)
+    )
 
 
 def filter_values(task: Task) -> set[str]:
