@@ -88,7 +88,8 @@ def _show(facts: StudyFacts, selection: Selection, fresh: Sequence[RunPlan], wri
     say(
         f"{f'written to {path}' if written else status}: {len(fresh)} runs with the fresh seeds "
         f"{selection.fresh[0]} to {selection.fresh[-1]}; margin ±{selection.margin:g}; test scores "
-        f"were looked at {selection.test_reads} times before"
+        f"were looked at {selection.test_reads} times before",
+        whole=True,
     )
 
 
@@ -118,7 +119,7 @@ def claims(
     else:
         say("nothing can be claimed: no target has a single task and a cocktail finished")
     for claim in [] if request.as_json else rows:
-        say(claim.sentence)
+        say(claim.sentence, whole=True)
     if fail_unless is not None:
         _gate(rows, {part.strip() for part in fail_unless.split(",")})
 
@@ -174,9 +175,9 @@ def questions(request: Request) -> None:
             out.rule(name)
         for question in (item for item in own if item.answered):
             out.print(question.title, markup=False, style="bold")
-            say(f"{question.answer}\n")
+            say(f"{question.answer}\n", whole=True)
         if line := unanswered(own):
-            say(line)
+            say(line, whole=True)
 
 
 @verb("Read", "study_file overrides * runs_dir limit dry_run as_json")

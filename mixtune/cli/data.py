@@ -256,7 +256,7 @@ def _say(text: str) -> None:
     """Text that may come from data: escaped line by line, and cut."""
     if len(text) > LONGEST_SHOWN:
         text = f"{text[:LONGEST_SHOWN]}… ({len(text)} characters)"
-    say("\n".join(shorten(line, LONGEST_SHOWN + 40) for line in text.split("\n")))
+    say("\n".join(shorten(line, LONGEST_SHOWN + 40) for line in text.split("\n")), whole=True)
 
 
 # ---- leaks ---------------------------------------------------------------------------------------
@@ -424,7 +424,7 @@ def _show_leaks(report: dict[str, Any]) -> None:
     left_out = report["left_out"].items()
     lines += [f"left out: {shorten(f'{name}: {reason}', 300)}" for name, reason in left_out]
     for line in lines:
-        say(line)
+        say(line, whole=True)
     records = report["records"].values()
     say(
         f"{sum(records):,} records in {len(records)} splits compared. exact: up to case and "

@@ -120,9 +120,9 @@ def _cell(row: Any, column: str | Callable[[Any], object]) -> object:  # noqa: A
     return "–" if value is None else format(value, form)
 
 
-def say(text: str) -> None:
-    """Print a line as it is, without markup; no line is broken."""
-    console().print(text, markup=False, soft_wrap=True)
+def say(text: str, *, whole: bool = False) -> None:
+    """Print a text without markup, folded to the width; `whole`: no line is broken."""
+    console().print(text, markup=False, soft_wrap=whole)
 
 
 def interval(low: float | None, high: float | None, sign: str = "") -> str:

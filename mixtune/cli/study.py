@@ -86,7 +86,7 @@ def _plan(request: Request, study: Study) -> None:
         return
     tables.show_plan(planned, planner)
     for line in [*leak_lines(data), *changed]:
-        say(line)
+        say(line, whole=True)
     todo_text = "" if todo is None else f"{todo} of {len(planned.rows())} units of work to do; "
     say(f"{todo_text}next: mixtune run {request.study_file}")
 
@@ -149,7 +149,7 @@ def _show_end(request: Request, facts: StudyFacts, page: Path, model: bool) -> N
     look += ["--limit", str(request.limit)] if request.limit else []
     tables.show_summary(facts, measure_split(facts, "validation"))
     tables.show_spent(facts.store)
-    say(f"every system, metric and interval: {shlex.join(look)}\nreport: {page}")
+    say(f"every system, metric and interval: {shlex.join(look)}\nreport: {page}", whole=True)
 
 
 @verb("Run", "study_file overrides runs_dir limit as_json")

@@ -315,7 +315,7 @@ def show_summary(facts: StudyFacts, measured: SplitResults, form: str | None = N
     note += ", synthetic data" if any(task.synthetic for task in facts.tasks.values()) else ""
     title = f"{facts.study.name}, {measured.split}{note}: value, difference to the single task "
     show_cells(f"{title}[95 %]", ("system", *facts.tasks), rows)
-    say(f"base model: {facts.model_note}")
+    say(f"base model: {facts.model_note}", whole=True)
     show_training(facts)
     show_api_systems(facts, measured)
 
