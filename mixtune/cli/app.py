@@ -115,9 +115,10 @@ def complete_models(incomplete: str) -> list[str]:
 
 
 def _runs_of(ctx: typer.Context, folder: Path) -> Path:
-    """The folder of results: that which a pack is opened to, where one is given.
+    """The folder of results; for a pack, the folder that it is unpacked to.
 
-    A study file that lies in a pack is read beside its own results, wherever others are kept.
+    A study file in an unpacked pack is read with the pack's own results, whatever the default or
+    MIXTUNE_RUNS_DIR says; only --runs-dir goes before them.
     """
     if is_zip(folder):
         return opened(folder).parent

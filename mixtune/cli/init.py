@@ -193,6 +193,7 @@ def _next_command(file: Path) -> str:
 
 
 def _head(file: Path) -> str:
+    """The comment that a new study file begins with; its command is for the file's own folder."""
     return (
         f"A study of mixtune. Next: {shorten(_next_command(Path(file.name)))}, then mixtune run\n"
         "Lines that start with # show defaults: to change one, remove the # there and in front of "

@@ -97,8 +97,9 @@ class Dataset:
     def split(self, split: Split) -> LoadedSplit:
         """One split with its counts.
 
-        Where a task has no validation split, the train groups with unit_interval("carve", group)
-        below `carve` become it and the others train; a split that is stored stays whole.
+        Where validation or test is missing and can be carved (`_shares`), train groups become it
+        by a hash of the group's name, and the others stay train. Nothing is taken from a stored
+        validation or test split.
 
         Raises:
             DataError: no such split, or a record that cannot be used.
@@ -152,8 +153,10 @@ class Dataset:
         return replace(stored, examples=examples, source=source)
 
     def _stored_split(self, split: Split) -> LoadedSplit:
+        """A split as the dataset has it, before anything is carved; read once."""
         if split not in self._stored:
             if not self._reader.has(split):
+                # The reason why no validation is carved for a probe.
                 why = ", a probe: nothing is chosen by it" if self.task.role == "probe" else ""
                 raise DataError(
                     f"the dataset has no {split} split",

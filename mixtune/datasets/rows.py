@@ -185,8 +185,10 @@ def _list_rows(path: Path, fault: Fault) -> Iterator[Row]:
 
 
 def _parse_json(text: str, where: str) -> Any:  # noqa: ANN401 - any JSON value
+    """A line of .jsonl, or a whole .json file."""
     try:
         return _DECODER.decode(text)
+    # RecursionError: brackets nested too deeply. ValueError: also of the decoder's two hooks.
     except (ValueError, RecursionError) as error:
         position = error.pos if isinstance(error, json.JSONDecodeError) else 0
         raise DataError(

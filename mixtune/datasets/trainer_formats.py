@@ -282,6 +282,7 @@ def _axolotl(entry: Raw, folder: Path) -> Raw:
 
 
 def _message_columns(entry: Raw, form: str) -> Raw:
+    """`columns` of a task file; Axolotl's newer `message_property_mappings` goes first."""
     mapped = entry.get("message_property_mappings") or {}
     if not isinstance(mapped, dict) or mapped.keys() - {"role", "content"}:
         raise _Unsupported(f"message_property_mappings {shorten(mapped)}; role and content can be")

@@ -225,9 +225,10 @@ class Bank:
         self.gradients[slot].zero_()
 
     def save(self, slot: int, folder: Path, base_name: str) -> None:
-        """Write an adapter in PEFT's format, weights in float32."""
+        """Write the adapter of a slot in PEFT's format, weights in float32."""
         targets = self.config.target_modules
-        # Last parts of names, as PEFT has them; whole names where only some layers are adapted.
+        # Last parts of names, as PEFT has them. A tuple stays as it is: with `train.top_layers` it
+        # has whole names, because last parts would name the layers below too.
         names = targets if isinstance(targets, tuple) else {n.split(".")[-1] for n in self.layers}
         tensors = {
             key: tensor.detach().cpu().contiguous().clone()

@@ -139,6 +139,7 @@ def base_of(folder: Path) -> BaseReference:
     """
     config = read_object(folder / CONFIG_FILE, ModelError)
     merged = read_object(folder / MERGE_FILE, ModelError).get("base")
+    # A run has its adapter in a folder beside run.json; resolved, as "." has no parent otherwise.
     trained = read_object(folder.resolve().parent / "run.json", ModelError).get("model")
     facts = next((base for base in (merged, trained) if isinstance(base, dict)), {})
     digest = facts.get("digest")

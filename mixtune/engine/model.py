@@ -56,7 +56,7 @@ class LocalModel:
     def __init__(
         self, decoder: Decoder, bank: Bank | FullWeights, tokens: Tokens, evaluate: EvalSpec
     ) -> None:
-        """Put the parts together; `system` is for the caller to set."""
+        """Put the parts together; the caller sets `system`, the id of its predictions."""
         self.system = ""
         self.activation_cache: ActivationCache | None = None
         self.pass_tokens = PASS_TOKENS

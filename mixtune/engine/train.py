@@ -284,8 +284,8 @@ def accumulate(
 def learning_rate(step: int, spec: TrainSpec, steps: int) -> float:
     """The learning rate of a step (from 0): linear warm-up, then the schedule.
 
-    Warm-up takes `warmup_steps` or ceil(warmup · steps) steps. Decay reaches zero one step after
-    the last one, so that no step is wasted on a rate of zero.
+    Warm-up takes `warmup_steps` or ceil(warmup · steps) steps. It starts above zero, and decay
+    reaches zero one step after the last one, so that no step is wasted on a rate of zero.
     """
     warmup_steps = spec.warmup_steps
     if warmup_steps is None:
