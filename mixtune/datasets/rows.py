@@ -250,7 +250,11 @@ def _csv_rows(path: Path, fault: Fault) -> Iterator[Row]:
     separator = "\t" if ending(path.name) == ".tsv" else ","
     with path.open("rb") as file:
         lines = (_decode(line, where) for where, line in _lines(file, path))
-        rows = _csv_cells(csv.reader(lines, delimiter=separator, strict=True), path)
+        if _has_no_quoting(path):
+            reader = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_NONE, strict=True)
+        else:
+            reader = csv.reader(lines, delimiter=separator, strict=True)
+        rows = _csv_cells(reader, path)
         place, header = next(rows, (_name(path), []))
         names = _column_names(header, place, separator)
         for number, (place, cells) in enumerate(rows):
@@ -265,6 +269,29 @@ def _csv_rows(path: Path, fault: Fault) -> Iterator[Row]:
                 remedy="put cells that hold the separator in quotes, or fix the row",
             )
             fault(error)
+
+
+def _has_no_quoting(path: Path) -> bool:
+    """True for a TSV file whose quotes are characters of its texts, as the whole file shows.
+
+    Each line alone has a cell for every column, the names have no quotes, and as quoting the
+    quotes would join lines or be invalid.
+    """
+    # A cell of a CSV file may hold a line that ends in a comma: its lines alone show nothing.
+    if ending(path.name) != ".tsv":
+        return False
+    with path.open("rb") as file:
+        bodies = [body for _, body in _lines(file, path) if body.strip()]
+    tabs = {body.count(b"\t") for body in bodies}
+    if len(tabs) != 1 or tabs == {0} or bodies[0].startswith(b'"'):  # Names in quotes: quoting.
+        return False
+    reader = csv.reader(
+        (body.decode("utf-8", "replace") for body in bodies), "excel-tab", strict=True
+    )
+    try:
+        return sum(1 for _ in reader) != len(bodies)
+    except csv.Error:
+        return True
 
 
 def _csv_cells(reader: Any, path: Path) -> Iterator[tuple[str, list[str]]]:  # noqa: ANN401 - a csv.reader
