@@ -8,7 +8,7 @@ from email.utils import format_datetime
 
 import pytest
 from api_kit import KEY, LABELS, alone, query, system
-from api_server import HALF, HANG, RESET, fault, garbage, say, serving
+from api_server import HALF, HANG, RESET, Reply, fault, garbage, say, serving
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +18,9 @@ from mixtune.api.ledger import Cache, Completion, Ledger, request_key
 from mixtune.api.model import ApiModel, Asking, Prompting, conversation, request_body
 from mixtune.errors import ModelError, RunFailed
 from mixtune.evaluation.answers import predict, score
+from mixtune.identity import digest
 from mixtune.records import Example, Message, Query
+from mixtune.study.api_spec import ApiEntry
 from mixtune.tasks.parsers.labels import as_json, chosen
 from mixtune.tasks.task import parse_task
 
@@ -36,6 +38,10 @@ source: {toy: {}}
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
     alone(tmp_path, monkeypatch)
+
+
+REASONS = ("eos", "end_turn", "stop_sequence", "tool_calls", None, "", 7)
+CUT_OFF = ("length", "max_tokens", "model_length", "abort")
 
 
 def model(server, tmp_path, patience=None, ceiling=None, prompting=None, **changes):
@@ -160,6 +166,51 @@ def test_shots_stand_between_instruction_and_question():
     ]
 
 
+def choice(finish, **message):
+    """A completion with one choice, of any shape."""
+    choices = [{"index": 0, "finish_reason": finish, "message": message}]
+    return garbage(json.dumps({"choices": choices, "usage": {"prompt_tokens": 9}}))
+
+
+PARTS = [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "w"}, {"text": "et"}, 3]
+
+
+@pytest.mark.parametrize(
+    ("reply", "output", "finish", "reasoning"),
+    [
+        *((choice(reason, content="wet"), "wet", "stop", "") for reason in REASONS),
+        *((choice(reason, content="w"), "w", "length", "") for reason in CUT_OFF),
+        (choice("stop", content=None), "", "stop", ""),
+        (choice("stop"), "", "stop", ""),
+        (garbage('{"choices": [{"message": null}]}'), "", "stop", ""),
+        (choice("stop", content={"a": 1}, tool_calls=[]), "", "stop", ""),
+        (choice("stop", content=None, reasoning_content="wet"), "", "stop", "wet"),
+        (choice("stop", content="wet", reasoning="rain"), "wet", "stop", "rain"),
+        (choice("length", content=None, reasoning_content="hm"), "", "length", "hm"),
+        (choice("stop", content=PARTS), "wet", "stop", "hm"),
+        (choice("SAFETY", content=None), "", "refused", ""),
+    ],
+)
+def test_every_answer_that_was_paid_for_is_kept(tmp_path, reply, output, finish, reasoning):
+    with serving(lambda body, _: reply) as server:
+        for _ in range(2):
+            (answer,) = model(server, tmp_path).generate([query("a")], 5)
+            assert (answer.output, answer.finish, answer.reasoning) == (output, finish, reasoning)
+    assert len(server.asked) == 1
+
+
+def test_a_cached_answer_of_an_earlier_version_is_still_read():
+    fields = {"text": "wet", "finish": "stop", "tokens_in": 1, "tokens_out": 1}
+    earlier = {**fields, "served": "m", "latency": 0.5}
+    cache = Cache()
+    path = cache._path("abc")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"said": earlier, "digest": digest(earlier)}))
+    assert cache.get("abc") == Completion(**earlier)
+    cache.put("abc", Completion(**earlier, reasoning="rain"))
+    assert cache.get("abc").reasoning == "rain"
+
+
 # ---- what goes wrong ----------------------------------------------------------------------------
 
 
@@ -176,8 +227,8 @@ def test_shots_stand_between_instruction_and_question():
         garbage("not json"),
         garbage('{"choices": []}'),
         garbage("null"),
-        say(None),
-        say("wet", finish="tool_calls"),
+        garbage('{"error": {"message": "overloaded", "code": 503}}'),
+        garbage('data: {"choices": []}\n\ndata: [DONE]'),
     ],
     ids=lambda reply: f"{reply.status}-{reply.how}-{len(reply.body)}",
 )
@@ -230,6 +281,68 @@ def test_what_does_not_pass_ends_it_says_why_and_loses_nothing(tmp_path, reply, 
         answers = model(server, tmp_path, patience).generate([query("a"), query("b")], 5)
     assert [a.output for a in answers] == ["wet", "wet"]
     assert len(server.asked) == first
+
+
+SEED = {"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Not permitted"}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"detail": [SEED]}, r"body\.seed: Not permitted; set omit: \[seed\] for"),
+        ({"detail": "no such lora"}, "no such lora"),
+        ({"error": "temperature is fixed"}, r"is fixed; set omit: \[temperature\] for"),
+        ({"error": {"message": "One value.", "param": "temperature"}}, "temperature: One value."),
+        ({"error": {"message": "use max_completion_tokens, not max_tokens"}}, "omit: .max_tokens."),
+        (
+            {"object": "error", "message": "context length is 64 (max_tokens 9)"},
+            "set a smaller max",
+        ),
+        ({"errors": [{"title": "first"}, {"detail": {"reason": "second"}}]}, "first; second"),
+        ({"code": 17}, r'\{"code": 17\}; if the endpoint'),
+        ({"message": "response_format is unknown"}, "structured: false"),
+        ("plain text", "plain text"),
+    ],
+)
+def test_the_servers_words_and_the_key_that_helps(tmp_path, body, message):
+    raw = body if isinstance(body, str) else json.dumps(body)
+    schema = "response_format" in raw
+    with serving(lambda *_: Reply(raw.encode(), 400)) as server:
+        asking = model(server, tmp_path)
+        with pytest.raises(RunFailed, match=message):
+            (asking.choose if schema else asking.generate)([query("a")], 5)
+    assert len(server.asked) == 1
+
+
+def test_words_in_a_success_that_is_no_completion_reach_the_user(tmp_path):
+    words = "x" * 150 + f" your key {KEY} is fine, the model is overloaded"
+    reply = garbage(json.dumps({"error": {"message": words}}))
+    sent = pytest.raises(RunFailed, match="the server sent: xxx")
+    with serving(lambda *_: reply) as server, sent as wrong:
+        model(server, tmp_path).generate([query("a")], 5)
+    assert KEY[:9] not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sent"),
+    [
+        ({}, {"max_tokens": 7, "temperature": 0, "seed": 1}),
+        ({"omit": ("seed", "temperature")}, {"max_tokens": 7}),
+        ({"omit": ("max_tokens", "seed")}, {"max_completion_tokens": 7, "temperature": 0}),
+        (
+            {"omit": ("max_completion_tokens", "seed"), "reasoning_effort": "low"},
+            {"max_tokens": 7, "reasoning_effort": "low"},
+        ),
+    ],
+)
+def test_omitted_parameters_are_not_sent(changes, sent):
+    assert system(**changes).decoding(7) == sent
+    assert (system(**changes).id == system().id) == (not changes)
+
+
+def test_one_limit_is_always_sent():
+    with pytest.raises(ValueError, match="keep one"):
+        ApiEntry(name="a", model="m", omit=("max_tokens", "max_completion_tokens"))
 
 
 def test_nobody_there_is_said_and_costs_nothing(tmp_path):

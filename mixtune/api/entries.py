@@ -68,6 +68,7 @@ class ApiSystem:
     max_new_tokens: int | None = None
     reasoning_effort: str | None = None
     structured: bool = True
+    omit: tuple[str, ...] = ()
 
     @property
     def host(self) -> str:
@@ -89,14 +90,23 @@ class ApiSystem:
             parts["variants"] = list(self.variants)
         if self.reasoning_effort is not None:
             parts["reasoning_effort"] = self.reasoning_effort
+        if self.omit:
+            parts["omit"] = sorted(self.omit)
         return make_id("api", parts)
 
     def decoding(self, max_new_tokens: int) -> dict[str, Any]:
         """Decoding parameters of a request; reasoning models accept no temperature."""
-        if self.reasoning_effort is None:
-            return {"max_tokens": max_new_tokens, "temperature": 0, "seed": self.seed}
-        effort = {"reasoning_effort": self.reasoning_effort, "seed": self.seed}
-        return {"max_completion_tokens": max_new_tokens, **effort}
+        limits = ["max_tokens", "max_completion_tokens"]
+        if self.reasoning_effort is not None:
+            limits.reverse()
+        # A limit is always sent, because the cost of a request is bounded by it.
+        limit = next(name for name in limits if name not in self.omit)
+        other = {"temperature": 0} if self.reasoning_effort is None else {}
+        effort = (
+            {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        )
+        sent = {limit: max_new_tokens, **other, **effort, "seed": self.seed}
+        return {name: value for name, value in sent.items() if name not in self.omit}
 
 
 @cache
@@ -148,6 +158,7 @@ def _resolved(entry: ApiEntry) -> ApiSystem:
         max_new_tokens=entry.max_new_tokens,
         reasoning_effort=entry.reasoning_effort,
         structured=entry.structured is not False,
+        omit=entry.omit,
     )
 
 

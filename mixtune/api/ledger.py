@@ -143,6 +143,7 @@ class Completion:
     """Text, finish reason, tokens as the endpoint counted them, latency in seconds.
 
     `served`: the model that the endpoint reports. Tokens are None where it reports no usage.
+    `reasoning`: text before the answer in a field of its own.
     """
 
     text: str
@@ -151,6 +152,12 @@ class Completion:
     tokens_out: int | None
     served: str
     latency: float
+    reasoning: str = ""
+
+    def entry(self) -> dict[str, Any]:
+        """Fields as stored; without reasoning as in earlier versions, so that digests agree."""
+        fields = asdict(self)
+        return fields if self.reasoning else {k: v for k, v in fields.items() if k != "reasoning"}
 
 
 _COMPLETION = TypeAdapter(Completion)
@@ -177,7 +184,7 @@ class Cache:
         try:
             entry = json.loads(self._path(key).read_text(encoding="utf-8"))
             completion = _COMPLETION.validate_python(entry[_ENTRY])
-            intact = entry["digest"] == digest(asdict(completion))
+            intact = entry["digest"] == digest(completion.entry())
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -190,7 +197,7 @@ class Cache:
 
     def put(self, key: str, completion: Completion) -> None:
         """Write an entry whole, with a digest of its content."""
-        entry = {_ENTRY: asdict(completion), "digest": digest(asdict(completion))}
+        entry = {_ENTRY: completion.entry(), "digest": digest(completion.entry())}
         text = json.dumps(entry, indent=1)
         write_text(self._path(key), text, CACHE)
 

@@ -151,7 +151,7 @@ class ApiModel:
         answers, self.usage = [], []
         for query, key, body in zip(queries, keys, bodies, strict=True):
             reply, tries = replies[key]
-            answers.append(Answer(reply.text, (), reply.finish, reply.latency))
+            answers.append(Answer(reply.text, (), reply.finish, reply.latency, reply.reasoning))
             cost = None if spec.price is None else dollars(cost_of(spec, body, reply))
             counts = reply.tokens_in, reply.tokens_out
             self.usage.append(Usage(query.id, *counts, cost, tries, reply.served))

@@ -8,6 +8,8 @@ from mixtune.study.fields import Float, Frozen, Int, Name, Seed, Text
 
 MOST_TOKENS = 100_000
 """Limit of one generated answer."""
+OMITTABLE = ("seed", "temperature", "max_tokens", "max_completion_tokens")
+"""Parameters of a request that an entry can leave out."""
 
 
 def _lines(value: str) -> str:
@@ -56,6 +58,9 @@ class ApiEntry(Frozen):
     structured: bool | None = None
     """The endpoint can constrain answers to a JSON schema; null is true. Otherwise the model is
     asked for text only."""
+    omit: tuple[Literal["seed", "temperature", "max_tokens", "max_completion_tokens"], ...] = ()
+    """Parameters that the endpoint refuses and that are not sent. Without max_tokens the limit of
+    an answer is sent as max_completion_tokens, and the other way round."""
 
     @model_validator(mode="after")
     def _complete(self) -> "ApiEntry":
@@ -65,6 +70,8 @@ class ApiEntry(Frozen):
             raise ValueError("price_in and price_out belong together; give both or neither")
         if len(set(self.variants)) != len(self.variants):
             raise ValueError("variants names the same instruction twice")
+        if {"max_tokens", "max_completion_tokens"} <= set(self.omit):
+            raise ValueError("omit leaves out both limits; one bounds the cost, so keep one")
         return self
 
 
