@@ -83,12 +83,15 @@ class TestFilters:
         split = split_of(tmp_path, "keep: {x: [a, A]}\n", plants("x", ["a", "b"]))
         assert (split.used, split.notes) == (1, {"rows with keep.x: 'A'": 0})
 
-    @pytest.mark.parametrize(
-        "keys", ["keep: {y: [a]}", "leave_out: {y: [a]}", "skip_if_empty: [y]"]
-    )
+    @pytest.mark.parametrize("keys", ["keep: {y: [a]}", "leave_out: {y: [a]}"])
     def test_refuse_a_column_that_no_row_has(self, tmp_path, keys):
         with pytest.raises(DataError, match="the rows have no field 'y'"):
             split_of(tmp_path, keys + "\n", plants("x", ["a", "b"]))
+
+    @pytest.mark.parametrize("key", ["skip_if_empty", "may_be_empty"])
+    def test_a_column_that_a_copy_of_the_dataset_lacks_drops_nothing(self, tmp_path, key):
+        split = split_of(tmp_path, f"{key}: [y]\n", plants("x", ["a", "b"]))
+        assert (split.used, split.dropped) == (2, {})
 
     def test_take_single_values_alone(self, tmp_path):
         with pytest.raises(DataError, match="a text, a number, true or false") as refused:

@@ -304,7 +304,7 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     places: dict[str, str] = {}
-    unmatched, absent = filter_values(task), task.optional_columns
+    unmatched, absent = filter_values(task), task.filter_columns
     names: dict[str, None] = {}
     turns, known = turns_column(task), read_columns(task)
     records = used = faults = 0
@@ -356,7 +356,7 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
 
 
 def _absent_column(task: Task, column: str, about: str) -> DataError:
-    keys = ("keep", "leave_out", "skip_if_empty", "may_be_empty")
+    keys = ("keep", "leave_out")
     naming = [key for key in keys if column in map(task.column, getattr(task, key))]
     return DataError(
         f"the rows have no field {column!r}",

@@ -140,7 +140,9 @@ def _filtered(task: Task, record: Record) -> _Filtered:
             matched.update(_filter_text(key, field, value) for value in equal)
             if bool(equal) != (key == "keep"):
                 reasons.append(f"another {field}")
-    empty = [f for f in task.skip_if_empty if blank(record.get(task.column(f)))]
+    # A column that the dataset does not have is not empty: copies of a dataset differ in columns.
+    present = [field for field in task.skip_if_empty if task.column(field) in record]
+    empty = [field for field in present if blank(record[task.column(field)])]
     reasons += [f"empty {field}" for field in empty]
     return _Filtered(reasons[0] if reasons else None, frozenset(matched))
 

@@ -222,8 +222,13 @@ class Task(Frozen):
         return self.columns.get(field) or field
 
     @property
+    def filter_columns(self) -> set[str]:
+        """Columns that keep and leave_out compare; at least one row must have them."""
+        return {self.column(field) for field in {*self.keep, *self.leave_out}}
+
+    @property
     def optional_columns(self) -> set[str]:
-        """Columns that a row may lack, but not all rows: those of filters, and may_be_empty."""
+        """Columns that a row may lack: those of filters, and may_be_empty."""
         fields = {*self.keep, *self.leave_out, *self.skip_if_empty, *self.may_be_empty}
         computed = {"context"} | (self.make.writes() if self.make is not None else set())
         return {self.column(field) for field in fields - computed}
