@@ -51,7 +51,7 @@ MOST_LINES = {
     "planning": 2700,
     "engine": 4080,
     "evaluation": 560,
-    "execution": 2120,
+    "execution": 2160,
     "analysis": 2720,
     "results": 1470,
     "report": 1810,

@@ -238,6 +238,38 @@ def test_an_adapter_that_cannot_be_run_exactly_is_refused(mixtune, place, change
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("chat_template.jinja", "{{ messages[0].content }}###", "another chat template than"),
+        ("tokenizer_config.json", '{"chat_template": "###"}', "another chat template than"),
+        ("tokenizer_config.json", '{"eos_token": {"content": "<end>"}}', "another eos_token than"),
+    ],
+)
+def test_an_adapter_with_another_template_or_end_is_refused(mixtune, place, file, text, message):
+    folder = place / f"foreign-{message.split()[1]}-{len(text)}"
+    shutil.copytree(place / "Made Elsewhere", folder)
+    (folder / file).write_text(text, encoding="utf-8")
+    code, _, err = mixtune("eval", "study.yaml", folder, "--name", "foreign")
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert "foreign" not in {row.cocktail for row in Store(place / "runs" / "weather").plan()}
+
+
+def test_an_adapter_with_its_bases_own_files_and_another_name_is_scored_and_noted(mixtune, place):
+    folder = place / "Renamed"
+    shutil.copytree(place / "Made Elsewhere", folder)
+    for file in ("tokenizer_config.json", "chat_template.jinja"):
+        if (place / "base" / file).is_file():
+            shutil.copyfile(place / "base" / file, folder / file)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"base_model_name_or_path": "org/another", "lora_alpha": 9}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    code, _, err = mixtune("eval", "study.yaml", folder, "--name", "renamed")
+    assert code == 0, err
+    assert "names org/another as its base" in " ".join(err.split())
+
+
 def test_estimates_are_kept_as_rows(mixtune, place):
     code, out, _ = mixtune("analyze", "study.yaml", "--json")
     rows = json.loads(out)

@@ -15,7 +15,7 @@ from mixtune.engine.adapter_format import CONFIG_FILE, WEIGHTS_FILE, AdapterConf
 from mixtune.engine.convert import prepare
 from mixtune.engine.merge import base_of, merge
 from mixtune.engine.model import LocalModel
-from mixtune.errors import ModelError, SpecError
+from mixtune.errors import ModelError, SpecError, shorten
 from mixtune.execution.assign import alone, portion_of, started
 from mixtune.execution.bank_training import run_portion
 from mixtune.execution.portion import Setting
@@ -36,6 +36,7 @@ from mixtune.planning.systems import ExtraPlan, stored_study
 from mixtune.store.folder import Folders, PlanRow, Store
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import EvalSpec, Study, TrainSpec
+from mixtune.tokens.chat import special_texts, stored_template
 
 JUDGE_PROMPT_LENGTH = 16_384
 """Tokens of a question with both answers; the model's own context may be shorter."""
@@ -150,6 +151,7 @@ def evaluate(
     adapter = local_path(source)
     if adapter is not None and (adapter / CONFIG_FILE).is_file():
         own, run = planner, _adapter(planner, adapter, label)
+        _compare_base(adapter, planner, events)
     else:
         adapter, own = None, _own_planner(planner, source)
         run = _model(own, label)
@@ -200,6 +202,37 @@ def _adapter(planner: Planner, folder: Path, label: str) -> RunPlan:
     trained_for = str(read_object(folder / CONFIG_FILE).get("base_model_name_or_path"))
     origin = f"adapter {folder.name}, made for {trained_for}"
     return planner.external("adapter", make_id("adapter", parts), label, origin)
+
+
+def _compare_base(folder: Path, planner: Planner, events: Events) -> None:
+    """Refuse another chat template or end token than the base's; note what cannot be verified."""
+    files = planner.files
+    assert files is not None
+    theirs, ours = _turn_format(folder), _turn_format(files.folder)
+    # A file that says nothing about one of them contradicts nothing.
+    different = [key for key in ours if theirs[key] and ours[key] and theirs[key] != ours[key]]
+    if different:
+        raise ModelError(
+            f"the adapter comes with another {' and another '.join(different)} than the base model",
+            where=str(folder),
+            found="; ".join(shorten(theirs[key]) for key in different),
+            wanted="; ".join(shorten(ours[key]) for key in different),
+            remedy="make a study whose model is a copy of the base with the adapter's tokenizer "
+            "files; if it was trained with the base's own, remove chat_template.jinja and "
+            "tokenizer_config.json from its folder",
+        )
+    base = base_of(folder)
+    if base.digest is None and base.name not in (files.name, files.source, str(files.folder)):
+        events.note(
+            f"{folder.name} names {base.name or 'no model'} as its base and states no digest; it "
+            f"is scored on {files.name} ({files.source}). If they differ, its scores mean nothing"
+        )
+
+
+def _turn_format(folder: Path) -> dict[str, str]:
+    config = read_object(folder / "tokenizer_config.json")
+    template = stored_template(folder, config).rstrip("\n")
+    return {"chat template": template, "eos_token": special_texts(config).get("eos_token", "")}
 
 
 def _own_planner(planner: Planner, source: str) -> Planner:

@@ -102,7 +102,7 @@ class Tokens:
             read_object(folder / name, ModelError)
             for name in ("special_tokens_map.json", "config.json", "generation_config.json")
         )
-        special = _special_texts(mapped, config)
+        special = special_texts(mapped, config)
         eos = _ids(model.get("eos_token_id")) | _ids(generation.get("eos_token_id"))
         eos |= _ids(tokenizer.token_to_id(special.get("eos_token", "")))
         pad = _ids(tokenizer.token_to_id(special.get("pad_token", "")))
@@ -348,8 +348,8 @@ def _parse_tokenizer(text: str) -> Tokenizer:
     return tokenizer
 
 
-def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
-    """The chat template: its own file, or the (default) one inside tokenizer_config.json."""
+def stored_template(folder: Path, config: Mapping[str, Any]) -> str:
+    """The chat template: its own file, or the (default) one inside tokenizer_config.json; or ""."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return _read_text(path, "fix or remove the file")
@@ -357,7 +357,11 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
     if isinstance(template, list):
         named = [entry for entry in template if isinstance(entry, dict)]
         template = next((e.get("template") for e in named if e.get("name") == "default"), None)
-    if isinstance(template, str) and template:
+    return template if isinstance(template, str) else ""
+
+
+def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
+    if template := stored_template(folder, config):
         return template
     raise ModelError(
         "the model has no chat template, which says how a question is put to it",
@@ -368,7 +372,7 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
     )
 
 
-def _special_texts(*sources: Mapping[str, Any]) -> dict[str, str]:
+def special_texts(*sources: Mapping[str, Any]) -> dict[str, str]:
     """Named special tokens: texts, or objects with one; of several files the last one wins."""
     values = ((name, source.get(name)) for source in sources for name in _SPECIAL_TOKEN_NAMES)
     texts = ((name, v.get("content") if isinstance(v, dict) else v) for name, v in values)
