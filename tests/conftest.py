@@ -60,7 +60,7 @@ SLOW = """
     test_own_tasks test_bank test_refusals test_execution test_brought test_presets test_confirm
     test_cli test_statistics test_stopped_anywhere test_foreign_adapters test_pack test_merged
     test_flaws test_probe test_strength test_portion test_convert test_adjust test_damage
-    test_faults test_changes
+    test_faults test_changes test_api_models test_agreement
     """.split()  # noqa: SIM905 - a list of words
 """Files whose tests train, start processes or draw for seconds, the longest first."""
 
