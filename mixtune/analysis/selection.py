@@ -203,7 +203,7 @@ def tuning_curves(measured: Sequence[Measured]) -> list[Estimate]:
 
 
 def _numbers_of_runs(runs: int) -> list[int]:
-    """Points of a tuning curve: every number of runs, thinned out beyond a hundred of many."""
+    """Points of a tuning curve: each number of runs, of many only a hundred beyond a hundred."""
     if runs <= 2 * CURVE_POINTS:
         return list(range(1, runs + 1))
     thinned = np.geomspace(CURVE_POINTS, runs, CURVE_POINTS).round().astype(int)

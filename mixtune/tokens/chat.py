@@ -81,6 +81,7 @@ class Tokens:
         generation = self.render([_USER], generation_prompt=True)
         self._lead = "" if before == generation else before[len(before.rstrip(" ")) :]
         self._anchor = before.removesuffix(self._lead)
+        self._asks_by_generation_prompt = self._anchor == generation
         self._anchor_ids = self._encode(self._anchor)
         self._end_text = self._first_end(eos)
         self.end_of_turn: tuple[int, ...] = tuple(self._encode(self._end_text))
@@ -191,8 +192,7 @@ class Tokens:
         """An answer as the template writes it (trimmed, say), with the end of the turn."""
         full = self.render([_USER, Message("assistant", text)])
         written = full[len(self._anchor) : len(full) - len(self._tail)]
-        # Templates may trim an answer; one that cuts more, such as reasoning, would drop training
-        # data in silence.
+        # Trimming is fine; a template that cuts more would drop training data in silence.
         if full != self._anchor + written + self._tail or written.strip() != text.strip():
             raise DataError(
                 "the model's chat template does not write this answer as it is",
@@ -203,7 +203,6 @@ class Tokens:
         return written + self._end_text
 
     def _answer(self, rendered: str, anchored_ids: list[int]) -> list[int]:
-        """An answer's ids, from those of the fixed prompt with the answer behind it."""
         start = len(self._anchor_ids)
         # Where a token spans prompt and answer, the ids do not begin with the prompt's.
         separable = anchored_ids[:start] == self._anchor_ids
@@ -234,7 +233,7 @@ class Tokens:
         parts = {k: v for k, v in parts.items() if k not in ("version", "truncation", "padding")}
         texts = {"tokenizer": parts, "template": template, "today": TODAY.isoformat()}
         named = {"special": self._special, "eos": sorted(self.eos_ids), "pad": self.pad_id}
-        if self._anchor != self.render([_USER], generation_prompt=True):
+        if not self._asks_by_generation_prompt:
             named["prompt"] = "all that the template puts before an answer"
         return digest({**texts, **named})
 
@@ -260,13 +259,12 @@ class Tokens:
         """The template's text before the answer to a fixed question, and behind the answer."""
         full = self.render([_USER, _PLACEHOLDER])
         before, separator, tail = full.rpartition(_ANSWER)
-        for text, name in ((_QUESTION, "user's text"), (_ANSWER, "assistant's answer")):
-            if text not in (before if name.startswith("user") else separator):
-                raise ModelError(
-                    f"the chat template leaves out the {name}",
-                    found=full,
-                    remedy="use a model for text; templates of vision models take lists of parts",
-                )
+        if not separator or _QUESTION not in before:
+            raise ModelError(
+                f"the chat template leaves out the {'user' if separator else 'assistant'}'s text",
+                found=full,
+                remedy="use a model for text; templates of vision models take lists of parts",
+            )
         return before, tail
 
     def _first_end(self, eos: Container[int]) -> str:
@@ -275,20 +273,25 @@ class Tokens:
         A template may write nothing behind an answer (GLM-4.5): then the token that begins the next
         turn ends this one, if the model's configuration says so.
         """
+        if end := self._up_to_special(self._tail, self._special_ids):
+            return end
         next_turn = self.render([_USER, _PLACEHOLDER, _USER]).partition(_ANSWER)[2]
-        for tail, allowed in ((self._tail, self._special_ids), (next_turn, eos)):
-            encoding = self._tokenizer.encode(tail, add_special_tokens=False)
-            for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True):
-                if token in self._special_ids:
-                    if token not in allowed:
-                        break
-                    return tail[:end]
+        if end := self._up_to_special(next_turn, eos):
+            return end
         raise ModelError(
             "the chat template ends the assistant's turn with no special token",
             found=self._tail,
             wanted="a special token of tokenizer.json behind the answer, such as <|im_end|>",
             remedy="use an instruction-tuned model, or give the folder a chat_template.jinja",
         )
+
+    def _up_to_special(self, text: str, allowed: Container[int]) -> str | None:
+        """A text up to and including its first special token; None if that is not allowed."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token in self._special_ids:
+                return text[:end] if token in allowed else None
+        return None
 
 
 class _GenerationBlock(Extension):
