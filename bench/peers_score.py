@@ -96,7 +96,7 @@ def score(model: HFLM, tokens: Tokens, queries: Sequence[Query]) -> list[list[fl
 def _pairs(model: HFLM, tokens: Tokens, queries: Sequence[Query]) -> list[tuple[str, str]]:
     """Prompt and continuation of every choice, as text."""
     end = model.tokenizer.decode(list(tokens.end_of_turn), skip_special_tokens=False)
-    return [(tokens.render(q.messages), choice + end) for q in queries for choice in q.choices]
+    return [(tokens.prompt(q.messages), choice + end) for q in queries for choice in q.choices]
 
 
 def _comparable(model: HFLM, tokens: Tokens, queries: Sequence[Query]) -> list[list[float]]:
@@ -105,7 +105,7 @@ def _comparable(model: HFLM, tokens: Tokens, queries: Sequence[Query]) -> list[l
     The harness counts it as part of every continuation, so its own log-likelihood is taken off.
     """
     sums = score(model, tokens, queries)
-    prompts = [tokens.render(query.messages) for query in queries]
+    prompts = [tokens.prompt(query.messages) for query in queries]
     spaces = [prompt[len(prompt.rstrip()) :] for prompt in prompts]
     if not all(spaces):
         return sums

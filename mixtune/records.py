@@ -20,10 +20,11 @@ LENIENT = "lenient"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation, as chat templates take it."""
+    """One turn of a conversation; `reasoning`: what the assistant wrote before its answer."""
 
     role: Literal["system", "user", "assistant"]
     content: str
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Example:
     majority floor is taken by. `choices`: empty for open answers. `cue`: a part of the prompt, such
     as a marked entity, that the floor may look up in train; "" for none. `record`: the id of the
     record it was made of; `own_text`: that record's words, without instruction and answer.
+    `reasoning`: the text before the target in an answer to train on; no part of the gold answer.
     """
 
     task: str
@@ -48,6 +50,12 @@ class Example:
     cue: str = ""
     record: str = ""
     own_text: str = ""
+    reasoning: str = ""
+
+    @property
+    def has_reasoning(self) -> bool:
+        """True where the answer, or one of the assistant's turns before it, has reasoning."""
+        return bool(self.reasoning) or any(message.reasoning for message in self.messages)
 
     @property
     def compared_text(self) -> str:
@@ -63,20 +71,6 @@ class TrainExample(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class OwnText:
-    """Text of a record by itself, by which splits are compared.
-
-    `group`: the document or page it belongs to, or the text that its instruction is about; "" where
-    that is the text itself. `answers`: of all its examples, in their order.
-    """
-
-    record: str
-    text: str
-    group: str
-    answers: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Query:
     """An example as a model sees it: everything but the answer."""
 
@@ -87,11 +81,23 @@ class Query:
     cue: str = ""
 
 
+class ReasonedText(NamedTuple):
+    """An assistant's text in two: its reasoning, "" for none, and its answer."""
+
+    reasoning: str
+    answer: str
+
+
 class ReasoningBlock(NamedTuple):
-    """Opening and closing marks of the text that a model writes before its answer."""
+    """Opening and closing marks of the text that a model writes before its answer.
+
+    `own_turn`: the answer stands in a turn of its own, so that the mark of a turn's end and the
+    header "assistant" come before the closing mark.
+    """
 
     opening: str
     closing: str
+    own_turn: bool = False
 
 
 REASONING_BLOCKS = (
@@ -100,7 +106,9 @@ REASONING_BLOCKS = (
     ReasoningBlock("[THINK]", "[/THINK]"),  # Magistral
     ReasoningBlock("<seed:think>", "</seed:think>"),  # Seed-OSS
     ReasoningBlock("<|channel>thought", "<channel|>"),  # Gemma 4
-    ReasoningBlock("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss
+    # gpt-oss; Muse
+    ReasoningBlock("<|channel|>analysis<|message|>", "<|channel|>final<|message|>", own_turn=True),
+    ReasoningBlock("to=self<|message|>", "to=user<|message|>", own_turn=True),
 )
 
 
@@ -493,28 +501,3 @@ class DataRow:
     examples: int
     noted: str
     matched: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class LengthRow:
-    """Tokens per row of an ingredient's pool (planning.summary): sums and quantiles.
-
-    `supervised`: the answer's part. Sums, quantiles and `over_long` are of the `measured` rows.
-    """
-
-    ingredient: str
-    rows: int
-    measured: int
-    over_long: int
-    tokens: int
-    tokens_min: int
-    tokens_p5: int
-    tokens_median: int
-    tokens_p95: int
-    tokens_max: int
-    supervised: int
-    supervised_min: int
-    supervised_p5: int
-    supervised_median: int
-    supervised_p95: int
-    supervised_max: int

@@ -9,14 +9,13 @@ from mixtune.records import (
     Claim,
     DataRow,
     Estimate,
-    LengthRow,
     MixRow,
     Question,
     Result,
     RunRow,
     TrainStep,
 )
-from mixtune.report.gather import ReportInput
+from mixtune.report.gather import LengthRow, ReportInput
 from mixtune.study.reading import dump_study, parse_study
 
 TASKS = {"toy-sentiment": "Sentiment of headlines", "toy-topic": "Topic"}

@@ -7,6 +7,7 @@ are skipped without it; those of families that it lacks are written here, with t
 import importlib.util
 import json
 import re
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mixtune.errors import MixtuneError
 from mixtune.records import Message
+from mixtune.tasks.reasoning import split_reasoning
 from mixtune.tokens import TODAY, Tokens
 
 SPECIAL = re.compile(
@@ -107,7 +109,7 @@ def fixed_day(monkeypatch):
 def model():
     """Gives our Tokens and transformers' tokenizer for a template: byte-level BPE, few merges."""
 
-    def both(name):
+    def both(name, reasoning=False):
         source = source_of(name)
         special = sorted({*SPECIAL.findall(source), *NAMED.values()})
         tokenizer = Tokenizer(models.BPE())
@@ -120,7 +122,7 @@ def model():
         )
         tokenizer.train_from_iterator(words, trainer)
         eos = {tokenizer.token_to_id(t) for t in ("<eos>", "<|user|>") if t in special}
-        ours = Tokens(tokenizer.to_str(), source, NAMED, frozenset(eos))
+        ours = Tokens(tokenizer.to_str(), source, NAMED, frozenset(eos), reasoning=reasoning)
         theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=source, **NAMED)
         return ours, theirs
 
@@ -184,6 +186,53 @@ def test_reasoning_that_the_template_takes_out_of_an_answer_is_refused(model, na
     with pytest.raises(MixtuneError, match="does not write this answer") as error:
         ours.answer_ids("<think>\nTwo and two.\n</think>\n\n4")
     assert "<think>" in json.dumps(str(error.value))
+
+
+WITHOUT_REASONING = {
+    # Its generation prompt opens a block that past answers are shown without.
+    "deepseek_r1_distill", "deepseekv3",
+    # It writes an empty block behind the generation prompt, so that answers have no reasoning.
+    "qwen3_5_nothink", "smollm3",
+    # They have marks of their own for reasoning and do not write it in a past answer.
+    "gemma4", "gemma4_v2", "gemma4_v3", "gemma4_v4",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*OWN, *(n for n in PUBLIC if n not in VISION)])
+def test_a_row_with_reasoning_has_the_tokens_of_the_template(model, name):
+    if name in WITHOUT_REASONING:
+        with pytest.raises(MixtuneError, match="does not write reasoning"):
+            model(name, reasoning=True)
+        return
+    ours, theirs = model(name, reasoning=True)
+    rows = 0
+    for title in CONVERSATIONS:
+        turns = [{"role": m.role, "content": m.content} for m in messages_of(title)]
+        options = {"tokenize": True, "return_dict": False}
+        try:
+            generation = theirs.apply_chat_template(turns, add_generation_prompt=True, **options)
+        except jinja2.TemplateError:
+            continue
+        prompt = ours.prompt_ids(messages_of(title))
+        assert prompt == generation, "evaluation asks as the template does"
+        for answer, reasoning in product(ANSWERS[:3], ("Hm, 2 < 3.\nSo yes.", "雨 or sun")):
+            keys = dict.fromkeys(("reasoning_content", "thinking", "reasoning"), reasoning)
+            whole = theirs.apply_chat_template(
+                [*turns, {"role": "assistant", "content": answer, **keys}], **options
+            )
+            row = [*prompt, *ours.answer_ids(answer, reasoning)]
+            row = row[:-1] if name == "glm4moe" else row
+            if reasoning not in theirs.decode(whole):  # it knows none: the text holds the block
+                text = f"<think>\n{reasoning}\n</think>\n\n{answer}"
+                whole = oracle(theirs, messages_of(title), text)
+            assert whole[: len(row)] == row, (title, answer, reasoning)
+            assert not theirs.decode(whole[len(row) :], skip_special_tokens=True).strip()
+            rows += 1
+            # The answer reads back as itself, and its reasoning beside it.
+            answer_ids = ours.answer_ids(answer, reasoning)
+            split = split_reasoning(ours.decode(answer_ids[: -len(ours.end_of_turn)]))
+            assert (split.reasoning, split.answer.strip()) == (reasoning, answer)
+    assert rows
 
 
 def test_at_least_fifteen_families():

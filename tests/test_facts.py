@@ -9,7 +9,7 @@ from study_kit import base_files, registry, study, write_data
 from mixtune.planning import summary as facts
 from mixtune.planning.plan import Planner
 from mixtune.planning.summary import length_rows
-from mixtune.records import LengthRow
+from mixtune.report.gather import LengthRow
 from mixtune.tokens import encode_rows
 
 

@@ -45,8 +45,10 @@ def tokens(files):
 class Counted:
     """A tokenizer of one token a letter, and the end of turn."""
 
-    def batch_answer_ids(self, texts):
-        return ([0] * (len(text) + 1) for text in texts)
+    reasoning = False
+
+    def batch_answer_ids(self, answers):
+        return ([0] * (len(text) + 1) for _, text in answers)
 
 
 def evaluate(**changes):

@@ -14,13 +14,13 @@ from mixtune.datasets.leakage import (
     NOTIONS,
     SHORTEST_LOOSE,
     Overlaps,
+    OwnText,
     Part,
     loose,
     normalise,
     shared_runs,
     words,
 )
-from mixtune.records import OwnText
 
 LONG = "the board of the company proposes to pay a dividend of one euro per share this year"
 

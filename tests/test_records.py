@@ -186,7 +186,7 @@ ROWS = {
 MEANING = {
     "image": "a.png", "Images": ["a.png"], "tools": '[{"name": "a"}]', "functions": [{}],
     "chosen": "Yes.", "rejected": "No.", "kto_tag": True, "label": False, "weight": 0.2,
-    "train": False, "reasoning": "It is.", "sample_weight": 2,
+    "train": False, "sample_weight": 2,
 }  # fmt: skip
 
 
@@ -216,8 +216,6 @@ class TestKeysOfConversations:
             ({"weight": 0.5}, "weights are 0 or 1"), ({"train": "no"}, "weights are 0 or 1"),
             ({"weight": 0, "train": True}, "contradict"),
             ({"weight": 0}, "no turn of the assistant"),
-            ({"reasoning_content": "It is."}, "reasoning_content is not supported: reasoning"),
-            ({"thinking": "It is."}, "thinking is not supported"),
             ({"tool_calls": [{"id": 1}]}, "tool_calls is not supported: calls of tools"),
             ({"images": ["a.png"]}, "images is not supported: rows are text only"),
         ],

@@ -8,7 +8,7 @@ from study_kit import registry, study, training_rows
 from mixtune.errors import DataError
 from mixtune.planning.mixing import Sizes
 from mixtune.planning.plan import Planner
-from mixtune.records import Example, Message, TrainExample
+from mixtune.records import Example, Message, ReasonedText, TrainExample
 from mixtune.tokens import Tokens, encode_rows
 
 ANSWERS = ("wet", "dry", "\nwet", " dry", "two words", "é漢字")
@@ -52,7 +52,8 @@ def test_many_at_once_are_encoded_as_one_by_one(tokens, monkeypatch):
     monkeypatch.setattr("mixtune.tokens.chat._BATCH", 3)
     asked = [e.messages for _, e in named()]
     assert list(tokens.batch_prompt_ids(asked)) == [tokens.prompt_ids(m) for m in asked]
-    assert list(tokens.batch_answer_ids(ANSWERS)) == [tokens.answer_ids(a) for a in ANSWERS]
+    answers = [ReasonedText("", answer) for answer in ANSWERS]
+    assert list(tokens.batch_answer_ids(answers)) == [tokens.answer_ids(a) for a in ANSWERS]
     assert list(tokens.batch_prompt_ids([])) == []
 
 

@@ -172,6 +172,8 @@ def _split_facts(
     """Describe one split; `later`: the examples of all splits after it."""
     examples = split.examples
     counts = Counter(e.target for e in examples)
+    reasoned = sum(e.has_reasoning for e in examples)
+    notes = {"with reasoning, which train.reasoning keeps or drops": reasoned} if reasoned else {}
     facts = SplitFacts(
         split=name,
         source=split.source,
@@ -179,7 +181,7 @@ def _split_facts(
         kept=split.used,
         dropped=dict(split.dropped),
         examples=len(examples),
-        noted=dict(split.notes),
+        noted={**split.notes, **notes},
         labels={label: counts[label] for label in (examples[0].choices if examples else ())},
         repeated=len(examples) - len({e.messages for e in examples}),
         leaked=len(find_leaked(examples, later)),

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mixtune.records import Example, OwnText
+from mixtune.records import Example
 from mixtune.tasks.record import text_group
 
 Ints = NDArray[np.int64]
@@ -45,6 +45,20 @@ anything without letters or digits is empty), so for these only the exact form c
 
 _LINK = re.compile(r"(?:https?://|www\.)\S+")
 _WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnText:
+    """Text of a record by itself, by which splits are compared.
+
+    `group`: the document or page it belongs to, or the text that its instruction is about; "" where
+    that is the text itself. `answers`: of all its examples, in their order.
+    """
+
+    record: str
+    text: str
+    group: str
+    answers: tuple[str, ...]
 
 
 def normalise(text: str) -> str:

@@ -15,13 +15,11 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from mixtune.errors import DataError, RunFailed
 from mixtune.identity import digest
 from mixtune.models.base import Chooser, Model
 from mixtune.records import (
-    REASONING_BLOCKS,
     Answer,
     Example,
     Form,
@@ -34,6 +32,7 @@ from mixtune.records import (
 from mixtune.tasks import metrics
 from mixtune.tasks.parsers import Parse
 from mixtune.tasks.parsers.labels import PARSERS, chosen
+from mixtune.tasks.reasoning import split_reasoning
 from mixtune.tasks.task import Task, query_of
 
 VERSIONS = {"strict": 2, "constrained": 1, "schema": 1}
@@ -107,29 +106,6 @@ def predict_queries(
         for query, answer in pairs
         for split in [split_reasoning(answer.output)]
     ]
-
-
-class SplitOutput(NamedTuple):
-    """A model's text in two: what it wrote to reason, and its answer."""
-
-    reasoning: str
-    answer: str
-
-
-def split_reasoning(text: str) -> SplitOutput:
-    """Take a reasoning block off the start of an output; one that is cut off leaves no answer.
-
-    The template may have opened the block, so an output may begin inside it. A block further on
-    is part of the answer.
-    """
-    for opening, closing in REASONING_BLOCKS:
-        before, closed, after = text.partition(closing)
-        if text.lstrip().startswith(opening):
-            reasoning = before.lstrip().removeprefix(opening).strip()
-            return SplitOutput(reasoning, after.lstrip("\r\n") if closed else "")
-        if closed and opening not in before:
-            return SplitOutput(before.strip(), after.lstrip("\r\n"))
-    return SplitOutput("", text)
 
 
 def _answers(model: Model, queries: Sequence[Query], form: Form, longest: int) -> list[Answer]:

@@ -132,7 +132,7 @@ class Worker:
         self._load = load or load_model
         self._model: LocalModel | None = None
         self._loaded: tuple[str, AdapterConfig | None] | None = None
-        self._tokens: dict[str, Tokens] = {}
+        self._tokens: dict[tuple[str, bool], Tokens] = {}
         self._began: dict[str, float] = {}
 
     def model(self, portion: Portion, adapter: AdapterConfig | None = None) -> LocalModel:
@@ -271,10 +271,10 @@ class Worker:
         return self.store.write_rows(name, Prediction, predictions)
 
     def _tokenizer(self, portion: Portion) -> Tokens:
-        base = portion.base
-        if base.digest not in self._tokens:
-            self._tokens[base.digest] = load_tokens(base)
-        return self._tokens[base.digest]
+        base, reasoning = portion.base, portion.train.reasoning == "keep"
+        if (base.digest, reasoning) not in self._tokens:
+            self._tokens[base.digest, reasoning] = load_tokens(base, reasoning)
+        return self._tokens[base.digest, reasoning]
 
 
 def _read_gold(

@@ -185,13 +185,15 @@ def check_unchanged(base: BaseModelFiles, weights: bool = True) -> None:
         )
 
 
-def load_tokens(base: BaseModelFiles) -> Tokens:
+def load_tokens(base: BaseModelFiles, reasoning: bool = False) -> Tokens:
     """The base model's tokenizer and chat template, from the files that its digest covers.
+
+    `reasoning`: answers hold the reasoning that leads to them.
 
     Raises:
         ModelError: a file was changed since its digest was computed, or cannot be read.
     """
-    tokens = Tokens.load(base.folder)
+    tokens = Tokens.load(base.folder, reasoning)
     check_unchanged(base, weights=False)
     return tokens
 

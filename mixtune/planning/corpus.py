@@ -32,12 +32,13 @@ class Corpus:
     """Everything a study trains and scores on.
 
     `datasets`: every dataset of the study, by name. `pools`: ingredient → train examples left by
-    the gate. `items`: (task, split) → the items that every system answers, or that are read to it
-    (probes). `known`: task → train examples, for the majority floor. `leaked_train`: ingredient →
-    train rows dropped, those held out as general text among them. `leaked_validation`: task →
-    validation rows dropped because they stand in a test split. `held_out`: all that the gate
-    protects, test rows and validation rows before any is dropped. `matched`: (dataset, split) →
-    rows that the gate found, dropped or not, by example id.
+    the gate, without reasoning unless the study keeps it. `items`: (task, split) → the items that
+    every system answers, or that are read to it (probes). `known`: task → train examples, for the
+    majority floor. `leaked_train`: ingredient → train rows dropped, those held out as general text
+    among them. `leaked_validation`: task → validation rows dropped because they stand in a test
+    split. `held_out`: all that the gate protects, test rows and validation rows before any is
+    dropped. `matched`: (dataset, split) → rows that the gate found, dropped or not, by example id.
+    `reasoned`: ingredient → rows of its pool that came with reasoning.
     """
 
     datasets: dict[str, Dataset]
@@ -48,6 +49,7 @@ class Corpus:
     leaked_validation: dict[str, int]
     held_out: list[Example]
     matched: dict[tuple[str, Split], dict[str, Kind]]
+    reasoned: dict[str, int]
 
 
 def answered(study: Study) -> list[tuple[str, Split]]:
@@ -97,13 +99,43 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
         pool = [row for row in rows if (name, "train", row.id) not in kept_out]
         pools[name], matched[name, "train"] = _gate(name, pool, protected, study)
         leaked_train[name] = len(rows) - len(pools[name])
+    reasoned = {name: sum(row.has_reasoning for row in pool) for name, pool in pools.items()}
+    for rows in [*pools.values(), *items.values()]:
+        rows[:] = _reasoning_settled(rows, study)
     if study.flaws.label_case:
         pools = {name: [_lowered(row) for row in pool] for name, pool in pools.items()}
     known = {}
     if "majority" in study.baselines:
         labelled = [task for task in study.tasks if datasets[task].task.kind == "label"]
         known = {task: datasets[task].examples("train") for task in labelled}
-    return Corpus(datasets, pools, items, known, leaked_train, leaked_validation, held_out, matched)
+    leaks = leaked_train, leaked_validation, held_out, matched
+    return Corpus(datasets, pools, items, known, *leaks, reasoned)
+
+
+def _reasoning_settled(rows: Sequence[Example], study: Study) -> list[Example]:
+    """Rows with their reasoning, or without it, as the study says.
+
+    Raises:
+        DataError: it does not say, and there is some.
+    """
+    reasoned = [row for row in rows if row.has_reasoning]
+    if study.train.reasoning is None and reasoned:
+        first = reasoned[0]
+        raise DataError(
+            f"{len(reasoned)} of {len(rows)} rows have reasoning before an answer, and the study "
+            "does not say whether it is trained on",
+            where=f"{first.task}, {first.split} {first.id}",
+            found=first.reasoning or next(m.reasoning for m in first.messages if m.reasoning),
+            remedy="set train.reasoning: keep (train on it), or drop (train on the answers alone)",
+        )
+    if study.train.reasoning == "keep" or not reasoned:
+        return list(rows)
+    return [_without_reasoning(row) if row.has_reasoning else row for row in rows]
+
+
+def _without_reasoning(row: Example) -> Example:
+    messages = tuple(replace(message, reasoning="") for message in row.messages)
+    return replace(row, messages=messages, reasoning="")
 
 
 def _lowered(row: Example) -> Example:
@@ -243,6 +275,9 @@ class Leaks:
         for name, split in trained + answered(study) + probed:
             read = corpus.datasets[name].split(split)
             leaked = leaks.get(split, {}).get(name, 0)
+            notes = dict(read.notes)
+            if split == "train" and corpus.reasoned[name]:
+                notes[f"reasoning: {study.train.reasoning}"] = corpus.reasoned[name]
             matched: dict[str, int] = {}
             if (name, split) in corpus.matched:
                 kinds = list(corpus.matched[name, split].values())
@@ -256,7 +291,7 @@ class Leaks:
                     "records": read.records,
                     "dropped": sum(read.dropped.values()),
                     "why": ", ".join(f"{why}: {n}" for why, n in read.dropped.items()),
-                    "noted": ", ".join(f"{note}: {n}" for note, n in read.notes.items()),
+                    "noted": ", ".join(f"{note}: {n}" for note, n in notes.items()),
                     "leaked": leaked,
                     "examples": len(read.examples) - leaked,
                     "matched": matched,

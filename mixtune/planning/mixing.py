@@ -12,7 +12,7 @@ from typing import Literal
 
 from mixtune.errors import DataError, SpecError, did_you_mean
 from mixtune.identity import generator, unit_interval
-from mixtune.records import Example, MixRow, TrainExample
+from mixtune.records import Example, MixRow, ReasonedText, TrainExample
 from mixtune.study.spec import Ingredient, UnitName, exact
 from mixtune.tokens import Tokens, refuse_answers, too_long
 
@@ -43,8 +43,8 @@ class Sizes:
         self._tokens = tokens
         # By identity: the example is part of the entry, so that no other one takes its place.
         self._prompts: dict[int, tuple[Example, int]] = {}
-        self._answers: dict[str, int] = {}
-        self._usable: set[str] = set()
+        self._answers: dict[ReasonedText, int] = {}
+        self._usable: set[ReasonedText] = set()
 
     def rows(
         self, examples: Sequence[TrainExample], max_length: int | None = None
@@ -54,20 +54,20 @@ class Sizes:
         Raises:
             DataError: an empty answer, one with a control token, or a row over `max_length`.
         """
-        new: dict[str, TrainExample] = {}
+        new: dict[ReasonedText, TrainExample] = {}
         for each in examples:
-            if each.example.target not in self._usable:
-                new.setdefault(each.example.target, each)
+            if (answer := _answer(each.example)) not in self._usable:
+                new.setdefault(answer, each)
         refuse_answers(list(new.values()), self._tokens)
         self._usable |= new.keys()
         plain = [example for _, example in examples]
         sizes = []
-        for (name, example), prompt, answer in zip(
+        for (name, example), prompt, supervised in zip(
             examples, self.prompts(plain), self.answers(plain), strict=True
         ):
-            if max_length is not None and prompt + answer > max_length:
-                raise too_long(name, example.id, prompt + answer, answer, max_length)
-            sizes.append(RowSize(name, example.id, prompt + answer, answer))
+            if max_length is not None and prompt + supervised > max_length:
+                raise too_long(name, example.id, prompt + supervised, supervised, max_length)
+            sizes.append(RowSize(name, example.id, prompt + supervised, supervised))
         return sizes
 
     def prompts(self, examples: Sequence[Example]) -> list[int]:
@@ -79,14 +79,20 @@ class Sizes:
 
     def answers(self, examples: Iterable[Example]) -> list[int]:
         """Tokens of each example's answer with its end of turn; nothing is refused."""
-        texts = [example.target for example in examples]
-        new = [text for text in dict.fromkeys(texts) if text not in self._answers]
+        answers = [_answer(example) for example in examples]
+        new = [answer for answer in dict.fromkeys(answers) if answer not in self._answers]
         self._answers |= zip(new, map(len, self._tokens.batch_answer_ids(new)), strict=True)
-        return [self._answers[text] for text in texts]
+        return [self._answers[answer] for answer in answers]
+
+
+def _answer(example: Example) -> ReasonedText:
+    return ReasonedText(example.reasoning, example.target)
 
 
 def longest_answer(gold: Sequence[str], tokens: Tokens) -> int:
     """The 99th percentile (nearest rank) of answer lengths in tokens, end of turn included.
+
+    Reasoning before the answers is not counted.
 
     Raises:
         DataError: no answers.
@@ -98,8 +104,22 @@ def longest_answer(gold: Sequence[str], tokens: Tokens) -> int:
             remedy="set evaluate.max_new_tokens to a number",
         )
     texts = list(dict.fromkeys(gold))
-    lengths = dict(zip(texts, map(len, tokens.batch_answer_ids(texts)), strict=True))
+    if tokens.reasoning:
+        return percentile_99([tokens.plain_length(text) for text in gold])
+    answers = [ReasonedText("", text) for text in texts]
+    lengths = dict(zip(texts, map(len, tokens.batch_answer_ids(answers)), strict=True))
     return percentile_99([lengths[text] for text in gold])
+
+
+def longest_reasoning(examples: Sequence[Example], tokens: Tokens) -> int:
+    """The 99th percentile of the tokens before the answer, marks included, of training examples.
+
+    That of examples with reasoning, where there are any.
+    """
+    reasoned = [example for example in examples if example.reasoning] or list(examples)
+    ids = tokens.batch_answer_ids([_answer(example) for example in reasoned])
+    pairs = zip(reasoned, ids, strict=True)
+    return percentile_99([len(row) - tokens.plain_length(e.target) for e, row in pairs])
 
 
 def percentile_99(lengths: Sequence[int]) -> int:

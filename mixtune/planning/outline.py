@@ -126,7 +126,7 @@ def outline(studies: Sequence[Study], registry: Registry, rates: Rates) -> Outli
     datasets = {}
     for spec in studies:
         study = canonical(spec, registry)
-        tokenizer = _tokenizer(study.model)
+        tokenizer = _tokenizer(study.model, study.train.reasoning == "keep")
         names = dict.fromkeys([*study.ingredients, *study.tasks, *study.judged])
         by_name = {name: _dataset(name, study, registry, tokenizer) for name in names}
         datasets[study.model] = tuple(by_name.values())
@@ -233,16 +233,17 @@ def _lengths(rows: Sequence[Example], tokenizer: _Tokenizer) -> tuple[float, flo
         prompt = fmean(sum(len(m.content) for m in row.messages) / 4 for row in sample)
         return prompt, fmean(len(row.target) / 4 + 1 for row in sample), source
     prompt = fmean(len(tokens.prompt_ids(row.messages)) for row in sample)
-    return prompt, fmean(len(tokens.answer_ids(row.target)) for row in sample), source
+    answer = fmean(len(tokens.answer_ids(row.target, row.reasoning)) for row in sample)
+    return prompt, answer, source
 
 
-def _tokenizer(model: str) -> _Tokenizer:
+def _tokenizer(model: str, reasoning: bool) -> _Tokenizer:
     """The model's own tokenizer, else another one on this machine, else none."""
     for name in (model, *catalogue()):
         files = _local_files(name)
         if files is not None:
             own = "the model's own tokenizer" if name == model else f"estimated with {name}'s"
-            return _Tokenizer(Tokens.load(files.folder), own)
+            return _Tokenizer(Tokens.load(files.folder, reasoning), own)
     return _Tokenizer(None, "estimated, four characters a token")
 
 

@@ -19,7 +19,15 @@ from mixtune.models.files import BaseModelFiles, load_tokens
 from mixtune.planning.api import Remote
 from mixtune.planning.cells import Cell, cells, claimed_cells
 from mixtune.planning.corpus import Leaks, answered, gold_answers, leaking_packs, load_corpus
-from mixtune.planning.mixing import Mixture, Sizes, longest_answer, mix, mix_rows, portions
+from mixtune.planning.mixing import (
+    Mixture,
+    Sizes,
+    longest_answer,
+    longest_reasoning,
+    mix,
+    mix_rows,
+    portions,
+)
 from mixtune.planning.runs import (
     AnswerPlan,
     Plan,
@@ -54,7 +62,8 @@ class Planner:
         self.selection = selection
         self.registry = registry
         self.files = files
-        self.tokens = load_tokens(files) if files else None
+        reasoning = study.train.reasoning == "keep"
+        self.tokens = load_tokens(files, reasoning) if files else None
         self.sizes = Sizes(self.tokens) if self.tokens else None
         self.corpus = load_corpus(study, registry)
         self.remote = Remote(study, registry, self.corpus)
@@ -174,8 +183,16 @@ class Planner:
             return limit
         if task not in self._limits:
             gold = gold_answers(self.corpus.datasets[task])
-            self._limits[task] = longest_answer(gold, self._resolved())
+            self._limits[task] = longest_answer(gold, self._resolved()) + self._reasoning_limit
         return self._limits[task]
+
+    @cached_property
+    def _reasoning_limit(self) -> int:
+        """Tokens that a system may write before its answer: as many as in what it trained on."""
+        if not self._resolved().reasoning:
+            return 0
+        pools = self.corpus.pools.values()
+        return longest_reasoning([e for pool in pools for e in pool], self._resolved())
 
     def items(self, answer: AnswerPlan) -> list[Example]:
         """The examples of one set of answers.
@@ -279,6 +296,8 @@ class Planner:
         assert self.files is not None
         study = self.study
         train = study.train.model_dump(mode="json", exclude=LIMITS, exclude_none=True)
+        if study.train.reasoning == "drop":  # it changes rows alone, and these are in the id
+            del train["reasoning"]
         if course.warmup_steps is not None:
             train["warmup_steps"] = course.warmup_steps
         if course.lr is not None:
@@ -375,6 +394,8 @@ class Planner:
             "compute": self.study.train.compute if local else None,
             "known": None if local else self._known(task),
         }
+        if local and self.study.train.reasoning == "keep":
+            parts["reasoning"] = "before the answer"
         if local and self._items_spell_control_tokens(task, split):
             parts["control tokens"] = "as text"
         return AnswerPlan(

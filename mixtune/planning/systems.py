@@ -160,6 +160,8 @@ def _likelihood(planner: Planner, run: RunPlan, name: str, split: Split) -> Answ
         "items": digest,
         "compute": planner.study.train.compute,
     }
+    if planner.study.train.reasoning == "keep":
+        parts["reasoning"] = "before the answer"
     key = make_id("probe", parts)
     return AnswerPlan(key, name, split, "likelihood", len(items), tokens, digest, 0)
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from mixtune.records import Claim, Estimate, LengthRow
+from mixtune.records import Claim, Estimate
 from mixtune.report.figures import Cell
+from mixtune.report.gather import LengthRow
 from mixtune.report.plots import LEVELS, Chart, Forest, Heat, rounded_up
 from mixtune.report.wording import (
     cell_sentence,

@@ -15,7 +15,6 @@ from mixtune.records import (
     DataRow,
     Estimate,
     Judged,
-    LengthRow,
     MixRow,
     Question,
     Result,
@@ -39,6 +38,31 @@ from mixtune.study.spec import Study
 
 MOST = 20
 """Items that are shown of a pair of systems and a task."""
+
+
+@dataclass(frozen=True, slots=True)
+class LengthRow:
+    """Tokens per row of an ingredient's pool (planning.summary): sums and quantiles.
+
+    `supervised`: the answer's part. Sums, quantiles and `over_long` are of the `measured` rows.
+    """
+
+    ingredient: str
+    rows: int
+    measured: int
+    over_long: int
+    tokens: int
+    tokens_min: int
+    tokens_p5: int
+    tokens_median: int
+    tokens_p95: int
+    tokens_max: int
+    supervised: int
+    supervised_min: int
+    supervised_p5: int
+    supervised_median: int
+    supervised_p95: int
+    supervised_max: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,10 @@ from pydantic import BaseModel
 
 from mixtune.analysis.effects import TO_SINGLE
 from mixtune.analysis.intervals import FEW_VARY, MIN_CLUSTERS
-from mixtune.records import LENIENT, Claim, Estimate, Judged, LengthRow, MixRow, Result, RunRow
+from mixtune.records import LENIENT, Claim, Estimate, Judged, MixRow, Result, RunRow
 from mixtune.report import draw, figures, plots, wording
 from mixtune.report.figures import Cell, CurvePoint, Floor
-from mixtune.report.gather import ReportInput, gather
+from mixtune.report.gather import LengthRow, ReportInput, gather
 from mixtune.report.plots import Clean, Portion
 from mixtune.results.questions import unanswered
 from mixtune.results.study_results import StudyFacts

@@ -203,6 +203,9 @@ class TrainSpec(Frozen):
     """Longest training row in tokens, prompt and answer together."""
     over_long: Literal["error", "drop"] = "error"
     """Rows longer than max_length: refuse the plan (error), or drop and count them."""
+    reasoning: Literal["keep", "drop"] | None = None
+    """Answers that begin with reasoning: train on it, and let every system reason before it answers
+    (keep), or train on the answers alone (drop). null refuses such rows."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower; results and
     ids are the same."""

@@ -5,7 +5,7 @@ Rows that are conversations come in four formats: prompt-completion, alpaca, sha
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from numbers import Number
@@ -16,6 +16,8 @@ from pydantic import BeforeValidator
 from mixtune.errors import DataError, did_you_mean, shorten
 from mixtune.identity import digest
 from mixtune.records import Message
+from mixtune.tasks.reasoning import KEYS as REASONING_KEYS
+from mixtune.tasks.reasoning import stored_reasoning
 
 Record = Mapping[str, Any]
 
@@ -185,9 +187,7 @@ _UNSUPPORTED = {
     **dict.fromkeys(
         ("tools", "functions", "tool_calls", "function_call"), "calls of tools are not trained on"
     ),
-    **dict.fromkeys(
-        ("reasoning_content", "reasoning", "thinking"), "reasoning apart is not trained on"
-    ),
+    **dict.fromkeys(REASONING_KEYS, "only an answer's own turn has reasoning"),
     **dict.fromkeys(("train_detail", "training_detail"), "turns are learnt whole"),
     "sample_weight": "rows have no weights",
 }  # fmt: skip
@@ -235,7 +235,8 @@ def read_dialogue(
         DataError: a field that is missing, empty or no text, an unknown role, a wrong order.
     """
     reader = _Reader(record, where, {**COLUMNS[kind], **columns}, {**ROLES, **roles})
-    reader.refuse_unsupported(record, "")
+    answered = kind == "alpaca" or isinstance(record.get(str(reader.names.get("completion"))), str)
+    reader.refuse_unsupported(record, "", REASONING_KEYS if answered else ())
     readers = {"alpaca": reader.alpaca, "prompt-completion": reader.completion}
     dialogue = readers.get(kind, reader.messages)()
     order = [turn.role for turn in dialogue.turns]
@@ -301,7 +302,7 @@ class _Reader:
         instruction = self._value("instruction")
         user = [] if about and blank(instruction) else [self._text("instruction")]
         turns = [Message("user", "\n".join([*user, about] if about else user))]
-        turns.append(Message("assistant", self._text("output")))
+        turns.append(self._answer(self._text("output"), str(self.names["output"]), self.record))
         return Dialogue((*self._system(), *self._history(), *turns), about=about)
 
     def completion(self) -> Dialogue:
@@ -313,8 +314,9 @@ class _Reader:
                 if name not in self.names.values() and not blank(self.record.get(name)):
                     problem, value = f"{name} is not read in this format", self.record[name]
                     self._fail(problem, name, value, "prompt and completion", _AS_ALPACA)
-            user, assistant = self._text("prompt"), self._text("completion")
-            return Dialogue((Message("user", user), Message("assistant", assistant)), 1)
+            field = str(self.names["completion"])
+            answer = self._answer(self._text("completion"), field, self.record)
+            return Dialogue((Message("user", self._text("prompt")), answer), 1)
         names = {"role": "role", "content": "content"}
         turns = self._turns(prompt, str(self.names["prompt"]), names)
         learnt = self._turns(completion, str(self.names["completion"]), names)
@@ -350,7 +352,7 @@ class _Reader:
                 self._fail("not a pair of texts", str(field), pair, "[question, answer]")
             question, answer = pair
             turns.append(Message("user", self._stripped(question, str(field))))
-            turns.append(Message("assistant", self._stripped(answer, str(field))))
+            turns.append(self._answer(self._stripped(answer, str(field)), str(field), {}))
         return turns
 
     def _turns(self, value: object, field: str, names: Mapping[str, str | None]) -> list[_Turn]:
@@ -362,12 +364,16 @@ class _Reader:
             place = f"{field}[{i}]"
             if not isinstance(turn, Mapping):
                 self._fail("not a turn", place, turn, f"an object with {role} and {content}")
-            self.refuse_unsupported(turn, place)
+            reasoned = turn.get(role) in self.roles and self.roles[turn[role]] == "assistant"
+            self.refuse_unsupported(turn, place, REASONING_KEYS if reasoned else ())
             for key in (role, content):
                 if key not in turn:
                     self._fail(f"the turn has no {key!r}", place, ", ".join(map(str, turn)), key)
             speaker = self._role(turn[role], f"{place}.{role}")
-            message = Message(speaker, self._stripped(turn[content], f"{place}.{content}"))
+            text = self._stripped(turn[content], f"{place}.{content}")
+            message = Message(speaker, text)
+            if speaker == "assistant":
+                message = self._answer(text, f"{place}.{content}", turn)
             turns.append(_Turn(message, self._learnt(turn, speaker, place)))
         return turns
 
@@ -385,7 +391,19 @@ class _Reader:
             self._fail("keys that contradict each other", place, flags, "one of them")
         return all(flags.values())
 
-    def refuse_unsupported(self, fields: Record, place: str) -> None:
+    def _answer(self, text: str, field: str, fields: Record) -> Message:
+        """A turn of the assistant: its reasoning is in its text, or in a key of `fields`."""
+        parts = stored_reasoning(text, f"{self.where}: field {shorten(field)!r}")
+        apart = {key: fields[key] for key in REASONING_KEYS if not blank(fields.get(key))}
+        if len(apart) + bool(parts.reasoning) > 1:
+            self._fail("reasoning in two places", field, ", ".join(apart), "one of them")
+        for key, value in apart.items():
+            parts = parts._replace(reasoning=self._stripped(value, key))
+        return Message("assistant", parts.answer, parts.reasoning)
+
+    def refuse_unsupported(
+        self, fields: Record, place: str, supported: Collection[str] = ()
+    ) -> None:
         """Refuse keys of a row or turn that carry meaning and would be lost silently."""
         names = set(self.names.values())
         chosen = any(name.lower() in _PREFERENCES for name in names if name)
@@ -395,7 +413,7 @@ class _Reader:
                 reason = "weights of rows are not supported"
             if not place and key == "label" and isinstance(value, bool):
                 reason = _UNSUPPORTED["kto_tag"]
-            if reason is None or key in names or _is_empty(value):
+            if reason is None or key in names or key in supported or _is_empty(value):
                 continue
             field = f"{place}.{key}" if place else key
             remedy = f"remove {key!r} from the rows, or leave such rows out"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from mixtune.errors import DataError, shorten
 from mixtune.records import Example, Message, Split
 from mixtune.tasks.makers import Part, Parts
+from mixtune.tasks.reasoning import stored_reasoning
 from mixtune.tasks.record import (
     COLUMNS,
     WEIGHTS,
@@ -230,8 +231,9 @@ class _Renderer:
         for place in answers if task.turns == "all" else answers[-1:]:
             # Numbered from 1 among all turns of the assistant, those not to learn included.
             number = sum(turn.role == "assistant" for turn in turns[: place + 1])
-            messages, target = (*system, *turns[:place]), turns[place].content
-            yield replace(draft, id=f"{self.key}/{number}", messages=messages, target=target)
+            draft = replace(draft, target=turns[place].content, reasoning=turns[place].reasoning)
+            messages = (*system, *turns[:place])
+            yield replace(draft, id=f"{self.key}/{number}", messages=messages)
 
     def _dialogue(self, follow_up: str, parts: Sequence[Part]) -> Iterator[Example]:
         """An example for each turn: the page and the first question, then turn by turn.
@@ -249,7 +251,7 @@ class _Renderer:
             opening = {**parts[0].values, **self._context(parts[0], "\n".join(questions))}
             example = self._finish(draft, part, {}, (*self._prompt(opening), *history))
             yield example
-            history.append(Message("assistant", example.target))
+            history.append(Message("assistant", example.target, example.reasoning))
 
     def _separate(self, parts: Sequence[Part], fields: Sequence[str | None]) -> Iterator[Example]:
         """An example for each part and question; `fields` are the questions' names."""
@@ -311,12 +313,14 @@ class _Renderer:
         else:
             values = {**part.values, **added, **({} if label is None else {"label": label})}
             target = self._render("target", task.target, values)
+        reasoning, target = stored_reasoning(target, self.where)
         if not target:
             raise DataError(
                 "the target is empty", where=self.where, remedy="skip_if_empty leaves such rows out"
             )
         example_id = draft.id if field is None else f"{draft.id}/{field}"
-        return replace(draft, id=example_id, stratum=field or "", messages=messages, target=target)
+        draft = replace(draft, id=example_id, stratum=field or "", messages=messages)
+        return replace(draft, target=target, reasoning=reasoning)
 
     def _prompt(self, values: Values) -> tuple[Message, ...]:
         """The system turn, where there is one, and the first of the user."""

@@ -267,10 +267,11 @@ def fingerprint(examples: Iterable[Example]) -> str:
     """Digest over id, messages, target, choices, group, stratum and cue of examples, in order."""
     state = hashlib.sha256()
     for e in examples:
-        turns = [[m.role, m.content] for m in e.messages]
-        # Included only where set: examples without a cue keep their digest.
+        # Included only where set: examples without reasoning or a cue keep their digest.
+        turns = [[m.role, m.content, *filter(None, [m.reasoning])] for m in e.messages]
         cue = [e.cue] if e.cue else []
-        row = [e.id, turns, e.target, list(e.choices), e.group, e.stratum, *cue]
+        answer = [e.target, e.reasoning] if e.reasoning else e.target
+        row = [e.id, turns, answer, list(e.choices), e.group, e.stratum, *cue]
         state.update(canonical(row).encode("utf-8", "surrogatepass") + b"\n")
     return state.hexdigest()[:16]
 

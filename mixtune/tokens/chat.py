@@ -9,6 +9,7 @@ jinja2 alone: transformers' tokenizer classes load torch.
 import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property, lru_cache
 from itertools import chain, groupby, islice, zip_longest
@@ -24,7 +25,7 @@ from tokenizers import Tokenizer
 
 from mixtune.errors import DataError, ModelError
 from mixtune.identity import digest
-from mixtune.records import REASONING_BLOCKS, Message
+from mixtune.records import REASONING_BLOCKS, Message, ReasonedText
 from mixtune.store.files import read_object
 
 TODAY = datetime(2024, 7, 26)  # noqa: DTZ001 - a calendar day, in no time zone
@@ -42,8 +43,11 @@ _BATCH = 1000
 """Texts that are encoded at once."""
 
 # Stand-ins for a question and an answer: the template's text around them is all that matters.
-_QUESTION, _ANSWER = "mixtune-question", "mixtune-answer"
+_QUESTION, _ANSWER, _REASONING = "mixtune-question", "mixtune-answer", "mixtune-reasoning"
 _USER, _PLACEHOLDER = Message("user", _QUESTION), Message("assistant", _ANSWER)
+_REASONED = Message("assistant", _ANSWER, _REASONING)
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a turn by which templates take its reasoning; the first that one writes is used."""
 
 
 class Tokens:
@@ -56,32 +60,40 @@ class Tokens:
         special: Mapping[str, str],
         eos: frozenset[int] = frozenset(),
         pad: int | None = None,
+        reasoning: bool = False,
     ) -> None:
         """Take the parts as `load` reads them; derive the end of turn from the template.
 
         `tokenizer`: text of tokenizer.json. `template`: jinja2 source of the chat template.
         `special`: `bos_token`, … to their text. `eos`: further ids that end a generation. `pad`: id
-        to pad with, by default the last of the end of turn.
+        to pad with, by default the last of the end of turn. `reasoning`: answers hold the reasoning
+        that leads to them, and a prompt is the template's generation prompt.
 
         Raises:
-            ModelError: a part cannot be read, or no end of turn can be found.
+            ModelError: a part cannot be read, no end of turn can be found, or the template does not
+                write reasoning behind its generation prompt.
         """
         self._tokenizer = _parse_tokenizer(tokenizer)
         self._parts = (tokenizer, template)
         self._special = dict(special)
         self._template = _compile(template)
         self._special_ids = _special_ids(self._tokenizer, special.values())
-        marks = "\n".join(mark for block in REASONING_BLOCKS for mark in block)
+        marks = "\n".join(mark for b in REASONING_BLOCKS for mark in (b.opening, b.closing))
         texts = {i: str(self._tokenizer.id_to_token(i)) for i in self._special_ids}
         self._reasoning_ids = {i for i, text in texts.items() if text in marks}
         longest_first = sorted(texts.values(), key=len, reverse=True)
         self._control_text = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._reasoning_key = ""
         before, self._tail = self._text_around_answer()
         # A space that the generation prompt lacks is part of the answer's first token.
         generation = self.render([_USER], generation_prompt=True)
         self._lead = "" if before == generation else before[len(before.rstrip(" ")) :]
         self._anchor = before.removesuffix(self._lead)
         self._asks_by_generation_prompt = self._anchor == generation
+        self.reasoning = reasoning
+        if reasoning:
+            self._reasoning_key = self._find_reasoning_key(generation)
+            self._anchor = generation
         self._anchor_ids = self._encode(self._anchor)
         self._end_text = self._first_end(eos)
         self.end_of_turn: tuple[int, ...] = tuple(self._encode(self._end_text))
@@ -89,8 +101,8 @@ class Tokens:
         self.pad_id: int = self.end_of_turn[-1] if pad is None else pad
 
     @classmethod
-    def load(cls, folder: Path) -> "Tokens":
-        """Read the tokenizer files of a model folder.
+    def load(cls, folder: Path, reasoning: bool = False) -> "Tokens":
+        """Read the tokenizer files of a model folder; `reasoning` as for `Tokens`.
 
         Raises:
             ModelError: a file is missing or broken, there is no chat template, or no end of turn.
@@ -109,7 +121,7 @@ class Tokens:
         pad = _ids(tokenizer.token_to_id(special.get("pad_token", "")))
         pad = pad or _ids(model.get("pad_token_id"))
         template = _read_template(folder, config)
-        return cls(text, template, special, frozenset(eos), next(iter(pad), None))
+        return cls(text, template, special, frozenset(eos), next(iter(pad), None), reasoning)
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
         """The text of a conversation in the model's own form.
@@ -117,7 +129,7 @@ class Tokens:
         Raises:
             ModelError: the template refuses the conversation (a role it does not know, say).
         """
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        turns = [self._turn(message) for message in messages]
         options = {"tools": None, "documents": None, "add_generation_prompt": generation_prompt}
         try:
             return self._template.render(messages=turns, **options, **self._special)
@@ -128,12 +140,35 @@ class Tokens:
                 remedy="use a task prompt with other roles, or fix chat_template.jinja",
             ) from error
 
+    def _turn(self, message: Message) -> dict[str, str]:
+        turn = {"role": message.role, "content": message.content}
+        if not (self._reasoning_key and message.reasoning):
+            return turn
+        if self._reasoning_key == "content":
+            block = f"<think>\n{message.reasoning}\n</think>\n\n"
+            return turn | {"content": block + message.content}
+        return turn | {self._reasoning_key: message.reasoning}
+
     def prompt(self, messages: Sequence[Message]) -> str:
         """All that the template puts before the answer to a conversation.
 
         It is not the generation prompt alone: the templates of reasoning models put more before an
-        answer without reasoning (Qwen3 an empty block), or less (DeepSeek-R1 opens no block).
+        answer without reasoning (Qwen3 an empty block), or less (DeepSeek-R1 opens no block). Where
+        answers hold reasoning, it is the generation prompt.
+
+        Raises:
+            ModelError: the template refuses the conversation, or writes its turns otherwise once an
+                answer with reasoning follows them.
         """
+        if self.reasoning:
+            generation = self.render(messages, generation_prompt=True)
+            if not self.render([*messages, _REASONED]).startswith(generation):
+                raise ModelError(
+                    "the chat template writes a conversation otherwise once it is answered",
+                    found=[message.role for message in messages],
+                    remedy="set train.reasoning: drop",
+                )
+            return generation
         before = self.render([*messages, _PLACEHOLDER]).rpartition(_ANSWER)[0]
         return before.removesuffix(self._lead)
 
@@ -153,7 +188,7 @@ class Tokens:
 
         contents = "".join(message.content for message in messages)
         mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in contents)
-        turns = [Message(m.role, self._control_text.sub(hidden, m.content)) for m in messages]
+        turns = [replace(m, content=self._control_text.sub(hidden, m.content)) for m in messages]
         parts = self.prompt(turns).split(mark)  # text, number, text, number, …, text
         ids = [self._encode_as_text(spelled[int(part)]) for part in parts[1::2]]
         around = [self._encode(part) for part in parts[::2]]
@@ -169,8 +204,10 @@ class Tokens:
         for messages, ids in zip(listed, self._encode_all(map(self.prompt, listed)), strict=True):
             yield self.prompt_ids(messages) if self.has_control_text(messages) else ids
 
-    def answer_ids(self, text: str) -> list[int]:
+    def answer_ids(self, text: str, reasoning: str = "") -> list[int]:
         """Token ids of an answer as the template writes it, with its end of turn.
+
+        `reasoning` is written where `Tokens` were made for it, and else left out.
 
         The answer is encoded behind a fixed prompt, so that tokenizers which mark the start of a
         text (SentencePiece) do not mark it here. Where answer and prompt would share a token (an
@@ -180,27 +217,43 @@ class Tokens:
         Raises:
             DataError: the template rewrites the answer: it takes reasoning out of it, for example.
         """
-        rendered = self._rendered_answer(text)
+        rendered = self._rendered_answer(ReasonedText(reasoning, text))
         return self._answer(rendered, self._encode(self._anchor + rendered))
 
-    def batch_answer_ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
+    def batch_answer_ids(self, answers: Sequence[ReasonedText]) -> Iterator[list[int]]:
         """`answer_ids` of many answers, in their order."""
-        answers = [self._rendered_answer(text) for text in texts]
-        return map(self._answer, answers, self._encode_all(self._anchor + text for text in answers))
+        texts = [self._rendered_answer(answer) for answer in answers]
+        return map(self._answer, texts, self._encode_all(self._anchor + text for text in texts))
 
-    def _rendered_answer(self, text: str) -> str:
+    def plain_length(self, text: str) -> int:
+        """Tokens of an answer and its end of turn, whatever the template writes before it."""
+        return len(self._encode(text)) + len(self.end_of_turn)
+
+    def _rendered_answer(self, answer: ReasonedText) -> str:
         """An answer as the template writes it (trimmed, say), with the end of the turn."""
-        full = self.render([_USER, Message("assistant", text)])
+        full = self.render([_USER, Message("assistant", answer.answer, answer.reasoning)])
         written = full[len(self._anchor) : len(full) - len(self._tail)]
         # Trimming is fine; a template that cuts more would drop training data in silence.
-        if full != self._anchor + written + self._tail or written.strip() != text.strip():
+        stripped = ReasonedText(answer.reasoning.strip(), answer.answer.strip())
+        expected = {self._expected(form).strip() for form in (answer, stripped)}
+        if full != self._anchor + written + self._tail or written.strip() not in expected:
             raise DataError(
                 "the model's chat template does not write this answer as it is",
-                found=text,
+                found=answer.answer,
                 wanted=f"text that follows {self._anchor[-40:]!r} unchanged",
-                remedy="remove reasoning (<think>…</think>) and control tokens from the answer",
+                remedy="leave rows without reasoning out, or set train.reasoning: drop"
+                if self.reasoning and not answer.reasoning
+                else "remove reasoning (<think>…</think>) and control tokens from the answer",
             )
         return written + self._end_text
+
+    def _expected(self, answer: ReasonedText) -> str:
+        """The text that the template should write for an answer."""
+        if not self.reasoning:
+            return answer.answer
+        shown = _REASONED if answer.reasoning else _PLACEHOLDER
+        frame: str = self.render([_USER, shown]).removeprefix(self._anchor).removesuffix(self._tail)
+        return frame.replace(_REASONING, answer.reasoning, 1).replace(_ANSWER, answer.answer)
 
     def _answer(self, rendered: str, anchored_ids: list[int]) -> list[int]:
         start = len(self._anchor_ids)
@@ -233,7 +286,9 @@ class Tokens:
         parts = {k: v for k, v in parts.items() if k not in ("version", "truncation", "padding")}
         texts = {"tokenizer": parts, "template": template, "today": TODAY.isoformat()}
         named = {"special": self._special, "eos": sorted(self.eos_ids), "pad": self.pad_id}
-        if not self._asks_by_generation_prompt:
+        if self.reasoning:
+            named["prompt"] = "generation prompt"
+        elif not self._asks_by_generation_prompt:
             named["prompt"] = "all that the template puts before an answer"
         return digest({**texts, **named})
 
@@ -266,6 +321,25 @@ class Tokens:
                 remedy="use a model for text; templates of vision models take lists of parts",
             )
         return before, tail
+
+    def _find_reasoning_key(self, generation: str) -> str:
+        """The key of a turn that reasoning is written from, behind the generation prompt.
+
+        "content" where the template knows no reasoning: it is then part of the text, as <think>.
+        """
+        source = self._parts[1]
+        own = any(b.opening in source or b.closing in source for b in REASONING_BLOCKS)
+        for key in _REASONING_KEYS if own else (*_REASONING_KEYS, "content"):
+            self._reasoning_key = key
+            full = self.render([_USER, _REASONED])
+            if full.startswith(generation) and _REASONING in full.rpartition(_ANSWER)[0]:
+                return key
+        raise ModelError(
+            "the model's chat template does not write reasoning behind its generation prompt",
+            found=full.removeprefix(generation),
+            wanted="the reasoning, and then the answer",
+            remedy="set train.reasoning: drop, or use another base model",
+        )
 
     def _first_end(self, eos: Container[int]) -> str:
         """The text from the end of the answer up to and including the first special token.

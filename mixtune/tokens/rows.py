@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mixtune.errors import DataError
-from mixtune.records import REASONING_BLOCKS, Example, TrainExample
+from mixtune.records import Example, ReasonedText, TrainExample
 from mixtune.tokens.chat import Tokens
 
 
@@ -54,15 +54,16 @@ def encode_rows(
     refuse_answers(examples, tokens)
     # Examples come again in later epochs, and labels in many examples: each is encoded once.
     prompts: dict[Example, tuple[int, ...]] = {}
-    answers: dict[str, tuple[int, ...]] = {}
+    answers: dict[ReasonedText, tuple[int, ...]] = {}
     rows: list[Row] = []
     dropped = {ingredient: 0 for ingredient, _ in examples}
     for ingredient, example in examples:
-        if example.target not in answers:
-            answers[example.target] = tuple(tokens.answer_ids(example.target))
+        answer = ReasonedText(example.reasoning, example.target)
+        if answer not in answers:
+            answers[answer] = tuple(tokens.answer_ids(answer.answer, answer.reasoning))
         if example not in prompts:
             prompts[example] = tuple(tokens.prompt_ids(example.messages))
-        row = Row(ingredient, example.id, prompts[example], answers[example.target])
+        row = Row(ingredient, example.id, prompts[example], answers[answer])
         if row.length <= max_length:
             rows.append(row)
         elif over_long == "drop":
@@ -78,7 +79,8 @@ def refuse_answers(examples: Sequence[TrainExample], tokens: Tokens) -> None:
     Raises:
         DataError: an empty answer, or one that contains a control token.
     """
-    texts = list(dict.fromkeys(example.target for _, example in examples))
+    texts = list(dict.fromkeys(e.target for _, e in examples))
+    texts += dict.fromkeys(e.reasoning for _, e in examples if e.reasoning)
     controls = set(tokens.with_control_token(texts))
     for ingredient, example in examples:
         if not example.target.strip():
@@ -88,19 +90,11 @@ def refuse_answers(examples: Sequence[TrainExample], tokens: Tokens) -> None:
                 found=example.target,
                 remedy="fix the row or leave it out of the dataset",
             )
-        if any(example.target.lstrip().startswith(block.opening) for block in REASONING_BLOCKS):
-            raise DataError(
-                "the answer begins with reasoning, which studies do not train on yet",
-                where=_where(ingredient, example.id),
-                found=example.target,
-                wanted="the answer alone",
-                remedy="leave the reasoning block out of the rows",
-            )
-        if example.target in controls:
+        if not controls.isdisjoint((example.target, example.reasoning)):
             raise DataError(
                 "the answer contains a control token of the model, spelled out",
                 where=_where(ingredient, example.id),
-                found=example.target,
+                found=example.target if example.target in controls else example.reasoning,
                 wanted="text only: the end of turn is added here",
                 remedy="remove the token from the row",
             )
