@@ -91,6 +91,11 @@ def workers_of(process):
     return [worker for child in children for worker in _children(child)] or children[-1:]
 
 
+def parent_of(process):
+    """Id of the process that started one."""
+    return int(Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rsplit(")")[1].split()[1])
+
+
 def _children(number):
     listed = Path(f"/proc/{number}/task/{number}/children").read_text(encoding="utf-8")
     return [int(child) for child in listed.split()]

@@ -1,11 +1,14 @@
+import fcntl
 import sqlite3
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from mixtune.errors import StoreError
 from mixtune.records import TrainStep
+from mixtune.store import files
 from mixtune.store.folder import FOLDER_NAME, PlanRow, Store
 from mixtune.study.fields import slug
 
@@ -172,6 +175,37 @@ def test_two_writers_cannot_hold_one_folder(store):
         assert "another mixtune process" in out
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert out == "held\n"
+
+
+def test_units_are_cut_off_where_no_process_holds_the_folder(store):
+    store.begin("aaaa")
+    assert store.current_units()[0]["aaaa"].state == "planned", "no lock file yet"
+    with store.lock():
+        units, cut_off = store.current_units()
+        assert (units["aaaa"].state, cut_off) == ("running", [])
+    units, cut_off = store.current_units()
+    assert (units["aaaa"].state, [unit.label for unit in cut_off]) == ("planned", ["fpb seed 1"])
+    assert store.units()["aaaa"].state == "running", "a look changes nothing"
+
+
+def test_a_process_that_looks_at_the_lock_does_not_stop_one_that_starts(store):
+    with store.lock():
+        pass
+    with (store.folder / "lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        timer = threading.Timer(0.1, fcntl.flock, (looking, fcntl.LOCK_UN))
+        timer.start()
+        with store.lock():
+            assert files.is_held(store.folder / "lock")
+        timer.join()
+    assert not files.is_held(store.folder / "lock")
+
+
+def test_rows_with_other_columns_are_a_damaged_file(store):
+    store.write_json("rows.json", [{"step": 1, "losses": 2}])
+    for name in ("rows.json", finish(store).relative_to(store.folder).as_posix()):
+        with pytest.raises(StoreError, match=name):
+            store.read_records(name, PlanRow)
 
 
 def test_reading_a_folder_without_a_study_says_what_to_do(tmp_path):

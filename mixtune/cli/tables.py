@@ -263,6 +263,7 @@ def status_json(facts: StudyFacts) -> dict[str, Any]:
         "units": list(facts.units.values()),
         "changes": facts.store.changes(),
         "test_reads": facts.store.test_reads(),
+        "cut_off": [unit.label for unit in facts.cut_off],
     }
 
 
@@ -291,6 +292,9 @@ def show_status(facts: StudyFacts) -> None:
         say(shorten(line, terminal.LONGEST))
     counts = Counter(run.state for run in rows)
     say(", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
+    if facts.cut_off:
+        units = f"{len(facts.cut_off)} units" if len(facts.cut_off) > 1 else "1 unit"
+        say(f"{units} cut off: no process runs this study; the same mixtune run goes on")
     show_spent(facts.store)
 
 

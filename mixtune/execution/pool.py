@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import compress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -108,7 +109,11 @@ def run_pool(
     finally:
         _stop(processes)
         store.drop_portions()
-    _raise_early_end(dispatcher.errors, [process.exitcode for process in processes])
+    # A worker without a next portion leaves nothing undone. Its exit code may be that of the fork
+    # server, which somebody ended.
+    working = [pipe not in dispatcher.dismissed for pipe, _ in pipes]
+    codes = [process.exitcode for process in compress(processes, working)]
+    _raise_early_end(dispatcher.errors, codes)
     return dispatcher.failed
 
 
@@ -149,6 +154,8 @@ class _Dispatcher:
     def __init__(self, portions: Iterator[Portion], store: Store, events: Events) -> None:
         self.failed: list[RunPlan] = []
         self.errors: list[Exception] = []
+        self.dismissed: set[Connection] = set()
+        """Pipes of workers that were ready when no portion was left."""
         self._portions = portions
         self._store = store
         self._events = events
@@ -184,6 +191,8 @@ class _Dispatcher:
         portion = next(self._portions, None)
         if portion is not None:
             self._files[pipe] = portion.write(self._store.portion_file(portion.name))
+        else:
+            self.dismissed.add(pipe)
         with suppress(BrokenPipeError, ConnectionResetError):  # it died; reading its pipe says so
             pipe.send(self._files.get(pipe))
 

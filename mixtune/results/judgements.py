@@ -134,7 +134,7 @@ def read_judged(facts: StudyFacts) -> list[Judged]:
     if not (facts.store.folder / FILE).is_file():
         return []
     answers = {row.id for row in facts.finished()}
-    rows = [Judged(**row) for row in facts.store.read_rows(FILE)]
+    rows = facts.store.read_records(FILE, Judged)
     return [row for row in rows if row.answer in answers]
 
 

@@ -71,10 +71,12 @@ def retention_estimates(facts: StudyFacts, probes: Probes) -> list[Estimate]:
     minus the base's, paired), "reading" (analysis/readings.py).
     """
     read = [
-        ProbeRow(**raw)
+        reading
         for row in probes.rows
         if row.form == READING_FORM
-        for raw in facts.store.read_rows(f"{row.folder}/answers/{row.id}/probes.parquet")
+        for reading in facts.store.read_records(
+            f"{row.folder}/answers/{row.id}/probes.parquet", ProbeRow
+        )
     ]
     rows = _retained(facts, probes) if probes.answers else []
     rows += readings(read, infos_of(probes.rows)) if read else []
@@ -86,7 +88,7 @@ def read_retention(store: Store) -> list[Estimate]:
     """Estimates that `mixtune probe` wrote; none where it never ran."""
     if not (store.folder / RETENTION_FILE).is_file():
         return []
-    return [Estimate(**row) for row in store.read_rows(RETENTION_FILE)]
+    return store.read_records(RETENTION_FILE, Estimate)
 
 
 def below_gate(facts: StudyFacts, study: Study, rows: Sequence[Estimate]) -> list[str]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+from pydantic import BaseModel, ValidationError
 
 from mixtune.analysis.effects import detectable, differences, ties
 from mixtune.analysis.measures import (
@@ -48,12 +48,26 @@ from mixtune.study.spec import Study, prompt_note, training_note
 from mixtune.tasks.task import Task, fingerprint
 
 
+class _ModelFacts(BaseModel, strict=True):
+    name: str
+    source: str
+    note: str
+
+
+class RunFacts(BaseModel):
+    """The keys of `run.json` that are read; it holds more."""
+
+    model: _ModelFacts
+    mix: list[MixRow]
+
+
 @dataclass(frozen=True)
 class StudyFacts:
     """A study as its folder holds it: settings, plan, states and facts of runs.
 
     `plan`: units of the study itself; `claimed`: those of fresh seeds, which only claims read;
     `extra`: those of `mixtune probe` and `mixtune strength`, which are in no table of results.
+    `cut_off`: units that were running when their process ended; they are planned again.
     """
 
     store: Store
@@ -64,6 +78,7 @@ class StudyFacts:
     extra: tuple[PlanRow, ...]
     units: Mapping[str, Unit]
     selection: Selection | None
+    cut_off: tuple[Unit, ...] = ()
 
     def state(self, unit: str) -> str:
         """State of a unit by its id; planned where it was never begun."""
@@ -115,11 +130,15 @@ class StudyFacts:
         return {name: self.main_metric(task) for name, task in self.tasks.items()}
 
     @cached_property
-    def run_facts(self) -> dict[str, dict[str, Any]]:
-        """Contents of `run.json` of every finished run, by its id."""
+    def run_facts(self) -> dict[str, RunFacts]:
+        """What `run.json` of every finished run says, by the run's id.
+
+        Raises:
+            StoreError: a key is missing, or its value is of another type.
+        """
         rows = [row for row in (*self.plan, *self.claimed) if row.kind == "train"]
         return {
-            row.system: self.store.read_value(f"{row.folder}/run.json")
+            row.system: _run_facts(self.store, f"{row.folder}/run.json")
             for row in rows
             if self.is_done(row) and (self.store.folder / row.folder / "run.json").is_file()
         }
@@ -127,11 +146,7 @@ class StudyFacts:
     @property
     def mixes(self) -> list[tuple[str, MixRow]]:
         """Each run's id with a row per ingredient, in the order of the runs."""
-        return [
-            (system, MixRow(**row))
-            for system, facts in self.run_facts.items()
-            for row in facts["mix"]
-        ]
+        return [(system, row) for system, facts in self.run_facts.items() for row in facts.mix]
 
     @property
     def training_note(self) -> str:
@@ -142,9 +157,22 @@ class StudyFacts:
     def model_note(self) -> str:
         """Origin of the base model, as the first finished run recorded it."""
         for facts in self.run_facts.values():
-            model = facts["model"]
-            return f"{model['name']}, {model['source']}: {model['note'] or 'as published'}"
+            model = facts.model
+            return f"{model.name}, {model.source}: {model.note or 'as published'}"
         return self.study.model
+
+
+def _run_facts(store: Store, name: str) -> RunFacts:
+    try:
+        return RunFacts.model_validate(store.read_value(name))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise StoreError(
+            f"not what a finished run has written: {first['msg']}",
+            where=f"{store.folder / name}, {'.'.join(map(str, first['loc']))}",
+            remedy="restore the file; or mixtune run, which trains the run again, because its "
+            "checksum is another one",
+        ) from error
 
 
 def read_facts(store: Store, registry: Registry) -> StudyFacts:
@@ -159,6 +187,7 @@ def read_facts(store: Store, registry: Registry) -> StudyFacts:
     fresh = claimed_seeds(selection)
     rows = store.plan()
     own = [row for row in rows if row.kind not in EXTRA_KINDS]
+    units, cut_off = store.current_units()
     return StudyFacts(
         store=store,
         registry=registry,
@@ -166,8 +195,9 @@ def read_facts(store: Store, registry: Registry) -> StudyFacts:
         plan=tuple(row for row in own if row.seed not in fresh),
         claimed=tuple(row for row in own if row.seed in fresh),
         extra=tuple(row for row in rows if row.kind in EXTRA_KINDS),
-        units=store.units(),
+        units=units,
         selection=selection,
+        cut_off=tuple(cut_off),
     )
 
 
@@ -239,7 +269,7 @@ def run_state(units: Sequence[Unit]) -> str:
 def training_curves(facts: StudyFacts) -> dict[str, list[TrainStep]]:
     """Training steps of every finished run, by its id."""
     return {
-        row.system: [TrainStep(**s) for s in facts.store.read_rows(f"{row.folder}/train.parquet")]
+        row.system: facts.store.read_records(f"{row.folder}/train.parquet", TrainStep)
         for row in facts.plan
         if row.kind == "train" and facts.is_done(row)
     }

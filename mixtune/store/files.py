@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from mixtune.errors import StoreError, UserError, shorten
 
 _PART = ".mixtune-part"
+_GLANCE = 0.5
+"""Seconds within which a process that only looks at a lock has let it go."""
 _SYSTEM_ERRORS = (OSError, SafetensorError)
 """Errors of the system while writing; safetensors wraps them."""
 
@@ -125,7 +127,7 @@ def hold(path: Path) -> Iterator[None]:
     """Hold a lock file that names its holder; the kernel frees it when the process dies."""
     with _lock_file(path, RUNS) as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except BlockingIOError as error:
             raise StoreError(
                 "another mixtune process is running this study",
@@ -138,6 +140,18 @@ def hold(path: Path) -> Iterator[None]:
             handle.write(json.dumps({"pid": os.getpid(), "since": time.time()}))
             handle.flush()
         yield
+
+
+def is_held(path: Path) -> bool:
+    """True while a process that is alive holds a lock file, or where that cannot be seen."""
+    try:
+        with path.open(encoding="utf-8") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:  # BlockingIOError among them
+        return True
+    return False
 
 
 @contextmanager
@@ -176,6 +190,22 @@ def _lock_file(path: Path, place: Place) -> TextIO:
     with storage_errors(path, "cannot write", place):
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("a+", encoding="utf-8")
+
+
+def _lock(handle: TextIO) -> None:
+    """Take the lock; tried for a while, because `is_held` in another process takes it for a moment.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    deadline = time.monotonic() + _GLANCE
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_GLANCE / 25)
 
 
 def _flush(path: Path) -> None:

@@ -16,24 +16,21 @@ banks/ holds checkpoints until a bank's last adapter is done, portions/ what wor
 
 import fcntl
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
-from mixtune.errors import StoreError, shorten
-from mixtune.records import Selection, schema_of
+from mixtune.errors import StoreError
+from mixtune.records import Selection
 from mixtune.store import files
-from mixtune.store.states import FILE, States, Unit
-from mixtune.study.yaml import read_yaml
+from mixtune.store.states import FILE, Unit
+from mixtune.store.study_files import StudyFiles, json_text
 
 EXTRA_KINDS = ("probe", "strength")
 """Kinds of units, named after their verbs, that are in no plan of a study and in no table of it."""
@@ -107,7 +104,7 @@ class Folders:
         return Store(self.runs / study)
 
 
-class Store(States):
+class Store(StudyFiles):
     """One study's folder: states of its units, and its files."""
 
     @property
@@ -336,6 +333,18 @@ class Store(States):
             )
         return units
 
+    def current_units(self) -> tuple[dict[str, Unit], list[Unit]]:
+        """`units` as `recover` would leave them where no process is at work, and those cut off."""
+        units = self.units()
+        if all(unit.state != "running" for unit in units.values()):
+            return units, []
+        if files.is_held(self.folder / "lock"):
+            return units, []
+        units = self.units()  # again: the run may have ended in between
+        cut_off = [unit for unit in units.values() if unit.state == "running"]
+        units |= {unit.id: replace(unit, state="planned", progress=0.0) for unit in cut_off}
+        return units, cut_off
+
     def recover(self) -> tuple[list[Unit], list[Unit]]:
         """Release interrupted units, check finished ones, remove partial files; under the lock.
 
@@ -357,83 +366,6 @@ class Store(States):
     def damage(self, unit: Unit) -> list[str]:
         """Files of a finished unit that are missing or differ from what was written."""
         return [n for n, known in unit.files.items() if not files.matches(self.folder / n, known)]
-
-    # ---- files ----------------------------------------------------------------------------------
-
-    def write_text(self, name: str, text: str) -> Path:
-        """Write a text file, whole or not at all."""
-        return files.write_text(self.folder / name, text)
-
-    def write_json(self, name: str, value: object) -> Path:
-        """Write a JSON file, whole or not at all."""
-        return self.write_text(name, _json(value))
-
-    def write_rows(self, name: str, row_type: type, rows: Sequence[Any]) -> Path:
-        """Write rows of one type as a parquet file with checksums, whole or not at all."""
-        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema_of(row_type))
-        options = {"compression": "zstd", "write_page_checksum": True}
-        return files.write_whole(
-            self.folder / name, lambda path: pq.write_table(table, path, **options)
-        )
-
-    def read_text(self, name: str) -> str:
-        """Read a text file; a StoreError where it is missing or unreadable."""
-        with _reading(self.folder / name) as path:
-            return path.read_text(encoding="utf-8")
-
-    def read_value(self, name: str) -> Any:  # noqa: ANN401 - JSON or YAML
-        """Read the value of a JSON or YAML file; a StoreError where it is missing or malformed."""
-        with _reading(self.folder / name) as path:
-            text = path.read_text(encoding="utf-8")
-            yaml = name.endswith(".yaml")
-            value = read_yaml(text, name, StoreError).value if yaml else json.loads(text)
-            if name in ("study.yaml", "run.json") and not isinstance(value, dict):
-                raise ValueError("not a mapping")
-            return value
-
-    def read_rows(self, name: str) -> list[dict[str, Any]]:
-        """Read the rows of a parquet file as dictionaries; a StoreError as `read_table`."""
-        rows: list[dict[str, Any]] = self.read_table(name).to_pylist()
-        return rows
-
-    def read_table(self, name: str) -> pa.Table:
-        """Read a parquet file as an Arrow table; a StoreError where it is missing or damaged."""
-        with _reading(self.folder / name) as path:
-            return pq.read_table(path, page_checksum_verification=True)
-
-    def drop_scores(self, folder: str) -> None:
-        """Remove the scores of a system, one of whose sets of answers is new."""
-        shutil.rmtree(self.folder / folder / "scores", ignore_errors=True)
-
-    @property
-    def activations_folder(self) -> Path:
-        """Cached activations below the adapters, for `train.top_layers`; it can be deleted."""
-        return self.folder / "states"
-
-    def bank_file(self, bank: str) -> Path:
-        """Checkpoint of a bank of adapters in training."""
-        return self.folder / "banks" / f"{bank}.safetensors"
-
-    def banks(self) -> list[str]:
-        """Names of the banks that have a checkpoint."""
-        return sorted(path.stem for path in (self.folder / "banks").glob("*.safetensors"))
-
-    def drop_bank(self, bank: str) -> None:
-        """Remove a checkpoint: its bank is empty, or it cannot be used."""
-        with files.storage_errors(self.bank_file(bank), "cannot remove"):
-            self.bank_file(bank).unlink(missing_ok=True)
-
-    def portion_file(self, portion: str) -> Path:
-        """File of a portion that a worker is doing."""
-        return self.folder / "portions" / f"{portion}.safetensors"
-
-    def drop_portions(self) -> None:
-        """Remove the files of all portions."""
-        shutil.rmtree(self.folder / "portions", ignore_errors=True)
-
-    def new_folder(self, name: str) -> AbstractContextManager[Path]:
-        """Fill an empty folder in the body; it replaces the one of that name when complete."""
-        return files.whole_folder(self.folder / name)
 
     # ---- what was chosen for claims -------------------------------------------------------------
 
@@ -468,23 +400,6 @@ def claimed_seeds(selection: Selection | None) -> set[int]:
     return {*selection.fresh, *selection.spent} if selection else set()
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[Path]:
-    try:
-        yield path
-    except (OSError, ValueError, RecursionError, StoreError, pa.ArrowException) as error:
-        raise StoreError(
-            f"cannot read: {shorten(str(error))}",
-            where=str(path),
-            remedy="mixtune run, which makes again what is missing or damaged (mixtune score: "
-            "scores)",
-        ) from error
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=1) + "\n"
-
-
 def _texts(study_yaml: str, facts: Mapping[str, object]) -> dict[str, str]:
     """Files beside a plan, by name."""
-    return {"study.yaml": study_yaml, **{f"{n}.json": _json(v) for n, v in facts.items()}}
+    return {"study.yaml": study_yaml, **{f"{n}.json": json_text(v) for n, v in facts.items()}}

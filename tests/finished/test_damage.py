@@ -28,6 +28,11 @@ def put(pattern, text):
     only(pattern).write_text(text, encoding="utf-8")
 
 
+def rename(name, key):
+    path = only(f"cells/*-s1/{name}")
+    path.write_text(path.read_text("utf-8").replace(f'"{key}"', f'"{key}_"'), "utf-8")
+
+
 ANSWERS = "cells/*-s1/answers/*/predictions.parquet"
 SCORES = "cells/*/scores/*.parquet"
 REFUSED = [
@@ -46,6 +51,8 @@ REFUSED = [
     (lambda: put("changes.jsonl", "{"), "status", ["changes.jsonl", "remove the line"]),
     (lambda: put("data.json", "[}"), "report", ["data.json", "mixtune run"]),
     (lambda: put("cells/*-s1/run.json", "{"), "report", ["run.json", "mixtune run"]),
+    (lambda: rename("run.json", "mix"), "results report", ["run.json, mix", "mixtune run"]),
+    (lambda: rename("run.json", "source"), "report", ["run.json, model.source", "mixtune run"]),
     (lambda: each(cut, SCORES), "results report", ["scores", "mixtune score"]),
     (lambda: each(flip, SCORES), "results", ["scores", "mixtune score"]),
 ]

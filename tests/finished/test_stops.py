@@ -1,6 +1,7 @@
 """Two runs at once, and a run that is stopped: told, given back, ended the same."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -8,7 +9,7 @@ import time
 from functools import partial
 
 import pytest
-from finished_kit import MORE, environment, outcome, states, wait_there, workers_of
+from finished_kit import MORE, environment, outcome, parent_of, states, wait_there, workers_of
 from process_kit import Command
 
 
@@ -106,3 +107,27 @@ def test_a_worker_that_somebody_ended_is_an_error(place, mixtune, kept):
     assert "Traceback" not in err
     assert "running" not in states(place / "runs/weather").values()
     kept(more=True)
+
+
+def test_a_fork_server_that_somebody_ended_changes_nothing_when_all_is_done(place, finished):
+    shutil.rmtree(place / "runs" / "weather")
+    with stopped_at(place, "mixtune.execution.bank_training.job_of") as process:
+        (worker,) = workers_of(process)
+        os.kill(parent_of(worker), signal.SIGKILL)  # it waits for its children's exit codes
+        (place / "go").touch()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert outcome(place / "runs/weather") == outcome(finished / "runs/weather")
+
+
+def test_status_knows_that_a_killed_run_is_not_running(place, mixtune):
+    with stopped_at(place, "mixtune.execution.bank_training.job_of", MORE) as process:
+        live = json.loads(mixtune("status", "study.yaml", "--json")[1])
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+    assert "running" in {run["state"] for run in live["runs"]}
+    dead = json.loads(mixtune("status", "study.yaml", "--json")[1])
+    assert {run["state"] for run in dead["runs"]} == {"done", "planned"}
+    assert live["cut_off"] == []
+    assert len(dead["cut_off"]) == 1
+    assert "1 unit cut off: no process runs this study" in mixtune("status", "study.yaml")[1]
