@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.tasks.parsers.labels import PARSERS, lenient_label, strict_label
+from mixtune.tasks.parsers.labels import PARSERS
+from mixtune.tasks.parsers.stated_labels import lenient_label, strict_label
 
 
 def parse_label(text, labels):

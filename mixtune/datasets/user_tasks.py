@@ -27,7 +27,7 @@ from mixtune.errors import DataError, shorten
 from mixtune.identity import digest
 from mixtune.records import Split
 from mixtune.study.yaml import read_documents, read_file
-from mixtune.tasks.parsers.labels import fold
+from mixtune.tasks.parsers.stated_labels import fold
 from mixtune.tasks.record import preferences
 from mixtune.tasks.source_spec import ending
 from mixtune.tasks.task import Task, make_task, parse_tasks

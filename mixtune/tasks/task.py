@@ -1,7 +1,6 @@
 """A task: the keys of its YAML file, the rules that they have to meet together, and its reader."""
 
 import hashlib
-import re
 from collections.abc import Collection, Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +19,13 @@ from mixtune.identity import canonical, digest
 from mixtune.records import Example, Query
 from mixtune.study.fields import Distinct, FaultContext, Frozen, Name, refusal
 from mixtune.study.yaml import Origin, read_documents
+from mixtune.tasks.characters import names
 from mixtune.tasks.context import Context, Policy
 from mixtune.tasks.makers import Make
 from mixtune.tasks.metrics import METRICS
 from mixtune.tasks.metrics import VERSION as METRICS_VERSION
-from mixtune.tasks.parsers.labels import PARSERS, fold
+from mixtune.tasks.parsers.labels import PARSERS
+from mixtune.tasks.parsers.stated_labels import fold
 from mixtune.tasks.record import FieldValues, Format, check_columns, spellings
 from mixtune.tasks.record import Role as Speaker
 from mixtune.tasks.source_spec import FILE_KEYS, Source, Text
@@ -406,7 +407,7 @@ def _check_prompt(task: Task) -> None:
         return
     texts = [f"{task.system or ''}\n{task.prompt}\n{q}" for q in task.questions.values() or [""]]
     for label in task.labels or task.types:
-        if not all(re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text) for text in texts):
+        if not all(names(text, label) for text in texts):
             rule = "a strict answer says it exactly, so the prompt has to ask for it"
             raise ValueError(f"prompt: does not name {label!r} letter for letter; {rule}")
 

@@ -1,4 +1,4 @@
-"""Labels, plain numbers and free text; labels as JSON for structured output; every parser by name.
+"""Labels as JSON for structured output, plain numbers and free text; every parser by name.
 
 An endpoint's grammar constrains the model token by token, so its answer is not the likeliest label.
 Such answers have the form `schema` and are never compared with `constrained` ones, which are ranked
@@ -7,75 +7,16 @@ by likelihood.
 
 import json
 import re
-import unicodedata
 from collections import deque
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any
 
 from mixtune.tasks.parsers import Parser, whole_words
 from mixtune.tasks.parsers.amounts import AMOUNT
 from mixtune.tasks.parsers.boxed import BOXED
 from mixtune.tasks.parsers.lists import SPANS, TRIPLETS
-
-NEGATIONS = (
-    "not", "no", "non", "never", "neither", "nor", "cannot", "without", "hardly",
-)  # fmt: skip
-"""Words that negate a label within the five words after them, as every "…n't" does.
-
-A word that is part of a label ("no" of yes and no) is no negation for that task.
-"""
-
-
-def strict_label(text: str, labels: Sequence[str]) -> str | None:
-    """The label that equals the output letter for letter, but for white space at both ends."""
-    trimmed = text.strip()
-    return trimmed if trimmed in labels else None
-
-
-def lenient_label(text: str, labels: Sequence[str]) -> str | None:
-    """The one label that the output names as a whole word, in any case.
-
-    Longer labels are looked for first, so that "very good" is not read as "good". Two different
-    labels, a negation ("not positive") or no label give None.
-    """
-    exact = strict_label(text, labels)
-    if exact is not None:
-        return exact
-    folded = fold(text)
-    by_fold = {fold(label): label for label in labels}
-    label_words = {word for label in by_fold for word in label.split()}
-    named = set()
-    for match in _any_of(tuple(by_fold)).finditer(folded):
-        # 200 characters hold five words, and bound the time for outputs with many labels.
-        if _negated(folded[max(0, match.start() - 200) : match.start()], label_words):
-            return None
-        named.add(match.group())
-    return by_fold[named.pop()] if len(named) == 1 else None
-
-
-def fold(text: str) -> str:
-    """The form that labels are compared in: no case, one kind of apostrophe, single spaces."""
-    folded = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
-    return "\n".join(" ".join(line.split()) for line in folded.splitlines()).strip()
-
-
-@lru_cache(maxsize=256)
-def _any_of(labels: tuple[str, ...]) -> re.Pattern[str]:
-    """Matches a label as a whole word; "non-positive" and "neutral-ish" are other words."""
-    words = "|".join(map(re.escape, sorted(labels, key=lambda label: (-len(label), label))))
-    before = r"(?<![^\W_])(?<![^\W_]-)(?<![^\W_]')"
-    return re.compile(rf"{before}(?:{words})(?![^\W_])(?![-'][^\W_])")
-
-
-def _negated(before: str, label_words: AbstractSet[str]) -> bool:
-    """True if one of the five words before a label negates it; punctuation ends a clause."""
-    clause = re.split(r"[\n.,;:!?()]", before)[-1]
-    words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", clause)[-5:]
-    return any(w not in label_words and (w in NEGATIONS or w.endswith("n't")) for w in words)
-
+from mixtune.tasks.parsers.stated_labels import cut_label, lenient_label, strict_label
 
 # ---- labels as JSON ------------------------------------------------------------------------------
 
@@ -181,7 +122,7 @@ NUMBER = Parser("number", 1, _strict_number, _lenient_number, _same_number)
 FINAL_NUMBER = Parser(
     "final-number", 1, _strict_final_number, _lenient_final_number, _same_number, _cut_final_number
 )
-LABEL = Parser("label", 1, strict_label, lenient_label, _equal, cut=lenient_label)
+LABEL = Parser("label", 2, strict_label, lenient_label, _equal, cut=cut_label)
 TEXT = Parser("text", 1, _whole_text, _whole_text, _equal)
 
 PARSERS: dict[str, Parser] = {
