@@ -31,6 +31,7 @@ class UserError(MixtuneError):
         remedy: str | None = None,
         where: str | None = None,
     ) -> None:
+        self.problem = problem
         lines = [f"{where}: {problem}" if where else problem]
         if found is not None:
             lines.append(f"  found:  {shorten(found)}")

@@ -37,18 +37,18 @@ MAY_IMPORT = {
 # lines it costs and which it removes; docs/decisions/031-twenty-rooms.md has the goals.
 LONGEST_FILE = 520
 MOST_LINES = {
-    "errors": 80,
+    "errors": 90,
     "identity": 100,
     "signals": 50,
     "records": 510,
     "study": 1470,
     "store": 970,
     "tokens": 620,
-    "tasks": 3800,
+    "tasks": 3920,
     "models": 1190,
-    "datasets": 2710,
+    "datasets": 3800,
     "api": 970,
-    "planning": 2780,
+    "planning": 2790,
     "engine": 4080,
     "evaluation": 540,
     "execution": 2160,
@@ -56,7 +56,7 @@ MOST_LINES = {
     "results": 1500,
     "report": 1830,
     "pack": 510,
-    "cli": 3300,
+    "cli": 3310,
 }
 LIGHT = set(MAY_IMPORT) - {"engine", "execution"}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "vllm", "ray"}

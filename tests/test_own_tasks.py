@@ -79,22 +79,25 @@ class TestShortTaskFile:
     def test_every_ending_gives_the_same_rows(self, place, ending):
         rows = [{"text": f'a, "{t}"\nb', "topic": topic} for t, topic in many()]
         path = place / f"rows{ending}"
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        match ending:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        kind, compression = ending.removesuffix(".gz").removesuffix(".zst"), path.suffix
+        match kind:
             case ".csv" | ".tsv":
                 out = io.StringIO()
-                writer = csv.DictWriter(out, rows[0], delimiter="," if ending == ".csv" else "\t")
+                writer = csv.DictWriter(out, rows[0], delimiter="," if kind == ".csv" else "\t")
                 writer.writeheader()
                 writer.writerows(rows)
-                path.write_text(out.getvalue(), encoding="utf-8", newline="")
-            case ".jsonl":
-                path.write_text(lines, encoding="utf-8")
-            case ".jsonl.gz":
-                path.write_bytes(gzip.compress(lines.encode()))
+                text = out.getvalue()
             case ".json":
-                path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-            case ".parquet":
-                pq.write_table(pa.Table.from_pylist(rows), path)
+                text = json.dumps(rows, indent=1)
+        if kind == ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        elif compression == ".gz":
+            path.write_bytes(gzip.compress(text.encode()))
+        elif compression == ".zst":
+            path.write_bytes(pa.Codec("zstd").compress(text.encode(), asbytes=True))
+        else:
+            path.write_text(text, encoding="utf-8", newline="")
         assert [row.record for row in read_rows(path)] == rows
 
     def test_lines_are_those_of_the_editor_and_items_of_a_list_are_numbered(self, tmp_path):

@@ -8,6 +8,7 @@ import yaml
 from own_kit import examples_of
 
 from mixtune.datasets import rows as files
+from mixtune.datasets import text_files
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError
 from mixtune.identity import unit_interval
@@ -340,7 +341,7 @@ class TestLocalSource:
     )
     def test_a_bad_file_is_refused(self, registry, tmp_path, monkeypatch, body, words):
         if words[-1] == "line is too long":
-            monkeypatch.setattr(files, "LONGEST_LINE", 100)
+            monkeypatch.setattr(text_files, "LONGEST_LINE", 100)
         write(tmp_path / "data" / "tone", "train", []).write_bytes(body)
         with pytest.raises(DataError) as caught:
             registry().dataset("tone", 0.1).examples("train")
@@ -348,7 +349,7 @@ class TestLocalSource:
             assert word in str(caught.value)
 
     def test_ten_megabytes_is_the_limit(self):
-        assert files.LONGEST_LINE == 10_000_000
+        assert text_files.LONGEST_LINE == 10_000_000
 
     def test_a_byte_order_mark_is_no_fault(self, tmp_path):
         path = tmp_path / "x.jsonl"

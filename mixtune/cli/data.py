@@ -173,6 +173,9 @@ def _show_checks(checks: Sequence[TaskCheck], draft: Draft | None, note: str) ->
             counted = any(facts.tokens for facts in check.splits)
             title = f"{check.name}: {check.kind}, {'scored' if check.scored else 'not scored'}"
             show(check.splits, {**SPLITS, **TOKENS} if counted else SPLITS, title)
+        for facts in check.splits:
+            if facts.form:
+                _say(f"{check.name}: {facts.split} is read as: {facts.form}")
         for text in check.notes:
             _say(f"note: {check.name}: {text}")
         for text in check.problems:
@@ -237,6 +240,7 @@ def show_data(
         return
     _say(f"{dataset.task.name}: {dataset.source}")
     counts = [f"{n} dropped: {why}" for why, n in loaded.dropped.items()]
+    counts += [f"read as: {loaded.form.text}"] if loaded.form else []
     counts += [f"{n} × {note}" for note, n in loaded.notes.items()]
     examples = f"{len(loaded.examples)} examples of {loaded.used} of {loaded.records} records"
     _say("; ".join([examples, *counts]))

@@ -19,7 +19,7 @@ from mixtune.errors import UserError
 from mixtune.execution.portion import CHECKPOINT_EVERY, Options
 from mixtune.models.catalog import locate
 from mixtune.models.files import BaseModelFiles
-from mixtune.planning.corpus import changed_by_tasks, leak_lines
+from mixtune.planning.corpus import changed_by_tasks, leak_lines, reading_lines
 from mixtune.planning.outline import DOLLARS, TERAFLOPS, Rates, outline
 from mixtune.planning.plan import Planner
 from mixtune.planning.summary import content_of, sizes_of
@@ -85,7 +85,7 @@ def _plan(request: Request, study: Study) -> None:
         print_json(facts | {"data": data, "changed_by_tasks": changed, "todo": todo})
         return
     tables.show_plan(planned, planner)
-    for line in [*leak_lines(data), *changed]:
+    for line in [*reading_lines(planner.corpus, data), *leak_lines(data), *changed]:
         say(line, whole=True)
     todo_text = "" if todo is None else f"{todo} of {len(planned.rows())} units of work to do; "
     say(f"{todo_text}next: mixtune run {request.study_file}")

@@ -48,7 +48,8 @@ class SplitFacts:
 
     `repeated`: examples whose prompt an earlier example of the split has. `leaked`: examples that
     also stand in a later split; a study drops these. `over_long`: examples of more tokens than the
-    limit. `noted`: what else happened to records that were used.
+    limit. `noted`: what else happened to records that were used. `form`: that of the split's own
+    file, where files of its kind have several.
     """
 
     split: str
@@ -66,6 +67,7 @@ class SplitFacts:
     supervised_tokens: int | None = None
     over_long: int | None = None
     noted: dict[str, int] = field(default_factory=dict)
+    form: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,7 @@ def _split_facts(
         dropped=dict(split.dropped),
         examples=len(examples),
         noted={**split.notes, **notes},
+        form=split.form.text if split.form and split.read_from == name else "",
         labels={label: counts[label] for label in (examples[0].choices if examples else ())},
         repeated=len(examples) - len({e.messages for e in examples}),
         leaked=len(find_leaked(examples, later)),

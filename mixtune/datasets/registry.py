@@ -12,7 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import get_args
 
-from mixtune.datasets.rows import Fault, refuse
+from mixtune.datasets.rows import Fault, Form, refuse
 from mixtune.datasets.sources import Reader, RegisteredTask, reader_for
 from mixtune.datasets.user_tasks import packaged_tasks, read_task_file
 from mixtune.errors import DataError, SpecError, did_you_mean, shorten
@@ -41,6 +41,8 @@ class LoadedSplit:
     `read_from` is the stored split: train where this one is carved, and the counts are those of
     the whole stored split. `dropped` counts records by reason; `notes` counts what else happened
     to records that were used: parts left out, contexts cut. `unused`: columns that nothing reads.
+    `bad_rows`: dropped records that could not be used. `form`: that of the file, where it has a
+    choice.
     """
 
     examples: tuple[Example, ...]
@@ -50,6 +52,8 @@ class LoadedSplit:
     dropped: Mapping[str, int]
     notes: Mapping[str, int] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    bad_rows: int = 0
+    form: Form | None = None
 
     @property
     def used(self) -> int:
@@ -298,17 +302,22 @@ class Registry:
 def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse) -> LoadedSplit:
     """Read and render a stored split; every record is used or counted as dropped.
 
-    A bad record is neither, and goes to `fault`.
+    A bad record is neither, and goes to `fault`, unless the task drops such records.
     """
-    examples: list[Example] = []
-    dropped: Counter[str] = Counter()
-    notes: Counter[str] = Counter()
+    examples, bad = list[Example](), list[str]()
+    dropped, notes = Counter[str](), Counter[str]()
     places: dict[str, str] = {}
     unmatched, absent = filter_values(task), task.filter_columns
     names: dict[str, None] = {}
     turns, known = turns_column(task), read_columns(task)
     records = used = faults = 0
-    for row in reader.rows(split, fault):
+
+    def drop(error: DataError) -> None:
+        # What follows a colon is about this row alone.
+        bad.append(f"bad row: {shorten(error.problem.partition(':')[0], 80)}")
+
+    bad_row = drop if task.on_bad_rows == "drop" else fault
+    for row in reader.rows(split, bad_row):
         records += 1
         absent.difference_update(row.record)
         names.update(dict.fromkeys(stored_names(row.record, turns)))
@@ -316,18 +325,9 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
             rendered = render_record(
                 task, row.record, split, where=row.where, number=row.number, question=row.question
             )
-            for example in rendered.examples:
-                if example.id in places:
-                    raise DataError(
-                        "the id is there twice",
-                        where=row.where,
-                        found=f"{example.id}, first at {places[example.id]}",
-                        wanted="an id that no other record of the split has",
-                        remedy="fix the ids, or set fields: {id: null} to number the records",
-                    )
-                places[example.id] = row.where
+            _note_ids(rendered.examples, row.where, places)
         except DataError as error:
-            fault(error)
+            bad_row(error)
             faults += 1
             continue
         unmatched -= rendered.matched
@@ -338,21 +338,44 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
         used += 1
         notes.update(rendered.notes)
     assert records == used + faults + dropped.total()
+    if task.on_bad_rows == "drop":
+        # Of the bad rows, the reader passed on only those that failed later.
+        records, faults = records - faults + len(bad), 0
+        dropped.update(bad)
     notes.update({f"rows with {value}": 0 for value in sorted(unmatched)})
     for column in sorted(absent) if records else ():
         fault(_absent_column(task, column, reader.about))
         faults += 1
     if not examples and not faults:
-        unusable = DataError(
-            f"the {split} split has no usable record",
-            where=task.name,
-            found=f"{records} records in {reader.about}, dropped: {dict(dropped)}",
-            wanted="at least one record",
-            remedy="check that the file is the right one and has rows",
-        )
-        fault(unusable)
+        read = f"{records} records in {reader.about}, dropped: {dict(dropped)}"
+        fault(_no_record(task, split, read))
     unused = tuple(name for name in names if name not in known)
-    return LoadedSplit(tuple(examples), reader.about, split, records, dropped, notes, unused)
+    counts = records, dropped, notes, unused, len(bad), reader.form(split)
+    return LoadedSplit(tuple(examples), reader.about, split, *counts)
+
+
+def _note_ids(examples: Iterable[Example], where: str, places: dict[str, str]) -> None:
+    """Add the ids of a record to `places`; raises DataError for one that is there."""
+    for example in examples:
+        if example.id in places:
+            raise DataError(
+                "the id is there twice",
+                where=where,
+                found=f"{example.id}, first at {places[example.id]}",
+                wanted="an id that no other record of the split has",
+                remedy="fix the ids, or set fields: {id: null} to number the records",
+            )
+        places[example.id] = where
+
+
+def _no_record(task: Task, split: Split, read: str) -> DataError:
+    return DataError(
+        f"the {split} split has no usable record",
+        where=task.name,
+        found=read,
+        wanted="at least one record",
+        remedy="check that the file is the right one and has rows",
+    )
 
 
 def _absent_column(task: Task, column: str, about: str) -> DataError:

@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mixtune.datasets import toy
-from mixtune.datasets.rows import Fault, Row, read_rows, refuse
+from mixtune.datasets.arrow_rows import saved_splits
+from mixtune.datasets.rows import Fault, Form, Row, read_rows, refuse
 from mixtune.errors import DataError, did_you_mean, shorten
 from mixtune.records import Split
-from mixtune.tasks.source_spec import FlatQuestions, HubSource, LocalSource
+from mixtune.tasks.source_spec import (
+    AS_SHOWN,
+    FileSource,
+    FlatQuestions,
+    HubSource,
+    LocalSource,
+    Reading,
+)
 from mixtune.tasks.task import Task
 
 CARVE_TEST = 0.2
@@ -42,6 +50,10 @@ class Reader(ABC):
     def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:
         """The records of a split in stored order; bad rows are passed to `fault`."""
 
+    def form(self, split: Split) -> Form | None:
+        """The form that a split's file was read in, after `rows`; None where there is no choice."""
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class RegisteredTask:
@@ -62,10 +74,11 @@ def reader_for(task: Task, data_dir: Path | None) -> Reader:
     """
     source = task.source
     if source.files is not None:
-        paths = source.files.paths()
+        paths = _saved_paths(source.files, task.name) or source.files.paths()
         # A set that is only trained on loses no rows to a test split that nobody uses.
         carve_test = source.files.carve_test or (CARVE_TEST if task.scored else None)
-        return _FileReader(paths, ", ".join(shorten(p.name) for p in paths.values()), carve_test)
+        about = ", ".join(shorten(path.name) for path in source.files.paths().values())
+        return _FileReader(paths, about, carve_test, source.files)
     if source.toy is not None:
         return _ToyReader(task.name)
     if data_dir is not None and source.local is not None:
@@ -102,8 +115,16 @@ class _ToyReader(Reader):
 class _FileReader(Reader):
     """Records of files, one for each split."""
 
-    def __init__(self, paths: Mapping[Split, Path], about: str, carve_test: float | None) -> None:
+    def __init__(
+        self,
+        paths: Mapping[Split, Path],
+        about: str,
+        carve_test: float | None,
+        reading: Reading = AS_SHOWN,
+    ) -> None:
         self._paths = paths
+        self._reading = reading
+        self._forms: dict[Split, Form] = {}
         self.about = about
         self.carve_test = carve_test
 
@@ -111,7 +132,39 @@ class _FileReader(Reader):
         return split in self._paths
 
     def rows(self, split: Split, fault: Fault = refuse) -> Iterator[Row]:
-        return read_rows(self._paths[split], fault)
+        def note(form: Form) -> None:
+            self._forms[split] = form
+
+        return read_rows(self._paths[split], fault, self._reading, note)
+
+    def form(self, split: Split) -> Form | None:
+        return self._forms.get(split)
+
+
+def _saved_paths(source: FileSource, name: str) -> dict[Split, Path] | None:
+    """A folder for each split of a DatasetDict that is named as train; None for other sources.
+
+    Raises:
+        DataError: the DatasetDict has no train split, or other splits are named as well.
+    """
+    folder = Path(source.train)
+    splits = saved_splits(folder)
+    if splits is None:
+        return None
+    usual: dict[Split, tuple[str, ...]] = {
+        "train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",),
+    }  # fmt: skip
+    paths = {own: folder / s for own, names in usual.items() for s in splits if s in names}
+    unread = [split for split in splits if folder / split not in paths.values()]
+    if "train" not in paths or unread or source.validation or source.test:
+        raise DataError(
+            "the splits of the folder cannot be used as they are",
+            where=name,
+            found=f"{folder} with {', '.join(splits)}",
+            wanted="train, validation and test, and no other file under source",
+            remedy=f"name each: source: {{train: {folder.name}/{(splits or ['train'])[0]}, …}}",
+        )
+    return paths
 
 
 def _folder_reader(name: str, source: LocalSource, data_dir: Path) -> _FileReader:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mixtune.datasets.arrow_rows import is_saved
 from mixtune.datasets.rows import Fault, Row, refuse
 from mixtune.datasets.sources import Reader, RegisteredTask
 from mixtune.errors import DataError, did_you_mean, shorten
@@ -315,7 +316,7 @@ def _axolotl_source(entry: Raw, folder: Path) -> Raw | str:
     if files is not None or ending(local) or (folder / local).exists():
         if split != "train":
             raise _Unsupported("split is for datasets on the hub")
-        if not ending(local):
+        if not ending(local) and not is_saved(folder / local):
             raise _Unsupported(f"{shorten(local)} is no file that rows are read from")
         return local
     return {"hub": _hub(path, entry.get("name"), split, entry.get("revision"))}

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from mixtune.datasets.rows import Fault, Row, read_rows, refuse
+from mixtune.datasets.arrow_rows import saved_splits
+from mixtune.datasets.rows import Fault, Row, guess_reading, read_rows, refuse
 from mixtune.datasets.sources import CARVE_TEST, Reader, RegisteredTask
 from mixtune.datasets.trainer_formats import axolotl_tasks, factory_tasks
 from mixtune.errors import DataError, shorten
@@ -255,10 +256,15 @@ def draft_task(path: Path, names: Container[str] = (), folder: Path | None = Non
     Raises:
         DataError: the file cannot be read, has no rows, or its columns fit no form.
     """
+    splits = saved_splits(path)
+    sample = path / "train" if splits and "train" in splits else path
+    reading, doubts = guess_reading(sample)
+    faults: list[DataError] = []
     # Bad rows are skipped: the check of the draft reports them.
-    rows = list(islice(read_rows(path, lambda fault: None), SAMPLE_ROWS))
+    rows = list(islice(read_rows(sample, faults.append, reading), SAMPLE_ROWS))
     if not rows:
-        raise DataError("the file has no rows to look at", where=shorten(str(path), 300))
+        no_rows = DataError("the file has no rows to look at", where=shorten(str(path), 300))
+        raise faults[0] if faults else no_rows
     if compared := preferences(rows[0].record):
         raise DataError(
             "preferences are not trained on here",
@@ -273,8 +279,13 @@ def draft_task(path: Path, names: Container[str] = (), folder: Path | None = Non
     name = f"own-{name}" if name in names else name
     source = os.path.relpath(path, folder or path.parent)
     form, lines = _form(rows, path)
-    text = "\n".join([f"name: {_quoted(name)}", *lines, f"source: {_quoted(source)}"])
-    return Draft(form, text + "\n")
+    source += "/" * path.is_dir()
+    last = f"source: {_quoted(source)}"
+    if settings := reading.model_dump(exclude_none=True, mode="json"):
+        keys = "".join(f", {key}: {json.dumps(value)}" for key, value in settings.items())
+        last = f"source: {{train: {_quoted(source)}{keys}}}"
+    text = "\n".join([f"name: {_quoted(name)}", *lines, last])
+    return Draft("; ".join([form, *doubts]), text + "\n")
 
 
 def _form(rows: Sequence[Row], path: Path) -> tuple[str, list[str]]:

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, get_args
 
 from mixtune.datasets.leakage import RUN, Kind, Notion, Overlaps, Part, Protected, own_texts
-from mixtune.datasets.registry import Dataset, Registry
+from mixtune.datasets.registry import Dataset, LoadedSplit, Registry
 from mixtune.errors import DataError, StoreError
 from mixtune.identity import unit_interval
 from mixtune.planning.mixing import select_evaluation
@@ -291,7 +291,7 @@ class Leaks:
                     "records": read.records,
                     "dropped": sum(read.dropped.values()),
                     "why": ", ".join(f"{why}: {n}" for why, n in read.dropped.items()),
-                    "noted": ", ".join(f"{note}: {n}" for note, n in notes.items()),
+                    "noted": ", ".join([*_unusual(read), *(f"{n}: {c}" for n, c in notes.items())]),
                     "leaked": leaked,
                     "examples": len(read.examples) - leaked,
                     "matched": matched,
@@ -358,6 +358,22 @@ class Leaks:
             for split in EVALUATED
         ]
         return Overlaps([*pools, *evaluation])
+
+
+def _unusual(read: LoadedSplit) -> list[str]:
+    """The form of a split's file, where it is not the usual one."""
+    return [f"read as: {read.form.text}"] if read.form and not read.form.plain else []
+
+
+def reading_lines(corpus: Corpus, data: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Lines of text about bad rows that were dropped and unusual forms of files; few or none."""
+    for row in data:
+        read = corpus.datasets[row["dataset"]].split(row["split"])
+        name = f"{row['dataset']}/{row['split']}"
+        if read.form is not None and not read.form.plain:
+            yield f"{name}: {read.source} is read as: {read.form.text}"
+        if read.bad_rows:
+            yield f"{name}: {read.bad_rows} of {read.records} rows are bad: dropped ({row['why']})"
 
 
 def leak_lines(data: Iterable[dict[str, Any]]) -> Iterator[str]:

@@ -75,6 +75,8 @@ def equal_values(scalar: Scalar, value: object) -> bool:
     """
     if blank(scalar) or blank(value):
         return blank(scalar) and blank(value)
+    if isinstance(value, ClassName):
+        return any(equal_values(scalar, spelling) for spelling in spellings(value))
     texts = [unicodedata.normalize("NFC", str(side).strip()) for side in (scalar, value)]
     if texts[0] == texts[1]:
         return True
@@ -106,11 +108,27 @@ def value_of(record: Record, field: str, where: str, hint: str = "") -> Any:  # 
     )
 
 
+class ClassName(str):
+    """The name of a label that is stored as a number; the number names it as well."""
+
+    __slots__ = ("number",)
+
+    number: int
+
+    def __new__(cls, name: str, number: int) -> "ClassName":
+        """A name that also has a number."""
+        text = super().__new__(cls, name)
+        text.number = number
+        return text
+
+
 def spellings(raw: object) -> tuple[str, ...]:
     """Spellings of a stored label in a task file; the last one is used where nothing maps it.
 
     CSV keeps text only, and other programs write whole numbers as 1.0 in columns with empty cells.
     """
+    if isinstance(raw, ClassName):
+        return (str(raw.number), raw.strip())
     if isinstance(raw, bool):
         return (str(raw).lower(), str(raw))
     if isinstance(raw, float) and raw.is_integer():
@@ -228,14 +246,18 @@ def read_dialogue(
     kind: Format,
     columns: Mapping[str, str | None] = {},
     roles: Mapping[str, Role] = {},
+    ignored: Collection[str] = (),
 ) -> Dialogue:
     """The turns of a row; `columns` and `roles` replace the format's names (None: no such field).
+
+    `ignored`: keys of the row and of its turns that are not looked at.
 
     Raises:
         DataError: a field that is missing, empty or no text, an unknown role, a wrong order.
     """
-    reader = _Reader(record, where, {**COLUMNS[kind], **columns}, {**ROLES, **roles})
-    answered = kind == "alpaca" or isinstance(record.get(str(reader.names.get("completion"))), str)
+    names = {**COLUMNS[kind], **columns}
+    reader = _Reader(record, where, names, {**ROLES, **roles}, frozenset(ignored))
+    answered = kind == "alpaca" or isinstance(record.get(str(names.get("completion"))), str)
     reader.refuse_unsupported(record, "", REASONING_KEYS if answered else ())
     readers = {"alpaca": reader.alpaca, "prompt-completion": reader.completion}
     dialogue = readers.get(kind, reader.messages)()
@@ -296,6 +318,7 @@ class _Reader:
     where: str
     names: Mapping[str, str | None]
     roles: Mapping[str, Role]
+    ignored: frozenset[str]
 
     def alpaca(self) -> Dialogue:
         about = self._optional("input")
@@ -311,7 +334,8 @@ class _Reader:
             self._fail("completion is of another kind", "prompt", prompt, "texts or lists")
         if not isinstance(prompt, list):
             for name in ("system", "history", "input"):
-                if name not in self.names.values() and not blank(self.record.get(name)):
+                unread = name not in self.names.values() and name not in self.ignored
+                if unread and not blank(self.record.get(name)):
                     problem, value = f"{name} is not read in this format", self.record[name]
                     self._fail(problem, name, value, "prompt and completion", _AS_ALPACA)
             field = str(self.names["completion"])
@@ -394,7 +418,8 @@ class _Reader:
     def _answer(self, text: str, field: str, fields: Record) -> Message:
         """A turn of the assistant: its reasoning is in its text, or in a key of `fields`."""
         parts = stored_reasoning(text, f"{self.where}: field {shorten(field)!r}")
-        apart = {key: fields[key] for key in REASONING_KEYS if not blank(fields.get(key))}
+        keys = [key for key in REASONING_KEYS if key not in self.ignored]
+        apart = {key: fields[key] for key in keys if not blank(fields.get(key))}
         if len(apart) + bool(parts.reasoning) > 1:
             self._fail("reasoning in two places", field, ", ".join(apart), "one of them")
         for key, value in apart.items():
@@ -413,10 +438,13 @@ class _Reader:
                 reason = "weights of rows are not supported"
             if not place and key == "label" and isinstance(value, bool):
                 reason = _UNSUPPORTED["kto_tag"]
-            if reason is None or key in names or key in supported or _is_empty(value):
+            unread = key in supported or key in self.ignored
+            if reason is None or key in names or unread or _is_empty(value):
                 continue
             field = f"{place}.{key}" if place else key
-            remedy = f"remove {key!r} from the rows, or leave such rows out"
+            remedy = (
+                f"remove {key!r} from the rows, or set ignore_columns: [{key}] in the task file"
+            )
             if reason == _UNSUPPORTED["chosen"]:
                 if chosen:  # The task file names one of the two answers: the other is not read.
                     continue

@@ -98,6 +98,7 @@ def turns_column(task: Task) -> str | None:
 def read_columns(task: Task) -> set[str]:
     """Columns that something reads; keys of a conversation's turns as turns[].key."""
     names = {task.column(field) for field in task.required_fields} | task.optional_columns
+    names.update(task.ignore_columns, (f"{turns_column(task)}[].{k}" for k in task.ignore_columns))
     if task.format == "fields":
         made = task.make.reads() if task.make is not None else set()
         label = {task.fields.label} if task.fields.label else set()
@@ -223,7 +224,8 @@ class _Renderer:
     def _conversation(self) -> Iterator[Example]:
         """An example for each of the assistant's turns to learn, with the turns before it."""
         task = self.task
-        dialogue = read_dialogue(self.record, self.where, task.format, task.columns, task.roles)
+        names = task.columns, task.roles, task.ignore_columns
+        dialogue = read_dialogue(self.record, self.where, task.format, *names)
         turns, answers = dialogue.turns, dialogue.answers()
         questions = [turn.content for turn in turns if turn.role == "user"]
         draft = self._draft(self.record, questions, dialogue.about)

@@ -1,20 +1,28 @@
 """`source:` of a task file: files, a folder, the hub, the toy generator, code."""
 
+import codecs
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from mixtune.records import Split
-from mixtune.study.fields import Frozen
+from mixtune.study.fields import Distinct, Frozen
 
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
-ENDINGS = (".csv", ".tsv", ".jsonl", ".jsonl.gz", ".json", ".parquet")
-"""File formats that rows are read from."""
+TABLES = (".csv", ".tsv")
+KINDS = (*TABLES, ".jsonl", ".ndjson", ".json", ".parquet")
+COMPRESSED = (".gz", ".zst")
+ENDINGS = (*KINDS, *(f"{kind}{end}" for kind in KINDS[:-1] for end in COMPRESSED))
+"""File formats that rows are read from, besides folders written by datasets.save_to_disk."""
+READABLE = f"{', '.join(KINDS)}; but for .parquet also with {' or '.join(COMPRESSED)}"
 
-FILE_KEYS = ("train", "validation", "test", "carve_test")
+READING_KEYS = ("quoting", "separator", "header", "encoding")
+FILE_KEYS = ("train", "validation", "test", "carve_test", *READING_KEYS)
+SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
+Quoting = Literal["double", "backslash", "single", "none"]
 
 
 def ending(name: str) -> str | None:
@@ -22,8 +30,68 @@ def ending(name: str) -> str | None:
     return next((e for e in ENDINGS if name.lower().endswith(e)), None)
 
 
-class FileSource(Frozen):
-    """A file per split; paths from the task file's folder.
+def kind_of(name: str) -> str | None:
+    """The file name's ending without that of a compression; None for any other file."""
+    whole = ending(name)
+    return whole and whole.removesuffix(".gz").removesuffix(".zst")
+
+
+def _sign(value: Any) -> Any:  # noqa: ANN401 - raw YAML
+    """A separator's name; another sign stays, white space included."""
+    return next((name for name, sign in SEPARATORS.items() if value == sign), value)
+
+
+class Reading(Frozen):
+    """Keys that say how text files are read; None leaves it to what the file shows.
+
+    `quoting`: cells are in "quotes", in which quotes are doubled (double) or have a backslash
+    (backslash), in 'single' ones, or quotes are text (none). `separator`: comma, tab, semicolon,
+    pipe or a sign. `header`: true for names in the first line, false for none (column_1, …), or the
+    names of a file without. `encoding`: a name that Python knows; UTF-8 by default.
+    """
+
+    quoting: Quoting | None = None
+    separator: Annotated[str, BeforeValidator(_sign)] | None = None
+    header: bool | Annotated[tuple[Text, ...], Distinct] | None = None
+    encoding: Text | None = None
+
+    @field_validator("separator")
+    @classmethod
+    def _one_sign(cls, value: str | None) -> str | None:
+        if value is not None and value not in SEPARATORS and (len(value) != 1 or value in "\"'\\"):
+            raise ValueError(f"should be {', '.join(SEPARATORS)} or one sign")
+        return value
+
+    @field_validator("header")
+    @classmethod
+    def _some_names(cls, value: bool | tuple[str, ...] | None) -> bool | tuple[str, ...] | None:
+        if value == ():
+            raise ValueError("should be true, false or a list of names")
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        try:
+            # hex, zip and the like are codecs, too, but none of text.
+            "".encode(codecs.lookup(value).name if value else "utf-8")
+        except LookupError:
+            known = "such as utf-8, cp1252, utf-16, shift_jis or gb18030"
+            raise ValueError(f"no encoding of text that Python knows, {known}") from None
+        return value
+
+    @property
+    def delimiter(self) -> str | None:
+        """The sign between two cells, if it is set."""
+        return SEPARATORS.get(self.separator, self.separator) if self.separator else None
+
+
+AS_SHOWN = Reading()
+"""Nothing is set: files are read as they show."""
+
+
+class FileSource(Reading):
+    """A file per split, or a folder of datasets.save_to_disk; paths from the task file's folder.
 
     `carve_test`: the share of train groups that become test where there is no test file.
     """
@@ -36,14 +104,24 @@ class FileSource(Frozen):
     @field_validator("train", "validation", "test")
     @classmethod
     def _readable(cls, path: str | None) -> str | None:
-        if path is not None and ending(path) is None:
-            raise ValueError(f"a file of rows ends in {', '.join(ENDINGS)}")
+        folder = path is not None and (path.endswith("/") or not Path(path).suffix)
+        if path is not None and ending(path) is None and not folder:
+            raise ValueError(f"a file of rows ends in {READABLE}")
         return path
 
     @model_validator(mode="after")
     def _one_test(self) -> "FileSource":
         if self.test is not None and self.carve_test is not None:
             raise ValueError("carve_test: the source has a test file; remove one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _text_files(self) -> "FileSource":
+        kinds = {kind_of(path.name) for path in self.paths().values()}
+        for key in READING_KEYS:
+            readable = TABLES if key != "encoding" else KINDS[:-1]
+            if getattr(self, key) is not None and not kinds & set(readable):
+                raise ValueError(f"{key}: for {', '.join(readable)} files")
         return self
 
     def within(self, folder: Path) -> "FileSource":

@@ -26,7 +26,7 @@ from mixtune.tasks.metrics import METRICS
 from mixtune.tasks.metrics import VERSION as METRICS_VERSION
 from mixtune.tasks.parsers.labels import PARSERS
 from mixtune.tasks.parsers.stated_labels import fold
-from mixtune.tasks.record import FieldValues, Format, check_columns, spellings
+from mixtune.tasks.record import COLUMNS, FieldValues, Format, check_columns, spellings
 from mixtune.tasks.record import Role as Speaker
 from mixtune.tasks.source_spec import FILE_KEYS, Source, Text
 from mixtune.tasks.templates import Template, variables
@@ -79,8 +79,9 @@ class Task(Frozen):
     conversations: they need no prompt, `roles` maps speakers, and `turns` selects all of the
     assistant's turns or the last one. `make` adds fields and splits a record (makers.py), `context`
     is the long page that a prompt shows (context.py). `keep` and `leave_out` select records by the
-    values of fields. `floor_by` is a template of the key that the majority floor looks up in train
-    before it falls back on the commonest answer.
+    values of fields. `on_bad_rows: drop` drops and counts rows that cannot be used;
+    `ignore_columns` are not read, even if they would be refused. `floor_by` is a template of the
+    key that the majority floor looks up in train before it falls back on the commonest answer.
     """
 
     name: Name
@@ -109,6 +110,8 @@ class Task(Frozen):
     prompt: Template | None = None
     target: Template = "{{ label }}"
     fields: Fields = Fields()
+    on_bad_rows: Literal["error", "drop"] = "error"
+    ignore_columns: tuple[str, ...] = ()
     may_be_empty: tuple[str, ...] = ()
     skip_if_empty: tuple[str, ...] = ()
     group_by: Template | None = None
@@ -314,6 +317,16 @@ def _check_filters(task: Task) -> None:
                 raise ValueError(f"{key}: {field!r} is {names[field]!r} by columns; write that")
 
 
+def _check_ignored(task: Task) -> None:
+    """No column is both ignored and read."""
+    fields = {*COLUMNS[task.format], *task.columns, *task.required_fields, *task.questions}
+    columns = {COLUMNS[task.format].get(field) for field in fields - {*task.columns}}
+    columns |= {task.column(field) for field in fields} | {task.fields.label}
+    if read := columns & {*task.ignore_columns}:
+        rule = "a column is either read or ignored; columns: {NAME: null} leaves optional ones out"
+        raise ValueError(f"ignore_columns: the task reads {', '.join(map(str, read))}: {rule}")
+
+
 def _check_labels(task: Task) -> None:
     folded = sorted(fold(label) for label in task.labels)
     for short, long in pairwise(folded):
@@ -413,8 +426,8 @@ def _check_prompt(task: Task) -> None:
 
 
 _CHECKS = (
-    _check_format, _check_filters, _check_labels, _check_kind, _check_role, _check_scoring,
-    _check_making, _check_floor, _check_prompt,
+    _check_format, _check_filters, _check_ignored, _check_labels, _check_kind, _check_role,
+    _check_scoring, _check_making, _check_floor, _check_prompt,
 )  # fmt: skip
 
 
