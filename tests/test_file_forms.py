@@ -99,6 +99,19 @@ class TestQuoting:
         assert records[0]["text"] == 'a "red", round box'
         assert r"\" in quoted cells" in form
 
+    def test_a_space_before_quotes_is_refused(self, tmp_path):
+        path = written(tmp_path / "a.csv", 'topic, text\nbag, "red"\nbox, "a, b"\n')
+        with pytest.raises(DataError, match=r"a\.csv:2: a space stands before the quotes"):
+            read(path)
+        path = written(tmp_path / "b.csv", 'topic,text\nbag,"He said, ""yes"""\n')
+        assert read(path)[0][0]["text"] == 'He said, "yes"'
+
+    def test_a_column_of_text_without_quoting(self, tmp_path):
+        path = written(tmp_path / "a.csv", 'text\n"now\nred\n"blue" she said\n')
+        with pytest.raises(DataError, match="quoting: none"):
+            read(path)
+        assert len(read(path, Reading(quoting="none"))[0]) == 3
+
     def test_single_quotes_are_set(self, tmp_path):
         path = written(tmp_path / "a.csv", "text,topic\n'red, green',bag\n")
         assert read(path, Reading(quoting="single"))[0] == [{"text": "red, green", "topic": "bag"}]
@@ -362,6 +375,11 @@ class TestSavedDatasets:
         saved.save_to_disk(tmp_path / "shards", num_shards=2)
         for name in ("a.parquet", "folder", "shards"):
             assert read(tmp_path / name)[0] == NAMED
+
+    def test_bytes_are_text_for_the_starter(self, tmp_path):
+        rows = [{"text": f"thing {n}".encode(), "topic": ("bag", "box")[n % 2]} for n in range(9)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+        assert draft_task(tmp_path / "a.parquet").form.startswith("text in text")
 
     def test_numbers_name_the_labels_as_well(self, place):
         features = datasets.Features(

@@ -148,10 +148,12 @@ def _convert(feature: Any) -> Convert | None:  # noqa: ANN401 - JSON
 
 
 def _namer(names: list[str]) -> Convert:
-    def convert(value: Any) -> ClassName | None:  # noqa: ANN401
+    def convert(value: Any) -> str | None:  # noqa: ANN401
         # The library's -1 stands for a label that is kept back, as in test splits.
         if value is None or value == -1:
             return None
+        if isinstance(value, str):
+            return value
         if not 0 <= value < len(names):
             raise IndexError(f"{value} of {len(names)}")
         return ClassName(names[value], value)

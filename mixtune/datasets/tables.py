@@ -30,6 +30,7 @@ _RARE = 0.005
 """Share of rows in which a column may have its own name as value."""
 _DAMAGED = 0.1
 """Share of rows of another number of cells that a table without quoting may have."""
+_SPACED = re.compile(r' +"')
 _NUMBER = re.compile(r"[\W\d_]*\d[\W\d_]*")
 """Numbers, amounts and dates: no names of columns."""
 _EXCEL = re.compile(r'"?sep=.?"?', re.IGNORECASE)
@@ -191,7 +192,7 @@ class _Scan:
     several lines; of `even` ones, each line that is not blank has a cell for every column by
     itself. `quoted`: lines that have the right number of cells only because of quoting. `named`:
     column → rows in which its value is its name. `escape`: the first line with a backslash before
-    a quote.
+    a quote; `spaced`: the first row with a cell that begins with spaces and a quote.
     """
 
     first: list[str] = field(default_factory=list)
@@ -205,6 +206,7 @@ class _Scan:
     named: Counter[int] = field(default_factory=Counter)
     quotes: bool = False
     escape: str = ""
+    spaced: str = ""
     invalid: bool = False
 
     @property
@@ -253,13 +255,18 @@ def _scan(texts: Texts, signs: _Signs, path: Path) -> _Scan:
             if '"' in text:
                 scan.quotes = True
                 scan.escape = scan.escape or where * ('\\"' in text)
+                spaced.extend([where] * (f'{signs.separator} "' in text))
             yield text
 
+    spaced: list[str] = []
     try:
         for where, cells in _cells(_reader(counted(), signs), path, ""):
             # Blank lines before a row are not part of it.
             own = widths[next((i for i, width in enumerate(widths) if width), 0) :]
             widths.clear()
+            if spaced and any(map(_SPACED.match, cells)):
+                scan.spaced = scan.spaced or where
+            spaced.clear()
             if scan.first:
                 scan.count(cells, own, where)
             else:
@@ -277,6 +284,8 @@ def _quoting(texts: Texts, separator: str, reading: Reading, path: Path) -> _Fit
     if reading.quoting is not None:
         return _Fit(reading.quoting, _scan(texts, _Signs(separator, reading.quoting), path))
     double = _scan(texts, _Signs(separator, "double"), path)
+    if double.spaced and not _starts_quoted(texts):
+        return _Fit("double", double, _spaced_quotes(double.spaced, path))
     if double.escape:
         escaped = _Fit("backslash", _scan(texts, _Signs(separator, "backslash"), path))
         if escaped.scan.fits and double.fits and escaped.scan.rows == double.rows:
@@ -292,7 +301,8 @@ def _quoting(texts: Texts, separator: str, reading: Reading, path: Path) -> _Fit
     plain = _scan(texts, _Signs(separator, "none"), path)
     table = not plain.invalid and len(plain.first) > 1 and plain.ragged <= _DAMAGED * plain.rows
     if not table:
-        return _Fit("double", double)
+        way_out = f". Or {_setting(path, 'quoting: none')}" if plain.fits else ""
+        return _Fit("double", double, remedy=way_out)
     if separator == "\t":
         return _Fit("none", plain)
     if double.invalid:
@@ -315,6 +325,15 @@ def _two_quotings(where: str, shown: str, quoting: Quoting, path: Path) -> DataE
         found=shown,
         wanted="a file that one quoting fits",
         remedy=_setting(path, f"quoting: {quoting}", "quoting: double"),
+    )
+
+
+def _spaced_quotes(where: str, path: Path) -> DataError:
+    return DataError(
+        "a space stands before the quotes of a cell, so they do not quote it",
+        where=where,
+        wanted="quotes directly after the separator",
+        remedy=f"remove the spaces; or, where quotes are text, {_setting(path, 'quoting: none')}",
     )
 
 

@@ -29,7 +29,7 @@ from mixtune.identity import digest
 from mixtune.records import Split
 from mixtune.study.yaml import read_documents, read_file
 from mixtune.tasks.parsers.stated_labels import fold
-from mixtune.tasks.record import preferences
+from mixtune.tasks.record import plain_value, preferences
 from mixtune.tasks.source_spec import ending
 from mixtune.tasks.task import Task, make_task, parse_tasks
 
@@ -261,7 +261,10 @@ def draft_task(path: Path, names: Container[str] = (), folder: Path | None = Non
     reading, doubts = guess_reading(sample)
     faults: list[DataError] = []
     # Bad rows are skipped: the check of the draft reports them.
-    rows = list(islice(read_rows(sample, faults.append, reading), SAMPLE_ROWS))
+    rows = [
+        replace(row, record=plain_value(row.record))
+        for row in islice(read_rows(sample, faults.append, reading), SAMPLE_ROWS)
+    ]
     if not rows:
         no_rows = DataError("the file has no rows to look at", where=shorten(str(path), 300))
         raise faults[0] if faults else no_rows

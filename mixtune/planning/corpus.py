@@ -370,7 +370,7 @@ def reading_lines(corpus: Corpus, data: Iterable[dict[str, Any]]) -> Iterator[st
     for row in data:
         read = corpus.datasets[row["dataset"]].split(row["split"])
         name = f"{row['dataset']}/{row['split']}"
-        if read.form is not None and not read.form.plain:
+        if read.form and not read.form.plain and read.read_from == row["split"]:
             yield f"{name}: {read.source} is read as: {read.form.text}"
         if read.bad_rows:
             yield f"{name}: {read.bad_rows} of {read.records} rows are bad: dropped ({row['why']})"
