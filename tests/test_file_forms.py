@@ -112,6 +112,16 @@ class TestQuoting:
             read(path)
         assert len(read(path, Reading(quoting="none"))[0]) == 3
 
+    def test_doubled_quotes_show_that_lines_are_joined_by_quotes(self, tmp_path):
+        rows = [(f'a "red" {n}, or\nso, it is', "bag") for n in range(5)]
+        assert read(written(tmp_path / "a.csv", csv_text(rows)))[0][0]["text"] == rows[0][0]
+
+    def test_single_quotes_are_seen(self, tmp_path):
+        body = "text,topic\n'red, it''s green',bag\n'red',box\n"
+        records, form = read(written(tmp_path / "a.csv", body))
+        assert records[0] == {"text": "red, it's green", "topic": "bag"}
+        assert "cells in 'quotes'" in form
+
     def test_single_quotes_are_set(self, tmp_path):
         path = written(tmp_path / "a.csv", "text,topic\n'red, green',bag\n")
         assert read(path, Reading(quoting="single"))[0] == [{"text": "red, green", "topic": "bag"}]
@@ -134,6 +144,11 @@ class TestSeparator:
         assert [tuple(row.values()) for row in records] == rows[1:]
         names = {";": "semicolon", "\t": "tab", "|": "pipe", ",": "comma"}
         assert f"separator {names[sign]}" in form
+
+    def test_lines_in_quotes_as_a_whole(self, tmp_path):
+        path = written(tmp_path / "a.csv", '"text,topic"\n"red,bag"\n')
+        with pytest.raises(DataError, match="each line is in quotes as a whole"):
+            read(path)
 
     def test_two_signs_that_fit_are_refused_until_one_is_set(self, tmp_path):
         path = written(tmp_path / "a.csv", "last, first;topic\nDoe, Jo;bag\nRoe, Al;box\n")
@@ -192,6 +207,14 @@ class TestHeader:
         assert "looks like data" in out and "column_1, column_2" in out
         assert 'source: {train: "rows.csv", header: false}' in (place / "new.yaml").read_text()
         assert mixtune("data", "check", place / "new.yaml")[0] == 0
+
+    def test_a_column_without_a_name_and_values(self, tmp_path):
+        path = written(tmp_path / "a.csv", "text,topic,\n" + "red,bag,\n" * 9)
+        with pytest.raises(DataError, match="column 3 has no name"):
+            read(path)
+        assert read(path, guess_reading(path)[0])[0][0] == {
+            "text": "red", "topic": "bag", "column_3": "",
+        }  # fmt: skip
 
     @pytest.mark.parametrize("header", [",text,topic", "0,1,2"])
     def test_the_header_of_a_table_of_pandas(self, tmp_path, header):
@@ -254,6 +277,8 @@ class TestEncodings:
         assert "is a guess" in doubt and reading.encoding in read(path, reading)[1]
 
     def test_a_mark_of_utf8_is_no_text(self, tmp_path):
+        path = written(tmp_path / "b.json", "\ufeff[{}]".encode("utf-16-le"))
+        assert read(path, Reading(encoding="utf-16-le"))[0] == [{}]
         for ending in (".csv", ".jsonl", ".json"):
             body = "text,topic\na,b\n" if ending == ".csv" else '{"text": "a", "topic": "b"}\n' * 2
             path = written(tmp_path / f"a{ending}", body.encode("utf-8-sig"))

@@ -188,8 +188,8 @@ def _wrapped(value: Mapping[str, Any], tables: Sequence[str], where: str) -> Row
     if key in _TURNS:
         return None
     rest = [name for name in value if name != key]
-    unread = f", not read: {', '.join(rest)}" if rest else ""
-    return Rows(value[key], Form(f"rows in {key!r}{unread}", False))
+    unread = f", not read: {shorten(', '.join(rest))}" if rest else ""
+    return Rows(value[key], Form(f"rows in {shorten(key)!r}{unread}", False))
 
 
 def _objects(value: Mapping[str, Mapping[str, Any]]) -> Rows | None:

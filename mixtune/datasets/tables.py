@@ -128,7 +128,7 @@ def guess_dialect(path: Path, reading: Reading) -> tuple[Reading, list[str]]:
     except (NoNames, OddNames) as error:
         reading = reading.model_copy(update={"header": isinstance(error, OddNames)})
         dialect = sniff(path, reading)
-        doubts = [f"{error.problem}, so the columns are {', '.join(dialect.names)}"]
+        doubts = [f"{error.problem}, so the columns are {shorten(', '.join(dialect.names))}"]
     changes: dict[str, str] = {}
     if dialect.separator != _own_separator(path):
         names = {sign: name for name, sign in SEPARATORS.items()}
@@ -172,7 +172,8 @@ def _cells(reader: Any, path: Path, remedy: str) -> Iterator[tuple[str, list[str
             where=where,
             wanted='a cell that holds commas, quotes or line ends is in "quotes", quotes in it are '
             'doubled (""), and it has at most 131,072 characters',
-            remedy=f"fix the row; a quote that is not closed swallows the rows behind it{remedy}",
+            remedy="fix the row; a quote that is not closed swallows the rows behind it; write "
+            f"longer texts as JSON lines{remedy}",
         ) from error
 
 
@@ -190,7 +191,8 @@ class _Scan:
 
     `ragged`: rows of another number of cells than the first. `odd` and `even`: rows that span
     several lines; of `even` ones, each line that is not blank has a cell for every column by
-    itself. `quoted`: lines that have the right number of cells only because of quoting. `named`:
+    itself. `quoted`: lines that have the right number of cells only because of quoting, and rows
+    with doubled quotes. `named`:
     column → rows in which its value is its name. `escape`: the first line with a backslash before
     a quote; `spaced`: the first row with a cell that begins with spaces and a quote.
     """
@@ -205,6 +207,7 @@ class _Scan:
     quoted: int = 0
     named: Counter[int] = field(default_factory=Counter)
     quotes: bool = False
+    single: bool = False
     escape: str = ""
     spaced: str = ""
     invalid: bool = False
@@ -228,7 +231,8 @@ class _Scan:
         else:
             self.odd += 1
         if True in map(eq, cells, self.first) and cells != self.first:
-            self.named.update(i for i, cell in enumerate(cells[:columns]) if cell == self.first[i])
+            pairs = enumerate(zip(cells, self.first, strict=False))
+            self.named.update(i for i, (cell, name) in pairs if cell == name and name.strip())
 
 
 class _Fit(NamedTuple):
@@ -252,13 +256,16 @@ def _scan(texts: Texts, signs: _Signs, path: Path) -> _Scan:
     def counted() -> Iterator[str]:
         for where, text in texts():
             widths.append(text.count(signs.separator) + 1 if text.strip() else 0)
+            scan.single = scan.single or "'" in text
             if '"' in text:
                 scan.quotes = True
                 scan.escape = scan.escape or where * ('\\"' in text)
                 spaced.extend([where] * (f'{signs.separator} "' in text))
+                doubled.extend([where] * ('""' in text))
             yield text
 
     spaced: list[str] = []
+    doubled: list[str] = []
     try:
         for where, cells in _cells(_reader(counted(), signs), path, ""):
             # Blank lines before a row are not part of it.
@@ -266,7 +273,10 @@ def _scan(texts: Texts, signs: _Signs, path: Path) -> _Scan:
             widths.clear()
             if spaced and any(map(_SPACED.match, cells)):
                 scan.spaced = scan.spaced or where
+            if doubled and '"' in (line := signs.separator.join(cells)) and '""' not in line:
+                scan.quoted += 1
             spaced.clear()
+            doubled.clear()
             if scan.first:
                 scan.count(cells, own, where)
             else:
@@ -284,8 +294,21 @@ def _quoting(texts: Texts, separator: str, reading: Reading, path: Path) -> _Fit
     if reading.quoting is not None:
         return _Fit(reading.quoting, _scan(texts, _Signs(separator, reading.quoting), path))
     double = _scan(texts, _Signs(separator, "double"), path)
-    if double.spaced and not _starts_quoted(texts):
+    named = double.quotes and _starts_quoted(texts)
+    if double.spaced and not named:
         return _Fit("double", double, _spaced_quotes(double.spaced, path))
+    if (rare := _rare_quoting(double, texts, separator, path)) is not None:
+        return rare
+    # Names in quotes show quoting; so do lines that have every cell only because of it.
+    certain = named or (double.quoted > 0 and not double.invalid)
+    doubtful = double.quotes and (double.invalid or double.even > double.odd)
+    if certain or not doubtful:
+        return _Fit("double", double)
+    return _quoted_or_plain(double, texts, separator, path)
+
+
+def _rare_quoting(double: _Scan, texts: Texts, separator: str, path: Path) -> _Fit | None:
+    """Backslashes before quotes, or single quotes, where they fit a file."""
     if double.escape:
         escaped = _Fit("backslash", _scan(texts, _Signs(separator, "backslash"), path))
         if escaped.scan.fits and double.fits and escaped.scan.rows == double.rows:
@@ -293,20 +316,23 @@ def _quoting(texts: Texts, separator: str, reading: Reading, path: Path) -> _Fit
             return escaped._replace(doubt=_two_quotings(double.escape, shown, "backslash", path))
         if escaped.good and not escaped.scan.even and not double.fits:
             return escaped
-    # Names in quotes show quoting; so do lines that have every cell only because of it.
-    certain = double.quotes and (_starts_quoted(texts) or (double.quoted and not double.invalid))
-    doubtful = double.quotes and (double.invalid or double.even > double.odd)
-    if certain or not doubtful:
-        return _Fit("double", double)
+    if double.single and not double.fits:
+        single = _Fit("single", _scan(texts, _Signs(separator, "single"), path))
+        if single.good and not single.scan.even:
+            return single
+    return None
+
+
+def _quoted_or_plain(double: _Scan, texts: Texts, separator: str, path: Path) -> _Fit:
+    """The quoting of a file whose quotes join lines, or are damaged, as quoting."""
     plain = _scan(texts, _Signs(separator, "none"), path)
-    table = not plain.invalid and len(plain.first) > 1 and plain.ragged <= _DAMAGED * plain.rows
-    if not table:
-        way_out = f". Or {_setting(path, 'quoting: none')}" if plain.fits else ""
+    way_out = f". Or {_setting(path, 'quoting: none')}" if plain.fits else ""
+    if plain.invalid or len(plain.first) < 2 or plain.ragged > _DAMAGED * plain.rows:
         return _Fit("double", double, remedy=way_out)
-    if separator == "\t":
+    if separator == "\t" == _own_separator(path):
         return _Fit("none", plain)
     if double.invalid:
-        return _Fit("double", double, remedy=f". Or {_setting(path, 'quoting: none')}")
+        return _Fit("double", double, remedy=way_out)
     shown = (
         f"as quoting, {double.even} rows span several lines; as text, each line is a row of "
         f"{len(double.first)} cells"
@@ -369,6 +395,14 @@ def _column_names(scan: _Scan, path: Path, separator: str, reading: Reading) -> 
     if not names:
         remedy = "copy the file again"
         raise DataError("the file is empty", where=where, wanted=_HEADER, remedy=remedy)
+    if len(names) == 1 and separator in names[0] and reading.delimiter is None:
+        raise DataError(
+            "one column only: each line is in quotes as a whole",
+            where=where,
+            found=names[0],
+            wanted="quotes around single cells",
+            remedy="remove the quotes around the lines, and one of each two quotes in them",
+        )
     signs = [] if reading.delimiter or len(names) > 1 else SEPARATORS.values()
     if any(sign in names[0] for sign in signs):
         raise DataError(

@@ -250,7 +250,7 @@ def _decoded(path: Path, encoding: str) -> str:
     body = read_whole(path)
     where, expected = name_of(path), f"text in {encoding}, as the task file says"
     try:
-        text = body.decode(encoding)
+        text = body.decode(encoding).removeprefix("\ufeff")
     except UnicodeError as error:
         start = getattr(error, "start", 0)
         line = body.count(b"\n", 0, start) + 1

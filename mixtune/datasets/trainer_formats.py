@@ -62,7 +62,10 @@ def factory_tasks(path: Path) -> list[RegisteredTask]:
         raw = json.loads(read_file(path, DataError))
     except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {shorten(str(error), 200)}", where=where) from error
-    if not isinstance(raw, dict) or not all(isinstance(entry, dict) for entry in raw.values()):
+    entries = list(raw.values()) if isinstance(raw, dict) else [raw]
+    objects = all(isinstance(entry, dict) for entry in entries)
+    # Other objects of objects would be datasets that cannot be used, and no problem.
+    if not objects or (entries and not any(entry.keys() & _PLACES for entry in entries)):
         raise DataError(
             "not a dataset_info.json of LLaMA-Factory",
             where=where,
@@ -176,6 +179,9 @@ _DEFAULT_COLUMNS = {
 _DEFAULT_TAGS = {
     "role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
     "system_tag": "system",
+}  # fmt: skip
+_PLACES = {
+    "file_name", "hf_hub_url", "script_url", "cloud_file_name", "ms_hub_url", "om_hub_url",
 }  # fmt: skip
 _OTHER_PLACES = ("file_name", "script_url", "cloud_file_name", "ms_hub_url", "om_hub_url")
 

@@ -30,7 +30,7 @@ from mixtune.records import Split
 from mixtune.study.yaml import read_documents, read_file
 from mixtune.tasks.parsers.stated_labels import fold
 from mixtune.tasks.record import plain_value, preferences
-from mixtune.tasks.source_spec import ending
+from mixtune.tasks.source_spec import READABLE, ending
 from mixtune.tasks.task import Task, make_task, parse_tasks
 
 GROUP = "mixtune.tasks"
@@ -71,7 +71,7 @@ def read_task_file(path: Path) -> list[RegisteredTask]:
             "no kind of task file",
             where=name,
             wanted=".yaml, .py, LLaMA-Factory's dataset_info.json or an Axolotl .yaml",
-            remedy="for a file of rows: mixtune data check FILE --write TASK.yaml",
+            remedy=f"rows are read from {READABLE}",
         )
     text = read_file(path, DataError)
     documents = read_documents(text, name, DataError)
@@ -281,7 +281,10 @@ def draft_task(path: Path, names: Container[str] = (), folder: Path | None = Non
     name = re.sub(r"[^a-z0-9]+", "-", stem)[:60].strip("-") or "task"
     name = f"own-{name}" if name in names else name
     source = os.path.relpath(path, folder or path.parent)
-    form, lines = _form(rows, path)
+    try:
+        form, lines = _form(rows, path)
+    except DataError as error:
+        raise (faults or [error])[0] from None
     source += "/" * path.is_dir()
     last = f"source: {_quoted(source)}"
     if settings := reading.model_dump(exclude_none=True, mode="json"):
