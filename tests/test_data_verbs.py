@@ -8,8 +8,9 @@ import pytest
 from engine_oracle import write_base
 from own_kit import MESSAGES, changed, csv_text, many
 
+from mixtune.datasets.drafts import draft_task
 from mixtune.datasets.registry import Registry
-from mixtune.datasets.user_tasks import draft_task, read_task_file
+from mixtune.datasets.user_tasks import read_task_file
 
 
 class TestVerbs:

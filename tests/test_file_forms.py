@@ -14,9 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from own_kit import changed, csv_text, examples, many, registry
 
+from mixtune.datasets.drafts import draft_task
 from mixtune.datasets.rows import guess_reading, read_rows
 from mixtune.datasets.text_files import guess_encodings
-from mixtune.datasets.user_tasks import draft_task
 from mixtune.errors import DataError
 from mixtune.tasks.source_spec import AS_SHOWN, Reading
 from mixtune.tasks.task import parse_task

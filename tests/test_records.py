@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from own_kit import registry
 
 from mixtune.datasets.check import check_task
-from mixtune.datasets.user_tasks import draft_task
+from mixtune.datasets.drafts import draft_task
 from mixtune.errors import DataError
 from mixtune.tasks.record import blank, equal_values, plain_value, read_dialogue
 

@@ -1,6 +1,7 @@
 """Verbs on datasets: tasks, data check, data show, data leaks."""
 
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
@@ -23,11 +24,14 @@ from mixtune.datasets.check import (
     check_task,
     previews,
 )
+from mixtune.datasets.columns import Columns as Chosen
+from mixtune.datasets.columns import Doubt
+from mixtune.datasets.drafts import Draft, draft_task
 from mixtune.datasets.leakage import NOTIONS, RUN, Notion, Overlap, Overlaps, Part, own_texts
 from mixtune.datasets.registry import Registry
 from mixtune.datasets.rows import is_rows
 from mixtune.datasets.sources import RegisteredTask
-from mixtune.datasets.user_tasks import Draft, draft_task, read_task_file
+from mixtune.datasets.user_tasks import read_task_file
 from mixtune.errors import DataError, UserError, shorten
 from mixtune.models.catalog import Unreachable, locate
 from mixtune.models.files import BaseModelFiles
@@ -83,7 +87,7 @@ def _task_row(registry: Registry, name: str) -> dict[str, Any]:
 
 
 @data.command()
-def check(
+def check(  # noqa: PLR0913 - a verb's options
     file: Annotated[Path, typer.Argument(help="A task file, or a data file.")],
     model: Annotated[
         str | None, typer.Option(help="Count tokens with this base model's tokenizer.")
@@ -93,11 +97,21 @@ def check(
         Path | None,
         typer.Option(metavar="TASK.yaml", help="Write a task file for a data file."),
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of a data file that the prompt shows. Repeatable."),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Column of a data file that has the label.")
+    ] = None,
+    answer: Annotated[
+        str | None, typer.Option(help="Column of a data file that has an open answer.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check every row of a task file or data file. Next: mixtune init STUDY.yaml."""
     builtin = Registry.open((), data_dir)
-    draft = _drafted(file, write, builtin)
+    draft = _drafted(file, write, builtin, Chosen(tuple(text or ()), label, answer))
     if draft is None:
         registered = read_task_file(file)
     else:
@@ -109,7 +123,10 @@ def check(
     limit = None if count is None else Limit(TrainSpec().max_length, count)
     checks = [check_task(registry, name, EvalSpec().carve, limit) for name in names]
     if as_json:
-        start = None if draft is None else {"found": draft.form, "text": draft.text}
+        start: dict[str, object] | None = None
+        if draft is not None:
+            notes = {"notes": draft.notes} if draft.notes else {}
+            start = {"found": draft.form, "text": draft.text, **notes}
         print_json({"start": start, "note": note, "tasks": checks}, indent=None)
     else:
         _show_checks(checks, draft, note)
@@ -120,18 +137,24 @@ def check(
         raise typer.Exit(2)
 
 
-def _drafted(file: Path, write: Path | None, builtin: Registry) -> Draft | None:
+def _drafted(file: Path, write: Path | None, builtin: Registry, chosen: Chosen) -> Draft | None:
     """The task drafted for a file of rows, written to `write` if set; None for a task file."""
     if not is_rows(file):
-        if write is not None:
+        if write is not None or not chosen.none:
             raise UserError(
-                "--write is for a file of rows, and this is none",
+                "--write, --text, --label and --answer are for a file of rows, and this is none",
                 where=shorten(str(file), 300),
-                remedy="leave --write out to check a task file",
+                remedy="leave them out to check a task file",
             )
         return None
+    if chosen.label is not None and chosen.answer is not None:
+        raise UserError(
+            "a label is no open answer",
+            found=chosen.arguments(),
+            remedy="name the column with --label or with --answer",
+        )
     if write is None:
-        return draft_task(file, builtin)
+        return _draft(file, builtin, None, chosen)
     if write.suffix not in (".yaml", ".yml") or write.exists():
         raise UserError(
             "there is a file already" if write.exists() else "a task file is YAML",
@@ -139,9 +162,31 @@ def _drafted(file: Path, write: Path | None, builtin: Registry) -> Draft | None:
             wanted="a new file that ends in .yaml",
             remedy="choose another name",
         )
-    draft = draft_task(file, builtin, write.parent)
+    draft = _draft(file, builtin, write.parent, chosen)
     write_text(write, draft.text)
     return draft
+
+
+def _draft(file: Path, builtin: Registry, folder: Path | None, chosen: Chosen) -> Draft:
+    """The draft for a file of rows; on a terminal what is in doubt is asked."""
+    while True:
+        try:
+            return draft_task(file, builtin, folder, chosen)
+        except Doubt as doubt:
+            if not on_terminal():
+                raise
+            _say(str(doubt))
+            for number, option in enumerate(doubt.options, start=1):
+                _say(f"{number}: {option.arguments()}")
+            number = 0
+            while not 1 <= number <= len(doubt.options):
+                number = typer.prompt("number", type=int, err=True)
+            chosen = doubt.options[number - 1]
+
+
+def on_terminal() -> bool:
+    """True if somebody can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _counter(model: str | None) -> tuple[CountTokens | None, str]:
@@ -166,6 +211,8 @@ def _counter(model: str | None) -> tuple[CountTokens | None, str]:
 def _show_checks(checks: Sequence[TaskCheck], draft: Draft | None, note: str) -> None:
     if draft is not None:
         _say(f"found: {draft.form}. A task file to start from:\n\n{draft.text}")
+        for text in draft.notes:
+            _say(f"note: {text}")
     for check in checks:
         for preview in check.previews:
             _show_preview(preview)

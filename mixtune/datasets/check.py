@@ -135,11 +135,12 @@ def check_task(registry: Registry, name: str, carve: float, limit: Limit | None)
             unused = {name for split in dataset.splits for name in dataset.split(split).unused}
             notes += [f"nothing reads {shorten(', '.join(sorted(unused)), 400)}"] if unused else []
             problems += _fully_leaked(splits, task)
-            for split in dataset.splits if task.scored else ():
+            for split in dataset.splits:
                 rows = dataset.split(split).examples
-                problems += _unparsed_answers(rows, task)
-                notes += _loosely_written_answers(rows, task)
                 notes += _contradictions(rows) if task.kind == "label" else []
+                if task.scored:
+                    problems += _unparsed_answers(rows, task)
+                    notes += _loosely_written_answers(rows, task)
     except UserError as error:
         problems.append(str(error))
     except _TooManyProblems:

@@ -1,12 +1,15 @@
 """One record of a task → its examples, or the reason why the task leaves it out."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from mixtune.errors import DataError, shorten
 from mixtune.records import Example, Message, Split
+from mixtune.tasks.characters import invisible, normal_form, visible
 from mixtune.tasks.makers import Part, Parts
+from mixtune.tasks.parsers.stated_labels import fold
 from mixtune.tasks.reasoning import stored_reasoning
 from mixtune.tasks.record import (
     COLUMNS,
@@ -355,14 +358,40 @@ class _Renderer:
         if task.kind == "open":
             return "" if blank(raw) else str(raw)
         known = {*task.labels, *task.label_values}
-        text = next((t for t in spellings(raw) if t in known), spellings(raw)[-1])
+        written = spellings(raw)
+        text = next((t for t in written if t in known), None)
+        if text is None:
+            composed = {normal_form(label): label for label in known}
+            texts = [composed[t] for t in map(normal_form, written) if t in composed]
+            text = texts[0] if texts else written[-1]
         label = task.label_values.get(text, text)
         if isinstance(raw, list | dict | None) or label not in task.labels:
-            raise DataError(
-                "label outside the declared set",
-                where=f"{self.where}: field {field!r}",
-                found=raw if isinstance(raw, str) and raw.strip() else repr(raw),
-                wanted=f"one of {shorten(', '.join(sorted(known)), 300)}",
-                remedy="fix the row, or add the value to labels or label_values of the task file",
-            )
+            raise _unknown_label(task, raw, field, self.where)
         return label
+
+
+def _unknown_label(task: Task, raw: object, field: str, where: str) -> DataError:
+    """The error for a label outside the set; one that only looks like another is mapped to it."""
+    known = sorted({*task.labels, *task.label_values})
+    problem = "label outside the declared set"
+    remedy = "fix the row, or add the value to labels or label_values of the task file"
+    text = "" if blank(raw) or isinstance(raw, list | dict) else spellings(raw)[-1]
+    like = [label for label in known if fold(visible(label)) == fold(visible(text))]
+    if blank(raw):
+        problem = "the label is empty"
+        remedy = f"fix the row, or leave such rows out with skip_if_empty: [{field}]"
+    elif marks := invisible(text):
+        problem = f"the label has invisible characters: {marks}"
+    elif like:
+        problem = f"the label differs from {shorten(like[0])!r} in case or spacing"
+    if like:
+        label = task.label_values.get(like[0], like[0])
+        pair = ascii(text)[1:-1].replace('"', r"\""), json.dumps(label, ensure_ascii=False)
+        remedy = f'fix the row, or add label_values: {{"{pair[0]}": {pair[1]}}} to the task file'
+    return DataError(
+        problem,
+        where=f"{where}: field {field!r}",
+        found=raw if isinstance(raw, str) and raw.strip() else repr(raw),
+        wanted=f"one of {shorten(', '.join(known), 300)}",
+        remedy=remedy,
+    )

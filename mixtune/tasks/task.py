@@ -19,7 +19,7 @@ from mixtune.identity import canonical, digest
 from mixtune.records import Example, Query
 from mixtune.study.fields import Distinct, FaultContext, Frozen, Name, refusal
 from mixtune.study.yaml import Origin, read_documents
-from mixtune.tasks.characters import names
+from mixtune.tasks.characters import invisible, names, visible
 from mixtune.tasks.context import Context, Policy
 from mixtune.tasks.makers import Make
 from mixtune.tasks.metrics import METRICS
@@ -328,6 +328,10 @@ def _check_ignored(task: Task) -> None:
 
 
 def _check_labels(task: Task) -> None:
+    for label in task.labels:
+        if marks := invisible(label):
+            rule = f"write {visible(label)!r}, and map values of the file to it by label_values"
+            raise ValueError(f"labels: {label!r} has invisible characters, {marks}; {rule}")
     folded = sorted(fold(label) for label in task.labels)
     for short, long in pairwise(folded):
         if long.startswith(short) and long != short and not task.allow_prefix_labels:
