@@ -175,6 +175,8 @@ class TestSeparator:
                 parse_task(changed(source={"train": "a.jsonl", key: value}), "t")
         with pytest.raises(DataError, match="encoding: for"):
             parse_task(changed(source={"train": "a.parquet", "encoding": "cp1252"}), "t")
+        with pytest.raises(DataError, match="list of names, each once"):
+            parse_task(changed(source={"train": "a.csv", "header": ["a", "a"]}), "t")
         with pytest.raises(DataError, match="no encoding of text"):
             parse_task(changed(source={"train": "a.csv", "encoding": "hex"}), "t")
 
@@ -233,7 +235,7 @@ class TestHeader:
         with pytest.raises(DataError, match=r"a\.csv:1: the line of names is there again"):
             read(path, Reading(header=("text", "topic")))
 
-    @pytest.mark.parametrize("name", ["2024-01-31", "-3", "1,250.5", "12 %"])
+    @pytest.mark.parametrize("name", ["2024-01-31", "-3", "1,250.5", "12 %", "$3"])
     def test_numbers_and_dates_are_no_names(self, tmp_path, name):
         path = written(tmp_path / "a.csv", csv_text([("a", "b")], ("text", name)))
         with pytest.raises(DataError, match="does not look like column names"):

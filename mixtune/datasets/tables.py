@@ -31,7 +31,7 @@ _RARE = 0.005
 _DAMAGED = 0.1
 """Share of rows of another number of cells that a table without quoting may have."""
 _SPACED = re.compile(r' +"')
-_NUMBER = re.compile(r"[\W\d_]*\d[\W\d_]*")
+_NUMBER = re.compile(r"[-+$€£]?[\d.,/: -]*\d[\d.,/: -]*[%$€£]?")
 """Numbers, amounts and dates: no names of columns."""
 _EXCEL = re.compile(r'"?sep=.?"?', re.IGNORECASE)
 _HEADER = "a first line with the names of the columns, each once"

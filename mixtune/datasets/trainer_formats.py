@@ -71,7 +71,7 @@ def factory_tasks(path: Path) -> list[RegisteredTask]:
             where=where,
             found=raw,
             wanted='{"name": {"file_name": …, "formatting": …}, …}',
-            remedy="to read a file of rows, name it as the source of a task YAML",
+            remedy="for a file of rows, put the objects in a list, or one on each line",
         )
     return _import(raw, _factory, path, where)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from mixtune.records import Split
-from mixtune.study.fields import Distinct, Frozen
+from mixtune.study.fields import Frozen
 
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -52,7 +52,7 @@ class Reading(Frozen):
 
     quoting: Quoting | None = None
     separator: Annotated[str, BeforeValidator(_sign)] | None = None
-    header: bool | Annotated[tuple[Text, ...], Distinct] | None = None
+    header: bool | tuple[Text, ...] | None = None
     encoding: Text | None = None
 
     @field_validator("separator")
@@ -65,8 +65,8 @@ class Reading(Frozen):
     @field_validator("header")
     @classmethod
     def _some_names(cls, value: bool | tuple[str, ...] | None) -> bool | tuple[str, ...] | None:
-        if value == ():
-            raise ValueError("should be true, false or a list of names")
+        if isinstance(value, tuple) and (not value or len({*value}) != len(value)):
+            raise ValueError("should be true, false or a list of names, each once")
         return value
 
     @field_validator("encoding")
