@@ -285,6 +285,9 @@ def _kept(path: Path, masks: Masks) -> Any:
     if path.suffix == ".json":
         value = masks.value(json.loads(text))
         return value if len(text) < 4000 else _digest(value)
+    if path.name == "journal.jsonl":  # what the states have as well, with checksums and times
+        lines = map(json.loads, text.splitlines())
+        return [[line.get(key) for key in ("what", "name", "unit")] for line in lines]
     if path.suffix == ".jsonl":
         return [masks.value(json.loads(line)) for line in text.splitlines()]
     if path.suffix == ".html":
@@ -302,12 +305,14 @@ def _table(path: Path) -> Any:
 
 
 def _database(path: Path, masks: Masks) -> Iterator[str]:
-    """Rows of every table, without times; files of a unit by their names."""
+    """Rows of every table, without times; files of a unit and of the plan by their names."""
     with closing(sqlite3.connect(path)) as db:
         db.row_factory = sqlite3.Row
         names = "SELECT name FROM sqlite_master WHERE type='table' ORDER BY name"
         for (table,) in db.execute(names).fetchall():
             for row in sorted(map(dict, db.execute(f"SELECT * FROM {table}")), key=_row_key):
+                if table == "file":  # checksums of files that are recorded themselves
+                    row = {"name": row["name"]}
                 files = {"files": sorted(json.loads(row["files"]))} if "files" in row else {}
                 yield f"{table} {json.dumps(masks.value(row | files))}"
 

@@ -149,6 +149,7 @@ def page_of(**changes):
         tasks=TASKS,
         version="0.1.0",
         test_reads=4,
+        looks_lost=False,
         main_forms=dict.fromkeys(TASKS, "strict"),
     )
     return replace(page, **changes)

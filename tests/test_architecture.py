@@ -42,7 +42,7 @@ MOST_LINES = {
     "signals": 50,
     "records": 510,
     "study": 1470,
-    "store": 970,
+    "store": 1700,
     "tokens": 620,
     "tasks": 3950,
     "models": 1190,
@@ -51,12 +51,12 @@ MOST_LINES = {
     "planning": 2790,
     "engine": 4080,
     "evaluation": 540,
-    "execution": 2160,
+    "execution": 2170,
     "analysis": 2720,
-    "results": 1500,
+    "results": 1510,
     "report": 1830,
     "pack": 510,
-    "cli": 3350,
+    "cli": 3410,
 }
 LIGHT = set(MAY_IMPORT) - {"engine", "execution"}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "vllm", "ray"}

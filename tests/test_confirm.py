@@ -203,3 +203,13 @@ def test_text_of_datasets_is_in_a_report_only_where_it_is_asked_for(place, mixtu
     shown = render(replace(page, disagreements=rows))
     assert "mind their licences" in shown
     assert all(row.text[:40] in shown for row in rows)
+
+
+def test_where_looks_are_lost_claims_say_so_and_a_new_choice_stays_exploratory(place, mixtune):
+    for name in ("state.sqlite", "journal.jsonl"):
+        (store(place).folder / name).unlink()
+    assert mixtune("doctor", "study.yaml", "--repair")[0] == 0
+    for claim in said(mixtune, "claims", "study.yaml"):
+        assert "Looks at test scores are not all known" in claim["sentence"]
+    choice = said(mixtune, "confirm", "study.yaml", "--again", "--dry-run")
+    assert {"is not known" in reason for reason in choice["reasons"].values()} == {True}

@@ -218,6 +218,9 @@ class Request:
     def facts(self, study: Study | None = None) -> StudyFacts:
         """A study as its folder holds it; it has been run."""
         study = study or self.study()
+        store = self.folders.store(study.name)
+        if store.exists and not store.packed and not store.known_files():
+            _say_unrecorded(study.name)
         return read_facts(self.folders.store(study.name), self.registry(study))
 
     def facts_for(self, verb: str, study: Study | None = None) -> StudyFacts:
@@ -244,6 +247,15 @@ class Request:
                 wanted=", ".join(form for form in FORMS if any(row.form == form for row in rows)),
             )
         return selected
+
+
+@cache
+def _say_unrecorded(study: str) -> None:
+    """Say once that files of a plan cannot be checked."""
+    terminal.complain(
+        f"{study}: planned by a version that kept no checksums of the plan's files; the next "
+        "mixtune run records them"
+    )
 
 
 def verb(panel: str, order: str, name: str | None = None) -> Callable[[Verb], Verb]:
@@ -299,7 +311,8 @@ def look_at(split: str, store: Store, verb: str) -> None:
     if split == "test":
         store.require()
         looks = store.count_test_read(verb)
-        print(f"test scores of this study were looked at {looks} times", file=sys.stderr)
+        known = "" if store.looks_lost() is None else " since its states were rebuilt"
+        print(f"test scores of this study were looked at {looks} times{known}", file=sys.stderr)
 
 
 def heavy(module: str, doing: str) -> ModuleType:

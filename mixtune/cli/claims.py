@@ -58,7 +58,8 @@ def confirm(
             facts.store.preview(plan.rows(), *files)
             if settled is not None:
                 facts.store.save_selection(settled)
-            facts.store.save_plan(plan.rows(), *files)
+            for line in facts.store.save_plan(plan.rows(), *files):
+                print(printable(line), file=sys.stderr)
     fresh = [run for run in plan.runs if run.seed in selection.fresh]
     if request.as_json:
         runs = [{"system": run.system, "cell": run.name, "seed": run.seed} for run in fresh]
@@ -110,7 +111,7 @@ def claims(
         rows = exploratory_claims(facts, study.claims, measure_split(facts, "validation"))
     else:
         look_at("test", facts.store, "claims")
-        rows = selected_claims(facts.selection, measure_split(facts, "test", claimed=True))
+        rows = selected_claims(facts, facts.selection)
     if missing := missing_runs(facts):
         such_as = f"such as {missing[0]}: mixtune run {request.study_file}"
         print(f"{len(missing)} runs of fresh seeds are not done, {such_as}", file=sys.stderr)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mixtune.cli.app import RUNS, DataDir, Json, RunsDir, app, heavy
+from mixtune.cli.app import RUNS, DataDir, Json, RunsDir, app, complete_files, heavy
 from mixtune.cli.show import Columns, fields, print_json, say, show, show_cells
 from mixtune.datasets.registry import Registry
 from mixtune.datasets.sources import HubReader
@@ -27,6 +27,10 @@ from mixtune.models.catalog import Entry, catalogue, offline
 from mixtune.models.files import cache_dir
 from mixtune.models.memory import Overview, free_memory, main_memory, overview
 from mixtune.records import Split
+from mixtune.store.folder import Store
+from mixtune.store.repair import repair
+from mixtune.study.presets import preset
+from mixtune.study.reading import load_studies
 from mixtune.tasks.rendering import render_record
 from mixtune.tasks.source_spec import HubSource
 from mixtune.tasks.task import Task
@@ -103,23 +107,66 @@ def models(
 
 
 @app.command(rich_help_panel="Prepare")
-def doctor(
+def doctor(  # noqa: PLR0913 - each is an option
+    study_file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[STUDY.yaml]",
+            help="Check the folder of this study's results instead.",
+            autocompletion=complete_files,
+        ),
+    ] = None,
     data_dir: DataDir = None,
     runs_dir: RunsDir = RUNS,
     hub: Annotated[
         bool,
         typer.Option("--hub", help="Check every hub source of tasks and models, over the network."),
     ] = False,
+    mend: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Rebuild the study's state.sqlite from its results and write changed files of its "
+            "plan back. Nothing is deleted.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what --repair would do.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check what this machine can run; with --hub, check every hub source too.
+    """Check what this machine can run; with --hub, every hub source; with a study, its folder.
 
-    Exits with 3 if the quickstart cannot run or the hub differs, with 2 if --hub has no network.
-    Next: mixtune init.
+    Exits with 3 if the quickstart cannot run, the hub differs or a study's folder has a problem,
+    with 2 if --hub has no network. Next: mixtune init.
     """
+    if study_file is not None:
+        _study_folder(study_file, runs_dir, mend and not dry_run, as_json)
+        return
+    if mend or dry_run:
+        raise UserError(
+            "--repair and --dry-run are for a study", wanted="mixtune doctor STUDY.yaml"
+        )
     lines = check_hub(data_dir) if hub else examine(data_dir, runs_dir)
     show(lines, LINES, "This machine", as_json)
     if any(line.needed and line.level == "problem" for line in lines):
+        raise typer.Exit(3)
+
+
+def _study_folder(study_file: Path, runs_dir: Path, mend: bool, as_json: bool) -> None:
+    """Check or repair the folder of each study of a file."""
+    studies = load_studies(
+        study_file if study_file.exists() else preset(str(study_file)) or study_file
+    )
+    findings = {study.name: repair(Store(runs_dir / study.name), mend) for study in studies}
+    lines = [
+        Line(finding.topic, finding.level, finding.found, finding.remedy, needed=True)
+        for own in findings.values()
+        for finding in own
+    ]
+    title = f"{', '.join(findings)}: {'repaired' if mend else 'nothing is changed'}"
+    show(lines, LINES, title, as_json)
+    if any(line.level == "problem" for line in lines):
         raise typer.Exit(3)
 
 

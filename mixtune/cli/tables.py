@@ -263,6 +263,7 @@ def status_json(facts: StudyFacts) -> dict[str, Any]:
         "units": list(facts.units.values()),
         "changes": facts.store.changes(),
         "test_reads": facts.store.test_reads(),
+        "looks_lost": facts.store.looks_lost() is not None,
         "cut_off": [unit.label for unit in facts.cut_off],
     }
 

@@ -86,7 +86,9 @@ def answer_extra(
     with store.lock():
         extra = plan(study, store, registry, files)
         planner = extra.planner
-        store.save_plan(extra.rows, dump_study(planner.study), facts_of(planner))
+        saved = store.save_plan(extra.rows, dump_study(planner.study), facts_of(planner))
+        for line in saved:
+            events.note(line)
         with started(Plan(planner.study, planner.files, extra.runs), store, events):
             return _answer_here(_worker(planner.study, store, events), planner, extra.runs)
 
@@ -169,7 +171,9 @@ def evaluate(
         worker.model(portion, AdapterConfig.read(adapter)).load_adapter(adapter)
     with store.lock():
         rows = [plan_row(run, answer) for answer in run.answers]
-        store.save_plan([*planned, *rows], dump_study(study), facts_of(planner))
+        saved = store.save_plan([*planned, *rows], dump_study(study), facts_of(planner))
+        for line in saved:
+            events.note(line)
         with started(Plan(study, own.files, (run,)), store, events):
             if adapter is not None:
                 with store.new_folder(f"{run.folder}/adapter") as folder:

@@ -78,8 +78,10 @@ def run_study(
     plan = planner.plan()
     with store.lock():
         changes = changed_by_tasks(store, planner.study, planner.leaks.data_rows())
-        store.save_plan(plan.rows(), dump_study(planner.study), facts_of(planner), changes)
-        for line in changes:
+        restored = store.save_plan(
+            plan.rows(), dump_study(planner.study), facts_of(planner), changes
+        )
+        for line in [*restored, *changes]:
             events.note(line)
         with started(plan, store, events) as unfinished:
             if not unfinished:

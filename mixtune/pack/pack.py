@@ -327,7 +327,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 def _states(path: Path) -> bytes:
     """The states as a new SQLite file, rows in order and errors cut: equal states, equal bytes."""
-    tables = "SELECT sql FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite%'"
+    tables = "SELECT sql FROM sqlite_master WHERE type='table' AND name IN ('unit', 'test_read')"
     with closing(sqlite3.connect(path)) as before, closing(sqlite3.connect(":memory:")) as after:
         for (statement,) in before.execute(f"{tables} ORDER BY name"):
             after.execute(statement)

@@ -28,7 +28,6 @@ from mixtune.results.questions import agreeing, gather_evidence, questions
 from mixtune.results.study_results import (
     SplitResults,
     StudyFacts,
-    measure_split,
     read_answers,
     run_rows,
     training_curves,
@@ -87,7 +86,8 @@ class ReportInput:
     the page shows `split`. `mixes` and `curves` are keyed by run id. `tasks`: name → title, in the
     order of the columns. `main_forms`: task → the form that it is compared and chosen in.
     `chosen`: task → cocktail chosen on validation, for a page that shows test; empty where the page
-    chooses the best of what it shows. `test_reads`: how often test scores were looked at. `data`:
+    chooses the best of what it shows. `test_reads`: how often test scores were looked at, at least
+    where `looks_lost`. `data`:
     what was read, `lengths`: tokens per row, each in the order shown. `published`: what others
     measured on tasks of the same name. `claims`: what may be said of each target. `estimates`: all
     that is known beside means and differences. `clean`: `results` on the items whose text no
@@ -110,6 +110,7 @@ class ReportInput:
     tasks: Mapping[str, str]
     version: str
     test_reads: int
+    looks_lost: bool
     main_forms: Mapping[str, str]
     chosen: Mapping[str, str] = field(default_factory=dict)
     data: Sequence[DataRow] = ()
@@ -163,7 +164,7 @@ def gather(facts: StudyFacts, split: str, with_text: bool = False) -> ReportInpu
     if facts.selection is None:
         claims = exploratory_claims(facts, settings, validation)
     else:
-        claims = selected_claims(facts.selection, measure_split(facts, "test", claimed=True))
+        claims = selected_claims(facts, facts.selection)
     rows: list[Disagreement] = []
     if with_text:
         choices = [] if best else study_choices(facts, settings, validation)
@@ -186,6 +187,7 @@ def gather(facts: StudyFacts, split: str, with_text: bool = False) -> ReportInpu
         tasks={name: task.title for name, task in tasks.items()},
         version=__version__,
         test_reads=store.test_reads(),
+        looks_lost=store.looks_lost() is not None,
         main_forms={name: main.form for name, main in facts.main_metrics.items()},
         chosen=best if split == "test" else {},
         data=store.read_records("data.json", DataRow),

@@ -10,7 +10,7 @@ from mixtune.analysis.selection import choose
 from mixtune.errors import SpecError, StoreError, did_you_mean
 from mixtune.planning.plan import Planner
 from mixtune.records import Choice, Claim, Selection
-from mixtune.results.study_results import SplitResults, StudyFacts
+from mixtune.results.study_results import SplitResults, StudyFacts, measure_split
 from mixtune.study.spec import Claims
 
 FIRST_FRESH_SEED = 1001
@@ -68,6 +68,8 @@ def select(
     if facts.study.flaws.select_on_test:
         reason = "flaws.select_on_test: what is chosen is chosen on the data it is read on"
         reasons = dict.fromkeys(reasons, reason)
+    if facts.store.looks_lost() is not None:
+        reasons = dict.fromkeys(reasons, LOST)
     return Selection(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         margin=settings.margin,
@@ -151,16 +153,22 @@ def exploratory_claims(
     return analysis.exploratory(choices, validation.main, settings.margin, NOT_SELECTED)
 
 
-def selected_claims(selection: Selection, test: SplitResults) -> list[Claim]:
-    """Claims of what was selected; `test`: the fresh seeds on test."""
+LOST = "how often test scores were looked at before the choice is not known"
+
+
+def selected_claims(facts: StudyFacts, selection: Selection) -> list[Claim]:
+    """Claims of what was selected, on the test scores of the fresh seeds."""
+    test = measure_split(facts, "test", claimed=True)
     arms = [
         analysis.Arms(c, selection.against[c.target], selection.reasons.get(c.target, ""))
         for c in selection.choices
     ]
     claims = analysis.claims(arms, test.main, selection.fresh, selection.margin)
-    if not selection.again:
-        return claims
-    note = f" Chosen again {selection.again} times: earlier choices are kept beside this one."
+    note = ""
+    if selection.again:
+        note += f" Chosen again {selection.again} times: earlier choices are kept beside this one."
+    if facts.store.looks_lost() is not None:
+        note += " Looks at test scores are not all known: the study's states were rebuilt."
     return [replace(claim, sentence=claim.sentence + note) for claim in claims]
 
 

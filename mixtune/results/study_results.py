@@ -131,7 +131,7 @@ class StudyFacts:
 
     @cached_property
     def run_facts(self) -> dict[str, RunFacts]:
-        """What `run.json` of every finished run says, by the run's id.
+        """The keys of `run.json` that are read, of every finished run by its id.
 
         Raises:
             StoreError: a key is missing, or its value is of another type.

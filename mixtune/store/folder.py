@@ -20,20 +20,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from difflib import unified_diff
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from mixtune.errors import StoreError
 from mixtune.records import Selection
-from mixtune.store import files
-from mixtune.store.states import FILE, Unit
-from mixtune.store.study_files import StudyFiles, json_text
+from mixtune.store import files, journal
+from mixtune.store.journal import KnownFile
+from mixtune.store.states import FILE, REPAIR, Unit
+from mixtune.store.study_files import PLAN, StudyFiles, diff_lines, json_text, known_text
 
 EXTRA_KINDS = ("probe", "strength")
 """Kinds of units, named after their verbs, that are in no plan of a study and in no table of it."""
+NEW_PLAN = "plan.parquet.new"
 SELECTION = "selection.json"
 PACK = "pack.json"
 """Marks a study's folder that came out of a pack: it can be read, not run."""
@@ -41,11 +43,24 @@ FOLDER_NAME = 40
 """Characters of a cell's name in its folder."""
 
 _SELECTION = TypeAdapter(Selection)
+LAST_SECOND = 253_402_300_800
+"""Seconds from 1970 to the year 10000, the first that no date can have."""
+_NO_PLAN = (
+    "restore it; or remove it and run the same study again: what is finished and has the same id "
+    "is kept"
+)
 _CHANGES = "changes.jsonl"
-_DIFF_LINES = 40
-"""Lines of a difference that are shown."""
 _COMPARED = ("study.yaml", "content.json")
 """The study, and what identifies data, prompts and base. The rest follows from them."""
+
+
+class _Change(BaseModel, extra="allow"):
+    """A line of changes.jsonl."""
+
+    at: float = Field(ge=0, lt=LAST_SECOND)
+    what: str
+    units: int
+    added: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +125,7 @@ class Store(StudyFiles):
     @property
     def exists(self) -> bool:
         """True once a study was planned here."""
-        return (self.folder / "plan.parquet").is_file()
+        return (self.folder / PLAN).is_file()
 
     def require(self) -> None:
         """Raise a StoreError where nothing was planned."""
@@ -139,7 +154,7 @@ class Store(StudyFiles):
         with files.storage_errors(self.folder, "cannot use this folder"):
             names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
         foreign = sorted(names - {"lock", "workers"})
-        if foreign and not names & {"plan.parquet", FILE}:
+        if foreign and not names & {PLAN, FILE}:
             raise StoreError(
                 "this folder holds something else than a study",
                 where=str(self.folder),
@@ -172,11 +187,14 @@ class Store(StudyFiles):
         study_yaml: str,
         facts: Mapping[str, object],
         changes: Sequence[str] = (),
-    ) -> None:
+    ) -> list[str]:
         """Save a plan and add its new units as `planned`; known units keep their state.
 
         A plan may leave known units out as long as it adds none. `facts`: name → JSON value, stored
         as `<name>.json`. `changes`: of the data, for the message if the plan is refused.
+
+        Returns:
+            A line for each file of the plan that was missing or changed and is written again.
 
         Raises:
             StoreError: a known unit would get another id, or units are added while others are left
@@ -191,20 +209,42 @@ class Store(StudyFiles):
                 "VALUES (?, ?, ?, ?, 'planned')",
                 [(row.id, row.kind, row.system, row.label) for row in rows],
             )
+        entries = journal.read(self.folder)
+        if not self.known_files():
+            self.know_files(list(chain(*entries.known.values())))
+        if not entries.whole:
+            self.renew_journal()
         known = {row.id for row in before}
         added = [row for row in rows if row.id not in known]
         if added or not before:
-            # The plan is last: a kill before it repeats all of this, a kill after it nothing.
-            self._log_change(before, added)
-            for name, text in texts.items():
-                self.write_text(name, text)
-            self.write_rows("plan.parquet", PlanRow, rows)
-        elif len(rows) == len(before):
-            for name, text in texts.items():
-                try:
-                    self.read_value(name)
-                except StoreError:
-                    self.write_text(name, text)
+            self._write_plan(before, added, rows, texts)
+            return []
+        restored = self.restore(texts) if len(rows) == len(before) else []
+        if not self.known_files():  # planned by a version that kept no checksums
+            self.know_plan([name for name in texts if (self.folder / name).is_file()])
+        return restored
+
+    def _write_plan(
+        self,
+        before: Sequence[PlanRow],
+        added: Sequence[PlanRow],
+        rows: Sequence[PlanRow],
+        texts: Mapping[str, str],
+    ) -> None:
+        """Write the files of a plan, their checksums first.
+
+        Readers accept both versions until the end. The plan is last: a kill before it repeats all
+        of this, a kill after it nothing.
+        """
+        self._log_change(before, added)
+        self.know_files([known_text(name, text) for name, text in texts.items()])
+        for name, text in texts.items():
+            self.write_text(name, text)
+        with files.storage_errors(self.folder / PLAN, "cannot write"):
+            self.write_rows(NEW_PLAN, PlanRow, rows)
+            self.know_files([KnownFile(PLAN, *files.fingerprint(self.folder / NEW_PLAN))])
+            (self.folder / NEW_PLAN).replace(self.folder / PLAN)
+        self.know_plan(texts)
 
     def preview(
         self,
@@ -273,40 +313,41 @@ class Store(StudyFiles):
 
     def _difference(self, texts: Mapping[str, str]) -> list[str]:
         """Line-by-line difference between the stored study and the new one."""
-        lines: list[str] = []
-        for name in _COMPARED:
-            if name in texts and (self.folder / name).is_file():
-                old, new = self.read_text(name).splitlines(), texts[name].splitlines()
-                lines += unified_diff(old, new, f"{name} kept", f"{name} asked", "", "", 0, "")
-        more = len(lines) - _DIFF_LINES
-        return [*lines[:_DIFF_LINES], *([f"… and {more} more lines"] if more > 0 else [])]
+        return [
+            line
+            for name in _COMPARED
+            if name in texts and (self.folder / name).is_file()
+            for line in diff_lines((self.read_text(name), "kept"), (texts[name], "asked"), name)
+        ]
 
     def _log_change(self, before: Sequence[PlanRow], added: Sequence[PlanRow]) -> None:
-        entry = {
-            "at": time.time(),
-            "what": "extended" if before else "planned",
-            "units": len(added),
-            "added": sorted(
-                {r.label for r in added if r.kind == "train"}
-                | {f"{r.cocktail} ({r.origin})" for r in added if r.origin}
-            ),
-        }
+        trained = {r.label for r in added if r.kind == "train"}
+        external = {f"{r.cocktail} ({r.origin})" for r in added if r.origin}
+        self.log_event("extended" if before else "planned", len(added), sorted(trained | external))
+
+    def log_event(self, what: str, units: int, added: Sequence[str] = ()) -> None:
+        """Add a line to the log of changes, which status shows."""
+        entry = {"at": time.time(), "what": what, "units": units, "added": list(added)}
         log = self.read_text(_CHANGES) if (self.folder / _CHANGES).exists() else ""
         self.write_text(_CHANGES, log + json.dumps(entry) + "\n")
 
     def plan(self) -> list[PlanRow]:
         """Units of the study as last planned."""
         self.require()
+        self.check(PLAN, _NO_PLAN)
+        return self.read_plan()
+
+    def read_plan(self) -> list[PlanRow]:
+        """`plan`, whatever its checksum is."""
         try:
-            rows = self.read_rows("plan.parquet")
+            rows = self.read_rows(PLAN)
             return [PlanRow(**{**row, "ingredients": tuple(row["ingredients"])}) for row in rows]
         except (StoreError, TypeError, KeyError) as error:
             raise StoreError(
                 "this is not the plan of a study, or it is damaged",
-                where=str(self.folder / "plan.parquet"),
+                where=str(self.folder / PLAN),
                 found=str(error.__cause__ or error),
-                remedy="restore it; or remove it and run the same study again: what is finished "
-                "and has the same id is kept",
+                remedy=_NO_PLAN,
             ) from error
 
     def changes(self) -> list[dict[str, Any]]:
@@ -314,10 +355,11 @@ class Store(StudyFiles):
         if not (self.folder / _CHANGES).exists():
             return []
         try:
-            return [json.loads(line) for line in self.read_text(_CHANGES).splitlines()]
-        except ValueError as error:
+            lines = self.read_text(_CHANGES).splitlines()
+            return [_Change.model_validate_json(line).model_dump() for line in lines]
+        except ValidationError as error:
             raise StoreError(
-                f"a line is not JSON: {error}",
+                f"a line is not an entry of the log: {error.errors()[0]['msg']}",
                 where=str(self.folder / _CHANGES),
                 remedy="fix or remove the line; nothing else depends on it",
             ) from error
@@ -329,7 +371,7 @@ class Store(StudyFiles):
             raise StoreError(
                 "the states of the study's units are gone: what is finished is not known",
                 where=str(self.folder / FILE),
-                remedy="restore it, or move the folder away to begin anew",
+                remedy=REPAIR,
             )
         return units
 
@@ -353,6 +395,7 @@ class Store(StudyFiles):
         units = self.units().values()
         interrupted = [u for u in units if u.state == "running"]
         damaged = [u for u in units if u.state == "done" and self.damage(u)]
+        self._refuse_wrong_checksums(damaged)
         # Answers of a damaged adapter belong to the adapter that is gone.
         lost = {u.system for u in damaged if u.kind == "train"}
         damaged += [u for u in units if u.system in lost and u.state == "done" and u not in damaged]
@@ -362,6 +405,21 @@ class Store(StudyFiles):
         files.sweep(self.folder)
         self.drop_portions()
         return interrupted, damaged
+
+    def _refuse_wrong_checksums(self, damaged: Sequence[Unit]) -> None:
+        """Refuse to do units again whose files are as the journal has them."""
+        if not damaged:
+            return
+        entries = journal.read(self.folder)
+        right = [unit.label for unit in damaged if entries.verified(self.folder, unit.id)]
+        if right:
+            raise StoreError(
+                f"checksums of {len(right)} finished units are not those of the journal, which fit "
+                "their files",
+                where=str(self.folder / FILE),
+                found=right[0],
+                remedy=REPAIR,
+            )
 
     def damage(self, unit: Unit) -> list[str]:
         """Files of a finished unit that are missing or differ from what was written."""
