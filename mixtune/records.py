@@ -37,6 +37,8 @@ class Example:
     as a marked entity, that the floor may look up in train; "" for none. `record`: the id of the
     record it was made of; `own_text`: that record's words, without instruction and answer.
     `reasoning`: the text before the target in an answer to train on; no part of the gold answer.
+    `place`: its file and line. `group_text`: the text that `group` names, where that is neither the
+    record's own text nor a field.
     """
 
     task: str
@@ -51,6 +53,8 @@ class Example:
     record: str = ""
     own_text: str = ""
     reasoning: str = ""
+    place: str = ""
+    group_text: str = ""
 
     @property
     def has_reasoning(self) -> bool:

@@ -18,7 +18,7 @@ from mixtune.records import MixRow, Prediction, TrainStep
 from mixtune.results.study_results import read_facts, score_study
 from mixtune.store.folder import Store
 from mixtune.study.reading import dump_study, load_study
-from mixtune.tasks.task import query_of
+from mixtune.tasks.examples import query_of
 
 OPEN = """
 name: {name}

@@ -15,7 +15,8 @@ from mixtune.engine.train import accumulate
 from mixtune.errors import ModelError
 from mixtune.planning.plan import Planner
 from mixtune.planning.summary import activation_cache_size, size_lines, sizes_of, trie_of
-from mixtune.tasks.task import parse_task, query_of
+from mixtune.tasks.examples import query_of
+from mixtune.tasks.task import parse_task
 
 TRAIN = {"rank": 2, "alpha": 4, "top_layers": 1}
 LETTERS = """

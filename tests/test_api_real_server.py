@@ -19,7 +19,7 @@ from mixtune.api.ledger import Ledger
 from mixtune.api.model import ApiModel, Asking, Prompting
 from mixtune.datasets.registry import Registry
 from mixtune.evaluation.answers import predict, score
-from mixtune.tasks.task import query_of
+from mixtune.tasks.examples import query_of
 
 STARTS = 120.0
 """Seconds that the server has to load the model."""

@@ -159,7 +159,7 @@ class TestOwnText:
         plain = registry(data).dataset("north", 0.1).examples("train")
         named = TASK.format(name="north") + 'own_text: "{{ text | lower }}"\n'
         other = Registry([parse_task(named, "north.yaml")], data)
-        from mixtune.tasks.task import fingerprint
+        from mixtune.tasks.examples import fingerprint
 
         assert fingerprint(plain) == fingerprint(other.dataset("north", 0.1).examples("train"))
         assert registry(data).get("north").prompt_version == other.get("north").prompt_version

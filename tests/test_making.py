@@ -15,10 +15,11 @@ from mixtune.models.base import MajorityModel
 from mixtune.planning.plan import Planner
 from mixtune.records import Message
 from mixtune.tasks.context import Context
+from mixtune.tasks.examples import fingerprint, query_of
 from mixtune.tasks.makers import Span, detokenise, read_spans
 from mixtune.tasks.parsers.labels import PARSERS
 from mixtune.tasks.rendering import render_record
-from mixtune.tasks.task import fingerprint, parse_task, query_of
+from mixtune.tasks.task import parse_task
 
 FIND = """
 name: find

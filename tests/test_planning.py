@@ -12,7 +12,7 @@ from mixtune.evaluation.answers import VERSIONS
 from mixtune.planning.corpus import load_corpus
 from mixtune.planning.plan import Planner
 from mixtune.results.study_results import score_id
-from mixtune.tasks.task import query_of
+from mixtune.tasks.examples import query_of
 
 
 def plan(data, files, **changes):

@@ -15,7 +15,7 @@ from mixtune.execution.portion import Portion
 from mixtune.planning.plan import Planner
 from mixtune.store.folder import Store
 from mixtune.study.reading import dump_study
-from mixtune.tasks.task import query_of
+from mixtune.tasks.examples import query_of
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, SpecError
 from mixtune.identity import unit_interval
 from mixtune.records import Message
+from mixtune.tasks.examples import fingerprint, query_of
 from mixtune.tasks.record import loose_text
-from mixtune.tasks.task import fingerprint, parse_task, query_of
+from mixtune.tasks.task import parse_task
 
 REAL = ("fpb", "twitter-sentiment", "headline", "alpaca", "gsm8k")
 

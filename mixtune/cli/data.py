@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -365,7 +365,7 @@ def leaks(  # noqa: PLR0913 - a verb's options
     if as_json:
         print_json(report)
     else:
-        _show_leaks(report)
+        _show_leaks(report, overlaps.parts)
     notions = STRICT[: STRICT.index(fail_on) + 1] if fail_on else ()
     if any(pair[notion] for pair in report["overlaps"] for notion in notions):
         raise typer.Exit(3)
@@ -452,7 +452,11 @@ def _report(overlaps: Overlaps, limit: int) -> dict[str, Any]:
     }
 
 
-def _show_leaks(report: dict[str, Any]) -> None:
+def _show_leaks(report: dict[str, Any], parts: Mapping[str, Part]) -> None:
+    def located(split: str, record: str) -> str:
+        place = next((r.place for r in parts[split].records if r.record == record), "")
+        return shorten(record) + f" ({shorten(place, 300)})" * bool(place)
+
     counts: Columns = {
         "split": "split",
         "also in": "against",
@@ -467,7 +471,8 @@ def _show_leaks(report: dict[str, Any]) -> None:
     rows = [row for row in report["repeats"] if row["exact"] or row["loose"]]
     show(rows, {**fields("split records exact loose"), **ambiguous}, "Repeats inside one split")
     lines = [
-        f"{notion}: {pair['split']} {shorten(first)} = {pair['against']} {shorten(second)}"
+        f"{notion}: {pair['split']} {located(pair['split'], first)} = "
+        f"{pair['against']} {located(pair['against'], second)}"
         for pair in report["overlaps"]
         for notion, ids in pair["examples"].items()
         for first, second in ids
@@ -479,6 +484,6 @@ def _show_leaks(report: dict[str, Any]) -> None:
     records = report["records"].values()
     say(
         f"{sum(records):,} records in {len(records)} splits compared. exact: up to case and "
-        "space; loose: letters and digits, links dropped; group: same document or page; dropped "
+        "space; loose: up to punctuation and quotes too; group: same document or page; dropped "
         "there: by a study, for an exact or loose match"
     )

@@ -85,7 +85,8 @@ def _plan(request: Request, study: Study) -> None:
         print_json(facts | {"data": data, "changed_by_tasks": changed, "todo": todo})
         return
     tables.show_plan(planned, planner)
-    for line in [*reading_lines(planner.corpus, data), *leak_lines(data), *changed]:
+    read = reading_lines(planner.corpus, data)
+    for line in [*read, *leak_lines(data), *planner.leaks.first_pairs(), *changed]:
         say(line, whole=True)
     todo_text = "" if todo is None else f"{todo} of {len(planned.rows())} units of work to do; "
     say(f"{todo_text}next: mixtune run {request.study_file}")

@@ -13,7 +13,6 @@ from mixtune.datasets.leakage import find_leaked
 from mixtune.datasets.registry import Dataset, LoadedSplit, Registry
 from mixtune.errors import DataError, UserError, shorten
 from mixtune.records import Example, Message
-from mixtune.tasks.parsers.labels import PARSERS
 from mixtune.tasks.task import Task, shared_fields
 
 MOST_PROBLEMS = 20
@@ -47,9 +46,9 @@ class SplitFacts:
     """One split: records read = kept + dropped; examples; lengths in characters, or tokens.
 
     `repeated`: examples whose prompt an earlier example of the split has. `leaked`: examples that
-    also stand in a later split; a study drops these. `over_long`: examples of more tokens than the
-    limit. `noted`: what else happened to records that were used. `form`: that of the split's own
-    file, where files of its kind have several.
+    also stand in a later split; a study drops these (`leak`: the first). `over_long`: examples of
+    more tokens than the limit. `noted`: what else happened to records that were used. `form`: that
+    of the split's own file, where files of its kind have several.
     """
 
     split: str
@@ -68,6 +67,7 @@ class SplitFacts:
     over_long: int | None = None
     noted: dict[str, int] = field(default_factory=dict)
     form: str = ""
+    leak: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,6 @@ def check_task(registry: Registry, name: str, carve: float, limit: Limit | None)
                 rows = dataset.split(split).examples
                 notes += _contradictions(rows) if task.kind == "label" else []
                 if task.scored:
-                    problems += _unparsed_answers(rows, task)
                     notes += _loosely_written_answers(rows, task)
     except UserError as error:
         problems.append(str(error))
@@ -177,6 +176,7 @@ def _split_facts(
     counts = Counter(e.target for e in examples)
     reasoned = sum(e.has_reasoning for e in examples)
     notes = {"with reasoning, which train.reasoning keeps or drops": reasoned} if reasoned else {}
+    leaked = find_leaked(examples, later)
     facts = SplitFacts(
         split=name,
         source=split.source,
@@ -188,7 +188,8 @@ def _split_facts(
         form=split.form.text if split.form and split.read_from == name else "",
         labels={label: counts[label] for label in (examples[0].choices if examples else ())},
         repeated=len(examples) - len({e.messages for e in examples}),
-        leaked=len(find_leaked(examples, later)),
+        leaked=len(leaked),
+        leak=next((by.description for by in leaked.values()), ""),
         prompt_characters=_spread([sum(len(m.content) for m in e.messages) for e in examples]),
         answer_characters=_spread([len(e.target) for e in examples]),
     )
@@ -216,7 +217,7 @@ def _fully_leaked(splits: Sequence[SplitFacts], task: Task) -> list[str]:
         DataError(
             f"every example of {facts.split} also stands in a later split",
             where=task.name,
-            found=f"{facts.leaked} of {facts.examples}, read from {facts.source}",
+            found=f"{facts.leaked} of {facts.examples}, read from {facts.source}; {facts.leak}",
             wanted="rows that no later split has; a study drops the others",
             remedy="name another file for one of the splits",
         )
@@ -226,29 +227,9 @@ def _fully_leaked(splits: Sequence[SplitFacts], task: Task) -> list[str]:
     return list(map(str, faults))
 
 
-def _unparsed_answers(rows: Sequence[Example], task: Task) -> list[str]:
-    """A problem if the task's own parser cannot read some gold answers: nothing could be right."""
-    parser, words, unparsed = PARSERS[task.parser], task.labels or task.types, []
-    for row in rows:
-        parsed = parser.lenient(row.target, words)
-        if parsed is None or not parser.same(parsed, row.target, ()):
-            unparsed.append(row)
-    if not unparsed:
-        return []
-    first = unparsed[0]
-    fault = DataError(
-        f"the parser {task.parser!r} cannot read an answer of the data, so nothing is right there",
-        where=f"{task.name}/{first.split}/{first.id}",
-        found=f"{shorten(first.target, 80)!r}; {len(unparsed)} of {len(rows)} are so",
-        wanted="answers in the form that docs/scoring.md describes",
-        remedy="change the target, or name another parser",
-    )
-    return [str(fault)]
-
-
 def _loosely_written_answers(rows: Sequence[Example], task: Task) -> list[str]:
     """A note if gold answers are right, yet unparsed where a model gives them word for word."""
-    parser, words = PARSERS[task.parser], task.labels or task.types
+    parser, words = task.reader, task.labels or task.types
     answers = [row.target for row in rows if parser.strict(row.target, words) is None]
     return answers and [
         f"{rows[0].split}: {len(answers)} answers are not in the form that parser {task.parser!r} "
@@ -295,7 +276,7 @@ def _notes_on_scores(facts: SplitFacts, labels: Sequence[str]) -> Iterator[str]:
     if facts.leaked:
         yield (
             f"{facts.split}: {facts.leaked} examples also stand in a later split; a study drops "
-            "and counts them"
+            f"and counts them: {facts.leak}"
         )
     if facts.split != "train" and facts.examples < FEW_ITEMS:
         yield f"{facts.split}: {facts.examples} examples are few: intervals get wide"

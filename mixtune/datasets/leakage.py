@@ -14,7 +14,7 @@ Time and memory grow with the length of the texts: keys are looked up or numbere
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -27,8 +27,8 @@ Ints = NDArray[np.int64]
 Key = tuple[str, ...]
 
 Kind = Literal["exact", "loose", "group"]
-"""Own text equal up to case and white space; letters and digits equal, links dropped; same document
-or page. The strictest is first."""
+"""Own text equal up to case and white space; up to punctuation too; same document or page. The
+strictest is first."""
 Notion = Literal["exact", "loose", "words", "group"]
 """Any kind of match, or a run of words shared."""
 NOTIONS: tuple[Notion, ...] = get_args(Notion)
@@ -39,12 +39,30 @@ RUN = 13
 SHORTEST_LOOSE = 8
 """Characters below which loose forms are not compared.
 
-Dropping signs from a short text drops what distinguishes it ("7 - 3" and "73", "$A" and "a?";
+Dropping signs from a short text drops what distinguishes it ("A/B" and "a b", "$A" and "a?";
 anything without letters or digits is empty), so for these only the exact form counts.
 """
 
 _LINK = re.compile(r"(?:https?://|www\.)\S+")
 _WORD = re.compile(r"[^\W_]+")
+_OPAQUE = re.compile(r"https?://t\.co(?:/|$)")
+"""Twitter's links: the same post has another one each time, and it says nothing of its target."""
+_BARE_LINK = re.compile(r"^(?:https?://)?(?:www\.)?|[^\w]+$")
+
+_DASHES = str.maketrans("\u2212\u2010\u2011\u2012\u2013", "-----")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_PUNCTUATION = re.compile(
+    # Anything but letters, digits and signs; a point, comma or colon that is not within a number.
+    r"(?:[^\w\-+±×÷≤≥≠*/=<>^$€£¥₹.,:]|_|(?<!\d)[,:]|[,:](?!\d)|\.(?!\d)|(?<=[^\W\d])\.|(?<=\.)\.)+"
+)
+_IDLE_SIGN = re.compile(
+    # A sign that no digit follows, a hyphen of a word ("COVID-19"), a dash, also one after a word
+    # (but "x - 5" is a minus), a tag, emphasis.
+    r"[-*/=<>^$€£¥₹](?!\W{0,8}\d)|(?<=[^\W\d_]{2})-|--+|(?<=[^\W\d_]{2} )- |(?<=[^\W\d_])[<>]"
+    r"|\*\*+|(?<!\S)\*(?=\S)|(?<=\S)\*(?!\S)"
+)
+_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
+"""White space but between two digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +70,14 @@ class OwnText:
     """Text of a record by itself, by which splits are compared.
 
     `group`: the document or page it belongs to, or the text that its instruction is about; "" where
-    that is the text itself. `answers`: of all its examples, in their order.
+    that is the text itself. `answers`: of all its examples, in their order. `place`: file and line.
     """
 
     record: str
     text: str
     group: str
     answers: tuple[str, ...]
+    place: str = ""
 
 
 def normalise(text: str) -> str:
@@ -67,8 +86,23 @@ def normalise(text: str) -> str:
 
 
 def loose(text: str) -> str:
-    """Letters and digits only, without case and links: the loose form."""
-    return "".join(words(text))
+    """The loose form: no case, white space, quotes and punctuation.
+
+    Numbers stay as they are, with signs between and before them ("-1.5", "5185+6874"; a thousands
+    comma is dropped), and so do links, but for those of Twitter next to other text.
+    """
+    folded = text.casefold()
+    links = _LINK.findall(folded)
+    form = _letters_and_numbers(_LINK.sub(" ", folded) if links else folded)
+    telling = [link for link in links if not _OPAQUE.match(link)]
+    if not form:
+        telling = links
+    return " ".join([form, *(_BARE_LINK.sub("", link) for link in telling)]).strip()
+
+
+def _letters_and_numbers(folded: str) -> str:
+    plain = _PUNCTUATION.sub(" ", _THOUSANDS.sub("", folded.translate(_DASHES)))
+    return _SPACE.sub("", " ".join(_IDLE_SIGN.sub(" ", plain).split()))
 
 
 def words(text: str) -> list[str]:
@@ -99,11 +133,18 @@ def own_texts(examples: Iterable[Example]) -> list[OwnText]:
         by_record.setdefault(example.record or example.id, []).append(example)
     texts = []
     for record, rows in by_record.items():
-        text, group = rows[0].compared_text, rows[0].group
+        first, answers = rows[0], tuple(row.target for row in rows)
+        text, group = first.compared_text, _group_text(first)
         # A group that is the text itself would only repeat the loose match.
-        distinct = "" if group == text_group(text) else group
-        texts.append(OwnText(record, text, distinct, tuple(row.target for row in rows)))
+        distinct = "" if loose(group) == loose(text) else group
+        texts.append(OwnText(record, text, distinct, answers, first.place))
     return texts
+
+
+def _group_text(example: Example) -> str:
+    """The text of the group: a group's name (`text_group`) has lost signs."""
+    text = example.compared_text
+    return text if example.group == text_group(text) else example.group_text or example.group
 
 
 # ---- the gate -----------------------------------------------------------------------------------
@@ -111,12 +152,27 @@ def own_texts(examples: Iterable[Example]) -> list[OwnText]:
 
 @dataclass(frozen=True, slots=True)
 class LeakedBy:
-    """The evaluation row that a train row repeats, and the strictest kind of match."""
+    """The evaluation row that a train row repeats, and the strictest kind of match.
+
+    `pair`: both rows by their files and lines.
+    """
 
     split: str
     task: str
     example: str
     kind: Kind
+    pair: str = field(default="", compare=False)
+
+    @property
+    def description(self) -> str:
+        """The rule that matched, and the pair."""
+        return f"{self.kind} match: {self.pair}"
+
+
+def _named(example: Example) -> str:
+    """A row by its folder, file and line; messages have no room for long paths."""
+    place = "/".join(example.place.split("/")[-2:])
+    return place or f"{example.task} {example.split} row {example.id}"
 
 
 class Protected:
@@ -135,7 +191,9 @@ class Protected:
         for example in train:
             for kind, key in _keys(example):
                 if (witness := self._table.get(key)) is not None:
-                    leaked[example.id] = LeakedBy(witness.split, witness.task, witness.id, kind)
+                    pair = f"{_named(example)} is {_named(witness)}"
+                    by = LeakedBy(witness.split, witness.task, witness.id, kind, pair)
+                    leaked[example.id] = by
                     break
         return leaked
 
@@ -153,7 +211,8 @@ def _keys(example: Example) -> Iterator[tuple[Kind, Key]]:
     """Keys of a row, strictest first; lazily, since most matches are exact."""
     text = example.compared_text
     for kind in get_args(Kind):
-        if key := record_key(kind, example.task, text, example.group):
+        group = _group_text(example) if kind == "group" else ""
+        if key := record_key(kind, example.task, text, group):
             yield kind, key
 
 

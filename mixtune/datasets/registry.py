@@ -20,6 +20,7 @@ from mixtune.identity import unit_interval
 from mixtune.records import Example, Split
 from mixtune.study.spec import Study
 from mixtune.tasks.context import Policy
+from mixtune.tasks.gold import Decimals, check_golds
 from mixtune.tasks.record import stored_names
 from mixtune.tasks.rendering import filter_values, read_columns, render_record, turns_column
 from mixtune.tasks.task import Task, parse_task
@@ -42,7 +43,7 @@ class LoadedSplit:
     the whole stored split. `dropped` counts records by reason; `notes` counts what else happened
     to records that were used: parts left out, contexts cut. `unused`: columns that nothing reads.
     `bad_rows`: dropped records that could not be used. `form`: that of the file, where it has a
-    choice.
+    choice. `decimals`: decimal signs that the gold answers show.
     """
 
     examples: tuple[Example, ...]
@@ -54,6 +55,7 @@ class LoadedSplit:
     unused: tuple[str, ...] = ()
     bad_rows: int = 0
     form: Form | None = None
+    decimals: Decimals = field(default_factory=Decimals)
 
     @property
     def used(self) -> int:
@@ -134,6 +136,11 @@ class Dataset:
             loaded = _read_split(self.task, self._reader, split, collect)
             if not faults:
                 self._stored[split] = loaded
+        for split in get_args(Split):
+            shown = [loaded.decimals for name, loaded in self._stored.items() if name != split]
+            if split in self._stored and (undecided := self._stored[split].decimals.fault(shown)):
+                fault(undecided)
+                del self._stored[split]
 
     def _carved(self, split: Split) -> LoadedSplit:
         """A split of a dataset of which at least one is carved."""
@@ -143,12 +150,15 @@ class Dataset:
             return stored
         rows = [e for e in stored.examples if _carved_split(e.group, shares) == split]
         if not rows:
+            groups = len({example.group for example in stored.examples})
             knob = "carve_test of its source" if split == "test" else "evaluate.carve"
             raise DataError(
                 f"carving leaves no {split} examples",
                 where=self.task.name,
-                found=f"{len(stored.examples)} train examples, shares {shares}",
-                remedy=f"give the task more data or a split of its own, or change {knob}",
+                found=f"{len(stored.examples)} train examples in {groups} groups, shares {shares}",
+                remedy=f"give the task more data or a split of its own, or change {knob}; texts "
+                "that differ in links or signs alone are one group, unless fields: {group: FIELD} "
+                "names a field that tells them apart",
             )
         if split == "train":
             return replace(stored, examples=tuple(rows))
@@ -168,7 +178,14 @@ class Dataset:
                     found=f"{self.source}{why}",
                     remedy="ask for another split, or add the file",
                 )
-            self._stored[split] = _read_split(self.task, self._reader, split)
+            loaded = _read_split(self.task, self._reader, split)
+            # The other splits are read only where this one does not show its decimal sign.
+            if loaded.decimals.fault([]):
+                splits = [s for s in get_args(Split) if s != split and self._reader.has(s)]
+                rows = [_read_split(self.task, self._reader, s).decimals for s in splits]
+                if undecided := loaded.decimals.fault(rows):
+                    raise undecided
+            self._stored[split] = loaded
         return self._stored[split]
 
 
@@ -306,9 +323,8 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
     """
     examples, bad = list[Example](), list[str]()
     dropped, notes = Counter[str](), Counter[str]()
-    places: dict[str, str] = {}
+    places, names, decimals = dict[str, str](), dict[str, None](), Decimals()
     unmatched, absent = filter_values(task), task.filter_columns
-    names: dict[str, None] = {}
     turns, known = turns_column(task), read_columns(task)
     records = used = faults = 0
 
@@ -326,6 +342,7 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
                 task, row.record, split, where=row.where, number=row.number, question=row.question
             )
             _note_ids(rendered.examples, row.where, places)
+            check_golds(task, rendered.examples, row.record, row.where, decimals)
         except DataError as error:
             bad_row(error)
             faults += 1
@@ -350,7 +367,7 @@ def _read_split(task: Task, reader: Reader, split: Split, fault: Fault = refuse)
         read = f"{records} records in {reader.about}, dropped: {dict(dropped)}"
         fault(_no_record(task, split, read))
     unused = tuple(name for name in names if name not in known)
-    counts = records, dropped, notes, unused, len(bad), reader.form(split)
+    counts = records, dropped, notes, unused, len(bad), reader.form(split), decimals
     return LoadedSplit(tuple(examples), reader.about, split, *counts)
 
 

@@ -30,10 +30,11 @@ from mixtune.records import (
     Status,
 )
 from mixtune.tasks import metrics
+from mixtune.tasks.examples import query_of
 from mixtune.tasks.parsers import Parse
-from mixtune.tasks.parsers.labels import PARSERS, chosen
+from mixtune.tasks.parsers.labels import chosen
 from mixtune.tasks.reasoning import split_reasoning
-from mixtune.tasks.task import Task, query_of
+from mixtune.tasks.task import Task
 
 VERSIONS = {"strict": 2, "constrained": 1, "schema": 1}
 """By form of the answers; increased whenever this module could score one differently."""
@@ -187,7 +188,7 @@ def score(
 def _score(prediction: Prediction, example: Example, task: Task, form: str) -> Score:
     parsed, status = _parse(prediction, task, form)
     questions = [turn.content for turn in example.messages if turn.role == "user"]
-    right = parsed is not None and PARSERS[task.parser].same(parsed, example.target, questions)
+    right = parsed is not None and task.reader.same(parsed, example.target, questions)
     return Score(
         system=prediction.system,
         task=prediction.task,
@@ -211,7 +212,7 @@ def _parse(prediction: Prediction, task: Task, form: str) -> tuple[str | None, S
         assert len(prediction.choices) == len(prediction.logprobs), "checked by predict_queries"
         best = max(range(len(prediction.choices)), key=prediction.logprobs.__getitem__)
         return prediction.choices[best], "ok"
-    parser, cut = PARSERS[task.parser], prediction.finish == "length"
+    parser, cut = task.reader, prediction.finish == "length"
     if form == "schema":
         parsed = None if cut else chosen(prediction.output, prediction.choices)
     else:

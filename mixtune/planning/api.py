@@ -20,8 +20,9 @@ from mixtune.planning.mixing import percentile_99
 from mixtune.planning.runs import AnswerPlan
 from mixtune.records import Example, Form, Split
 from mixtune.study.spec import Study
+from mixtune.tasks.examples import fingerprint, query_of
 from mixtune.tasks.parsers.labels import as_json
-from mixtune.tasks.task import Task, fingerprint, query_of
+from mixtune.tasks.task import Task
 
 LEAST = 16
 """Tokens of the shortest limit: a label with a word or two around it is answered, not cut off."""

@@ -11,7 +11,16 @@ from functools import cached_property
 from itertools import chain
 from typing import Any, get_args
 
-from mixtune.datasets.leakage import RUN, Kind, Notion, Overlaps, Part, Protected, own_texts
+from mixtune.datasets.leakage import (
+    RUN,
+    Kind,
+    LeakedBy,
+    Notion,
+    Overlaps,
+    Part,
+    Protected,
+    own_texts,
+)
 from mixtune.datasets.registry import Dataset, LoadedSplit, Registry
 from mixtune.errors import DataError, StoreError
 from mixtune.identity import unit_interval
@@ -48,7 +57,7 @@ class Corpus:
     leaked_train: dict[str, int]
     leaked_validation: dict[str, int]
     held_out: list[Example]
-    matched: dict[tuple[str, Split], dict[str, Kind]]
+    matched: dict[tuple[str, Split], dict[str, LeakedBy]]
     reasoned: dict[str, int]
 
 
@@ -74,7 +83,7 @@ def load_corpus(study: Study, registry: Registry) -> Corpus:
     test = [e for task in study.tasks for e in datasets[task].examples("test")]
     items: dict[tuple[str, Split], list[Example]] = {}
     held_out, tests = list(test), Protected(test)
-    matched: dict[tuple[str, Split], dict[str, Kind]] = {}
+    matched: dict[tuple[str, Split], dict[str, LeakedBy]] = {}
     leaked_validation = {}
     for task in study.tasks:
         rows = datasets[task].examples("validation")
@@ -196,19 +205,17 @@ def gold_answers(dataset: Dataset) -> list[str]:
 
 def _gate(
     name: str, rows: Sequence[Example], against: Protected, study: Study
-) -> tuple[list[Example], dict[str, Kind]]:
-    """The rows that are left, and the kind of match of those that occur in `against`."""
+) -> tuple[list[Example], dict[str, LeakedBy]]:
+    """The rows that are left, and the matches of those that occur in `against`."""
     leaked = against.leaked(rows)
-    kinds = {row: by.kind for row, by in leaked.items()}
     if study.evaluate.leaked == "report":
-        return list(rows), kinds
+        return list(rows), leaked
     if leaked and study.evaluate.leaked == "error":
-        first, witness = next(iter(leaked.items()))
-        counts = dict(Counter(kinds.values()))
+        counts = dict(Counter(by.kind for by in leaked.values()))
         raise DataError(
             f"{len(leaked)} of {len(rows)} rows also stand in an evaluation split {counts}",
             where=name,
-            found=f"row {first} is {witness.task} {witness.split} row {witness.example}",
+            found=next(iter(leaked.values())).description,
             wanted="no shared rows",
             remedy="set evaluate.leaked: drop, to drop and count them, or report, to count only",
         )
@@ -218,11 +225,11 @@ def _gate(
         raise DataError(
             f"every {split} row also stands in an evaluation split",
             where=name,
-            found=f"{len(leaked)} of {len(rows)} rows",
+            found=f"{len(leaked)} of {len(rows)} rows; {next(iter(leaked.values())).description}",
             wanted="rows that no evaluation split has",
             remedy=f"give it other {split} rows; mixtune data show {name} shows them",
         )
-    return clean, kinds
+    return clean, leaked
 
 
 def leaking_packs(
@@ -280,7 +287,7 @@ class Leaks:
                 notes[f"reasoning: {study.train.reasoning}"] = corpus.reasoned[name]
             matched: dict[str, int] = {}
             if (name, split) in corpus.matched:
-                kinds = list(corpus.matched[name, split].values())
+                kinds = [by.kind for by in corpus.matched[name, split].values()]
                 matched = {kind: kinds.count(kind) for kind in get_args(Kind)}
                 matched["words"] = self.runs[name, split]
             rows.append(
@@ -298,6 +305,11 @@ class Leaks:
                 }
             )
         return rows
+
+    def first_pairs(self) -> list[str]:
+        """The first pair of each dataset and split with a match, with the rule that matched."""
+        matches = [next(iter(rows.values())) for rows in self._corpus.matched.values() if rows]
+        return [f"for example, {by.description}" for by in matches]
 
     @cached_property
     def runs(self) -> dict[tuple[str, Split], int]:

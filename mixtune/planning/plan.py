@@ -39,7 +39,7 @@ from mixtune.planning.runs import (
 )
 from mixtune.records import Example, Form, Query, Selection, Split, TrainExample
 from mixtune.study.spec import RunLength, Study
-from mixtune.tasks.task import fingerprint, query_of
+from mixtune.tasks.examples import fingerprint, query_of
 from mixtune.tokens import Row, Tokens, encode_rows
 
 LIMITS = {"max_length", "over_long", "gradient_checkpointing"}

@@ -16,7 +16,7 @@ from mixtune.identity import environment
 from mixtune.models.files import BaseModelFiles, read_object
 from mixtune.models.memory import gigabytes
 from mixtune.planning.plan import Planner
-from mixtune.tasks.task import fingerprint, query_of
+from mixtune.tasks.examples import fingerprint, query_of
 
 QUANTILES = {"min": 0.0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 """Name → quantile; each is the length of a row that exists, nothing interpolated."""

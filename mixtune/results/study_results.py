@@ -45,7 +45,8 @@ from mixtune.store.folder import EXTRA_KINDS, PlanRow, Store, claimed_seeds
 from mixtune.store.states import Unit
 from mixtune.study.reading import parse_study
 from mixtune.study.spec import Study, prompt_note, training_note
-from mixtune.tasks.task import Task, fingerprint
+from mixtune.tasks.examples import fingerprint
+from mixtune.tasks.task import Task
 
 
 class _ModelFacts(BaseModel, strict=True):

@@ -299,6 +299,8 @@ class _Renderer:
             cue=loose_text(cue),
             record=self.key,
             own_text=own_text,
+            place=self.where,
+            group_text="" if task.fields.group or text == own_text else text,
         )
 
     def _finish(

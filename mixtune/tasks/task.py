@@ -1,7 +1,6 @@
 """A task: the keys of its YAML file, the rules that they have to meet together, and its reader."""
 
-import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,8 +14,7 @@ from pydantic import (
 )
 
 from mixtune.errors import DataError, SpecError, did_you_mean
-from mixtune.identity import canonical, digest
-from mixtune.records import Example, Query
+from mixtune.identity import digest
 from mixtune.study.fields import Distinct, FaultContext, Frozen, Name, refusal
 from mixtune.study.yaml import Origin, read_documents
 from mixtune.tasks.characters import invisible, names, visible
@@ -24,6 +22,7 @@ from mixtune.tasks.context import Context, Policy
 from mixtune.tasks.makers import Make
 from mixtune.tasks.metrics import METRICS
 from mixtune.tasks.metrics import VERSION as METRICS_VERSION
+from mixtune.tasks.parsers import Parser
 from mixtune.tasks.parsers.labels import PARSERS
 from mixtune.tasks.parsers.stated_labels import fold
 from mixtune.tasks.record import COLUMNS, FieldValues, Format, check_columns, spellings
@@ -75,6 +74,8 @@ class Task(Frozen):
     open an item of a list (relations: within it).
     `own_text` is a template of what the record itself says, without the task's words; splits are
     compared by it. Default: the fields that the prompt reads, or all user turns.
+    `decimal` is the sign that golds and answers write decimals with; without it the data has to
+    show which ("1.250" may be 1250).
     `columns` maps names used here to those of the file. Rows of a `format` other than fields are
     conversations: they need no prompt, `roles` maps speakers, and `turns` selects all of the
     assistant's turns or the last one. `make` adds fields and splits a record (makers.py), `context`
@@ -119,6 +120,7 @@ class Task(Frozen):
     own_text: Template | None = None
     questions: dict[str, Text] = Field(default_factory=dict)
     parser: Annotated[str, _known("parser", PARSERS)]
+    decimal: Literal["comma", "point"] | None = None
     metrics: Annotated[tuple[Annotated[str, _known("metric", METRICS)], ...], Distinct]
     source: Source
     licence: Text = "not stated"
@@ -195,10 +197,18 @@ class Task(Frozen):
     def parser_version(self) -> str:
         """Digest of the parser, its version, the words it looks for and the metrics."""
         parts = {"parser": self.parser, "version": PARSERS[self.parser].version}
+        if self.decimal == "comma":  # Included only where it changes a reading.
+            parts["decimal"] = self.decimal
         metrics = {"metrics": self.metrics, "metrics_version": METRICS_VERSION}
         # Included only where set: tasks without types keep their digests.
         types = {"types": self.types} if self.types else {}
         return digest({**parts, **metrics, "labels": self.labels, **types})
+
+    @property
+    def reader(self) -> Parser:
+        """The parser of answers and gold answers, with the task's decimal sign."""
+        parser = PARSERS[self.parser]
+        return parser.comma if self.decimal == "comma" and parser.comma else parser
 
     @property
     def content_fields(self) -> list[str]:
@@ -260,24 +270,6 @@ class Task(Frozen):
                 wanted="error, or drop, evidence-first or truncate-middle with words",
             ) from error
         return self.model_copy(update={"context": context})
-
-
-def query_of(example: Example) -> Query:
-    """The part of an example that a model may see."""
-    return Query(example.id, example.stratum, example.messages, example.choices, example.cue)
-
-
-def fingerprint(examples: Iterable[Example]) -> str:
-    """Digest over id, messages, target, choices, group, stratum and cue of examples, in order."""
-    state = hashlib.sha256()
-    for e in examples:
-        # Included only where set: examples without reasoning or a cue keep their digest.
-        turns = [[m.role, m.content, *filter(None, [m.reasoning])] for m in e.messages]
-        cue = [e.cue] if e.cue else []
-        answer = [e.target, e.reasoning] if e.reasoning else e.target
-        row = [e.id, turns, answer, list(e.choices), e.group, e.stratum, *cue]
-        state.update(canonical(row).encode("utf-8", "surrogatepass") + b"\n")
-    return state.hexdigest()[:16]
 
 
 def shared_fields(task: Task) -> set[str]:
@@ -366,6 +358,8 @@ def _check_scoring(task: Task) -> None:
     if task.scored and not task.metrics:
         raise ValueError("metrics: a scored task needs at least one; else say scored: false")
     list_metric = PARSERS[task.parser].list_metric
+    if task.decimal and PARSERS[task.parser].comma is None:
+        raise ValueError(f"decimal: answers of the parser {task.parser!r} have no decimals")
     if task.kind == "open" and any(METRICS[name].counts == "labels" for name in task.metrics):
         raise ValueError("metrics: an open task has no labels, so accuracy or the F1 of a list")
     if any(METRICS[name].counts == "items" and name != list_metric for name in task.metrics):

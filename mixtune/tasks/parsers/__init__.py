@@ -4,7 +4,7 @@ No parser knows the task or which answer is right for an example; `labels` lists
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Parse = Callable[[str, Sequence[str]], str | None]
 Same = Callable[[str, str, Sequence[str]], bool]
@@ -19,7 +19,9 @@ class Parser:
     return None for "no answer found". `same` compares a parsed answer with the gold answer; it also
     takes the user's turns, since a question may name the unit. `cut` is the lenient reading of an
     output that was cut off, None where nothing can be read from one. `list_metric` counts the items
-    of an answer that has one item a line; "" where the answer is a single thing.
+    of an answer that has one item a line; "" where the answer is a single thing. `gold` reads a
+    gold answer, strictly: the whole text has to be the value, None where it is not. `comma`: the
+    same parser where the comma is the decimal sign, None where no answer has decimals.
     """
 
     name: str
@@ -29,6 +31,8 @@ class Parser:
     same: Same
     cut: Parse | None = None
     list_metric: str = ""
+    gold: Parse = field(kw_only=True)
+    comma: "Parser | None" = None
 
 
 def whole_words(text: str) -> str:

@@ -11,25 +11,17 @@ from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from typing import NamedTuple
 
 from mixtune.tasks.parsers import Parser, whole_words
+from mixtune.tasks.parsers.figures import DASHES, SPACES, Sign, figure, plain_digits
+from mixtune.tasks.parsers.numbers import LONGEST, after_mark, without_unit
 
 _EXACT = decimal.Context(decimal.MAX_PREC, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
 """Arithmetic of decimals without rounding."""
 
-_SIGNS = str.maketrans(
-    dict.fromkeys("\u2212\u2013\u2012\u2010\u2011\ufe63\uff0d", "-")
-    | dict.fromkeys("\u202f\u2009\u2007", "\xa0")
-    | {"\uff05": "%", "\uff04": "$", "\uff0b": "+"}
-)
+_SIGNS = DASHES | SPACES | str.maketrans({"\uff05": "%", "\uff04": "$", "\uff0b": "+"})
 _SPACE = r"[^\S\n]{0,2}"
 _CODE = r"(?:USD|EUR|GBP|JPY|CHF|CAD|AUD|CNY|HKD|INR)(?![^\W\d])"
 _CURRENCY = rf"(?:(?:US|HK|C|A|S)?\$|[€£¥₹]|{_CODE})"
 _NAMED_CURRENCY = rf"(?:[$€£¥₹]|{_CODE}|(?i:dollars?|euros?|pounds?|yen)(?!\w))"
-# Possessive (++), so that a long row of digits is not split in every possible way.
-# Groups of three are joined by commas or by no-break spaces; anything else is no number.
-_DIGITS = (
-    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})++|[0-9]{1,3}(?:\xa0[0-9]{3})++|[0-9]++)(?:\.[0-9]++)?"
-    r"|\.[0-9]++)"
-)
 _SCALES = {"thousand": 3, "k": 3, "million": 6, "mn": 6, "mm": 6, "m": 6}
 _SCALES |= {"billion": 9, "bn": 9, "b": 9, "trillion": 12, "tn": 12}
 _SCALE = r"(?i:thousands?|k|millions?|mn|mm|m|billions?|bn|b|trillions?|tn)(?![\w&])"
@@ -37,16 +29,6 @@ _PERCENT = r"(?:%|(?i:percentage points?|percent|per cent|pct)(?!\w))"
 # Not within a longer number, a word or "10-K".
 _END = r"(?!\w|[.,\xa0/:][0-9]|-[^\W\d_])"
 _ABOUT = r"(?i:approximately|approx\.?|about|around|roughly|~|≈)"
-
-_AMOUNT = (
-    rf"(?:{_ABOUT}{_SPACE})?(?P<word>(?i:minus|negative)\s)?(?:{_CURRENCY}{_SPACE})?"
-    rf"(?P<paren>\({_SPACE})?(?P<sign>[+-])?(?:{_CURRENCY}{_SPACE})?(?P<inner>[+-])?"
-    rf"(?P<digits>{_DIGITS})(?P<power>[eE][+-]?[0-9]{{1,2}})?"
-    rf"(?:{_SPACE}(?P<percent>{_PERCENT})"
-    rf"|(?:{_SPACE}(?P<scale>{_SCALE}))?(?:{_SPACE}{_NAMED_CURRENCY})?)"
-    rf"(?(paren){_SPACE}\)(?P<late>{_SPACE}%)?){_END}"
-)
-_WHOLE = re.compile(_AMOUNT)
 
 _MONTH = (
     r"(?i:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|june?|july?|aug(?:ust)?"
@@ -68,21 +50,6 @@ _NOISE = "|".join(
     )
 )
 """Numbers that are no amounts; the last amount before them counts."""
-_OPERAND = (
-    rf"(?:{_CURRENCY}{_SPACE})?[+-]?(?:{_CURRENCY}{_SPACE})?{_DIGITS}"
-    rf"(?:{_SPACE}{_PERCENT}|(?:{_SPACE}{_SCALE})?(?:{_SPACE}{_NAMED_CURRENCY})?)"
-)
-_UNDECIDED = (
-    rf"[0-9]{{1,3}}(?: [0-9]{{3}})++{_END}"
-    rf"|(?i:between)\s{_OPERAND}{_SPACE}(?i:and)\s{_OPERAND}{_END}"
-    rf"|{_OPERAND}(?:{_SPACE}(?:[-+*/×÷x]|(?i:to|or)\s){_SPACE}{_OPERAND})+{_END}"
-)
-"""A range, a choice, a formula without its result, digits in groups: not one amount."""
-_TOKEN = re.compile(
-    # Not inside a word or another number; "COVID-19" and the divisor of a formula are none either.
-    rf"(?<![\w.,/$€£¥₹])(?<!\w-)(?<![/*×÷]\s)"
-    rf"(?:(?P<noise>{_NOISE})|(?P<undecided>{_UNDECIDED})|{_AMOUNT})"
-)
 _BARE_YEAR = re.compile(_YEAR)
 _PARENTHESES = re.compile(r"\([^()\n]{0,200}\)%?")
 _ANSWERING = re.compile(r"(?:^|[=:]|\b(?i:is|was|were|equals|by|of))\s*(?:[$€£¥₹]\s?)?$")
@@ -93,59 +60,188 @@ _MAX_GAP_CHARS, _MAX_GAP_WORDS = 200, 2
 """Characters and words after "the answer is" within which the answer has to begin."""
 
 
-def _strict(text: str, labels: Sequence[str] = ()) -> str | None:
-    """The amount, `yes` or `no` that makes up the whole output."""
-    trimmed = text.strip()
-    if trimmed in ("yes", "no"):
-        return trimmed
-    match = _WHOLE.fullmatch(trimmed.translate(_SIGNS))
-    return _canonical(match) if match else None
+class _Amounts:
+    """The readings of amounts with one decimal sign."""
+
+    def __init__(self, decimal: Sign) -> None:
+        self._decimal = decimal
+        digits = figure(decimal)
+        amount = (
+            rf"(?:{_ABOUT}{_SPACE})?(?P<word>(?i:minus|negative)\s)?(?:{_CURRENCY}{_SPACE})?"
+            rf"(?P<paren>\({_SPACE})?(?P<sign>[+-])?(?:{_CURRENCY}{_SPACE})?(?P<inner>[+-])?"
+            rf"(?P<digits>{digits})(?P<power>[eE][+-]?[0-9]{{1,2}})?"
+            rf"(?:{_SPACE}(?P<percent>{_PERCENT})"
+            rf"|(?:{_SPACE}(?P<scale>{_SCALE}))?(?:{_SPACE}{_NAMED_CURRENCY})?)"
+            rf"(?(paren){_SPACE}\)(?P<late>{_SPACE}%)?)(?P<behind>-(?=\.?\s*$))?{_END}"
+        )
+        operand = (
+            rf"(?:{_CURRENCY}{_SPACE})?[+-]?(?:{_CURRENCY}{_SPACE})?{digits}"
+            rf"(?:{_SPACE}{_PERCENT}|(?:{_SPACE}{_SCALE})?(?:{_SPACE}{_NAMED_CURRENCY})?)"
+        )
+        # A range, a choice, a formula without its result: not one amount.
+        undecided = (
+            rf"(?i:between)\s{operand}{_SPACE}(?i:and)\s{operand}{_END}"
+            rf"|{operand}(?:{_SPACE}(?:[-+*/×÷x]|(?i:to|or)\s){_SPACE}{operand})+{_END}"
+        )
+        self._whole = re.compile(amount)
+        self._token = re.compile(
+            # Not inside a word or another number; "COVID-19" and the divisor of a formula are none
+            # either.
+            rf"(?<![\w.,/$€£¥₹])(?<!\w-)(?<![/*×÷]\s)"
+            rf"(?:(?P<noise>{_NOISE})|(?P<undecided>{undecided})|{amount})"
+        )
+
+    def gold(self, text: str, labels: Sequence[str] = ()) -> str | None:
+        """The amount, `yes` or `no` that makes up a gold answer or its `####` line.
+
+        It may have a unit behind it, which is ignored.
+        """
+        marked = after_mark(text).strip()
+        word = marked.rstrip(".!").casefold()
+        if word in ("yes", "no"):
+            return word
+        return self.strict(marked) or self.strict(without_unit(marked.translate(_SIGNS)))
+
+    def strict(self, text: str, labels: Sequence[str] = ()) -> str | None:
+        """The amount, `yes` or `no` that makes up the whole output."""
+        trimmed = text.strip()
+        if trimmed in ("yes", "no"):
+            return trimmed
+        match = self._whole.fullmatch(trimmed.translate(_SIGNS))
+        return self._canonical(match) if match else None
+
+    def lenient(self, text: str, labels: Sequence[str] = ()) -> str | None:
+        """The amount after "the answer is", else a first line that is one, else the last amount.
+
+        Years, dates and remarks in parentheses are skipped. A range, a choice or a formula at the
+        end leaves the answer open: None.
+        """
+        exact = self.strict(text)
+        if exact is None and len(text) <= LONGEST:
+            exact = self.strict(without_unit(text.translate(_SIGNS)))
+        if exact is not None:
+            return exact
+        plain = self._plain(text)
+        announced = self._announced(plain)
+        return self._opening(plain) or self._last(plain) if announced is None else announced or None
+
+    def cut(self, text: str, labels: Sequence[str] = ()) -> str | None:
+        """The amount of a text that was cut off: only one that is announced, or comes first.
+
+        The last number of reasoning that was cut off is an intermediate result.
+        """
+        plain = self._plain(whole_words(text))
+        announced = self._announced(plain)
+        return self._opening(plain) if announced is None else announced or None
+
+    def same(self, parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
+        """True if an amount is within half a unit of the gold's last digit, exactly.
+
+        `yes` and `no` are compared as words. `turns`: those of the user. A factor of 100 is granted
+        where the gold is a percent or the question (the last line of the last turn, or the one that
+        begins "Question") names percent; an answer's own "%" is never ignored. "5.8 million" is 5.8
+        where a turn says "in millions".
+        """
+        goal = self.gold(gold)
+        if goal is None or goal in ("yes", "no") or parsed in ("yes", "no"):
+            return parsed == goal
+        target = Decimal(goal.removesuffix("%"))
+        exponent = target.as_tuple().exponent
+        assert isinstance(exponent, int)
+        half = Decimal((0, (5,), exponent - 1))  # half a unit of the last digit: 0.05 for 10.1
+        low, high = _EXACT.subtract(target, half), _EXACT.add(target, half)
+        readings = _readings(parsed, turns, as_percent=goal.endswith("%"))
+        return any(low <= reading <= high for reading in readings)
+
+    def _canonical(self, match: re.Match[str]) -> str:
+        digits = plain_digits(match["digits"], self._decimal)
+        number = f"{Decimal(digits + (match['power'] or '')):f}"
+        # Accountants write a loss in parentheses.
+        minus = (
+            match["paren"]
+            or match["word"]
+            or "-" in (match["sign"], match["inner"], match["behind"])
+        )
+        scale = (match["scale"] or "").lower()
+        if scale:
+            end = f"e{_SCALES.get(scale) or _SCALES[scale.removesuffix('s')]}"
+        else:
+            end = "%" if match["percent"] or match["late"] else ""
+        return f"{'-' if minus else ''}{number}{end}"
+
+    def _plain(self, text: str) -> str:
+        """A text without colours, markdown, LaTeX signs and remarks in parentheses."""
+        text = re.sub(r"\x1b\[[0-9;]{0,20}[A-Za-z]", "", text)
+        text = text.translate(_SIGNS).replace("**", "").replace("`", "")
+        text = re.sub(r"\\([$%])", r"\1", re.sub(r"\\[()\[\]]", " ", text))
+        text = re.sub(r"\\[dt]?frac\{([^{}]{0,40})\}\{([^{}]{0,40})\}", r"\1/\2", text)
+
+        def keep_answer(match: re.Match[str]) -> str:
+            """An amount in parentheses where an answer is expected is a negative number."""
+            before = text[max(0, match.start() - 20) : match.start()]
+            if match.start() > 20:
+                before = f"x{before}"  # so that "^" is the start of the text only
+            return (
+                match[0] if _ANSWERING.search(before) and self._whole.fullmatch(match[0]) else " "
+            )
+
+        return _PARENTHESES.sub(keep_answer, text)
+
+    def _announced(self, plain: str) -> str | None:
+        """The amount, `yes` or `no` after "the answer is", "####" or the start of a box.
+
+        None: nothing is announced. "": something that cannot be parsed as one amount.
+        """
+        marks = list(_MARK.finditer(plain))
+        if not marks:
+            return None
+        rest = plain[marks[-1].end() :]
+        if _DENIED.match(rest):
+            return ""
+        word = _YES_NO.match(rest)
+        return word[1].lower() if word else self._first(rest)
+
+    def _first(self, rest: str) -> str | None:
+        """The amount that an announced answer begins with; as `_announced`."""
+        for token in self._token.finditer(rest):
+            words = re.findall(r"\w+", rest[: min(token.start(), _MAX_GAP_CHARS)])
+            if token.start() > _MAX_GAP_CHARS or len(words) > _MAX_GAP_WORDS:
+                return None
+            if token["noise"] is None and not (words and _BARE_YEAR.fullmatch(token[0])):
+                return "" if token["undecided"] else self._canonical(token)
+        return None
+
+    def _opening(self, plain: str) -> str | None:
+        """`yes` or `no` at the start, or a first line that is an amount and is explained below."""
+        word = _YES_NO.match(plain)
+        if word:
+            return word[1].lower()
+        first, more, _ = plain.lstrip().partition("\n")
+        return self.strict(first.strip(" \t.\"'")) if more else None
+
+    def _last(self, plain: str) -> str | None:
+        """The last amount, None where a range, choice or formula comes last.
+
+        A number that looks like a year is one, unless it is the whole text or the result of a
+        formula.
+        """
+        alone = re.search(r"\w[^\w.,]+\w", plain) is None  # not two words
+        last = None
+        for token in self._token.finditer(plain):
+            before = plain[max(0, token.start() - 20) : token.start()].rstrip(" $")
+            result = alone or before.endswith("=")
+            if token["noise"] is None and (result or not _BARE_YEAR.fullmatch(token[0])):
+                last = None if token["undecided"] else self._canonical(token)
+        return last
 
 
-def _lenient(text: str, labels: Sequence[str] = ()) -> str | None:
-    """The amount after "the answer is", else the first line if it is one, else the last amount.
-
-    Years, dates and remarks in parentheses are skipped. A range, a choice or a formula at the end
-    leaves the answer open: None.
-    """
-    exact = _strict(text)
-    if exact is not None:
-        return exact
-    plain = _plain(text)
-    announced = _announced(plain)
-    return _opening(plain) or _last(plain) if announced is None else announced or None
+def _amount(decimal: Sign, comma: Parser | None = None) -> Parser:
+    reader = _Amounts(decimal)
+    parses = reader.strict, reader.lenient, reader.same, reader.cut
+    return Parser("amount", 2, *parses, gold=reader.gold, comma=comma)
 
 
-def _cut(text: str, labels: Sequence[str] = ()) -> str | None:
-    """The amount of a text that was cut off: only one that is announced, or comes first.
-
-    The last number of reasoning that was cut off is an intermediate result.
-    """
-    plain = _plain(whole_words(text))
-    announced = _announced(plain)
-    return _opening(plain) if announced is None else announced or None
-
-
-def _same(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
-    """True if an amount is within half a unit of the gold's last digit, exactly; yes/no as words.
-
-    `turns`: those of the user. A factor of 100 is granted where the gold is a percent or the
-    question (the last line of the last turn, or the one that begins "Question") names percent; an
-    answer's own "%" is never ignored. "5.8 million" is 5.8 where a turn says "in millions".
-    """
-    goal = _lenient(gold)
-    if goal is None or goal in ("yes", "no") or parsed in ("yes", "no"):
-        return parsed == goal
-    target = Decimal(goal.removesuffix("%"))
-    exponent = target.as_tuple().exponent
-    assert isinstance(exponent, int)
-    half = Decimal((0, (5,), exponent - 1))  # half a unit of the last digit: 0.05 for 10.1
-    low, high = _EXACT.subtract(target, half), _EXACT.add(target, half)
-    readings = _readings(parsed, turns, as_percent=goal.endswith("%"))
-    return any(low <= reading <= high for reading in readings)
-
-
-AMOUNT = Parser("amount", 1, _strict, _lenient, _same, cut=_cut)
+AMOUNT = _amount(".", _amount(","))
 
 
 def _readings(parsed: str, turns: Sequence[str], *, as_percent: bool) -> Iterator[Decimal]:
@@ -179,86 +275,6 @@ def _named_scales(turns: Sequence[str]) -> set[int]:
         "\n".join(turns),
     )
     return {_SCALES[(plural or single).lower()] for plural, single in words}
-
-
-def _canonical(match: re.Match[str]) -> str:
-    digits = match["digits"].replace(",", "").replace("\xa0", "")
-    number = f"{Decimal(digits + (match['power'] or '')):f}"
-    # Accountants write a loss in parentheses.
-    minus = match["paren"] or match["word"] or "-" in (match["sign"], match["inner"])
-    scale = (match["scale"] or "").lower()
-    if scale:
-        end = f"e{_SCALES.get(scale) or _SCALES[scale.removesuffix('s')]}"
-    else:
-        end = "%" if match["percent"] or match["late"] else ""
-    return f"{'-' if minus else ''}{number}{end}"
-
-
-def _plain(text: str) -> str:
-    """A text without colours, markdown, LaTeX signs and remarks in parentheses."""
-    text = re.sub(r"\x1b\[[0-9;]{0,20}[A-Za-z]", "", text)
-    text = text.translate(_SIGNS).replace("**", "").replace("`", "")
-    text = re.sub(r"\\([$%])", r"\1", re.sub(r"\\[()\[\]]", " ", text))
-    text = re.sub(r"\\[dt]?frac\{([^{}]{0,40})\}\{([^{}]{0,40})\}", r"\1/\2", text)
-
-    def keep_answer(match: re.Match[str]) -> str:
-        """An amount in parentheses where an answer is expected is a negative number."""
-        before = text[max(0, match.start() - 20) : match.start()]
-        if match.start() > 20:
-            before = f"x{before}"  # so that "^" is the start of the text only
-        return match[0] if _ANSWERING.search(before) and _WHOLE.fullmatch(match[0]) else " "
-
-    return _PARENTHESES.sub(keep_answer, text)
-
-
-def _announced(plain: str) -> str | None:
-    """The amount, `yes` or `no` after "the answer is", "####" or the start of a box.
-
-    None: nothing is announced. "": something that cannot be parsed as one amount.
-    """
-    marks = list(_MARK.finditer(plain))
-    if not marks:
-        return None
-    rest = plain[marks[-1].end() :]
-    if _DENIED.match(rest):
-        return ""
-    word = _YES_NO.match(rest)
-    return word[1].lower() if word else _first(rest)
-
-
-def _first(rest: str) -> str | None:
-    """The amount that an announced answer begins with; as `_announced`."""
-    for token in _TOKEN.finditer(rest):
-        words = re.findall(r"\w+", rest[: min(token.start(), _MAX_GAP_CHARS)])
-        if token.start() > _MAX_GAP_CHARS or len(words) > _MAX_GAP_WORDS:
-            return None
-        if token["noise"] is None and not (words and _BARE_YEAR.fullmatch(token[0])):
-            return "" if token["undecided"] else _canonical(token)
-    return None
-
-
-def _opening(plain: str) -> str | None:
-    """`yes` or `no` at the start, or a first line that is an amount and is explained below."""
-    word = _YES_NO.match(plain)
-    if word:
-        return word[1].lower()
-    first, more, _ = plain.lstrip().partition("\n")
-    return _strict(first.strip(" \t.\"'")) if more else None
-
-
-def _last(plain: str) -> str | None:
-    """The last amount, None where a range, choice or formula comes last.
-
-    A number that looks like a year is one, unless it is the whole text or the result of a formula.
-    """
-    alone = re.search(r"\w[^\w.,]+\w", plain) is None  # not two words
-    last = None
-    for token in _TOKEN.finditer(plain):
-        before = plain[max(0, token.start() - 20) : token.start()].rstrip(" $")
-        result = alone or before.endswith("=")
-        if token["noise"] is None and (result or not _BARE_YEAR.fullmatch(token[0])):
-            last = None if token["undecided"] else _canonical(token)
-    return last
 
 
 # ---- writing -------------------------------------------------------------------------------------

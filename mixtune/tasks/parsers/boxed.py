@@ -41,7 +41,15 @@ def _same(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
     return parsed == goal or (value is not None and value == _value(goal))
 
 
-BOXED = Parser("boxed", 2, _strict, _lenient, _same, cut=_strict)
+def _gold(text: str, labels: Sequence[str] = ()) -> str | None:
+    """The last box of a gold solution; without a box, one line that is the answer."""
+    content = _last_box(text)
+    if content is None and ("\n" in text.strip() or _ANNOUNCED.search(text) or "#" in text):
+        return None
+    return _normalised(text.strip() if content is None else content) or None
+
+
+BOXED = Parser("boxed", 2, _strict, _lenient, _same, cut=_strict, gold=_gold)
 
 
 def _last_box(text: str) -> str | None:

@@ -55,7 +55,7 @@ def _list_parser(
     def same(parsed: str, gold: str, turns: Sequence[str] = ()) -> bool:
         return items(parsed) == items(gold)
 
-    return Parser(name, 1, strict, lenient, same, list_metric=list_metric)
+    return Parser(name, 1, strict, lenient, same, list_metric=list_metric, gold=strict)
 
 
 def _tidy(text: str) -> str:
