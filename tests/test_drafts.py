@@ -95,6 +95,10 @@ USED = {
          "user_id": few(1, 2), "licence": few("a", "a")},
         "text", "moist",
     ),
+    "names in other forms": (
+        {"Sentence": words("leaf"), "Aspect Term": few(*PLANTS), "polarity": few("good", "bad")},
+        "Sentence and Aspect Term", "polarity",
+    ),
     "a text of few values": (
         {"text": few("red fern", "blue rose"), "label": few("dry", "wet")}, "text", "label",
     ),
@@ -200,6 +204,15 @@ def test_no_other_column_takes_the_place_of_a_flawed_label(tmp_path, flaw):
         draft_task(path)
     assert "add --label moist" in str(caught.value)
     assert draft_task(path, chosen=Columns(label="moist"))
+
+
+def test_the_first_of_listed_answers_is_the_target_and_no_title_is_the_label(tmp_path):
+    answers = [{"text": [f"{n} times", "often"], "answer_start": [1, 2]} for n in range(ROWS)]
+    columns = {"title": few(*PLANTS), "context": words("leaf"), "question": words("root"),
+               "answers": answers}  # fmt: skip
+    draft, _, rows = drafted(tmp_path, columns)
+    assert draft.form == "open answers: title, context and question and answers"
+    assert rows[0].target == f"{rows[0].id.removeprefix('train-')} times"
 
 
 class TestOptions:

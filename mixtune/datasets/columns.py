@@ -37,8 +37,9 @@ _PARTS = (
     "title", "headline", "subject", "instruction", "context", "passage", "paragraph", "article",
     "document", "story", "dialogue", "background", "evidence", "abstract", "tweet", "post", "body",
     "review", "description", "message", "content", "text", "sentence", "premise", "text_a", "text1",
-    "sentence1", "question1", "aspect", "entity", "term", "hypothesis", "claim", "text_b",
-    "text2", "sentence2", "question2", "query", "prompt", "input", "question",
+    "sentence1", "question1", "word", "aspect", "aspect_term", "aspect_category", "entity", "term",
+    "hypothesis", "claim", "text_b", "text2", "sentence2", "question2", "query", "prompt", "input",
+    "question",
 )  # fmt: skip
 """Names of texts in the order in which a prompt shows them."""
 _OPTIONS = ("options", "choices", "endings", "alternatives", "candidates")
@@ -101,6 +102,12 @@ class Column:
     labels: Counter[str]
 
     @property
+    def key(self) -> str:
+        """The name in lower case, its words joined by underscores."""
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])|[\s.-]+", "_", self.name.strip())
+        return words.lower()
+
+    @property
     def rows(self) -> int:
         """Rows of the file."""
         return len(self.values) + len(self.missing)
@@ -154,9 +161,11 @@ class Column:
 
     def described(self) -> str:
         """Name and values, for a message."""
-        values = list(self.labels) or [str(value) for value in self.values[:1]]
-        shown = ", ".join(shorten(value, 30) for value in values[:4])
-        return f"{shorten(self.name)} ({shown}{', …' if len(values) > 4 else ''})"
+        if not self.few:
+            shown = str(self.values[0]) if self.values else "empty"
+            return f"{shorten(self.name)} ({shown[:30]}{'…' * (len(shown) > 30)})"
+        values = [value[:30] for value in list(self.labels)[:4]]
+        return f"{shorten(self.name)} ({', '.join(values)}{', …' * (len(self.labels) > 4)})"
 
 
 def _is_text(value: object) -> bool:
@@ -230,9 +239,9 @@ def label_column(table: Sequence[Column], chosen: Columns, where: str) -> Column
     if chosen.answer is not None:
         return None
     table = [column for column in table if column.name not in chosen.texts]
-    labels = _in_words([c for c in table if c.name.lower() in _LABELS and not c.substantial])
-    answers = [c for c in table if c.name.lower() in _ANSWERS and c.substantial]
-    exact = [column for column in labels if column.name.lower() == "label"]
+    labels = _in_words([c for c in table if c.key in _LABELS and not c.substantial])
+    answers = [c for c in table if c.key in _ANSWERS and c.values and not c.few]
+    exact = [column for column in labels if column.key == "label"]
     if exact or (len(labels) == 1 and not answers):
         return _with_labels((exact or labels)[0], table, where)
     if len(labels) > 1 or (labels and answers):
@@ -247,8 +256,8 @@ def label_column(table: Sequence[Column], chosen: Columns, where: str) -> Column
 def _few_values(table: Sequence[Column], chosen: Columns, where: str) -> Column | None:
     """The one column with few values, where none has the name of a label."""
     few = [column for column in table if column.few and not column.useless]
-    answers = [column for column in few if column.name.lower() in _ANSWERS]
-    texts = [column for column in few if column.name.lower() in _PARTS]
+    answers = [column for column in few if column.key in _ANSWERS]
+    texts = [column for column in few if column.key in _PARTS]
     others = [column for column in few if column not in answers and column not in texts]
     candidates = answers or others or texts
     if len(candidates) > 1:
@@ -297,7 +306,8 @@ def _with_labels(column: Column, table: Sequence[Column], where: str) -> Column:
         where=where,
         found=column.described(),
         wanted=f"2 to {MOST_NAMED_LABELS} labels that repeat, one a row",
-        remedy=" or ".join(f"add {way}" for way in ways) or "fix the file, or write a task file",
+        remedy=" or ".join(f"add {way}" for way in ways)
+        or "give each row one label; or write a task file (docs/your-own-task.md)",
     )
 
 
@@ -308,8 +318,7 @@ def answer_column(table: Sequence[Column], chosen: Columns, where: str) -> Colum
     """The column of open answers, by its usual names; None without one."""
     if chosen.answer is not None:
         return column_of(table, chosen.answer, where)
-    usual = [c for c in table if c.name.lower() in _ANSWERS and c.name not in chosen.texts]
-    usual = [c for c in usual if c.values and not any(isinstance(v, dict | list) for v in c.values)]
+    usual = [c for c in table if c.key in _ANSWERS and c.values and c.name not in chosen.texts]
     if len(usual) > 1:
         options = [Columns(chosen.texts, answer=column.name) for column in usual]
         raise Doubt("several columns could be the answer", where, usual, options)
@@ -331,7 +340,7 @@ def text_columns(
         return [column_of(table, name, where) for name in decided.texts]
     answers = (decided.label, decided.answer)
     table = [c for c in table if c.name not in answers and c.is_text and not c.useless]
-    usual = [column for column in table if column.name.lower() in _PARTS]
+    usual = [column for column in table if column.key in _PARTS]
     texts = [column for column in table if column not in usual and column.substantial]
     candidates = usual or texts or [column for column in table if not column.few]
     if (usual and (texts or every)) or (not usual and len(candidates) > 1):
@@ -349,12 +358,12 @@ def text_columns(
 def _texts(table: Sequence[Column]) -> list[Column]:
     """Columns with texts, as a prompt shows them: of the usual names, or of several words."""
     texts = [column for column in table if column.is_text and not column.useless]
-    usual = [c for c in texts if c.name.lower() in _PARTS or c.substantial]
+    usual = [c for c in texts if c.key in _PARTS or c.substantial]
     return sorted(usual, key=_place)
 
 
 def _place(column: Column) -> int:
-    name = column.name.lower()
+    name = column.key
     return _PARTS.index(name) if name in _PARTS else len(_PARTS)
 
 
@@ -391,12 +400,12 @@ def option_columns(table: Sequence[Column], answer: Column) -> Options | None:
     """The columns of a question's options, None without any."""
     for column in table:
         lists = [_texts_of(value) for value in column.values]
-        if column.name.lower() in _OPTIONS and lists and all(len(texts) > 1 for texts in lists):
+        if column.key in _OPTIONS and lists and all(len(texts) > 1 for texts in lists):
             return Options((column,))
     ends: dict[str, Column] = {}
     for column in table:
         match = _OPTION.fullmatch(column.name)
-        if match and column.name != answer.name and not column.useless:
+        if match and column.name != answer.name and column.values:
             ends.setdefault(match[1].lower(), column)
     series = "".join(sorted(ends))
     rows = ("abcdefgh", "0123456789", "123456789")

@@ -126,7 +126,12 @@ def draft_task(
     comment = ", ".join(f"{shorten(column.name)} ({column.kind})" for column in unused)
     lines = [f"name: {_quoted(name)}", *form.lines, last]
     lines += [f"# columns that are not used: {shorten(comment, 600)}"] if unused else []
-    return Draft("; ".join([form.words, *doubts]), "\n".join(lines) + "\n", form.notes)
+    objects = [c.name for c in unused if any(isinstance(v, Mapping) for v in c.values)]
+    notes = form.notes + tuple(
+        f"{shorten(name)} has objects; a prompt shows a part of them as {{{{ NAME.PART }}}}"
+        for name in objects
+    )
+    return Draft("; ".join([form.words, *doubts]), "\n".join(lines) + "\n", notes)
 
 
 def _form(rows: Sequence[Row], table: list[Column], path: Path, chosen: Columns) -> _Form:
@@ -141,7 +146,7 @@ def _form(rows: Sequence[Row], table: list[Column], path: Path, chosen: Columns)
     answer = label or answer_column(table, chosen, where)
     if answer is not None:
         is_label = label is not None
-        options = None if chosen.texts else option_columns(table, answer)
+        options = option_columns([c for c in table if c.name not in chosen.texts], answer)
         parts = [column for column in table if options is None or column not in options.columns]
         names = (answer.name, None) if is_label else (None, answer.name)
         texts = text_columns(parts, Columns(chosen.texts, *names), where)
@@ -355,11 +360,20 @@ def _open(prompt: _Prompt) -> _Form:
     pairs = [f"{f}: {_quoted(n)}" for n, f in [*fields.items(), (answer, field)] if f != n]
     lines = [
         *prompt.lines(""),
-        f"target: {_quoted(f'{{{{ {field} }}}}')}",
+        f"target: {_quoted(f'{{{{ {_first_text(prompt.answer, field)} }}}}')}",
         *([f"columns: {{{', '.join(pairs)}}}"] if pairs else []),
     ]
     words = f"open answers: {prompt.shown} and {shorten(answer)}"
     return _Form(words, lines, prompt.used, _notes(prompt))
+
+
+def _first_text(answer: Column, field: str) -> str:
+    """The expression for the first of the answers, where a row has a list of them."""
+    if answer.is_list:
+        return f"{field} | first"
+    # {"text": […], "answer_start": […]}
+    listed = all(isinstance(v, Mapping) and isinstance(v.get("text"), list) for v in answer.values)
+    return f"{field}.text | first" if listed else field
 
 
 def _notes(prompt: _Prompt) -> tuple[str, ...]:

@@ -356,7 +356,9 @@ class _Renderer:
         return render(template, {**values, "labels": self.task.labels}, f"{self.where}: {key}")
 
     def _label(self, values: Values, field: str) -> str:
-        task, raw = self.task, value_of(values, field, self.where)
+        task = self.task
+        hint = "fix the row, or fields.label of the task file; "
+        raw = value_of(values, field, self.where, hint)
         if task.kind == "open":
             return "" if blank(raw) else str(raw)
         known = {*task.labels, *task.label_values}
