@@ -12,10 +12,11 @@ from api_server import HALF, HANG, RESET, Reply, fault, garbage, say, serving
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.api.client import Endpoint, Patience, retry_after
+from mixtune.api.client import Endpoint, Patience
 from mixtune.api.entries import OPENAI_KEY
 from mixtune.api.ledger import Cache, Completion, Ledger, request_key
 from mixtune.api.model import ApiModel, Asking, Prompting, conversation, request_body
+from mixtune.api.response import retry_after
 from mixtune.errors import ModelError, RunFailed
 from mixtune.evaluation.answers import predict, score
 from mixtune.identity import digest

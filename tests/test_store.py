@@ -232,3 +232,41 @@ def test_looks_at_test_scores_are_counted(store):
 )
 def test_slugs_fit_a_folder(text, wanted):
     assert slug(text, FOLDER_NAME) == wanted
+
+
+@pytest.mark.parametrize("plant", ["symlink_to", "hardlink_to"])
+@pytest.mark.parametrize("name", ["lock", "workers"])
+def test_a_link_in_the_place_of_a_lock_is_refused_and_its_target_stays(tmp_path, name, plant):
+    target = tmp_path / "precious.txt"
+    target.write_text("precious")
+    store = Store(tmp_path / "study")
+    store.folder.mkdir()
+    getattr(store.folder / name, plant)(target)
+    with pytest.raises(StoreError, match=f"{name}: cannot write"), store.lock():
+        pass
+    assert target.read_text() == "precious"
+
+
+def test_parts_have_names_that_cannot_be_guessed_and_a_private_file_is_its_owners(tmp_path):
+    seen = []
+
+    def write(path):
+        seen.append(path.name)
+        path.write_text("x")
+
+    for _ in range(2):
+        files.write_whole(tmp_path / "a.txt", write, private=True)
+    assert seen[0] != seen[1]
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "text", ["=HYPERLINK(1)", "+cmd", "-x", "@sum", " =1+1", "\t=1", "-1+cmd|x"]
+)
+def test_a_cell_that_a_spreadsheet_would_run_is_text(text):
+    assert files.plain_cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("value", [-1.5, 3, None, True, "-1.5", "+2", "-1e-5", "a=b", "", "good"])
+def test_other_cells_stay(value):
+    assert files.plain_cell(value) == value

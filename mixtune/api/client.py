@@ -3,24 +3,31 @@
 Retries are explicit and the client's own are off: exponential backoff with full jitter, or the
 server's `Retry-After`. A refusal and a truncated text are completions. A broken connection, a
 timeout, a body that ends early or is no completion are retried; permanent failures raise at once.
+A redirect is not followed: it would send prompts, and perhaps the key, to another host.
 """
 
 import asyncio
 import importlib
-import json
-import math
 import os
 import random
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
 
 from mixtune.api.entries import ApiSystem
 from mixtune.api.ledger import Completion
+from mixtune.api.redaction import Redaction
+from mixtune.api.response import (
+    BodyTooLargeError,
+    NoCompletionError,
+    bound_body,
+    parse_completion,
+    retry_after,
+    server_words,
+)
 from mixtune.errors import ModelError, RunFailed, shorten
 from mixtune.study.api_spec import OMITTABLE
 
@@ -33,6 +40,9 @@ _RETRYABLE = (408, 409, 425, 429)
 """Retryable statuses below 500."""
 _NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached")
 """Codes of a 429 that waiting does not resolve."""
+_ONE_REQUEST = (400, 413, 422)
+"""Statuses by which an endpoint may refuse the text of one request."""
+_TOO_LONG = "set a smaller max_new_tokens or fewer shots for this model under api_models"
 _NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 """Errors of the HTTP library before a request has left this machine."""
 _KEY_REMEDY = "check the key and its permissions"
@@ -40,20 +50,9 @@ _REMEDIES = {
     401: _KEY_REMEDY,
     403: _KEY_REMEDY,
     404: "check base_url and model",
+    **dict.fromkeys((301, 302, 303, 307, 308), "set base_url to the address that answers itself"),
     429: "the account has no quota left; all answers so far are cached, the same command resumes",
 }
-_FINISH: dict[str, Literal["stop", "length", "refused"]] = {
-    **dict.fromkeys(("length", "max_tokens", "max_length", "model_length"), "length"),
-    # An answer that broke off is incomplete, like one that was cut off.
-    **dict.fromkeys(("abort", "aborted", "cancelled", "error"), "length"),
-    **dict.fromkeys(("content_filter", "safety", "refusal"), "refused"),
-}
-"""The server's finish reason in small letters → ours; every other reason is "stop"."""
-_TEXT_PARTS = ("text", "output_text", None)
-_THOUGHT_PARTS = ("thinking", "reasoning")
-"""Types of the parts of a listed content."""
-_WORDS = ("message", "msg", "detail", "error", "errors", "title", "reason", "description")
-"""Keys under which servers put the text of an error, in the order in which they are tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +73,30 @@ class Patience:
 class RetryableError(Exception):
     """An attempt failed and another may succeed; `retry_after`: seconds the server asks for."""
 
-    def __init__(self, message: str, maybe_charged: bool, retry_after: float | None = None) -> None:
-        """`maybe_charged`: the endpoint may have charged for the attempt."""
+    def __init__(
+        self,
+        message: str,
+        maybe_charged: bool,
+        retry_after: float | None = None,
+        one_request: bool = False,
+    ) -> None:
+        """`maybe_charged`: the endpoint may have charged for the attempt.
+
+        `one_request`: the failure may be that of this request alone.
+        """
         super().__init__(message)
         self.maybe_charged = maybe_charged
         self.retry_after = retry_after
+        self.one_request = one_request
+
+
+class RequestFailed(RunFailed):
+    """One request failed for good; others may succeed."""
+
+    def __init__(self, message: str, maybe_charged: bool, attempts: int = 1) -> None:
+        super().__init__(message)
+        self.maybe_charged = maybe_charged
+        self.attempts = attempts
 
 
 def _api_key(system: ApiSystem) -> str | None:
@@ -87,11 +105,13 @@ def _api_key(system: ApiSystem) -> str | None:
         return None
     key = os.environ.get(system.key_env, "").strip()
     if not key or not all("!" <= c <= "~" for c in key):
+        # A name in small letters may be a key that was put in the place of its variable.
+        variable = system.key_env if system.key_env.isupper() else "that key_env names"
         raise ModelError(
             "its key is not set" if not key else "its key holds spaces or signs that no key has",
             where=f"API model {system.name}",
-            wanted=f"the key for {system.host} in the variable {system.key_env}",
-            remedy=f"export {system.key_env}=…, or name another variable with key_env",
+            wanted=f"the key for {system.host} in the variable {variable}",
+            remedy=f"export {variable}=…, or name another variable with key_env",
         )
     return key
 
@@ -104,6 +124,7 @@ class Endpoint:
         self.system = system
         self.patience = patience
         self._key = _api_key(system)
+        self._redaction = Redaction(self._key)
         try:
             self._openai: Any = importlib.import_module("openai")
         except ModuleNotFoundError as error:
@@ -123,6 +144,10 @@ class Endpoint:
             base_url=self.system.base_url,
             max_retries=0,
             timeout=self.patience.timeout,
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=self._openai.DefaultAsyncHttpxClient(
+                follow_redirects=False, event_hooks={"response": [bound_body]}
+            ),
         )
 
     async def send(self, client: Any, body: Mapping[str, Any]) -> Completion:  # noqa: ANN401
@@ -130,7 +155,8 @@ class Endpoint:
 
         Raises:
             RetryableError: it failed, and another attempt may succeed.
-            RunFailed: it failed for good.
+            RequestFailed: it failed for good, perhaps as the only request.
+            RunFailed: it failed for good, as every other request would.
         """
         openai, started = self._openai, time.monotonic()
         try:
@@ -140,6 +166,9 @@ class Endpoint:
             content = raw.http_response.content
         except openai.APIStatusError as error:
             return self._failed_status(error, body, time.monotonic() - started)
+        except BodyTooLargeError as error:
+            text = f"{self.system.host}: {self._redacted(str(error))}"
+            raise RequestFailed(text, maybe_charged=True) from None
         except (openai.APIError, OSError) as error:
             cause = error.__cause__ or error
             message = self._redacted(f"{type(cause).__name__}: {cause}")
@@ -147,10 +176,21 @@ class Endpoint:
                 message = f"no answer within {self.patience.timeout:g} s"
             was_sent = type(error.__cause__).__name__ not in _NOT_SENT
             raise RetryableError(message, maybe_charged=was_sent) from None
+        return self._parsed(content, body, time.monotonic() - started)
+
+    def _parsed(self, content: bytes, body: Mapping[str, Any], latency: float) -> Completion:
+        limit = body.get("max_tokens") or body.get("max_completion_tokens")
         try:
-            return parse_completion(content, time.monotonic() - started)
-        except RetryableError as error:
-            raise RetryableError(self._redacted(str(error)), error.maybe_charged) from None
+            reply = parse_completion(content, latency, limit)
+        except NoCompletionError as error:
+            if error.status is not None and _is_permanent(error.status):
+                message = f"error {error.status}{self._quoted(error.status, error.words)}"
+                raise self._rejected(error.status, message, error.words, body, True) from None
+            message = self._redacted(str(error))
+            raise RetryableError(message, maybe_charged=True, one_request=True) from None
+        text, reasoning = map(self._redaction.answer, (reply.text, reply.reasoning))
+        served = self._redaction.message(reply.served)
+        return replace(reply, text=text, reasoning=reasoning, served=served)
 
     def _failed_status(
         self,
@@ -162,42 +202,52 @@ class Endpoint:
         status, code = error.status_code, error.code or error.type
         if status == 400 and code == "content_filter":
             return Completion("", "refused", 0, 0, "", latency)
-        message, words = f"HTTP {status}", server_words(error.body)
-        # Bodies of 401 and 403 are not quoted: servers repeat parts of the key in them.
-        if status not in (401, 403):
-            message += f": {self._redacted(words or 'no message')}"
-        if (status < 500 and status not in _RETRYABLE) or code in _NO_QUOTA:
-            remedy = _REMEDIES.get(status) or _parameter_remedy(words, body)
-            raise RunFailed(f"{self.system.host} rejects the request: {message}; {remedy}")
+        words = server_words(error.body)
+        message = f"HTTP {status}{self._quoted(status, words)}"
+        if 300 <= status < 400:
+            host = urlsplit(error.response.headers.get("location", "")).netloc or "another path"
+            message += f", a redirect to {self._redacted(host)}, which is not followed"
+        if _is_permanent(status) or code in _NO_QUOTA:
+            raise self._rejected(status, message, words, body, False)
         # Endpoints charge for completions only, so an error status costs nothing.
-        raise RetryableError(message, False, retry_after(error.response.headers))
+        seconds = retry_after(error.response.headers)
+        raise RetryableError(message, False, seconds, one_request=status == 500)
+
+    def _rejected(
+        self, status: int, message: str, words: str, body: Mapping[str, Any], maybe_charged: bool
+    ) -> RunFailed:
+        """The error for a request that is refused for good, alone or as all others would be."""
+        remedy = _REMEDIES.get(status) or _parameter_remedy(words, body)
+        text = f"{self.system.host} rejects the request: {message}; {remedy or _no_remedy(body)}"
+        if status in _ONE_REQUEST and (not remedy or remedy == _TOO_LONG):
+            return RequestFailed(text, maybe_charged)
+        return RunFailed(text)
+
+    def _quoted(self, status: int, words: str) -> str:
+        # Bodies of 401 and 403 are not quoted: servers repeat parts of the key in them.
+        if status in (401, 403) or 300 <= status < 400:
+            return ""
+        return f": {self._redacted(words or 'no message')}"
 
     def _redacted(self, text: str) -> str:
         """A server's text, shortened and without the key."""
-        text = text.replace(self._key, "[key]") if self._key else text
-        return shorten(text, MAX_MESSAGE)
+        # A text is cut first so that a long one costs little, with room for a key at the cut.
+        return shorten(self._redaction.message(text[: 100 * MAX_MESSAGE]), MAX_MESSAGE)
 
 
-def server_words(value: Any, depth: int = 9) -> str:  # noqa: ANN401 - parsed JSON of any shape
-    """The text of an error body, "" without one: a text, lists and objects down to a depth."""
-    if isinstance(value, list) and depth:
-        return "; ".join(filter(None, (server_words(item, depth - 1) for item in value)))
-    if not isinstance(value, dict) or not depth:
-        return "" if value is None else str(value).strip()
-    words = (server_words(value.get(key), depth - 1) for key in _WORDS)
-    text = next(filter(None, words), "")
-    # FastAPI puts the field in `loc`, OpenAI in `param`.
-    place = value.get("loc") or value.get("param")
-    field = ".".join(map(str, place)) if isinstance(place, list) else str(place or "")
-    if not text:
-        return json.dumps(value, ensure_ascii=False) if value else ""
-    return f"{field}: {text}" if field and field not in text else text
+def _is_permanent(status: int) -> bool:
+    return 300 <= status < 500 and status not in _RETRYABLE
+
+
+def _no_remedy(body: Mapping[str, Any]) -> str:
+    sent = ", ".join(name for name in body if name in OMITTABLE)
+    return f"if the endpoint does not accept a parameter ({sent}), omit leaves it out"
 
 
 def _parameter_remedy(words: str, body: Mapping[str, Any]) -> str:
-    """The key of the study that concerns the parameter which an error names."""
+    """The key of the study that concerns the parameter which an error names; "" for none."""
     if re.search("context (length|window)|too long", words):
-        return "set a smaller max_new_tokens or fewer shots for this model under api_models"
+        return _TOO_LONG
     names = [name for name in body if re.search(rf"\b{name}\b", words)]
     if "response_format" in names or re.search("json_schema|guided_json", words):
         return "set structured: false for this model under api_models"
@@ -206,76 +256,4 @@ def _parameter_remedy(words: str, body: Mapping[str, Any]) -> str:
         return f"set omit: [{', '.join(refused)}]{smaller} for this model under api_models"
     if "reasoning_effort" in names:
         return "remove reasoning_effort from this model under api_models"
-    sent = ", ".join(name for name in body if name in OMITTABLE)
-    return f"if the endpoint does not accept a parameter ({sent}), omit leaves it out"
-
-
-def parse_completion(raw: bytes, latency: float) -> Completion:
-    """A completion from a response body; one without text has an empty text.
-
-    Raises:
-        RetryableError: the body is incomplete or no completion; it may have been charged.
-    """
-    try:
-        body = json.loads(raw)
-        choice = body["choices"][0]
-        reason = choice.get("finish_reason")
-        message = choice["message"] if isinstance(choice["message"], dict) else {}
-        refusal, content = message.get("refusal"), message.get("content")
-        text = _text(refusal or content)
-        fields = message.get("reasoning_content") or message.get("reasoning")
-        reasoning = _text(fields) or _text(content, _THOUGHT_PARTS)
-        usage = body.get("usage")
-        served = str(body.get("model") or "")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        problem = f"the answer is no completion: {type(error).__name__}: {shorten(str(error))}"
-        words = _words_of(raw)
-        problem += f"; the server sent: {words}" if words else ""
-        raise RetryableError(problem, maybe_charged=True) from None
-    counts = usage if isinstance(usage, dict) else {}
-    tokens_in, tokens_out = (_count(counts.get(f"{n}_tokens")) for n in ("prompt", "completion"))
-    finish = "refused" if refusal else _FINISH.get(str(reason).lower(), "stop")
-    # JSON can escape lone surrogates, which UTF-8 cannot encode: they become "?".
-    text, served, reasoning = (
-        part.encode("utf-8", "replace").decode() for part in (text, served, reasoning)
-    )
-    return Completion(text, finish, tokens_in, tokens_out, served, latency, reasoning)
-
-
-def _text(content: Any, kinds: tuple[str | None, ...] = _TEXT_PARTS) -> str:  # noqa: ANN401
-    """Content as text: null is empty, parts of these types are joined."""
-    if isinstance(content, str):
-        return content if kinds == _TEXT_PARTS else ""
-    parts = (
-        [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-    )
-    texts = [
-        part.get("text") or part.get("thinking") for part in parts if part.get("type") in kinds
-    ]
-    return "".join(text if isinstance(text, str) else _text(text) for text in texts)
-
-
-def _count(value: Any) -> int | None:  # noqa: ANN401 - parsed JSON of any shape
-    return value if type(value) is int and value >= 0 else None
-
-
-def _words_of(content: bytes) -> str:
-    text = content.decode("utf-8", "replace")
-    try:
-        return server_words(json.loads(text))
-    except (ValueError, RecursionError):
-        return text.strip()
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds of a `Retry-After` header, a number or an HTTP date; None without a valid one."""
-    value = headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            until = parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        seconds = (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+    return ""

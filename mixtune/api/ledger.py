@@ -14,7 +14,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,7 +25,7 @@ from mixtune.api.entries import PICO, ApiSystem
 from mixtune.errors import MixtuneError, ModelError, StoreError
 from mixtune.identity import canonical, digest
 from mixtune.models.files import CACHE, cache_dir
-from mixtune.store.files import RUNS, in_turn, write_text
+from mixtune.store.files import PRIVATE, RUNS, in_turn, write_text
 
 FILE = "api.sqlite"
 _TABLE = """
@@ -182,6 +182,8 @@ class Cache:
             ModelError: the entry exists and cannot be read.
         """
         try:
+            with suppress(OSError):  # entries of earlier versions were readable by all
+                self._path(key).chmod(PRIVATE)
             entry = json.loads(self._path(key).read_text(encoding="utf-8"))
             completion = _COMPLETION.validate_python(entry[_ENTRY])
             intact = entry["digest"] == digest(completion.entry())
@@ -199,7 +201,7 @@ class Cache:
         """Write an entry whole, with a digest of its content."""
         entry = {_ENTRY: completion.entry(), "digest": digest(completion.entry())}
         text = json.dumps(entry, indent=1)
-        write_text(self._path(key), text, CACHE)
+        write_text(self._path(key), text, CACHE, private=True)
 
     def lock(self, system: ApiSystem) -> AbstractContextManager[None]:
         """Lock a model of an endpoint for a batch of requests; other processes wait."""

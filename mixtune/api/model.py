@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from mixtune.api.client import MAX_RETRY_AFTER, Endpoint, RetryableError
+from mixtune.api.client import MAX_RETRY_AFTER, Endpoint, RequestFailed, RetryableError
 from mixtune.api.entries import ApiSystem
 from mixtune.api.ledger import Cache, Completion, Ledger, dollars, request_key
 from mixtune.errors import MixtuneError, RunFailed
@@ -23,6 +23,11 @@ TOKENS_PER_MESSAGE = 16
 """Tokens that a chat template may add to a message: role, start and end markers."""
 TOKENS_PER_REQUEST = 256
 """Tokens that an endpoint may add to a request: its template, a system message of its own."""
+
+FAILED_SHARE = 20
+"""One in so many requests may fail for good and count as unparsed; one always may."""
+FAILED_AT_FIRST = 3
+"""Requests that fail before any is answered, after which no further one is sent."""
 
 Body = dict[str, Any]
 Messages = list[dict[str, str]]
@@ -52,13 +57,14 @@ class Prompting:
 
 @dataclass(frozen=True)
 class Asking:
-    """Settings of a study's requests: endpoint, ledger, cache, concurrency, progress callback."""
+    """Settings of a study's requests: endpoint, ledger, cache, concurrency, callbacks."""
 
     endpoint: Endpoint
     ledger: Ledger
     cache: Cache = field(default_factory=Cache)
     concurrency: int = 8
     on_progress: Callable[[int, int], None] = lambda done, total: None
+    on_note: Callable[[str], None] = lambda text: None
 
 
 def conversation(query: Query, shots: Sequence[Example] = (), instruction: str = "") -> Messages:
@@ -126,7 +132,8 @@ class ApiModel:
         """Text at temperature 0, at most `max_new_tokens` of the endpoint's tokens.
 
         Raises:
-            RunFailed: a request failed for good, or all of its attempts did.
+            RunFailed: requests failed for good, or all of their attempts did. A few of many that
+                the endpoint cannot answer are unparsed answers instead, and noted.
             CeilingReached: the next request could exceed the budget. All completions are cached.
         """
         return self._answers(queries, max_new_tokens, schema=False)
@@ -169,6 +176,7 @@ class _Batch:
         self._asking = asking
         self._bodies = bodies
         self._replies: dict[str, Reply] = {}
+        self._failures: list[RequestFailed] = []
         self._error: Exception | None = None
         self._budget_freed = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -205,12 +213,29 @@ class _Batch:
                 count = min(self._asking.concurrency, len(missing))
                 await asyncio.gather(*(self._worker(queue, client) for _ in range(count)))
         self._raise_error()
+        self._note_failures()
         return self._replies
+
+    def _note_failures(self) -> None:
+        count, total = len(self._failures), len(self._bodies)
+        if count == total:
+            raise self._failures[0]
+        if count:
+            self._asking.on_note(
+                f"{count} of {total} requests got no answer and count as unparsed; the first: "
+                f"{self._failures[0]}"
+            )
 
     async def _worker(self, queue: Iterator[str], client: Any) -> None:  # noqa: ANN401
         for key in queue:
             try:
                 self._replies[key] = await self._reply(key, client)
+            except RequestFailed as error:
+                self._replies[key] = self._unanswered(error)
+                if self._fails_for_most():
+                    self._error = self._error or self._failures[0]
+                    self._stopped.set()
+                    return
             except (MixtuneError, OSError) as error:
                 # Not raised here: gather would cancel the other workers' pending requests.
                 self._error = self._error or error
@@ -218,21 +243,40 @@ class _Batch:
                 return
             self._asking.on_progress(len(self._replies), len(self._bodies))
 
+    def _unanswered(self, error: RequestFailed) -> Reply:
+        """An empty answer, which is unparsed; never cached, so that another study asks again."""
+        self._failures.append(error)
+        tokens = None if error.maybe_charged else 0
+        return Reply(Completion("", "stop", tokens, tokens, "", 0.0), error.attempts)
+
+    def _fails_for_most(self) -> bool:
+        """True where the failures are the endpoint's rather than those of a few requests."""
+        count = len(self._failures)
+        answered = len(self._replies) - count
+        at_first = not answered and count >= FAILED_AT_FIRST
+        return at_first or count > max(1, len(self._bodies) // FAILED_SHARE)
+
     async def _reply(self, key: str, client: Any) -> Reply:  # noqa: ANN401
         patience = self._asking.endpoint.patience
-        reason = ""
         for attempt in range(patience.retries + 1):
             entry = await self._reserve(self._bodies[key])
             try:
                 return Reply(await self._attempt(entry, key, client), attempt + 1)
             except RetryableError as error:
-                reason = str(error)
-                if attempt < patience.retries:
-                    await self._back_off(error, patience.backoff(attempt))
-        raise RunFailed(
-            f"{self._spec.host} gave no answer in {patience.retries + 1} tries, last {reason}; all "
+                if attempt == patience.retries:
+                    raise self._gave_up(error) from None
+                await self._back_off(error, patience.backoff(attempt))
+        raise AssertionError("there is at least one attempt")
+
+    def _gave_up(self, error: RetryableError) -> RunFailed:
+        attempts = self._asking.endpoint.patience.retries + 1
+        text = (
+            f"{self._spec.host} gave no answer in {attempts} tries, last {error}; all "
             "answers so far are cached, the same command requests the rest"
         )
+        if error.one_request:
+            return RequestFailed(text, error.maybe_charged, attempts)
+        return RunFailed(text)
 
     async def _attempt(self, entry: int, key: str, client: Any) -> Completion:  # noqa: ANN401
         """One attempt; updates the ledger entry on every outcome except cancellation."""
@@ -247,8 +291,9 @@ class _Batch:
         except RetryableError as error:
             (ledger.keep_reserved if error.maybe_charged else ledger.release)(entry)
             raise
-        except RunFailed:
-            ledger.release(entry)
+        except RunFailed as error:
+            charged = isinstance(error, RequestFailed) and error.maybe_charged
+            (ledger.keep_reserved if charged else ledger.release)(entry)
             raise
         finally:
             self._budget_freed.set()

@@ -101,6 +101,7 @@ class _ApiWorker:
             self.ledger,
             concurrency=self.planner.study.api.concurrency,
             on_progress=_progress(run, answer, self.events),
+            on_note=lambda text: self.events.note(f"{run.name}, {_items(answer)}: {text}"),
         )
         shots = self.planner.remote.shots(system, answer.task)
         return ApiModel(system, asking, Prompting(shots, instruction))
@@ -147,6 +148,10 @@ class _ApiWorker:
         return sum(row.value == 1.0 for row in scores if row.form == trial.form)
 
 
+def _items(answer: AnswerPlan) -> str:
+    return f"{answer.task}/{answer.split}/{answer.form}"
+
+
 def _progress(run: RunPlan, answer: AnswerPlan, events: Events) -> Callable[[int, int], None]:
     """A callback that notes progress now and then."""
     last = time.monotonic()
@@ -155,7 +160,6 @@ def _progress(run: RunPlan, answer: AnswerPlan, events: Events) -> Callable[[int
         nonlocal last
         if time.monotonic() - last > NOTE_EVERY:
             last = time.monotonic()
-            items = f"{answer.task}/{answer.split}/{answer.form}"
-            events.note(f"{run.name}, {items}: {done} of {total} answered")
+            events.note(f"{run.name}, {_items(answer)}: {done} of {total} answered")
 
     return note

@@ -34,6 +34,7 @@ from mixtune.results.study_results import (
     score_file,
     with_column,
 )
+from mixtune.store.files import plain_cell
 from mixtune.store.folder import PlanRow
 from mixtune.store.states import FILE, FORMAT
 from mixtune.study.reading import dump_study
@@ -315,7 +316,7 @@ def _csv(rows: Iterable[Row]) -> str:
     if listed:
         writer = csv.DictWriter(text, list(listed[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(listed)
+        writer.writerows({k: plain_cell(v) for k, v in row.items()} for row in listed)
     return text.getvalue()
 
 

@@ -33,6 +33,7 @@ from mixtune.report.gather import LengthRow, ReportInput, gather
 from mixtune.report.plots import Clean, Portion
 from mixtune.results.questions import unanswered
 from mixtune.results.study_results import StudyFacts
+from mixtune.store.files import plain_cell
 from mixtune.store.folder import Store
 from mixtune.study.spec import training_note
 from mixtune.tasks.metrics import METRICS
@@ -244,7 +245,7 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Floats in their shortest exact form, None as an empty field."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([header, *rows])
+    writer.writerows([header, *(map(plain_cell, row) for row in rows)])
     return text.getvalue()
 
 

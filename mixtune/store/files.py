@@ -4,11 +4,15 @@ A file is written under a temporary name beside its target, flushed to disk and 
 folder of files. An error before the rename leaves what was there before.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +26,9 @@ from safetensors import SafetensorError
 from mixtune.errors import StoreError, UserError, shorten
 
 _PART = ".mixtune-part"
+PRIVATE = 0o600
+"""Mode of a file that its owner alone may read."""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _GLANCE = 0.5
 """Seconds within which a process that only looks at a lock has let it go."""
 _SYSTEM_ERRORS = (OSError, SafetensorError)
@@ -66,25 +73,34 @@ def read_object(path: Path, error: type[UserError]) -> dict[str, Any]:
     return value
 
 
-def write_whole(target: Path, write: Callable[[Path], object], place: Place = RUNS) -> Path:
+def write_whole(
+    target: Path, write: Callable[[Path], object], place: Place = RUNS, private: bool = False
+) -> Path:
     """Write a file by `write(path)`; it appears under its name when it is complete.
+
+    `private`: only its owner may read it.
 
     Raises:
         UserError: the place's; no space, no permission, a folder that is a file. No partial file
             is left behind.
     """
-    part = target.with_name(f".{target.name}.{os.getpid()}{_PART}")
+    # The name cannot be guessed, so nobody can put a link in its place beforehand.
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}{_PART}")
     with _writing(target, part, place):
         target.parent.mkdir(parents=True, exist_ok=True)
+        mode = PRIVATE if private else 0o666
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode))
         write(part)
+        if private:
+            part.chmod(PRIVATE)  # also where `write` put a new file in its place
         _flush(part)
         part.replace(target)
     return target
 
 
-def write_text(target: Path, text: str, place: Place = RUNS) -> Path:
+def write_text(target: Path, text: str, place: Place = RUNS, private: bool = False) -> Path:
     """Write a text file as `write_whole`."""
-    return write_whole(target, lambda path: path.write_text(text, encoding="utf-8"), place)
+    return write_whole(target, lambda path: path.write_text(text, encoding="utf-8"), place, private)
 
 
 @contextmanager
@@ -102,6 +118,14 @@ def whole_folder(target: Path, place: Place = RUNS) -> Iterator[Path]:
             _flush(path)
         _remove(target)
         part.replace(target)
+
+
+def plain_cell(value: object) -> object:
+    """A CSV cell that no spreadsheet runs as a formula: text that could be one gets a quote."""
+    risky = isinstance(value, str) and value.lstrip(" ").startswith(
+        ("=", "+", "-", "@", "\t", "\r")
+    )
+    return f"'{value}" if risky and not _NUMBER.fullmatch(str(value)) else value
 
 
 def sweep(folder: Path) -> None:
@@ -125,7 +149,7 @@ def matches(path: Path, known: Fingerprint) -> bool:
 @contextmanager
 def hold(path: Path) -> Iterator[None]:
     """Hold a lock file that names its holder; the kernel frees it when the process dies."""
-    with _lock_file(path, RUNS) as handle:
+    with open_lock(path, RUNS) as handle:
         try:
             _lock(handle)
         except BlockingIOError as error:
@@ -157,7 +181,7 @@ def is_held(path: Path) -> bool:
 @contextmanager
 def in_turn(path: Path, place: Place = RUNS) -> Iterator[None]:
     """Hold the lock file beside a path, after waiting for any other holder that is alive."""
-    with _lock_file(path.with_name(f".{path.name}.lock"), place) as handle:
+    with open_lock(path.with_name(f".{path.name}.lock"), place) as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -186,10 +210,16 @@ def _writing(target: Path, part: Path, place: Place) -> Iterator[None]:
             raise
 
 
-def _lock_file(path: Path, place: Place) -> TextIO:
+def open_lock(path: Path, place: Place = RUNS) -> TextIO:
+    """Open a lock file to read and append; refused where a link stands in its place."""
     with storage_errors(path, "cannot write", place):
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a+", encoding="utf-8")
+        # A link in the place of a lock would have the file that it names emptied.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        if os.fstat(handle).st_nlink > 1 or not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise OSError(errno.ELOOP, "a lock is a file of its own, not a link")
+        return os.fdopen(handle, "a+", encoding="utf-8")
 
 
 def _lock(handle: TextIO) -> None:

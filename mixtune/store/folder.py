@@ -145,7 +145,7 @@ class Store(StudyFiles):
         """
         self._refuse_other_content()
         with files.hold(self.folder / "lock"):
-            with (self.folder / "workers").open("a+") as workers:
+            with files.open_lock(self.folder / "workers") as workers:
                 # Orphans of a killed process end within a moment; wait until the last has.
                 fcntl.flock(workers, fcntl.LOCK_EX)
             yield
@@ -177,7 +177,7 @@ class Store(StudyFiles):
     @contextmanager
     def working(self) -> Iterator[None]:
         """Mark this process as a worker that writes here, until the body ends."""
-        with (self.folder / "workers").open("a+") as handle:
+        with files.open_lock(self.folder / "workers") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH)
             yield
 

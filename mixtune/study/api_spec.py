@@ -1,15 +1,19 @@
 """The keys of a study file about models behind APIs: which, how asked, at what cost."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from mixtune.study.fields import Float, Frozen, Int, Name, Seed, Text
+from mixtune.study.fields import Float, Frozen, Int, Name, Seed, Text, secret
 
 MOST_TOKENS = 100_000
 """Limit of one generated answer."""
 OMITTABLE = ("seed", "temperature", "max_tokens", "max_completion_tokens")
 """Parameters of a request that an entry can leave out."""
+
+
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 
 
 def _lines(value: str) -> str:
@@ -18,7 +22,18 @@ def _lines(value: str) -> str:
     return value
 
 
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+def _no_key(value: str) -> str:
+    # The message shows no value: it may be the key itself.
+    is_key = len(value) >= 20 and re.search("[a-z]", value) and re.search("[0-9]", value)
+    if is_key or not re.search(_VARIABLE, value):
+        remedy = "export MY_KEY=… in the shell, and key_env: MY_KEY here"
+        raise secret("should be the name of an environment variable, not a key itself", remedy)
+    return value
+
+
+Variable = Annotated[
+    str, AfterValidator(_no_key), WithJsonSchema({"pattern": _VARIABLE, "type": "string"})
+]
 Instruction = Annotated[str, Field(max_length=8000), AfterValidator(_lines)]
 Price = Annotated[Float, Field(ge=0, le=100_000)]
 

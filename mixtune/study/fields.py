@@ -71,6 +71,11 @@ def contradiction(problem: str, remedy: str) -> PydanticCustomError:
     return PydanticCustomError("contradiction", template, {"problem": problem, "remedy": remedy})
 
 
+def secret(problem: str, remedy: str) -> PydanticCustomError:
+    """The error of a value that is not shown, as it may be a key."""
+    return PydanticCustomError("secret", "{problem}", {"problem": problem, "remedy": remedy})
+
+
 def slug(text: str, limit: int = 64) -> str:
     """A name of small letters, digits and single hyphens, such as two-words; may be empty."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:limit].strip("-")
@@ -148,7 +153,7 @@ def _fault(detail: ErrorDetails, context: FaultContext) -> _Fault:
     alias = context.typed.get(place)
     key = ".".join(shorten(str(part)) for part in place) or context.root.__name__.lower()
     problem, remedy = _words(detail, place, context)
-    hidden = not place or detail["type"] in ("missing", "extra_forbidden")
+    hidden = not place or detail["type"] in ("missing", "extra_forbidden", "secret")
     return _Fault(
         line=context.origin.line(tuple(alias.split(".")) if alias else place),
         problem=f"{f'{alias} (read as {key})' if alias else key}: {problem}",
