@@ -63,7 +63,7 @@ GOLDS = [
         "3 or more", "5 million to 6 million", "2017-12-31", "12/31/2017", "31.12.2017",
         "March 5, 2020", "5 March", "10:30", "5 pm", "twelve", "n/a", "-", "unknown", "x = 5",
         "The answer is 5", "so 5\n#### 5 or 7", "1,23", "0,250", "1,2345", "1.2.3", "1 2", "Q3",
-        "3rd", "5 dozen", "7 hundred",
+        "3rd", "5 dozen", "7 hundred", "5 lakh", "5 Mio.", "2 Mrd. EUR", "5 p.m.",
     )),
 ]  # fmt: skip
 

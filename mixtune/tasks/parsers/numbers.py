@@ -61,7 +61,8 @@ _SHORT_UNIT = re.compile(
 )
 _NO_UNIT = re.compile(
     r"\b(?:or|and|to|till|until|through|vs|versus|between|more|less|fewer|greater|higher|lower|than"
-    r"|least|most|over|under|up|plus|minus|not|no|is|are|was|were|at|bis|oder|und|ou|et|am|pm|bc"
+    r"|least|most|over|under|up|plus|minus|not|no|is|are|was|were|at|bis|oder|und|ou|et|[ap]\.?m|bc"
+    r"|lakhs?|lacs?|crores?|mio|mrd|tsd|millionen|milliarden?|milliards?|tausend|mille"
     r"|dozens?|hundreds?|thousands?|millions?|billions?|trillions?|k|mn|mln|bn|tn"
     r"|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
     r"|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b",
@@ -207,11 +208,11 @@ def _fraction(match: re.Match[str]) -> Fraction | None:
     return int(match["whole"] or match["units"] or 0) + Fraction(int(top), int(bottom))
 
 
-def _equal(one: str, other: str) -> bool:
-    if "/" not in one + other:
-        return Decimal(one) == Decimal(other)
+def _equal(first: str, second: str) -> bool:
+    if "/" not in first + second:
+        return Decimal(first) == Decimal(second)
     # The parts of a fraction are short; a decimal with more digits is another number.
-    return max(len(one), len(other)) < 100 and Fraction(one) == Fraction(other)
+    return max(len(first), len(second)) < 100 and Fraction(first) == Fraction(second)
 
 
 def _number(decimal: Sign, comma: Parser | None = None) -> Parser:
