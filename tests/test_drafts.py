@@ -137,6 +137,17 @@ def test_a_missing_label_is_named_with_its_line_and_the_remedy_works(tmp_path, m
     assert mixtune("data", "check", tmp_path / "t.yaml")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("columns", "doubt"),
+    [({"moist": few("yes", "no")}, "moist is read as the label because its values are few"),
+     ({"label": few("a", "b"), "topic": few("c", "d", "e")}, "topic could be the label as well")],
+)  # fmt: skip
+def test_a_label_that_is_not_certain_is_said(tmp_path, columns, doubt):
+    path = write(tmp_path, {"text": words("leaf"), **columns})
+    assert draft_task(path).notes[0].startswith(doubt)
+    assert not draft_task(path, chosen=Columns(label=next(iter(columns)))).notes
+
+
 DOUBTS = {
     "two labels": (
         {"text": words("leaf"), "topic": few("a", "b"), "sentiment": few("good", "bad", "odd")},

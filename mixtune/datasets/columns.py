@@ -266,6 +266,24 @@ def _few_values(table: Sequence[Column], chosen: Columns, where: str) -> Column 
     return _with_labels(candidates[0], table, where) if candidates else None
 
 
+def label_doubts(table: Sequence[Column], label: Column, chosen: Columns) -> list[str]:
+    """Sentences on a label column that nobody chose and that another could be instead of."""
+    if chosen.label is not None:
+        return []
+    doubts = []
+    if label.key not in (*_LABELS, *_ANSWERS):
+        doubts.append(
+            f"{shorten(label.name)} is read as the label because its values are few; no column has "
+            "the name of one"
+        )
+    rivals = [c for c in table if c.few and c.name != label.name and c.key in _LABELS]
+    rivals = [c for c in rivals if not _renamed(c, label)]
+    return doubts + [
+        f"{shorten(c.name)} could be the label as well: {Columns(label=c.name).arguments()}"
+        for c in rivals
+    ]
+
+
 def _in_words(labels: list[Column]) -> list[Column]:
     """Columns of labels without those that number the values of another one."""
     words = [column for column in labels if not all(map(_is_number, column.labels))]

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mixtune.datasets.columns import (
     Options,
     answer_column,
     label_column,
+    label_doubts,
     option_columns,
     read_table,
     text_columns,
@@ -152,7 +153,10 @@ def _form(rows: Sequence[Row], table: list[Column], path: Path, chosen: Columns)
         texts = text_columns(parts, Columns(chosen.texts, *names), where)
         if texts:
             prompt = _Prompt(texts, options, answer)
-            return _labelled(prompt, where) if is_label else _open(prompt)
+            if not is_label:
+                return _open(prompt)
+            form = _labelled(prompt, where)
+            return replace(form, notes=(*label_doubts(table, answer, chosen), *form.notes))
     raise DataError(
         "the columns fit no form that is known",
         where=where,
