@@ -244,6 +244,7 @@ def test_an_adapter_that_cannot_be_run_exactly_is_refused(mixtune, place, change
         ("chat_template.jinja", "{{ messages[0].content }}###", "another chat template than"),
         ("tokenizer_config.json", '{"chat_template": "###"}', "another chat template than"),
         ("tokenizer_config.json", '{"eos_token": {"content": "<end>"}}', "another eos_token than"),
+        ("added_tokens.json", '{"<tool>": 99}', "another tokenizer than"),
     ],
 )
 def test_an_adapter_with_another_template_or_end_is_refused(mixtune, place, file, text, message):

@@ -37,6 +37,7 @@ from mixtune.store.folder import Folders, PlanRow, Store
 from mixtune.study.reading import dump_study
 from mixtune.study.spec import EvalSpec, Study, TrainSpec
 from mixtune.tokens.chat import special_texts, stored_template
+from mixtune.tokens.vocabulary import vocabulary
 
 JUDGE_PROMPT_LENGTH = 16_384
 """Tokens of a question with both answers; the model's own context may be shorter."""
@@ -225,11 +226,31 @@ def _compare_base(folder: Path, planner: Planner, events: Events) -> None:
             "files; if it was trained with the base's own, remove chat_template.jinja and "
             "tokenizer_config.json from its folder",
         )
+    _compare_tokenizer(folder, files.folder)
     base = base_of(folder)
     if base.digest is None and base.name not in (files.name, files.source, str(files.folder)):
         events.note(
             f"{folder.name} names {base.name or 'no model'} as its base and states no digest; it "
             f"is scored on {files.name} ({files.source}). If they differ, its scores mean nothing"
+        )
+
+
+def _compare_tokenizer(folder: Path, base: Path) -> None:
+    """Refuse an adapter whose tokenizer gives other ids than the base's: it learnt other tokens."""
+    ours, theirs = (vocabulary(place / "tokenizer.json") for place in (base, folder))
+    if ours is None:
+        return
+    added = read_object(folder / "added_tokens.json")
+    other = theirs.differences(ours) if theirs else []
+    other += [token for token, number in added.items() if ours.ids.get(token) != number]
+    if other:
+        raise ModelError(
+            "the adapter comes with another tokenizer than the base model",
+            where=str(folder),
+            found=f"{len(other)} differences: {', '.join(map(shorten, other[:5]))}",
+            wanted="the base's tokens with the base's ids",
+            remedy="merge it into the base that it was trained on (PEFT's merge_and_unload, "
+            "save_pretrained with its tokenizer) and score the merged model's folder",
         )
 
 

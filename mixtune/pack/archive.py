@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -12,11 +13,21 @@ from pydantic import BaseModel
 from mixtune.errors import StoreError, shorten
 from mixtune.store import files as durable
 from mixtune.store.folder import PACK
+from mixtune.store.states import FILE, check_schema
 from mixtune.study.yaml import read_file, read_yaml
 
 STUDY = "study.yaml"
 TASKS = "tasks.yaml"
 """The study's own tasks, as far as scores need them: no code, no place to read rows from."""
+
+MAX_FILES, MAX_FILE, MAX_PACK = 200_000, 2**30, 2**32
+"""Files of a pack, and bytes unpacked of one file and of all."""
+MAX_MANIFEST = 2**26
+SMALL, MAX_RATIO = 2**26, 100
+"""A pack above `SMALL` bytes unpacked has at most so many times the bytes of its zip."""
+_CHUNK = 2**20
+_ZIP_ERRORS = (OSError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError)
+"""Errors of a damaged, encrypted or unknown archive."""
 
 
 class Manifest(BaseModel, strict=True):
@@ -64,7 +75,7 @@ def _study_of(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return _manifest(archive).study
-    except (OSError, zipfile.BadZipFile, StoreError):
+    except (*_ZIP_ERRORS, StoreError):
         return None
 
 
@@ -77,6 +88,7 @@ def opened(path: Path) -> Path:
     place = path.with_suffix("")
     try:
         with zipfile.ZipFile(path) as archive:
+            _refuse_large(archive, path)
             manifest = _manifest(archive)
             folder = place / manifest.study
             mark = folder / PACK
@@ -91,7 +103,7 @@ def opened(path: Path) -> Path:
                 )
             _unpack(archive, manifest, place)
             return folder
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
+    except _ZIP_ERRORS as error:
         raise StoreError(
             f"this pack cannot be read: {shorten(str(error))}",
             where=str(path),
@@ -135,6 +147,8 @@ def study_in(path: Path) -> Path:
 def _manifest(archive: zipfile.ZipFile) -> Manifest:
     names = [n for n in archive.namelist() if PurePosixPath(n).name == PACK and n.count("/") == 1]
     try:
+        if archive.getinfo(names[0]).file_size > MAX_MANIFEST:
+            raise ValueError("too large")
         manifest = Manifest.model_validate_json(archive.read(names[0]))
         if names[0] == f"{manifest.study}/{PACK}":
             return manifest
@@ -151,17 +165,54 @@ def _unpack(archive: zipfile.ZipFile, manifest: Manifest, place: Path) -> None:
     """Exactly the files that the pack names, each checked; nothing outside the folder."""
     names = archive.namelist()
     with durable.whole_folder(place) as folder:
-        for path, digest in {**manifest.sha256, PACK: None}.items():
+        for path, digest in manifest.sha256.items():
             parts = PurePosixPath(manifest.study, path)
             outside = parts.is_absolute() or ".." in parts.parts or str(parts) not in names
-            content = b"" if outside else archive.read(str(parts))
-            if outside or digest not in (None, sha256(content).hexdigest()):
+            target = folder / parts
+            if not outside:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            if outside or digest not in (None, _extract(archive, str(parts), target)):
                 raise StoreError(
                     "a file of the pack is missing, changed or in no place of a study",
                     where=str(archive.filename),
                     found=shorten(path),
                     remedy="ask for the pack again",
                 )
-            target = folder / parts
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+        _extract(archive, f"{manifest.study}/{PACK}", folder / manifest.study / PACK)
+        if (states := folder / manifest.study / FILE).is_file():
+            check_schema(states, str(archive.filename))
+
+
+def _extract(archive: zipfile.ZipFile, name: str, target: Path) -> str:
+    """Unpack one file, no further than its stated size; returns its SHA-256."""
+    size, content = archive.getinfo(name).file_size, sha256()
+    with archive.open(name) as packed, target.open("wb") as out:
+        while chunk := packed.read(_CHUNK):
+            size -= len(chunk)
+            if size < 0:
+                raise zipfile.BadZipFile(f"{name} is longer than it says")
+            content.update(chunk)
+            out.write(chunk)
+    return content.hexdigest()
+
+
+def _refuse_large(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse a pack whose files would fill memory or disk, before any is unpacked."""
+    entries = archive.infolist()
+    total, packed = sum(entry.file_size for entry in entries), path.stat().st_size
+    methods = {entry.compress_type for entry in entries}
+    problems = [
+        len(entries) > MAX_FILES and f"{len(entries):,} files",
+        max((e.file_size for e in entries), default=0) > MAX_FILE and f"a file above {MAX_FILE:,}",
+        total > MAX_PACK and f"{total:,} bytes unpacked",
+        total > max(SMALL, MAX_RATIO * packed) and f"{total:,} bytes out of {packed:,}",
+        not methods <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED} and "an unknown compression",
+    ]
+    if problem := next(filter(None, problems), None):
+        raise StoreError(
+            "the pack is larger than any that mixtune writes, or packed in another way",
+            where=str(path),
+            found=problem,
+            wanted=f"at most {MAX_FILES:,} files and {MAX_PACK:,} bytes, stored or deflated",
+            remedy="do not use this pack",
+        )

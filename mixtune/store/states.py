@@ -296,3 +296,53 @@ def _parsed(text: str) -> dict[str, files.Fingerprint]:
     if not all(isinstance(s.size, int) and isinstance(s.sha256, str) for s in sums.values()):
         raise ValueError(f"no checksums: {shorten(text)}")
     return sums
+
+
+def check_schema(path: Path, where: str) -> None:
+    """Refuse a file of states that someone else sent and that is more, or less, than its tables.
+
+    Views, triggers and computed columns run when they are read, some of them without an end.
+    `where`: the sender's file, for the error.
+
+    Raises:
+        StoreError: another object, table or column than those of this format.
+    """
+    with closing(sqlite3.connect(":memory:")) as plain:
+        plain.executescript(_TABLES)
+        wanted = _schema(plain)
+        columns = {name: _columns(plain, name) for name in wanted}
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            present = _schema(connection)
+            for name, text in present.items():
+                if wanted.get(name) != text:
+                    other = _columns(connection, name) ^ columns.get(name, set())
+                    raise _not_states(where, f"{name}, columns {', '.join(sorted(other)) or text}")
+    except sqlite3.Error as error:
+        raise _not_states(where, str(error)) from error
+    if missing := {"table unit", "table test_read"} - present.keys():
+        raise _not_states(where, f"no {', no '.join(sorted(missing))}")
+
+
+def _schema(connection: sqlite3.Connection) -> dict[str, str]:
+    """Type and name → SQL of every object but the indexes that SQLite makes itself."""
+    query = "SELECT type || ' ' || name, sql FROM sqlite_master WHERE sql IS NOT NULL LIMIT 100"
+    return {name: " ".join(text.split()) for name, text in connection.execute(query)}
+
+
+def _columns(connection: sqlite3.Connection, name: str) -> set[str]:
+    kind, _, table = name.partition(" ")
+    query = "SELECT name FROM pragma_table_xinfo(?)"
+    return (
+        {column for (column,) in connection.execute(query, (table,))} if kind == "table" else set()
+    )
+
+
+def _not_states(where: str, problem: str) -> StoreError:
+    return StoreError(
+        f"its {FILE} is not the file of states that mixtune writes",
+        where=where,
+        found=shorten(problem),
+        wanted="the tables unit and test_read with their columns, and nothing else",
+        remedy="do not use this file; ask for it again",
+    )
