@@ -50,19 +50,20 @@ _OPAQUE = re.compile(r"https?://t\.co(?:/|$)")
 _BARE_LINK = re.compile(r"^(?:https?://)?(?:www\.)?|[^\w]+$")
 
 _DASHES = str.maketrans("\u2212\u2010\u2011\u2012\u2013", "-----")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_PUNCTUATION = re.compile(
-    # Anything but letters, digits and signs; a point, comma or colon that is not within a number.
-    r"(?:[^\w\-+±×÷≤≥≠*/=<>^$€£¥₹.,:]|_|(?<!\d)[,:]|[,:](?!\d)|\.(?!\d)|(?<=[^\W\d])\.|(?<=\.)\.)+"
+# Each pattern begins with its characters and looks back over them, which is ten times as fast.
+_THOUSANDS = re.compile(r",(?<=\d,)(?=\d{3}(?!\d))")
+_PUNCTUATION = re.compile(r"(?:[^\w\-+±×÷≤≥≠*/=<>^$€£¥₹.,:]|_)+")
+_POINT = re.compile(  # One that is not within a number, nor the first sign of one.
+    r"[.,:](?:(?!\d)|(?<=[,:])(?<!\d[,:])|(?<=[^\W\d]\.)|(?<=\.\.))"
 )
 _IDLE_SIGN = re.compile(
-    # A sign that no digit follows, a hyphen of a word ("COVID-19"), a dash, also one after a word
-    # (but "x - 5" is a minus), a tag, emphasis.
-    r"[-*/=<>^$€£¥₹](?!\W{0,8}\d)|(?<=[^\W\d_]{2})-|--+|(?<=[^\W\d_]{2} )- |(?<=[^\W\d_])[<>]"
-    r"|\*\*+|(?<!\S)\*(?=\S)|(?<=\S)\*(?!\S)"
+    # A sign that no digit follows; a hyphen of a word ("COVID-19"); a dash, also one after a word
+    # (but "x - 5" is a minus); a tag; emphasis.
+    r"[-*/=<>^$€£¥₹](?:(?!\W{0,8}\d)|(?<=[^\W\d_]{2}-)|(?<=--)|(?<=-)(?=-)"
+    r"|(?<=[^\W\d_]{2} -)(?= )|(?<=[^\W\d_][<>])"
+    r"|(?<=\*\*)|(?<=\*)(?=\*)|(?<=\*)(?<!\S\*)(?=\S)|(?<=\S\*)(?!\S))"
 )
-_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
-"""White space but between two digits."""
+_BETWEEN_DIGITS = re.compile(r" (?<=\d )(?=\d)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +102,12 @@ def loose(text: str) -> str:
 
 
 def _letters_and_numbers(folded: str) -> str:
-    plain = _PUNCTUATION.sub(" ", _THOUSANDS.sub("", folded.translate(_DASHES)))
-    return _SPACE.sub("", " ".join(_IDLE_SIGN.sub(" ", plain).split()))
+    if not folded.isascii():
+        folded = folded.translate(_DASHES)
+    plain = _POINT.sub(" ", _PUNCTUATION.sub(" ", _THOUSANDS.sub("", folded)))
+    # White space stays between two digits only.
+    spaced = _BETWEEN_DIGITS.sub("\n", " ".join(_IDLE_SIGN.sub(" ", plain).split()))
+    return spaced.replace(" ", "").replace("\n", " ")
 
 
 def words(text: str) -> list[str]:
