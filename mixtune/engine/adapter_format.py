@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import regex
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -40,6 +41,10 @@ _HARMLESS = {
     *("runtime_config", "task_type"),
 }
 """Keys that do not change what is computed, or only together with a key that is refused."""
+
+_MATCH_SECONDS = 2.0
+MAX_PATTERN = 4000
+"""Characters of a regular expression over names of modules."""
 
 _USED = {"r", "lora_alpha", "target_modules", "use_rslora"}
 
@@ -98,8 +103,21 @@ class AdapterConfig:
         if self.target_modules is None:
             return True
         if isinstance(self.target_modules, str):
-            return re.fullmatch(self.target_modules, name) is not None
+            return _matches(self.target_modules, name)
         return any(name == target or name.endswith(f".{target}") for target in self.target_modules)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """`re.fullmatch` with a limit of time: a pattern of a stranger may backtrack without end."""
+    try:
+        return regex.fullmatch(pattern, name, timeout=_MATCH_SECONDS) is not None
+    except TimeoutError as error:
+        raise ModelError(
+            f"the regular expression of target_modules takes more than {_MATCH_SECONDS} s",
+            found=f"{shorten(pattern)} on {name}",
+            wanted="names of modules, or a simple expression such as .*_proj",
+            remedy="list the modules by name in adapter_config.json",
+        ) from error
 
 
 def write_adapter(
@@ -176,8 +194,10 @@ def _is_target_modules(value: object) -> bool:
     if isinstance(value, list):
         return bool(value) and all(isinstance(name, str) for name in value)
     try:
-        return isinstance(value, str) and value != "" and bool(re.compile(value))
-    except (re.error, OverflowError, RecursionError):
+        if not isinstance(value, str) or not 0 < len(value) <= MAX_PATTERN:
+            return False
+        return bool(re.compile(value)) and bool(regex.compile(value))
+    except (re.error, regex.error, OverflowError, RecursionError):
         return False
 
 

@@ -32,6 +32,7 @@ from mixtune.models.files import (
     write_manifest,
     write_object,
 )
+from mixtune.models.gguf_header import check_header
 from mixtune.store import files as durable
 from mixtune.tokens import Tokens
 
@@ -129,6 +130,7 @@ def _facts(source: GgufSource) -> dict[str, Any]:
 
 def _write(source: GgufSource, folder: Path) -> None:
     """Weights, configuration and tokenizer as transformers writes them, corrected where needed."""
+    check_header(source.gguf)
     pre = _check_header(source)
     folder_name, file = str(source.gguf.parent), source.gguf.name
     with (

@@ -5,6 +5,7 @@ Does not know: names of models and the hub (catalog.py), how weights are read or
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,6 +49,12 @@ _IGNORED_KEYS = (
 
 _NATIVE = {"gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3"}
 """Architectures that transformers implements: code shipped with such a model is never run."""
+
+
+_LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d{1,9})\.")
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+SPARE_LAYERS = 64
+"""Layers that a configuration may state beyond twice those of the weights: some are shared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +273,22 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         ) from error
 
 
+def _check_layers(folder: Path, tensors: Iterable[str]) -> None:
+    """Refuse a configuration with far more layers than the weights, before one is built."""
+    numbers = [int(match[1]) for match in map(_LAYER.search, tensors) if match]
+    config = read_object(folder / "config.json")
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    stated = [part[key] for part in parts for key in _LAYER_KEYS if type(part.get(key)) is int]
+    present = max(numbers, default=0) + 1
+    if stated and max(stated) > 2 * present + SPARE_LAYERS:
+        raise ModelError(
+            "config.json has far more layers than the weights",
+            where=str(folder),
+            found=f"{max(stated):,} layers in config.json, {present:,} in the weights",
+            remedy="fetch the model again: config.json and weights are not of one model",
+        )
+
+
 def refuse_remote_code(folder: Path, where: str) -> dict[str, Any]:
     """The folder's config.json, checked to need no code that ships with the model.
 
@@ -313,8 +336,8 @@ def describe(
             wanted=f"{_SINGLE}, or {_INDEX} with its parts, or one .gguf file",
             remedy="save the model with save_pretrained(folder, safe_serialization=True)",
         )
-    for path in files:
-        tensor_shapes(path)  # refuses a broken file
+    tensors = [name for path in files for name in tensor_shapes(path)]  # refuses a broken file
+    _check_layers(folder, tensors)
     weights = {path.name: sha256_of(path) for path in files}
     return _with_digests(folder, weights, name, source, note, revision)
 
