@@ -48,8 +48,11 @@ def differences(measured: Sequence[Measured]) -> list[Estimate]:
     Raises:
         DataError: two systems of one cocktail and seed.
     """
-    kinds = (_to_single, _to_exposure, _to_base, _transfer)
-    return adjusted([row for m in measured for kind in kinds for row in kind(m)])
+    rows = []
+    for m in measured:
+        to_base = _to_base(m)
+        rows += [*_to_single(m), *_to_exposure(m), *to_base, *_transfer(m, to_base)]
+    return adjusted(rows)
 
 
 def adjusted(rows: Sequence[Estimate]) -> list[Estimate]:
@@ -141,11 +144,11 @@ def _to_base(measured: Measured) -> list[Estimate]:
     ]
 
 
-def _transfer(measured: Measured) -> list[Estimate]:
-    """Cells that never saw the task, minus the base."""
+def _transfer(measured: Measured, to_base: Sequence[Estimate]) -> list[Estimate]:
+    """Cells that never saw the task, minus the base; `to_base`: of all cells."""
     task, cells = measured.panel.task, measured.cells()
     unseen = {name for name in cells if task not in measured.info(name).ingredients}
-    return [replace(row, quantity=TRANSFER) for row in _to_base(measured) if row.subject in unseen]
+    return [replace(row, quantity=TRANSFER) for row in to_base if row.subject in unseen]
 
 
 def _difference(
