@@ -1,16 +1,14 @@
-"""`python -m bench.scale`: how long large studies take to analyse, and how much memory.
+"""`python -m bench.scale`: how long a large study takes to analyse, and how much memory.
 
 A made-up study of 55 cells × 9 tasks × 1,000 items × 3 seeds, 1.5 million scores, through a real
 study's folder: its scores are written as a run would have written them, then `analyze` and `report`
-are run as commands, each in a process of its own. With `--runs N`, N made-up runs instead, through
-`plan`, `status`, `results`, `analyze` and `report` (many_runs.py); figures are added to the file.
+are run as commands, each in a process of its own.
 
 Knows: the shape of a study's folder. Does not know: how anything is analysed.
 """
 
 import argparse
 import json
-import os
 import sqlite3
 import sys
 import tempfile
@@ -18,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +23,6 @@ import pyarrow.parquet as pq
 
 from bench.command import run
 from bench.machine import provenance
-from bench.many_runs import write_study
 from mixtune.datasets.registry import Registry
 from mixtune.planning.cells import title
 from mixtune.records import Score, TrainStep, schema_of
@@ -38,7 +34,6 @@ OUT = Path(__file__).parent / "results" / "scale.json"
 TASKS = 9
 SEEDS = (1, 2, 3)
 LABELS = ("low", "middle", "high")
-VERBS = ("plan", "status", "results", "analyze", "report")
 LIMITS = {"seconds": 60.0, "bytes": 2e9}
 STEPS = [TrainStep(i, 2.0 / (i + 1), 1e-3, 1.0, 16, 32, 900, 0.5) for i in range(100)]
 TASK = """
@@ -146,36 +141,12 @@ def _scores(row: PlanRow) -> pa.Table:
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 
-def time_runs(folder: Path, runs: int) -> dict[str, Any]:
-    """Seconds and largest memory of every command on a study of many runs, with the load before."""
-    os.environ |= {"MIXTUNE_DATA_DIR": "data", "MIXTUNE_CACHE": str(folder / "cache")}
-    study = write_study(folder, runs)
-    load = os.getloadavg()[0]
-    took = {verb: run(folder, verb, study.name) for verb in VERBS}
-    figures = {verb: {"seconds": one.seconds, "bytes": one.bytes} for verb, one in took.items()}
-    return {
-        "runs": runs,
-        **figures,
-        "load before": load,
-        "limits": LIMITS,
-        **provenance(f"python -m bench.scale --runs {runs}"),
-    }
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 where a limit is passed."""
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
     parser.add_argument("--items", type=int, default=1000)
-    parser.add_argument("--runs", type=int, help="made-up runs, instead of scores")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
-    if options.runs:
-        before = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
-        with tempfile.TemporaryDirectory() as place:
-            many = time_runs(Path(place), options.runs)
-        options.out.write_text(json.dumps({**before, "many": many}, indent=1) + "\n", "utf-8")
-        print(json.dumps(many, indent=1))
-        return int(any(many["report"][name] > limit for name, limit in LIMITS.items()))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         study = make(folder, options.items)
@@ -195,8 +166,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "limits": LIMITS,
         **provenance("python -m bench.scale"),
     }
-    if options.out.exists():
-        said |= {k: v for k, v in json.loads(options.out.read_text("utf-8")).items() if k == "many"}
     options.out.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(said, indent=1))
     return int(any(both[name] > limit for name, limit in LIMITS.items()))

@@ -300,7 +300,9 @@ class Estimate:
 
     `p`: two-sided p-value under H0: no difference; None where no test is valid. `adjusted`: by
     Benjamini and Hochberg over all comparisons of its kind. `tied`: the result of an equivalence
-    test within ±`margin`, None without a test or with too few clusters.
+    test within ±`margin`, None without a test or with too few clusters. `chance_best` and
+    `chance_above`: posterior probability of being a target's best cell, and of a gain above
+    `margin`.
     """
 
     quantity: str
@@ -322,6 +324,8 @@ class Estimate:
     adjusted: float | None = None
     tied: bool | None = None
     margin: float | None = None
+    chance_best: float | None = None
+    chance_above: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,7 +388,9 @@ class Claim:
     equal steps and at equal exposure (`reference` names it), `p` the largest of their p-values,
     `adjusted` that by Holm over the targets. `tried`: runs whose validation score on the target was
     looked at before choosing. `verdict`: confirmed, not confirmed, tie or exploratory, with its
-    `reason`. `sentence`: the claim in words.
+    `reason`. `sentence`: the claim in words. `alpha`: the error rate that `adjusted` is tested at;
+    `again`: earlier choices; `test_reads`: looks at test scores before this one; `seal`: digest of
+    what was chosen.
     """
 
     target: str
@@ -409,6 +415,10 @@ class Claim:
     sentence: str
     method: str
     seed: int
+    alpha: float
+    again: int = 0
+    test_reads: int = 0
+    seal: str = ""
 
 
 @dataclass(frozen=True, slots=True)

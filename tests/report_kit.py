@@ -56,6 +56,7 @@ def estimate(quantity, cocktail, task, value, reference="", half=0.0313):
         quantity=quantity, subject=cocktail, reference=reference, target=task, split="validation",
         form="strict", metric="accuracy", value=value, low=value - half, high=value + half, n=150,
         clusters=150, seeds=1, method=f"bootstrap for {quantity}, given this run", seed=0,
+        adjusted=0.01 if reference else None,
     )  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def claim(task, verdict, value=0.021, half=0.013, reason=""):
         metric="accuracy", value=value, low=value - half, high=value + half, p=0.004,
         adjusted=0.008, n=150, clusters=150, seeds=5, margin=0.01, tried=9, tried_single=6,
         verdict=verdict, reason=reason, sentence=f"On {task} this is {verdict}. {reason}".strip(),
-        method="t", seed=0,
+        method="t", seed=0, alpha=0.04,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from mixtune.analysis.intervals import (
 )
 from mixtune.analysis.measures import SystemInfo, measure
 from mixtune.analysis.panel import panels
-from mixtune.analysis.selection import best_cell, best_of_n
+from mixtune.analysis.selection import best_cell
 from mixtune.errors import DataError
 from mixtune.records import Score, schema_of
 from mixtune.tasks.metrics import METRICS, tallies
@@ -505,16 +505,3 @@ def test_panels_come_in_order_of_tasks_splits_and_forms():
         ("test", "strict"),
         ("test", "constrained"),
     ]
-
-
-@pytest.mark.parametrize(("most", "batch"), [(1, 1), (2, 3), (4, 32)])
-def test_draws_that_are_not_held_have_the_same_bits(monkeypatch, most, batch):
-    def everything():
-        m = measure(study(60, per_cluster=2), SYSTEMS, TASKS)
-        rows = [*found.results(m), *found.cocktail_means(m), *effects.differences(m)]
-        return [*rows, *effects.ties(m, 0.01), *effects.detectable(m), *best_of_n(m)]
-
-    held = everything()
-    monkeypatch.setattr(found, "MOST_DRAWN", most)
-    monkeypatch.setattr(found, "BATCH", batch)
-    assert everything() == held

@@ -81,7 +81,8 @@ def test_what_is_not_written_down_is_exploratory(mixtune):
 def test_a_dry_run_writes_nothing(place, mixtune):
     before = store(place).plan()
     found = said(mixtune, "confirm", "study.yaml", "--dry-run")
-    assert found["fresh"] == [1001, 1002]
+    assert len({*found["fresh"]}) == 2 and min(found["fresh"]) >= 10**6
+    assert said(mixtune, "confirm", "study.yaml", "--dry-run")["fresh"] == found["fresh"]
     assert store(place).plan() == before
     assert not (store(place).folder / "selection.json").exists()
 
@@ -98,7 +99,7 @@ def test_a_choice_is_written_and_its_runs_are_planned(place, mixtune):
         assert choice["tried_single"] == 4
         assert written["against"][target][:1] == [choice["single"]]
         assert target in written["against"][target]
-    rows = [row for row in store(place).plan() if row.seed in (1001, 1002)]
+    rows = [row for row in store(place).plan() if row.seed in written["fresh"]]
     assert {row.cocktail for row in rows} == cells
     assert said(mixtune, "results", "study.yaml") == kept
     code, out, _ = mixtune("confirm", "study.yaml")
@@ -137,27 +138,42 @@ def test_another_choice_is_refused_unless_it_is_made_again(place, mixtune):
     assert code == 2
     assert "margin: 0.01 → 0.02" in err and "--again" in err
     found = said(mixtune, "confirm", "study.yaml", "claims.margin=0.02", "--again")
-    assert (found["fresh"], found["spent"], found["again"]) == ([1003, 1004], [1001, 1002], 1)
     before = json.loads((store(place).folder / "selection-1.json").read_text())
+    assert (found["spent"], found["again"]) == (before["fresh"], 1)
+    assert not {*found["fresh"]} & {*found["spent"]}
     assert before["margin"] == 0.01
+    seals = [row["added"][-1] for row in store(place).changes() if row["what"] == "chosen"]
+    assert len({*seals}) == 2
+    (seal,) = {claim["seal"] for claim in said(mixtune, "claims", "study.yaml")}
+    assert seals[-1] == f"seal {seal}"
     sentences = [claim["sentence"] for claim in said(mixtune, "claims", "study.yaml")]
     assert all("Chosen again 1 times" in sentence for sentence in sentences)
 
 
-def test_the_studys_own_seeds_cannot_be_fresh(mixtune):
-    code, _, err = mixtune("plan", "study.yaml", "seeds=[1,2,1001]")
+def test_the_studys_own_seeds_cannot_be_fresh(place, mixtune):
+    fresh = store(place).selection().fresh[0]
+    code, _, err = mixtune("plan", "study.yaml", f"seeds=[1,2,{fresh}]")
     assert code == 2
     assert "reserved for claims" in err
 
 
-def test_a_choice_that_was_changed_by_hand_is_refused(place, mixtune):
+@pytest.mark.parametrize("margin", [0.09, "wide", None])
+def test_a_choice_that_was_changed_by_hand_is_refused(place, mixtune, margin):
+    """Edited, spoilt or removed: it is refused, and can be restored as it was."""
     path = store(place).folder / "selection.json"
     kept = path.read_text()
-    path.write_text(kept.replace('"margin": 0.02', '"margin": "wide"'))
-    code, _, err = mixtune("claims", "study.yaml")
-    path.write_text(kept)
-    assert code == 2
-    assert "margin" in err and "restore the file" in err
+    if margin is None:
+        path.unlink()
+    else:
+        path.write_text(kept.replace('"margin": 0.02', f'"margin": {json.dumps(margin)}'))
+    for verb in (["claims", "study.yaml"], ["confirm", "study.yaml"]):
+        code, _, err = mixtune(*verb)
+        assert code == 2
+        assert "changed since" in err and "--repair" in err
+        assert margin is None or '-"margin": 0.02' in err.replace(" ", "").replace(":", ": ")
+    code, _, _ = mixtune("doctor", "study.yaml", "--repair")
+    assert path.read_text() == kept
+    assert said(mixtune, "claims", "study.yaml")
 
 
 def test_unequal_budgets_are_said_when_the_choice_is_made(mixtune):
@@ -181,7 +197,7 @@ def test_questions_are_answered_or_it_is_said_why_not(mixtune):
     code, out, _ = mixtune("questions", "study.yaml")
     assert code == 0
     (line,) = [line for line in out.splitlines() if line.startswith("Not answered: ")]
-    assert "effect of mixing (no mixed model" in line and "agreement of base models" in line
+    assert "effect of mixing (no terms over targets" in line and "agreement of base models" in line
 
 
 def test_text_of_datasets_is_in_a_report_only_where_it_is_asked_for(place, mixtune):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from cells_kit import NAMES, cells, measured, right
 
+from mixtune.analysis.hierarchy import INTERCEPT, SLOPE
 from mixtune.analysis.ingredients import (
     ABILITY,
     EFFECT,
@@ -16,16 +17,7 @@ from mixtune.analysis.ingredients import (
     ingredient_effects,
 )
 from mixtune.analysis.intervals import Arm, Spread, contrast
-from mixtune.analysis.primary import (
-    INTERCEPT,
-    MODEL,
-    OVER_TARGETS,
-    SLOPE,
-    TARGET_MEAN,
-    Gain,
-    gains,
-    primary,
-)
+from mixtune.analysis.primary import MODEL, OVER_TARGETS, TARGET_MEAN, gains, primary
 from mixtune.records import Question
 from mixtune.results.questions import _difference, unanswered
 
@@ -112,12 +104,15 @@ class TestPrimary:
     def test_only_cells_with_the_target_and_its_single_are_in_it(self):
         rights = cells(lambda parts: right(0.6 + 0.05 * len(parts)))
         rights["a+b (general 10%)", 1] = right(0.9)
-        rows = gains(measured(rights), {"tail": ("d", "e")})
+        rows, references = gains(measured(rights), {"tail": ("d", "e")})
         assert len(rows) == 9
-        assert {row.extra for row in rows} == {1, 3, 4}
+        assert {len(row.added) for row in rows} == {1, 3, 4}
         by_cell = {row.cell: row for row in rows}
-        assert by_cell["a+b"] == Gain("a", "a+b", 1, (), pytest.approx(0.05), 2)
+        pair = by_cell["a+b"]
+        assert (pair.target, pair.added, pair.groups, pair.seeds) == ("a", ("b",), (), 2)
+        assert pair.value == pytest.approx(5)
         assert by_cell["a+d"].groups == ("tail",)
+        assert references["a"].seeds == 2
 
     def test_it_recovers_what_was_put_in(self):
         rng = np.random.default_rng(2)
@@ -128,7 +123,9 @@ class TestPrimary:
         assert model[INTERCEPT].value == pytest.approx(0.04, abs=0.025)
         over = next(row for row in rows if row.quantity == OVER_TARGETS)
         assert over.n == 5 and over.low < over.value < over.high
-        assert len([row for row in rows if row.quantity == TARGET_MEAN]) == 5
+        means = [row for row in rows if row.quantity == TARGET_MEAN]
+        assert len(means) == 5
+        assert all((row.low, row.p) == (None, None) for row in means)
 
     def test_false_alarms_of_the_mean_over_targets(self):
         rng, alarms, studies = np.random.default_rng(3), 0, 60
@@ -157,7 +154,7 @@ class TestPrimary:
     def test_few_targets_give_a_mean_and_no_model(self):
         rng = np.random.default_rng(6)
         rows, why = primary(study(rng, lambda *_: 0.0, NAMES[:1]), {})
-        assert "no mixed model" in why
+        assert "no terms over targets" in why
         over = next(row for row in rows if row.quantity == OVER_TARGETS)
         assert (over.low, over.p) == (None, None)
 

@@ -61,7 +61,7 @@ def test_the_first_sentence_is_the_answer():
     assert "given this run; its 95 % interval lies above 0" in answer
     assert "Topic single-task training best is toy-topic 0.706 accuracy" in answer
     assert answer.startswith(
-        "On 1 of 2 tasks the best cocktail beats single-task training (95 % interval above 0); "
+        "On 1 of 2 tasks the best cocktail beats single-task training (adjusted p below .05); "
         "on 1 single-task training is best."
     )
     assert (
@@ -260,7 +260,7 @@ def test_too_few_is_said_in_words():
 
 def test_unread_answers_are_counted_apart():
     page = page_of()
-    assert "Every answer was in the form asked for" in section(render(page), "unread")
+    assert "Every answer was in the required form" in section(render(page), "unread")
     rows = [replace(r, unparsed=0.125) if r.cocktail == "base" else r for r in page.results]
     shown = text_of(section(render(replace(page, results=rows)), "unread"))
     assert "base strict 12.5 % 0.378 12.5 % 0.378" in shown and "toy-topic strict" not in shown
@@ -299,7 +299,7 @@ def test_amounts_are_shown_as_they_were_asked_for():
     page = page_of()
     raw = page.study.model_dump(mode="json", exclude_unset=True)
     raw["ingredients"] = {"a": {"rows": 5, "repeat": 2}, "b": {"share": 0.2, "unit": "tokens"}}
-    shown = text_of(section(render(replace(page, study=parse_study(raw))), "asked"))
+    shown = text_of(section(render(replace(page, study=parse_study(raw))), "study"))
     assert "a (5 rows × 2.0), b (all rows, share 0.2 of tokens)" in shown
 
 

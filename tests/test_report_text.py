@@ -59,7 +59,7 @@ def test_text_from_outside_is_no_markup():
 def test_claims_are_shown_where_the_page_has_them():
     claim = Claim(
         "toy-topic", "a+b", "a", "test", "strict", "accuracy", 0.02, 0.01, 0.03, 0.01, 0.02, 99, 99,
-        5, 0.01, 9, 9, "confirmed", "", "On toy-topic a+b beats a.", "t", 0,
+        5, 0.01, 9, 9, "confirmed", "", "On toy-topic a+b beats a.", "t", 0, 0.04,
     )  # fmt: skip
     text = as_markdown(_with_claims(page_of(), [claim]))
     assert "- **confirmed**: On toy-topic a+b beats a." in text

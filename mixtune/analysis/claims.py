@@ -7,13 +7,17 @@ written down, files.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mixtune.analysis.effects import equivalent
+from mixtune.analysis.effects import equivalent, not_worse
 from mixtune.analysis.intervals import Interval, holm
 from mixtune.analysis.measures import Measured, PanelMetric
 from mixtune.records import Choice, Claim
 
-CONFIRMED, TIE, NOT, EXPLORATORY = "confirmed", "tie", "not confirmed", "exploratory"
+CONFIRMED, TIE, NOT_WORSE = "confirmed", "tie", "not worse"
+NOT, EXPLORATORY = "not confirmed", "exploratory"
+VERDICTS = (CONFIRMED, TIE, NOT_WORSE, NOT, EXPLORATORY)
 ALPHA = 0.05
+FIRST_SHARE = 0.8
+"""Part of the error rate that a study's first choice is tested at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +42,17 @@ class _Difference:
     ci: Interval
     seeds: int
     tied: bool | None
+    not_worse: bool | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Test:
-    """The differences behind one claim, on a panel (None: not measured)."""
+    """The differences behind one claim, on a panel (None: not measured); runs that are missing."""
 
     arms: Arms
     measured: Measured | None
     differences: list[_Difference]
+    missing: tuple[str, ...]
 
     @property
     def sign(self) -> float:
@@ -60,28 +66,43 @@ class _Test:
         return None if not values or None in values else max(p for p in values if p is not None)
 
 
+def alpha_of(choice: int) -> float:
+    """Error rate of a study's choices, from 0, in order: four fifths of what is left for each.
+
+    They sum to `ALPHA`, so that choosing again until something is confirmed errs no more often.
+    """
+    return ALPHA * FIRST_SHARE * (1.0 - FIRST_SHARE) ** choice
+
+
 def claims(
-    arms: Sequence[Arms], measured: Sequence[Measured], fresh: Sequence[int], margin: float
+    arms: Sequence[Arms],
+    measured: Sequence[Measured],
+    fresh: Sequence[int],
+    margin: float,
+    alpha: float = ALPHA * FIRST_SHARE,
 ) -> list[Claim]:
     """One claim for each choice; p-values are adjusted over all of them (Holm).
 
-    A gain is confirmed if the largest of its p-values, adjusted, is below 5 % and every interval
-    lies above zero; a tie, if it lies within ±margin of every arm (two one-sided tests).
+    A gain is confirmed if the largest of its p-values, adjusted, is below `alpha` and every
+    interval lies above zero; a tie, if it lies within ±margin of every arm (two one-sided tests).
 
     Args:
         arms: the choices, each with what it is compared with.
         measured: the data that the claims are read on.
         fresh: the seeds that count: those that nothing was chosen by.
         margin: differences below it do not matter, in the metric's unit.
+        alpha: two-sided error rate over all of them.
     """
     panels = {m.key: m for m in measured}
     tests = []
     for pair in arms:
         choice = pair.choice
         panel = panels.get(PanelMetric(choice.target, choice.form, choice.metric))
-        tests.append(_Test(pair, panel, _differences(pair, panel, fresh, margin) if panel else []))
+        differences = _differences(pair, panel, fresh, margin) if panel else []
+        missing = _missing(pair, panel, fresh) if panel else ()
+        tests.append(_Test(pair, panel, differences, missing))
     adjusted = holm([test.p for test in tests])
-    return [_claim(test, p, margin) for test, p in zip(tests, adjusted, strict=True)]
+    return [_claim(test, p, margin, alpha) for test, p in zip(tests, adjusted, strict=True)]
 
 
 def _differences(
@@ -98,12 +119,21 @@ def _differences(
         systems, against = ([side[seed] for seed in shared] for side in sides)
         ci = measured.interval(systems, against)
         value = measured.arm(systems).value - measured.arm(against).value
-        tied = equivalent(measured, systems, against, margin)
-        rows.append(_Difference(name, value, ci, len(shared), tied))
+        tests = [test(measured, systems, against, margin) for test in (equivalent, not_worse)]
+        rows.append(_Difference(name, value, ci, len(shared), *tests))
     return rows
 
 
-def _claim(test: _Test, adjusted: float | None, margin: float) -> Claim:
+def _missing(arms: Arms, measured: Measured, fresh: Sequence[int]) -> tuple[str, ...]:
+    """Runs of the fresh seeds that some arm lacks: survivors alone would be compared."""
+    cells = measured.cells()
+    names = (arms.choice.cocktail, *arms.against)
+    return tuple(
+        f"{name} seed {seed}" for name in names for seed in fresh if seed not in cells.get(name, {})
+    )
+
+
+def _claim(test: _Test, adjusted: float | None, margin: float, alpha: float) -> Claim:
     measured, choice = test.measured, test.arms.choice
     least = min(test.differences, key=lambda row: test.sign * row.value, default=None)
     claim = Claim(
@@ -129,9 +159,10 @@ def _claim(test: _Test, adjusted: float | None, margin: float) -> Claim:
         sentence="",
         method=least.ci.method if least else "",
         seed=measured.seed if measured else 0,
+        alpha=alpha,
     )
     reason = _exploratory_reason(test, claim)
-    verdict = EXPLORATORY if reason else _verdict(test, adjusted)
+    verdict = EXPLORATORY if reason else _verdict(test, adjusted, alpha)
     claim = replace(claim, verdict=verdict, reason=reason)
     return replace(claim, sentence=sentence(claim))
 
@@ -139,19 +170,25 @@ def _claim(test: _Test, adjusted: float | None, margin: float) -> Claim:
 def _exploratory_reason(test: _Test, claim: Claim) -> str:
     if test.arms.reason:
         return test.arms.reason
-    if not test.differences:
-        return "runs of the fresh seeds are missing"
+    if test.missing or not test.differences:
+        names = ", ".join(test.missing[:3])
+        more = f" and {len(test.missing) - 3} more" if len(test.missing) > 3 else ""
+        return (
+            f"runs are missing: {names}{more}" if names else "runs of the fresh seeds are missing"
+        )
     if claim.low is None:
         return "too few items for an interval"
     return "one seed" if claim.seeds < 2 else ""
 
 
-def _verdict(test: _Test, adjusted: float | None) -> str:
+def _verdict(test: _Test, adjusted: float | None, alpha: float) -> str:
     worst = [row.ci.low if test.sign > 0 else row.ci.high for row in test.differences]
     above = all(end is not None and test.sign * end > 0 for end in worst)
-    if above and adjusted is not None and adjusted < ALPHA:
+    if above and adjusted is not None and adjusted < alpha:
         return CONFIRMED
-    return TIE if all(row.tied for row in test.differences) else NOT
+    if all(row.tied for row in test.differences):
+        return TIE
+    return NOT_WORSE if all(row.not_worse for row in test.differences) else NOT
 
 
 def exploratory(
@@ -183,7 +220,9 @@ def sentence(claim: Claim) -> str:
     if not claim.seeds:
         return f"On {claim.target} nothing can be said of {chosen} because {claim.reason}."
     seed = "seed" if claim.verdict == EXPLORATORY else "fresh seed"
-    p = "no p" if claim.adjusted is None else f"Holm p {_p(claim.adjusted)}"
+    p = "no p"
+    if claim.adjusted is not None:
+        p = f"Holm p {p_text(claim.adjusted)}, tested at {claim.alpha:.2g}"
     text = (
         f"{points(claim.value)} on {claim.target} ({interval_text(claim.low, claim.high)}): "
         f"{chosen} {_verb(claim)} the single-task procedure ({claim.reference}), tuned with "
@@ -197,6 +236,8 @@ def sentence(claim: Claim) -> str:
 def _verb(claim: Claim) -> str:
     if claim.verdict == CONFIRMED:
         return "beats"
+    if claim.verdict == NOT_WORSE:
+        return f"is worse by less than {100 * claim.margin:g} points, if at all, than"
     if claim.verdict == TIE:
         return f"is within ±{100 * claim.margin:g} points of"
     if claim.low is None or claim.high is None:
@@ -225,5 +266,6 @@ def _several(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """A p-value with three decimals; the smallest are not written as nothing."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -48,11 +48,8 @@ def differences(measured: Sequence[Measured]) -> list[Estimate]:
     Raises:
         DataError: two systems of one cocktail and seed.
     """
-    rows = []
-    for m in measured:
-        to_base = _to_base(m)
-        rows += [*_to_single(m), *_to_exposure(m), *to_base, *_transfer(m, to_base)]
-    return adjusted(rows)
+    kinds = (_to_single, _to_exposure, _to_base, _transfer)
+    return adjusted([row for m in measured for kind in kinds for row in kind(m)])
 
 
 def adjusted(rows: Sequence[Estimate]) -> list[Estimate]:
@@ -144,11 +141,11 @@ def _to_base(measured: Measured) -> list[Estimate]:
     ]
 
 
-def _transfer(measured: Measured, to_base: Sequence[Estimate]) -> list[Estimate]:
-    """Cells that never saw the task, minus the base; `to_base`: of all cells."""
+def _transfer(measured: Measured) -> list[Estimate]:
+    """Cells that never saw the task, minus the base."""
     task, cells = measured.panel.task, measured.cells()
     unseen = {name for name in cells if task not in measured.info(name).ingredients}
-    return [replace(row, quantity=TRANSFER) for row in to_base if row.subject in unseen]
+    return [replace(row, quantity=TRANSFER) for row in _to_base(measured) if row.subject in unseen]
 
 
 def _difference(
@@ -173,6 +170,19 @@ def equivalent(
     if ci.low is None or ci.high is None:
         return None
     return -margin < ci.low and ci.high < margin
+
+
+def not_worse(
+    measured: Measured, systems: Sequence[str], against: Sequence[str], margin: float
+) -> bool | None:
+    """True if an arm is worse than another by less than a margin: a one-sided test at 5 %.
+
+    None with too few clusters.
+    """
+    ci = measured.interval(systems, against, 2 * LEVEL - 1)
+    if ci.low is None or ci.high is None:
+        return None
+    return (ci.low if measured.sign > 0 else -ci.high) > -margin
 
 
 def ties(measured: Sequence[Measured], margin: float) -> list[Estimate]:

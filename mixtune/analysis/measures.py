@@ -5,7 +5,7 @@ shown.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -90,8 +90,6 @@ class SystemInfo:
 
 BATCH = 32
 """Systems that are resampled in one product: one at a time reads all weights for each."""
-MOST_DRAWN = 2048
-"""Systems whose draws are held at a time, 16 kB each and metric; further ones replace them."""
 
 
 class Draws:
@@ -106,8 +104,6 @@ class Draws:
         self._metrics = metrics
         self._resample = _Resample(seed, f"{panel.task}/{panel.split}", panel.clusters, draws)
         self._tallies = panel.tallies(metrics[0])
-        self._names = list(self._tallies)
-        self._place = {system: place for place, system in enumerate(self._names)}
         self._values: dict[tuple[str, str], FloatArray] = {}
 
     def of(self, metric: Metric, systems: Sequence[str]) -> FloatArray:
@@ -115,22 +111,10 @@ class Draws:
         self.compute(systems)
         return np.stack([self._values[metric.name, system] for system in systems])
 
-    def prepare(self) -> None:
-        """Compute the values of all systems, where they are few enough to be held."""
-        if len(self._tallies) <= MOST_DRAWN:
-            self.compute(list(self._tallies))
-
     def compute(self, systems: Sequence[str]) -> None:
-        """Compute the values of some systems, as far as they are not computed yet.
-
-        Of many systems, those behind them are computed as well: they are usually read next. What
-        was replaced is computed again, to the same bits: sums of counts are exact.
-        """
-        missing = self._missing(systems)
-        if missing and len(self._tallies) > MOST_DRAWN:
-            if len(self._values) > MOST_DRAWN * len(self._metrics):
-                self._values.clear()
-            missing = self._missing([*systems, *self._behind(missing)])
+        """Compute the values of some systems, as far as they are not computed yet."""
+        first = self._metrics[0].name
+        missing = [system for system in systems if (first, system) not in self._values]
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
             counts = np.concatenate([self._tallies[system] for system in batch], axis=2)
@@ -138,15 +122,6 @@ class Draws:
             for system, own in zip(batch, np.split(drawn, len(batch), axis=2), strict=True):
                 for metric in self._metrics:
                     self._values[metric.name, system] = metric.from_tallies(own)
-
-    def _missing(self, systems: Iterable[str]) -> list[str]:
-        first = self._metrics[0].name
-        return [s for s in dict.fromkeys(systems) if (first, s) not in self._values]
-
-    def _behind(self, systems: Sequence[str]) -> Iterator[str]:
-        for system in systems:
-            start = self._place[system]
-            yield from self._names[start : start + BATCH]
 
 
 class _Resample(NamedTuple):
@@ -380,7 +355,7 @@ def results(measured: Sequence[Measured]) -> list[Result]:
     """
     rows = []
     for m in measured:
-        m.draws.prepare()
+        m.draws.compute(list(m.values))
         chance, majority = _floors(m)
         panel = m.panel
         for system, value in m.values.items():
@@ -430,7 +405,7 @@ def cocktail_means(measured: Sequence[Measured]) -> list[Estimate]:
     """
     rows = []
     for m in measured:
-        m.draws.prepare()
+        m.draws.compute(list(m.values))
         for cocktail, by_seed in m.cells().items():
             rows.append(mean(m, Contrast("mean", cocktail), list(by_seed.values())))
     return rows

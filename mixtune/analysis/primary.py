@@ -1,102 +1,211 @@
 """The primary question, with nothing selected: does training on more than the target help it?
 
 Every cell that contains a target counts, whatever it did. Two answers side by side: the mean over
-targets with a t over targets, and a mixed model with a term for the other ingredients of a cell.
+targets with a t over targets, and the terms of one model of all gains (hierarchy).
 
 Knows: cells by their ingredients, groups of ingredients. Does not know: what the groups mean.
 """
 
-import math
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, stdev
-from typing import NamedTuple
 
 import numpy as np
 
+from mixtune.analysis.hierarchy import (
+    RUN_SD,
+    CellGain,
+    Posterior,
+    Reference,
+    RunScatter,
+    posterior,
+)
 from mixtune.analysis.intervals import LEVEL, special
-from mixtune.analysis.measures import Measured
+from mixtune.analysis.measures import Contrast, Measured, estimate
+from mixtune.identity import seed as named_seed
 from mixtune.records import Estimate
+from mixtune.tasks.metrics import FloatArray
 
 TARGET_MEAN = "target-mean"
 OVER_TARGETS = "over-targets"
-MODEL = "mixed-model"
-INTERCEPT = "one other ingredient"
-SLOPE = "each further ingredient"
+MODEL = "hierarchical-model"
+POSTERIOR = "posterior-gain"
 FEWEST_TARGETS = 3
 FEWEST_CELLS = 12
+FEWEST_GAINS = 4
+"""Gains below which nothing can be learnt of one from the others."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """A cell that contains a target, minus the target alone: mean over the seeds that both have.
-
-    `extra`: its ingredients beside the target.
-    """
-
-    target: str
-    cell: str
-    extra: int
-    groups: tuple[str, ...]
-    value: float
-    seeds: int
-
-
-def gains(measured: Sequence[Measured], groups: Mapping[str, Sequence[str]]) -> list[Gain]:
+def gains(
+    measured: Sequence[Measured], groups: Mapping[str, Sequence[str]]
+) -> tuple[list[CellGain], dict[str, Reference]]:
     """Of every plain cell of two ingredients or more, for every target that is in it.
+
+    And the single tasks that they are gains over; both in percentage points, better is larger.
 
     Args:
         measured: the panels, one form and metric a task.
         groups: name → ingredients that belong together, such as general text.
     """
-    rows = []
+    rows: list[CellGain] = []
+    references: dict[str, Reference] = {}
     for m in measured:
         target, cells = m.panel.task, m.cells()
-        alone = cells.get(target, {})
-        for name, seeds in cells.items():
-            info = m.info(name)
-            parts = info.ingredients
-            shared = sorted(seeds.keys() & alone.keys())
-            if not info.plain or target not in parts or len(parts) < 2 or not shared:
-                continue
-            differences = [m.values[seeds[s]] - m.values[alone[s]] for s in shared]
-            own = tuple(g for g, ingredients in groups.items() if set(ingredients) & set(parts))
-            value = m.sign * fmean(differences)
-            rows.append(Gain(target, name, len(parts) - 1, own, value, len(shared)))
-    return rows
+        mixed = [name for name in cells if m.info(name).plain and _mixes(m, name)]
+        if target not in cells or not mixed:
+            continue
+        single = m.arm(list(cells[target].values()))
+        arms = [m.arm(list(cells[name].values())) for name in mixed]
+        draws = np.stack([arm.draws.mean(0) for arm in arms]) - single.draws.mean(0)
+        own, shared = _item_variances(100.0 * draws, m.panel.clusters)
+        references[target] = Reference(shared, len(single.values))
+        for name, arm, variance in zip(mixed, arms, own, strict=True):
+            parts = m.info(name).ingredients
+            added = tuple(part for part in parts if part != target)
+            belonging = tuple(g for g, members in groups.items() if set(members) & set(parts))
+            value = 100.0 * m.sign * (arm.value - single.value)
+            seeds = len(arm.values)
+            rows.append(CellGain(target, name, added, belonging, value, variance, seeds))
+    return rows, references
+
+
+def _mixes(measured: Measured, name: str) -> bool:
+    ingredients = measured.info(name).ingredients
+    return measured.panel.task in ingredients and len(ingredients) > 1
+
+
+def _item_variances(draws: FloatArray, clusters: int) -> tuple[list[float], float]:
+    """Variance by items of each of several gains' own, and what they share.
+
+    Shared is the mean covariance of two gains: that of the single task, and of items on which all
+    cells differ from it. `draws`: [gains, draws].
+    """
+    variances = draws.var(1, ddof=1)
+    count = len(draws)
+    if count == 1:
+        return [float(variances[0]) / 2], float(variances[0]) / 2
+    between = count**2 * draws.mean(0).var(ddof=1) - variances.sum()
+    shared = min(max(float(between) / (count * (count - 1)), 0.0), float(variances.min()))
+    # A bootstrap variance of n clusters is too small by (n - 1) / n.
+    inflation = clusters / (clusters - 1)
+    return [inflation * (float(variance) - shared) for variance in variances], inflation * shared
+
+
+def run_scatter(measured: Sequence[Measured]) -> RunScatter | None:
+    """Scatter of runs of cells that hold the target, pooled over targets; None of single runs."""
+    spreads, parts = [], []
+    for m in measured:
+        spread = m.spread(True)
+        holding = [n for n in m.cells() if m.panel.task in m.info(n).ingredients]
+        arms = [m.arm(list(m.cells()[name].values())) for name in holding]
+        noises = [arm.noise for arm in arms if arm.noise is not None]
+        if spread is not None and noises:
+            spreads.append(spread)
+            parts.append(1e4 * fmean(noises))
+    df = sum(spread.df for spread in spreads)
+    if not df:
+        return None
+    variance = sum(1e4 * spread.variance * spread.df for spread in spreads) / df
+    return RunScatter(variance, df, fmean(parts))
 
 
 def primary(
-    measured: Sequence[Measured], groups: Mapping[str, Sequence[str]]
+    measured: Sequence[Measured], groups: Mapping[str, Sequence[str]], margin: float = 0.0
 ) -> tuple[list[Estimate], str]:
-    """Per-target means, the mean over targets, the mixed model's terms; and what was left out.
+    """Per-target means, the mean over targets, the model's terms; and what was left out.
 
-    "target-mean": over the cells of a target, its t over cells, which are not independent: read it
-    as a description. "over-targets": over the targets' means, the t over targets. "mixed-model":
-    fixed effects of `gain ~ others + a term for each group + (1 + others | target) + (1 | cell)`,
-    fitted by REML (statsmodels); Wald intervals.
+    "target-mean": over the cells of a target, which share the noise of its single task, so without
+    an interval. "over-targets": over the targets' means, the t over targets. "hierarchical-model":
+    the terms of one model of all gains (hierarchy), with posterior intervals; p is twice the
+    posterior probability of the less likely sign. "posterior-gain": what that model leaves of each
+    cell's gain, its chance of being the target's best (the single task among them), and that of a
+    gain above `margin`.
     """
-    rows = gains(measured, groups)
+    rows, references = gains(measured, groups)
     if not rows:
         return [], "no cell contains a target that is also trained alone"
     template = _template(measured[0])
     by_target: dict[str, list[float]] = {}
     for row in rows:
-        by_target.setdefault(row.target, []).append(row.value)
+        by_target.setdefault(row.target, []).append(row.value / 100.0)
     estimates = [
         replace(
-            _mean(template, values, "cells"),
+            template,
             quantity=TARGET_MEAN,
             subject="cells with it",
             target=target,
+            value=fmean(values),
+            n=len(values),
+            clusters=len(values),
+            method=f"mean of {len(values)} cells; no interval: they share one single task's noise",
         )
         for target, values in by_target.items()
     ]
     overall = _mean(template, [fmean(values) for values in by_target.values()], "targets")
     estimates.append(replace(overall, quantity=OVER_TARGETS, subject="all cells"))
-    fitted, note = _model(rows, template)
-    return estimates + fitted, note
+    reason = _too_few(rows)
+    if len(rows) < FEWEST_GAINS:
+        return estimates, reason
+    fitted = posterior(rows, references, run_scatter(measured), named_seed(0, "hierarchy"))
+    estimates += [] if reason else _terms(fitted, template)
+    estimates += [row for m in measured for row in _posterior_gains(fitted, m, margin)]
+    return estimates, reason or _left_out(fitted)
+
+
+def _too_few(rows: Sequence[CellGain]) -> str:
+    """Why there is no model, or ""."""
+    targets, cells = {row.target for row in rows}, {row.cell for row in rows}
+    if len(targets) >= FEWEST_TARGETS and len(rows) >= FEWEST_CELLS and len(cells) >= 4:
+        return ""
+    return (
+        f"no terms over targets: {len(rows)} cells of {len(targets)} targets, at least "
+        f"{FEWEST_CELLS} of {FEWEST_TARGETS} are needed"
+    )
+
+
+def _terms(fitted: Posterior, template: Estimate) -> list[Estimate]:
+    tail = (1.0 - LEVEL) / 2
+    n = len(fitted.gains)
+    runs = "" if fitted.repeated else f"; runs assumed to scatter by about {RUN_SD:g} points"
+    rows = []
+    for name, draws in zip(fitted.terms, fitted.term_draws.T / 100.0, strict=True):
+        low, high = np.quantile(draws, [tail, 1.0 - tail])
+        below = float((draws < 0).mean())
+        row = replace(template, quantity=MODEL, subject=name, value=float(draws.mean()), n=n)
+        row = replace(row, clusters=n, low=float(low), high=float(high))
+        # As many draws as there are, no p is smaller than twice the share of one.
+        p = 2.0 * max(min(below, 1.0 - below), 1.0 / len(draws))
+        method = f"hierarchical model of {n} gains, posterior{runs}"
+        rows.append(replace(row, p=min(p, 1.0), method=method))
+    return rows
+
+
+def _posterior_gains(fitted: Posterior, measured: Measured, margin: float) -> Iterator[Estimate]:
+    """A row for each cell of a target."""
+    target = measured.panel.task
+    own, draws = fitted.on(target)
+    draws = measured.sign * draws / 100.0
+    tail = (1.0 - LEVEL) / 2
+    better = measured.sign * draws
+    # The single task is a candidate, too: its gain is zero.
+    leads = np.argmax(np.column_stack([np.zeros(len(better)), better]), 1)
+    cells = measured.cells()
+    for place, gain in enumerate(own):
+        arm = measured.arm(list(cells[gain.cell].values()))
+        of = Contrast(POSTERIOR, gain.cell, target)
+        row = estimate(measured, of, arm, float(draws[:, place].mean()))
+        low, high = np.quantile(draws[:, place], [tail, 1.0 - tail])
+        row = replace(row, low=float(low), high=float(high), method="posterior of all gains")
+        best = float((leads == place + 1).mean())
+        above = float((better[:, place] > margin).mean())
+        yield replace(row, margin=margin, chance_best=best, chance_above=above)
+
+
+def _left_out(fitted: Posterior) -> str:
+    why = "constant over the cells, or implied by the other terms"
+    return f"not in the model: {', '.join(f'{n} ({why})' for n in fitted.left_out)}" * bool(
+        fitted.left_out
+    )
 
 
 def _template(measured: Measured) -> Estimate:
@@ -130,88 +239,3 @@ def _mean(template: Estimate, values: Sequence[float], unit: str) -> Estimate:
     half = float(special().stdtrit(n - 1, 0.5 + LEVEL / 2)) * error
     p = 2.0 * float(special().stdtr(n - 1, -abs(value) / error))
     return replace(row, low=value - half, high=value + half, method=f"t over {n} {unit}", p=p)
-
-
-# ---- mixed model ---------------------------------------------------------------------------------
-
-
-class _Fit(NamedTuple):
-    """Fixed effects and their standard errors."""
-
-    effects: np.ndarray
-    errors: np.ndarray
-
-
-def _model(rows: Sequence[Gain], template: Estimate) -> tuple[list[Estimate], str]:
-    """Fixed effects, and why there are none or which terms are left out."""
-    targets, cells = {r.target for r in rows}, {r.cell for r in rows}
-    if len(targets) < FEWEST_TARGETS or len(rows) < FEWEST_CELLS or len(cells) < 4:
-        reason = (
-            f"no mixed model: {len(rows)} cells of {len(targets)} targets, at least {FEWEST_CELLS} "
-            f"of {FEWEST_TARGETS} are needed"
-        )
-        return [], reason
-    columns, left_out = _columns(rows)
-    fit = _fit(rows, columns)
-    if isinstance(fit, str):
-        return [], f"no mixed model: {fit}"
-    n = len(rows)
-    method = f"mixed model over {n} cells and targets, REML, Wald"
-    estimates = []
-    for index, name in enumerate(columns):
-        effect, error = float(fit.effects[index]), float(fit.errors[index])
-        if not math.isfinite(error) or error <= 0:
-            return [], "no mixed model: its standard errors could not be computed"
-        half = float(special().ndtri(0.5 + LEVEL / 2)) * error
-        p = 2.0 * float(special().ndtr(-abs(effect) / error))
-        row = replace(template, quantity=MODEL, subject=name, value=effect, n=n, clusters=n)
-        row = replace(row, low=effect - half, high=effect + half, p=p, method=method)
-        estimates.append(row)
-    return estimates, f"not in the model: {', '.join(left_out)}" if left_out else ""
-
-
-def _columns(rows: Sequence[Gain]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Independent columns of the fixed effects, and the terms that depend on others."""
-    groups = sorted({group for row in rows for group in row.groups})
-    terms = {SLOPE: np.array([r.extra - 1.0 for r in rows])}
-    terms |= {f"has {g}": np.array([float(g in r.groups) for r in rows]) for g in groups}
-    columns, left_out = {INTERCEPT: np.ones(len(rows))}, []
-    for name, column in terms.items():
-        trial = np.stack([*columns.values(), column], 1)
-        if np.linalg.matrix_rank(trial) == trial.shape[1]:
-            columns[name] = column
-        else:
-            left_out.append(f"{name} (constant over the cells, or implied by the other terms)")
-    return columns, left_out
-
-
-def _fit(rows: Sequence[Gain], columns: Mapping[str, np.ndarray]) -> _Fit | str:
-    """The mixed model, or why it could not be fitted."""
-    from statsmodels.regression.mixed_linear_model import MixedLM, VCSpec
-
-    targets = sorted({r.target for r in rows})
-    cells = sorted({r.cell for r in rows})
-    at_target = np.array([[float(r.target == t) for t in targets] for r in rows])
-    at_cell = np.array([[float(r.cell == c) for c in cells] for r in rows])
-    # Random effects as variance components: (1 + others | target) + (1 | cell).
-    parts = {"target": at_target, "cell": at_cell}
-    if SLOPE in columns:
-        parts["target slope"] = at_target * columns[SLOPE][:, None]
-    names = [[f"{name}{i}" for i in range(part.shape[1])] for name, part in parts.items()]
-    spec = VCSpec(list(parts), [[n] for n in names], [[p] for p in parts.values()])
-    outcome = np.array([r.value for r in rows])
-    if not np.ptp(outcome):
-        return "all gains are the same"
-    design = np.stack(list(columns.values()), 1)
-    with warnings.catch_warnings():
-        # Variances on the boundary (nothing between targets) are an answer; not converging is not.
-        warnings.simplefilter("ignore")
-        try:
-            # Percentage points: variances of 1e-4 stop the optimiser early.
-            model = MixedLM(100.0 * outcome, design, np.ones(len(rows)), exog_vc=spec)
-            fit = model.fit(reml=True, method=["powell", "lbfgs"])
-        except (np.linalg.LinAlgError, ValueError) as error:
-            return str(error)
-    if not fit.converged:
-        return "the fit did not converge"
-    return _Fit(fit.fe_params / 100.0, fit.bse_fe / 100.0)

@@ -23,7 +23,6 @@ from mixtune.tasks.metrics import FloatArray
 
 BEST_OF_N = "best-of-n"
 CURVE = "tuning-curve"
-SHRUNKEN = "shrunken"
 COCKTAILS, SINGLE = "cocktails", "single task"
 """The two arms of a tuning curve."""
 CURVE_POINTS = 100
@@ -147,35 +146,6 @@ def _noise(measured: Measured, cells: Cells) -> _Noise:
         if arm.spread is not None:
             scale[index] = (max(0.0, arm.spread.variance - item_part) / len(arm.values)) ** 0.5
     return _Noise(by_items + scale[:, None] * rng.normal(size=by_items.shape), bool(noises))
-
-
-def shrunken(measured: Sequence[Measured]) -> list[Estimate]:
-    """The best cell's posterior mean: its value, shrunk towards the mean of all cells.
-
-    Normal empirical Bayes: the cells' true values scatter with the variance of their means less
-    that of their noise (method of moments), the noise being what resampling and runs leave after
-    what all cells share (Efron and Morris 1975).
-    """
-    return [row for m in measured for row in _shrunken(m)]
-
-
-def _shrunken(measured: Measured) -> list[Estimate]:
-    cells = measured.trained_cells()
-    if len(cells) < 4:
-        return []
-    noise = _noise(measured, cells).draws
-    noise = noise - noise.mean(0)
-    error = float((noise**2).mean()) * len(cells) / (len(cells) - 1)
-    values = np.array([measured.arm(list(seeds.values())).value for seeds in cells.values()])
-    grand, scatter = float(values.mean()), float(values.var(ddof=1))
-    share = max(0.0, scatter - error) / scatter if scatter else 0.0
-    means = dict(zip(cells, values.tolist(), strict=True))
-    best = _best(measured, means)
-    arm = measured.arm(list(cells[best].values()))
-    value = grand + share * (means[best] - grand)
-    row = estimate(measured, Contrast(SHRUNKEN, best, f"{len(cells)} cells"), arm, value)
-    method = f"empirical Bayes over {len(cells)} cells, {share:.0%} of its lead is kept"
-    return [replace(row, method=method)]
 
 
 def expected_maximum(values: Sequence[float], k: int) -> float:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mixtune import __version__
+from mixtune.analysis.claims import VERDICTS
 from mixtune.cli.app import Request, base_files, exit_unless_met, look_at, verb
 from mixtune.cli.show import Columns, console, print_json, printable, say, show, show_cells
 from mixtune.errors import UserError
@@ -19,7 +20,14 @@ from mixtune.planning.plan import Planner
 from mixtune.planning.runs import RunPlan
 from mixtune.planning.summary import facts_of
 from mixtune.records import Claim, Selection
-from mixtune.results.claims import exploratory_claims, missing_runs, select, selected_claims, settle
+from mixtune.results.claims import (
+    exploratory_claims,
+    missing_runs,
+    seal,
+    select,
+    selected_claims,
+    settle,
+)
 from mixtune.results.questions import agreeing, gather_evidence, unanswered
 from mixtune.results.questions import questions as answers
 from mixtune.results.study_results import StudyFacts, measure_split
@@ -57,7 +65,7 @@ def confirm(
         with facts.store.lock():
             facts.store.preview(plan.rows(), *files)
             if settled is not None:
-                facts.store.save_selection(settled)
+                facts.store.save_selection(settled, seal(settled))
             for line in facts.store.save_plan(plan.rows(), *files):
                 print(printable(line), file=sys.stderr)
     fresh = [run for run in plan.runs if run.seed in selection.fresh]
@@ -82,7 +90,7 @@ def _show(facts: StudyFacts, selection: Selection, fresh: Sequence[RunPlan], wri
         )
         for choice in selection.choices
     ]
-    columns = ("target", "cocktail", "validation", "single task", "validation", "held against", "")
+    columns = ("target", "cocktail", "validation", "single task", "validation", "compared with", "")
     show_cells(f"{facts.study.name}: chosen on validation", columns, cells)
     path = facts.store.folder / "selection.json"
     status = "as it stands there" if path.is_file() else "dry run"
@@ -142,10 +150,10 @@ CLAIMS: Columns = {
 
 
 def _gate(claims: Sequence[Claim], allowed: set[str]) -> None:
-    known = {"confirmed", "tie", "not confirmed", "exploratory"}
+    known = set(VERDICTS)
     if not allowed <= known:
-        found, wanted = ", ".join(sorted(allowed - known)), ", ".join(sorted(known))
-        raise UserError("no such verdict", found=found, wanted=wanted)
+        unknown = ", ".join(sorted(allowed - known))
+        raise UserError("no such verdict", found=unknown, wanted=", ".join(VERDICTS))
     short = [claim.target for claim in claims if claim.verdict not in allowed]
     if short or not claims:
         exit_unless_met([", ".join(short) or "no claim"])

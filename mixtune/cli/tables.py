@@ -43,8 +43,8 @@ def show_plan(plan: Plan, planner: Planner) -> None:
         "id": lambda run: run.system or "(unresolved)",
         "cocktail": "name",
         "seed": "seed",
-        "rows got": lambda run: ", ".join(map(_rows_got, run.mix)) or "–",
-        f"part of {unit}: asked → got": lambda run: "; ".join(map(_share_got, run.mix)) or "–",
+        "rows used": lambda run: ", ".join(map(_rows_got, run.mix)) or "–",
+        f"part of {unit}: requested → used": lambda run: "; ".join(map(_share_got, run.mix)) or "–",
         "supervised tokens": lambda run: sum(row.supervised_tokens for row in run.mix) or "–",
         "answers": lambda run: sum(answer.items for answer in run.answers),
     }
@@ -82,8 +82,8 @@ def _show_mixes(plan: Plan) -> None:
     first = {row.ingredient: row for run in reversed(plan.runs) for row in reversed(run.mix)}
     columns: Columns = {
         "ingredient": "ingredient",
-        "rows asked": "rows_asked",
-        "rows there are": "rows_available",
+        "rows requested": "rows_asked",
+        "rows available": "rows_available",
         "dropped: leaked": "dropped_leaked",
         "dropped: too long": "dropped_overlong",
         "when exhausted": lambda row: plan.study.ingredients[row.ingredient].when_exhausted,

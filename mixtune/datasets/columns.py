@@ -258,8 +258,8 @@ def _few_values(table: Sequence[Column], chosen: Columns, where: str) -> Column 
     few = [column for column in table if column.few and not column.useless]
     answers = [column for column in few if column.key in _ANSWERS]
     texts = [column for column in few if column.key in _PARTS]
-    others = [column for column in few if column not in answers and column not in texts]
-    candidates = answers or others or texts
+    unnamed = [column for column in few if column not in answers and column not in texts]
+    candidates = answers or unnamed or texts
     if len(candidates) > 1:
         options = [Columns(chosen.texts, column.name) for column in candidates]
         raise Doubt("several columns could be the label", where, candidates, options)
@@ -316,8 +316,8 @@ def _with_labels(column: Column, table: Sequence[Column], where: str) -> Column:
         reason = "a label of invisible characters"
     else:
         reason = "one label" if count == 1 else f"{count:,} labels in {column.rows:,} rows"
-    others = [c.name for c in table if c.few and not c.useless and c.name != column.name]
-    ways = [Columns(label=name).arguments() for name in others]
+    possible = [c.name for c in table if c.few and not c.useless and c.name != column.name]
+    ways = [Columns(label=name).arguments() for name in possible]
     ways += [Columns(answer=column.name).arguments()] if count > 1 and not column.is_list else []
     raise DataError(
         f"the column {shorten(column.name)!r} cannot be the label: it has {reason}",

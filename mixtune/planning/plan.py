@@ -129,7 +129,7 @@ class Planner:
 
     @cached_property
     def _claimed(self) -> dict[str, Cell]:
-        """Cells of the selection by name: what was chosen, and what it is held against."""
+        """Cells of the selection by name: what was chosen, and what it is compared with."""
         if self.selection is None:
             return {}
         return claimed_cells(self.study, self.selection, self.cells)

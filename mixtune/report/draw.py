@@ -381,7 +381,7 @@ def _box(scale: Scale, y: float, row: LengthRow, counted: str) -> Markup:
 
 # ---- claims and tuning curves -------------------------------------------------------------------
 
-VERDICTS = {"confirmed": "up", "tie": "single"}
+VERDICTS = {"confirmed": "up", "tie": "single", "not worse": "single"}
 """Class of a claim's row; any other is open."""
 
 

@@ -17,9 +17,10 @@ class Cell:
 
     `reference` is the single's name, "" where there is none, and the cocktail's own name where it
     is itself the single. `difference`, `low`, `high` and `difference_seeds` (the seeds that both
-    sides have) are against it; `to_base` and its ends against the untuned base. `against_floor`:
-    see `against_floor`, for the interval of the mean. `unread`: share of answers without a readable
-    value. A system that was brought in from elsewhere has no differences, and 0 `seeds`.
+    sides have) are against it, `adjusted` is its p adjusted over all cells; `to_base` and its ends
+    are against the untuned base. `against_floor`: see `against_floor`, for the interval of the
+    mean. `unread`: share of answers without a readable value. A system that was brought in from
+    elsewhere has no differences, and 0 `seeds`.
     """
 
     form: str
@@ -35,6 +36,7 @@ class Cell:
     high: float | None = None
     seeds: int = 0
     difference_seeds: int | None = None
+    adjusted: float | None = None
     to_base: float | None = None
     base_low: float | None = None
     base_high: float | None = None
@@ -157,6 +159,7 @@ def cells(page: ReportInput) -> list[Cell]:
         if single := singles.get(key):
             cell = replace(cell, difference=single.value, low=single.low, high=single.high)
             cell = replace(cell, difference_seeds=single.seeds, method=single.method)
+            cell = replace(cell, adjusted=single.adjusted)
         if base := bases.get(key):
             cell = replace(cell, to_base=base.value, base_low=base.low, base_high=base.high)
         rows.append(cell)

@@ -31,7 +31,7 @@ from mixtune.report import draw, figures, plots, wording
 from mixtune.report.figures import Cell, CurvePoint, Floor
 from mixtune.report.gather import LengthRow, ReportInput, gather
 from mixtune.report.plots import Clean, Portion
-from mixtune.results.questions import unanswered
+from mixtune.results.questions import basis, unanswered
 from mixtune.results.study_results import StudyFacts
 from mixtune.store.files import plain_cell
 from mixtune.store.folder import Store
@@ -122,9 +122,11 @@ def render(page: ReportInput) -> str:
         answers=answers,
         bars={a.task: draw.gap_bar(a.cell) for a in answers if a.cell},
         summary=wording.summary(answers, page.confirms),
+        basis=basis(page.study),
         confirmed=plots.said_of_claims(page.claims),
         chance=plots.chance(page),
         ties=plots.near_ties(page),
+        posterior=plots.posterior_gains(page),
         effects=plots.effects(page),
         clean=clean,
         judged=plots.judged(page.judged[:MAX_ROWS]),

@@ -4,7 +4,9 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from mixtune.analysis.primary import POSTERIOR
 from mixtune.records import Claim, Estimate, Judged
 from mixtune.report.figures import Cell, CurvePoint, best_first, brought, counts, floors
 from mixtune.report.gather import ReportInput
@@ -253,6 +255,19 @@ def chance(page: ReportInput) -> dict[str, Estimate]:
     return {row.target: row for row in main_rows(page) if row.quantity == "best-of-n"}
 
 
+class TaskCell(NamedTuple):
+    """A task and one of its cells."""
+
+    task: str
+    cocktail: str
+
+
+def posterior_gains(page: ReportInput) -> dict[TaskCell, Estimate]:
+    """Posterior gain of each cell on each task, on the page's split."""
+    rows = [r for r in page.estimates if (r.quantity, r.split) == (POSTERIOR, page.split)]
+    return {TaskCell(row.target, row.subject): row for row in rows}
+
+
 def near_ties(page: ReportInput) -> dict[str, list[str]]:
     """Task → cells that are shown to be within the margin of the best one."""
     by_task: dict[str, list[str]] = {}
@@ -317,9 +332,12 @@ def said_of_claims(claims: Sequence[Claim]) -> str:
         first = "Confirmed on fresh seeds: " + "; ".join(map(_short, good)) + "."
     else:
         first = f"On none of {len(tested)} targets is a gain confirmed on fresh seeds."
-    ties = [c.target for c in tested if c.verdict == "tie"]
-    rest = [c.target for c in tested if c.verdict == "not confirmed"]
+    ties, not_worse, rest = (
+        [c.target for c in tested if c.verdict == verdict]
+        for verdict in ("tie", "not worse", "not confirmed")
+    )
     more = [f"a tie on {', '.join(ties)}"] * bool(ties)
+    more += [f"not worse by the margin on {', '.join(not_worse)}"] * bool(not_worse)
     more += [f"not confirmed on {', '.join(rest)}"] * bool(rest and good)
     second = "; ".join(more)
     return first + (f" {second[0].upper()}{second[1:]}." if second else "")

@@ -148,17 +148,24 @@ SINGLE = "single-task training"
 BETTER = f"▲ beats {SINGLE}"
 NEAR_FLOOR = f"beats {SINGLE}, not above the floor"
 NO_SINGLE = "no single-task run to compare with"
+UNADJUSTED = f"above {SINGLE} only until adjusted for the number of cells"
 OPEN = f"not significantly different from {SINGLE}"
 WORSE = f"▼ below {SINGLE}"
 TOO_FEW = "too few items for an interval"
 
 
-def headline(cell: Cell) -> tuple[str, str]:
-    """(class, words) for the first glance at a task's best cocktail."""
+def headline(cell: Cell, chosen: bool = False) -> tuple[str, str]:
+    """(class, words) for the first glance at a task's best cocktail.
+
+    The best of many is above single-task training only by a p-value that is adjusted for them;
+    `chosen`: it was chosen on other data.
+    """
     if cell.is_single:
         return "single", SINGLE
     if cell.difference is None:
         return "", NO_SINGLE
+    if cell.shown == "above" and not chosen and (cell.adjusted is None or cell.adjusted >= 0.05):
+        return "open", UNADJUSTED
     if cell.shown == "above" and cell.floored:
         return "note", NEAR_FLOOR
     return {
@@ -171,7 +178,7 @@ def headline(cell: Cell) -> tuple[str, str]:
 
 def summary(answers: Sequence[Answer], confirms: bool) -> str:
     """On how many tasks a cocktail beats single-task training, and the outcome of the others."""
-    outcomes = Counter(headline(answer.cell)[1] for answer in answers if answer.cell)
+    outcomes = Counter(headline(answer.cell, confirms)[1] for answer in answers if answer.cell)
     total = sum(outcomes.values())
     if not total:
         return ""
@@ -182,15 +189,17 @@ def summary(answers: Sequence[Answer], confirms: bool) -> str:
         SINGLE: f"{SINGLE} {'was chosen' if confirms else 'is best'}",
         NO_SINGLE: f"there is {NO_SINGLE}",
         OPEN: f"{subject} is {OPEN}",
+        UNADJUSTED: f"{subject} is {UNADJUSTED}",
         NEAR_FLOOR: f"{subject} {NEAR_FLOOR}",
         WORSE: f"{subject} is {WORSE.removeprefix('▼ ')}",
         TOO_FEW: f"there are {TOO_FEW}",
     }
     better = outcomes.pop(BETTER, 0)
+    evidence = "95 % interval above 0" if confirms else "adjusted p below .05"
     if total == 1:
-        verb, side = ("beats", "above 0") if better else ("does not beat", "not above 0")
-        first = f"{subject.capitalize()} {verb} {SINGLE} (95 % interval {side})"
+        verb = "beats" if better else "does not beat"
+        first = f"{subject.capitalize()} {verb} {SINGLE}{f' ({evidence})' if better else ''}"
         return "; ".join([first, *(sentences[outcome] for outcome in outcomes)]) + "."
-    first = f"On {better} of {total} tasks {subject} beats {SINGLE} (95 % interval above 0)"
+    first = f"On {better} of {total} tasks {subject} beats {SINGLE} ({evidence})"
     parts = [f"on {count} {sentences[outcome]}" for outcome, count in outcomes.items()]
     return "; ".join([first, *parts]) + "."

@@ -1,20 +1,22 @@
 """The cocktail chosen for each target, written down, and what may be claimed of it."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import count, islice
 
 from mixtune.analysis import claims as analysis
 from mixtune.analysis.selection import choose
 from mixtune.errors import SpecError, StoreError, did_you_mean
+from mixtune.identity import digest
+from mixtune.identity import seed as named_seed
 from mixtune.planning.plan import Planner
 from mixtune.records import Choice, Claim, Selection
 from mixtune.results.study_results import SplitResults, StudyFacts, measure_split
 from mixtune.study.spec import Claims
 
-FIRST_FRESH_SEED = 1001
-"""Far from the seeds that people choose."""
+SEEDS_FROM, SEEDS_TO = 10**6, 10**7
+"""Fresh seeds lie between: far from those that people choose, and readable."""
 NOT_SELECTED = (
     "nothing was chosen in writing before it was read (mixtune confirm): it is chosen and read on "
     "the same data"
@@ -65,15 +67,18 @@ def select(
     used = (*before.spent, *before.fresh) if before else ()
     seeds, fresh = {*facts.study.seeds, *(row.seed for row in rows), *used}, settings.fresh_seeds
     reasons = {choice.target: analysis.unequal(choice, settings.single_runs) for choice in choices}
+    if facts.study.budget.kind == "as-published":
+        differ = "steps differ between the arms: budget.kind is as-published"
+        reasons = {target: reason or differ for target, reason in reasons.items()}
     if facts.study.flaws.select_on_test:
         reason = "flaws.select_on_test: what is chosen is chosen on the data it is read on"
         reasons = dict.fromkeys(reasons, reason)
     if facts.store.looks_lost() is not None:
         reasons = dict.fromkeys(reasons, LOST)
-    return Selection(
+    selection = Selection(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         margin=settings.margin,
-        fresh=tuple(islice((s for s in count(FIRST_FRESH_SEED) if s not in seeds), fresh)),
+        fresh=(),
         single_runs=settings.single_runs,
         choices=tuple(choices),
         against={choice.target: _references(choice, exposed) for choice in choices},
@@ -88,6 +93,23 @@ def select(
         spent=used,
         again=before.again + 1 if before else 0,
     )
+    return replace(selection, fresh=_fresh_seeds(selection, seeds, fresh))
+
+
+def seal(selection: Selection) -> str:
+    """16 hex digits over what was chosen and how, without the time and the fresh seeds."""
+    return digest({**asdict(selection), "at": "", "fresh": []})
+
+
+def _fresh_seeds(
+    selection: Selection, used: Collection[int | None], number: int
+) -> tuple[int, ...]:
+    """Seeds that follow from the choice, so that nobody knows their runs before it is written."""
+    drawn = (
+        SEEDS_FROM + named_seed(place, "fresh-seeds", seal(selection)) % (SEEDS_TO - SEEDS_FROM)
+        for place in count()
+    )
+    return tuple(islice((seed for seed in drawn if seed not in used), number))
 
 
 def _exposures(planner: Planner, choices: list[Choice]) -> dict[str, int]:
@@ -163,13 +185,29 @@ def selected_claims(facts: StudyFacts, selection: Selection) -> list[Claim]:
         analysis.Arms(c, selection.against[c.target], selection.reasons.get(c.target, ""))
         for c in selection.choices
     ]
-    claims = analysis.claims(arms, test.main, selection.fresh, selection.margin)
-    note = ""
-    if selection.again:
-        note += f" Chosen again {selection.again} times: earlier choices are kept beside this one."
+    alpha = analysis.alpha_of(selection.again)
+    claims = analysis.claims(arms, test.main, selection.fresh, selection.margin, alpha)
+    again, reads = selection.again, selection.test_reads
+    notes = ""
+    if again:
+        stricter = 1 - alpha / analysis.alpha_of(0)
+        notes += (
+            f" Chosen again {again} times, so tested at {stricter:.0%} less than a first choice."
+        )
+    if reads:
+        notes += f" Test scores had been looked at {reads} times before the choice."
     if facts.store.looks_lost() is not None:
-        note += " Looks at test scores are not all known: the study's states were rebuilt."
-    return [replace(claim, sentence=claim.sentence + note) for claim in claims]
+        notes += " Looks at test scores are not all known: the study's states were rebuilt."
+    return [
+        replace(
+            claim,
+            sentence=claim.sentence + notes,
+            again=again,
+            test_reads=reads,
+            seal=seal(selection),
+        )
+        for claim in claims
+    ]
 
 
 def missing_runs(facts: StudyFacts) -> list[str]:

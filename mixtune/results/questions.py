@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from mixtune.analysis.agreement import APART, CARRIED, ITSELF, RANKS, Side, agreement
-from mixtune.analysis.claims import ALPHA, interval_text, points, relation
-from mixtune.analysis.effects import compare
+from mixtune.analysis.claims import ALPHA, interval_text, p_text, points, relation
+from mixtune.analysis.effects import adjusted, compare
 from mixtune.analysis.ingredients import EFFECT, LEFT_OUT, form_and_ability, ingredient_effects
 from mixtune.analysis.measures import BASE
 from mixtune.analysis.primary import MODEL, OVER_TARGETS, TARGET_MEAN, primary
@@ -19,6 +19,7 @@ from mixtune.results.study_results import (
     best_cocktails,
     measure_split,
 )
+from mixtune.study.spec import Study
 
 AMOUNTS = ("amount", "number", "final-number", "boxed")
 """Parsers of answers that are numbers."""
@@ -45,7 +46,7 @@ class QuestionEstimates:
 def question_estimates(facts: StudyFacts, split: SplitResults) -> QuestionEstimates:
     """Compute what questions about a split rest on."""
     budget = facts.study.budget
-    rows, note = primary(split.main, facts.study.grouped)
+    rows, note = primary(split.main, facts.study.grouped, facts.study.claims.margin)
     effects = ingredient_effects(split.main, f"{budget.kind}, {budget.steps} steps")
     return QuestionEstimates(rows, note, effects, form_and_ability(split.measured))
 
@@ -120,6 +121,13 @@ API = _Topic("api", "Does the small model beat models behind APIs?", "models beh
 MODELS = _Topic("models", "Do base models agree?", "agreement of base models")
 
 
+def basis(study: Study) -> str:
+    """Basis of comparison of a cocktail and a single task, in words."""
+    if study.budget.kind == "as-published":
+        return "on its own rows (as published: cocktails train for more steps)"
+    return "at the same steps"
+
+
 # ---- one study -----------------------------------------------------------------------------------
 
 
@@ -133,7 +141,9 @@ def _mixing(evidence: Evidence) -> Question:
         few = f"{mean.n} targets are too few for an interval" if mean else ""
         return MIXING.without_answer(note or few, rows)
     lines = [
-        _difference(mean, "cocktails", "single-task training at equal steps", "are"),
+        _difference(
+            mean, "cocktails", f"single-task training {basis(evidence.facts.study)}", "are"
+        ),
         f"Mean over {mean.n} targets and every cell that holds them; nothing is selected.",
     ]
     lines += [f"{note[0].upper()}{note[1:]}."] if note else []
@@ -143,15 +153,21 @@ def _mixing(evidence: Evidence) -> Question:
 def _general(evidence: Evidence) -> Question:
     """Does general data change the gain, and what is kept of the base?"""
     terms = [row for row in evidence.estimates.primary if row.subject == "has general"]
-    if not terms and not evidence.retention:
-        reason = "no group or series of levels called general differs between cells"
-        return GENERAL.without_answer(reason)
-    lines = [
-        _difference(row, "the gain of cocktails with general data", "that of cocktails without")
-        for row in terms
-    ]
     facts = evidence.facts
     general = set(facts.study.grouped.get("general", ()))
+    members = sorted(general & {part for row in facts.plan for part in row.ingredients})
+    if not terms and not evidence.retention:
+        reason = "no ingredient of a group called general"
+        if members:
+            reason = evidence.estimates.note or "every cell has general data, or none has"
+        return GENERAL.without_answer(reason)
+    # One dataset speaks for itself, not for its kind.
+    data = members[0] if len(members) == 1 else "general data"
+    named = f" ({', '.join(members)})" if len(members) > 1 else ""
+    lines = [
+        _difference(row, f"the gain of cocktails with {data}{named}", "that of cocktails without")
+        for row in terms
+    ]
     has_general = {r.cocktail: bool(general & {*r.ingredients}) for r in facts.plan + facts.claimed}
     for probe, own in evidence.retained().items():
         means = []
@@ -159,8 +175,7 @@ def _general(evidence: Evidence) -> Question:
             values = [row.value for row in own if has_general[row.subject] is with_general]
             means.append(points(sum(values) / len(values)) if values else "–")
         lines.append(
-            f"{probe}: {means[0]} from the base in cells with general data, {means[1]} in cells "
-            "without."
+            f"{probe}: {means[0]} from the base in cells with {data}, {means[1]} in cells without."
         )
     return GENERAL.answer(lines, [*terms, *evidence.retention])
 
@@ -223,6 +238,10 @@ def _at_chance(evidence: Evidence, base: Estimate) -> bool:
 def _api(evidence: Evidence) -> Question:
     """Does a small model beat models behind APIs, form and ability apart?"""
     study = evidence.facts.study
+    if evidence.split.split != "test" and study.api_models:
+        return API.without_answer(
+            "cocktails are chosen on validation, so it is answered on test: --split test"
+        )
     finished = {info.cocktail for info in evidence.split.systems}
     rows = [
         row
@@ -239,6 +258,7 @@ def _api(evidence: Evidence) -> Question:
     ]
     if not rows:
         return API.without_answer("no api_models; published figures are a table of their own")
+    rows = adjusted(rows)
     return API.answer(
         [f"{r.target}, {r.form}: {_difference(r, r.subject, r.reference)}" for r in rows], rows
     )
@@ -306,7 +326,13 @@ def _ranking(row: Estimate) -> str:
 
 def _difference(row: Estimate, subject: str, reference: str, verb: str = "is") -> str:
     """A difference as a sentence: the number with its interval, then what is above what."""
-    numbers = f"{points(row.value)} ({interval_text(row.low, row.high)})"
+    known = row.low is not None and row.high is not None
+    p = f"; adjusted p {p_text(row.adjusted)}" if known and row.adjusted is not None else ""
+    numbers = f"{points(row.value)} ({interval_text(row.low, row.high)}{p})"
+    condition = ", given this run" if row.seeds == 1 and known else ""
     if row.low is None or row.high is None:
         return f"{numbers}: {subject} minus {reference}."
-    return f"{numbers}: {subject} {verb} {relation(row.low, row.high)} {reference}."
+    words = relation(row.low, row.high)
+    if row.adjusted is not None and row.adjusted >= ALPHA:
+        words = relation(-1.0, 1.0)  # the interval is that of one difference among several
+    return f"{numbers}: {subject} {verb} {words} {reference}{condition}."

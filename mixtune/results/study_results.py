@@ -22,7 +22,7 @@ from mixtune.analysis.measures import (
     results,
     without,
 )
-from mixtune.analysis.selection import best_cell, best_of_n, shrunken, tuning_curves
+from mixtune.analysis.selection import best_cell, best_of_n, tuning_curves
 from mixtune.datasets.registry import Registry
 from mixtune.errors import DataError, StoreError
 from mixtune.evaluation.answers import score, score_version
@@ -429,7 +429,7 @@ class SplitResults:
         """Means, differences, ties within a margin, detectable differences, the best of many."""
         rows = [*self.means, *self.differences]
         rows += [*ties(self.measured, margin), *detectable(self.measured)]
-        return [*rows, *best_of_n(self.main), *shrunken(self.main), *tuning_curves(self.main)]
+        return [*rows, *best_of_n(self.main), *tuning_curves(self.main)]
 
 
 def measure_split(facts: StudyFacts, split: str, claimed: bool = False) -> SplitResults:

@@ -50,6 +50,10 @@ _NO_PLAN = (
     "is kept"
 )
 _CHANGES = "changes.jsonl"
+_SEALED = (
+    "mixtune doctor STUDY.yaml --repair writes it back as it was; to choose anew: mixtune confirm "
+    "--again, which is counted"
+)
 _COMPARED = ("study.yaml", "content.json")
 """The study, and what identifies data, prompts and base. The rest follows from them."""
 
@@ -431,8 +435,9 @@ class Store(StudyFiles):
         """The choice of `mixtune confirm`, None where nothing was chosen.
 
         Raises:
-            StoreError: the file was changed and cannot be read.
+            StoreError: the file was changed or removed since it was written.
         """
+        self.check(SELECTION, _SEALED)
         if not (self.folder / SELECTION).is_file():
             return None
         try:
@@ -446,11 +451,19 @@ class Store(StudyFiles):
                 "afterwards",
             ) from error
 
-    def save_selection(self, selection: Selection) -> None:
-        """Write the choice; the one before, if any, stays beside it under a number."""
+    def save_selection(self, selection: Selection, seal: str) -> None:
+        """Write the choice, and its digest in the log of changes.
+
+        The one before, if any, stays beside it under a number.
+        """
         if selection.again:
             self.write_text(f"selection-{selection.again}.json", self.read_text(SELECTION))
-        self.write_json(SELECTION, asdict(selection))
+        text = json_text(asdict(selection))
+        # Recorded first: a choice whose file is lost is restored, not made anew.
+        self.know_files([known_text(SELECTION, text)], alone=True)
+        self.write_text(SELECTION, text)
+        chosen = [f"{choice.target}: {choice.cocktail}" for choice in selection.choices]
+        self.log_event("chosen", 0, [*chosen, f"seal {seal}"])
 
 
 def claimed_seeds(selection: Selection | None) -> set[int]:
