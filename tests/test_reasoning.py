@@ -228,3 +228,12 @@ def test_scored_items_are_compared_without_reasoning(tmp_path, files):
     examples = own.dataset("open", 0.1).examples("test")
     assert [e.target for e in examples] == [str(i + 1) for i in range(9)]
     assert examples[3].reasoning == "3, 4"
+
+
+@pytest.mark.parametrize("kind", dict(ROWS))
+def test_a_key_of_reasoning_is_no_unused_column(tmp_path, kind):
+    record = row(kind, "4", thinking="two twos")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(record) + "\n")
+    task = parse_task(f"name: sums\nformat: {kind}\nsource: rows.jsonl\n", "s.yaml", tmp_path)
+    loaded = Registry([task], tmp_path).dataset("sums", 0.1).split("train")
+    assert not loaded.unused

@@ -10,6 +10,7 @@ from mixtune.records import Example, Message, Split
 from mixtune.tasks.characters import invisible, normal_form, visible
 from mixtune.tasks.makers import Part, Parts
 from mixtune.tasks.parsers.stated_labels import fold
+from mixtune.tasks.reasoning import KEYS as REASONING_KEYS
 from mixtune.tasks.reasoning import stored_reasoning
 from mixtune.tasks.record import (
     COLUMNS,
@@ -107,7 +108,8 @@ def read_columns(task: Task) -> set[str]:
         label = {task.fields.label} if task.fields.label else set()
         return names | {task.column(field) for field in {*label, *task.questions, *made}}
     columns = {**COLUMNS[task.format], **task.columns}
-    keys = [columns.get("role"), columns.get("content"), *WEIGHTS]
+    keys = [columns.get("role"), columns.get("content"), *WEIGHTS, *REASONING_KEYS]
+    names.update(REASONING_KEYS if turns_column(task) is None else ())
     return names.union(
         filter(None, columns.values()), (f"{turns_column(task)}[].{k}" for k in keys)
     )
