@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -115,7 +116,8 @@ def test_unchecked_tokenizer_kinds_are_refused(tmp_path, monkeypatch):
     field = SimpleNamespace(contents=lambda: "llama-bpe")
     reader = SimpleNamespace(fields={"tokenizer.ggml.pre": field, "tokenizer.ggml.model": field})
     monkeypatch.setattr(gguf, "GGUFReader", lambda path: reader)
-    (tmp_path / "toy.gguf").write_bytes(b"GGUF")
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 0)  # an empty one: the reader is a stand-in
+    (tmp_path / "toy.gguf").write_bytes(header)
     with pytest.raises(ModelError, match=r"(?s)has not been checked.*tokenizer\.json"):
         prepare(str(tmp_path / "toy.gguf"))
 
