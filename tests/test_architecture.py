@@ -43,7 +43,7 @@ MOST_LINES = {
     "records": 520,
     "study": 1490,
     "store": 1790,
-    "tokens": 670,
+    "tokens": 760,
     "tasks": 4400,
     "models": 1320,
     "datasets": 4600,

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import jinja2
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mixtune.errors import DataError, ModelError
 from mixtune.records import Example, Message
 from mixtune.tokens import Tokens, encode_rows
+from mixtune.tokens.templates import ChatTemplate
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content']"
@@ -251,7 +253,9 @@ def test_an_example_seen_again_is_encoded_once(tokens, monkeypatch):
     calls = []
     answer_ids = Tokens.answer_ids
     monkeypatch.setattr(
-        Tokens, "answer_ids", lambda self, text: calls.append(text) or answer_ids(self, text)
+        Tokens,
+        "answer_ids",
+        lambda self, text, why: calls.append(text) or answer_ids(self, text, why),
     )
     rows = encode_rows([("a", example())] * 50, tokens, 100, "error").rows
     assert len(rows) == 50
@@ -285,3 +289,31 @@ def test_smollm2_end_of_turn(smollm2):
     assert tokens.end_of_turn == (2,)
     assert tokens.eos_ids == {2}
     assert tokens.pad_id == 2
+
+
+ENDLESS = [
+    "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}"
+    "{% endfor %}{% endfor %}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% for a in range(999999999) %}{% endfor %}",
+    "{{ 'a' * 999999999 }}",
+    "{{ [0] * 999999999 }}",
+    "{{ 9 ** (9 ** 9) }}",
+    "{{ '%999999999d' % 1 }}",
+]
+
+
+@pytest.mark.parametrize("part", ENDLESS)
+def test_a_template_without_end_is_refused(tmp_path, part):
+    with pytest.raises(ModelError, match="refuses a conversation"):
+        Tokens.load(write_folder(tmp_path, part + CHATML))
+
+
+def test_loops_know_their_length_and_place():
+    source = (
+        "{% for m in messages if m %}{{ loop.index }}/{{ loop.length }}{{ loop.last }} {% endfor %}"
+        "{% for m in messages recursive %}{{ m if m is string else loop(m) }}{% endfor %}"
+        "{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% else %}none{% endfor %}"
+    )
+    text = ChatTemplate(source).render(messages=["x", ["y"], "z"])
+    assert text == jinja2.Template(source).render(messages=["x", ["y"], "z"])

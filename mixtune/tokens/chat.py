@@ -10,27 +10,18 @@ import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from functools import cached_property, lru_cache
 from itertools import chain, groupby, islice, zip_longest
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from mixtune.errors import DataError, ModelError
 from mixtune.identity import digest
 from mixtune.records import REASONING_BLOCKS, Message, ReasonedText
 from mixtune.store.files import read_object
-
-TODAY = datetime(2024, 7, 26)  # noqa: DTZ001 - a calendar day, in no time zone
-"""The date that templates are given. Fixed: a prompt that changes overnight changes results without
-changing their id. (It is the date that Llama 3's template falls back to.)"""
+from mixtune.tokens.templates import FAILURES, TODAY, ChatTemplate
 
 _SPECIAL_TOKEN_NAMES = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
@@ -76,7 +67,7 @@ class Tokens:
         self._tokenizer = _parse_tokenizer(tokenizer)
         self._parts = (tokenizer, template)
         self._special = dict(special)
-        self._template = _compile(template)
+        self._template = ChatTemplate(template)
         self._special_ids = _special_ids(self._tokenizer, special.values())
         marks = "\n".join(mark for b in REASONING_BLOCKS for mark in (b.opening, b.closing))
         texts = {i: str(self._tokenizer.id_to_token(i)) for i in self._special_ids}
@@ -133,7 +124,7 @@ class Tokens:
         options = {"tools": None, "documents": None, "add_generation_prompt": generation_prompt}
         try:
             return self._template.render(messages=turns, **options, **self._special)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        except FAILURES as error:
             raise ModelError(
                 f"the model's chat template refuses a conversation: {error}",
                 found=[message.role for message in messages],
@@ -366,39 +357,6 @@ class Tokens:
             if token in self._special_ids:
                 return text[:end] if token in allowed else None
         return None
-
-
-class _GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}`, which marks an assistant's text: left as it is."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2's own interface
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _compile(source: str) -> jinja2.Template:
-    """A chat template in the environment that such templates are written for (transformers')."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = TODAY.strftime
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise ModelError(f"the chat template does not compile: {error}", found=source) from error
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:  # noqa: ANN401 - JSON
-    """JSON without jinja2's HTML escaping, which prompts must not have."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
 
 
 def _read_text(path: Path, remedy: str) -> str:
