@@ -160,7 +160,7 @@ def _study_folder(study_file: Path, runs_dir: Path, mend: bool, as_json: bool) -
     )
     findings = {study.name: repair(Store(runs_dir / study.name), mend) for study in studies}
     lines = [
-        Line(finding.topic, finding.level, finding.found, finding.remedy, needed=True)
+        Line(finding.topic, finding.level, finding.state, finding.remedy, needed=True)
         for own in findings.values()
         for finding in own
     ]

@@ -62,7 +62,7 @@ class _Change(BaseModel, extra="allow"):
     """A line of changes.jsonl."""
 
     at: float = Field(ge=0, lt=LAST_SECOND)
-    what: str
+    event: str = Field(alias="what")
     units: int
     added: list[str]
 
@@ -329,9 +329,9 @@ class Store(StudyFiles):
         external = {f"{r.cocktail} ({r.origin})" for r in added if r.origin}
         self.log_event("extended" if before else "planned", len(added), sorted(trained | external))
 
-    def log_event(self, what: str, units: int, added: Sequence[str] = ()) -> None:
+    def log_event(self, event: str, units: int, added: Sequence[str] = ()) -> None:
         """Add a line to the log of changes, which status shows."""
-        entry = {"at": time.time(), "what": what, "units": units, "added": list(added)}
+        entry = {"at": time.time(), "what": event, "units": units, "added": list(added)}
         log = self.read_text(_CHANGES) if (self.folder / _CHANGES).exists() else ""
         self.write_text(_CHANGES, log + json.dumps(entry) + "\n")
 
@@ -360,7 +360,7 @@ class Store(StudyFiles):
             return []
         try:
             lines = self.read_text(_CHANGES).splitlines()
-            return [_Change.model_validate_json(line).model_dump() for line in lines]
+            return [_Change.model_validate_json(line).model_dump(by_alias=True) for line in lines]
         except ValidationError as error:
             raise StoreError(
                 f"a line is not an entry of the log: {error.errors()[0]['msg']}",

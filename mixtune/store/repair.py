@@ -40,7 +40,7 @@ class Finding:
 
     topic: str
     level: Literal["ok", "warning", "problem"]
-    found: str
+    state: str
     remedy: str = ""
 
 
@@ -169,11 +169,11 @@ class _Repair:
             self._write(rows, done, looks)
         text = f"{problem}; {len(done)} of {len(rows)} units are finished"
         yield self._done(FILE, text, "rebuilt; errors and attempts of failed units are lost")
-        if taken := unrecorded.keys() & done.keys():
+        if unchecked := unrecorded.keys() & done.keys():
             yield Finding(
                 "results",
                 "warning",
-                f"{len(taken)} units have no recorded checksum: read whole, taken as they are",
+                f"{len(unchecked)} units have no recorded checksum: read whole, taken as they are",
                 "if they may have been changed, remove their files: mixtune run makes them again",
             )
         if len(done) < len(rows):
