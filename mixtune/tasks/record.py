@@ -388,7 +388,8 @@ class _Reader:
             place = f"{field}[{i}]"
             if not isinstance(turn, Mapping):
                 self._fail("not a turn", place, turn, f"an object with {role} and {content}")
-            reasoned = turn.get(role) in self.roles and self.roles[turn[role]] == "assistant"
+            speaker_name = turn.get(role)
+            reasoned = isinstance(speaker_name, str) and self.roles.get(speaker_name) == "assistant"
             self.refuse_unsupported(turn, place, REASONING_KEYS if reasoned else ())
             for key in (role, content):
                 if key not in turn:
