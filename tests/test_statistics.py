@@ -6,6 +6,7 @@ import pytest
 
 from bench import statistics
 from bench.statistics_page import PAGE, written
+from mixtune.analysis.hierarchy import INTERCEPT, SLOPE
 
 STUDIES = 200
 
@@ -56,8 +57,19 @@ def test_the_workers_change_nothing():
 def test_the_page_is_what_the_results_give():
     kept = json.loads(statistics.KEPT.read_text(encoding="utf-8"))
     assert set(kept) == set(statistics.CASES)
-    assert all(case["studies"] >= 2000 for case in kept.values())
+    for name, case in kept.items():
+        fitted = name.startswith("gains/")
+        assert case["studies"] >= (statistics.FITTED if fitted else statistics.STUDIES), name
     assert PAGE.read_text(encoding="utf-8") == written(kept)
+
+
+def test_the_model_of_all_gains_covers():
+    kept = json.loads(statistics.KEPT.read_text(encoding="utf-8"))
+    cases = {name: case for name, case in kept.items() if name.startswith("gains/")}
+    assert len(cases) == 24
+    for name, case in cases.items():
+        for term in (INTERCEPT, SLOPE, "has general", "gains", "best"):
+            assert within(case[f"{term} covered"] / case["studies"], 0.93, case["studies"]), name
 
 
 def test_what_the_page_claims_is_so():
