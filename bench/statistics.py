@@ -28,7 +28,7 @@ import numpy as np
 from bench.gains import TRUTHS, fitted
 from bench.statistics_page import PAGE, UNSTEADY, written
 from mixtune.analysis.claims import CONFIRMED, Arms, claims
-from mixtune.analysis.effects import equivalent
+from mixtune.analysis.effects import within_margin
 from mixtune.analysis.intervals import mcnemar
 from mixtune.analysis.measures import Measured, PanelMetric, SystemInfo, measure_panels
 from mixtune.analysis.panel import panel_of
@@ -330,7 +330,7 @@ def tied(gap: float, n: int = 20_000, seeds: int = 5) -> Callable[[Rng, int], Co
             accuracy = run_accuracies(rng, np.array([0.8, 0.8 - gap, 0.8]), seeds)
             one = measured_of(named, rights(rng, accuracy, rng.normal(size=n)), np.arange(n) // 10)
             sides = ([f"{cell}/{s}" for s in range(seeds)] for cell in ("t+c1", "t"))
-            _add(found, "ties", bool(equivalent(one, *sides, MARGIN)))
+            _add(found, "ties", bool(within_margin(one, *sides, MARGIN).tied))
             _add(found, "studies", 1)
         return found
 

@@ -104,6 +104,9 @@ class ReasoningBlock(NamedTuple):
     own_turn: bool = False
 
 
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Keys under which datasets store an answer's reasoning apart from its text, and from which chat
+templates write it; of a template the first that it writes."""
 REASONING_BLOCKS = (
     ReasoningBlock("<think>", "</think>"),  # DeepSeek, Qwen, GLM, SmolLM, Nemotron
     ReasoningBlock("<thinking>", "</thinking>"),
@@ -207,39 +210,6 @@ class Judgement(OfExample):
     verdict: int | None
     output: str
     finish: str
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """Summary of a judge's verdicts on one system and task.
-
-    `value`: mean verdict / 2 over the `consistent` of the judged `answers`, with its interval.
-    `left_out`: answers not judged, as they were cut off, refused or empty. `validation` and
-    `self_agreement`: how reliable the judge is, in words.
-    """
-
-    judge: str
-    rubric: str
-    task: str
-    split: str
-    answer: str
-    system: str
-    cocktail: str
-    seed: int | None
-    value: float | None
-    low: float | None
-    high: float | None
-    method: str
-    answers: int
-    wrong: int
-    partly: int
-    right: int
-    consistent: int
-    inconsistent: int
-    unparsable: int
-    left_out: int
-    validation: str = ""
-    self_agreement: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,21 +449,6 @@ _ARROW: dict[Any, pa.DataType] = {
 def schema_of(row_type: type) -> pa.Schema:
     """Arrow schema of a row type, in the order of its fields."""
     return pa.schema([pa.field(f.name, _ARROW[f.type]) for f in fields(row_type)])
-
-
-@dataclass(frozen=True, slots=True)
-class RunRow:
-    """One run as the page lists it: state, attempts, seconds in training and evaluation."""
-
-    id: str
-    system: str
-    cocktail: str
-    seed: int | None
-    state: str
-    error: str | None
-    attempts: int
-    seconds: float | None
-    folder: str
 
 
 @dataclass(frozen=True, slots=True)

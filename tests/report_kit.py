@@ -12,10 +12,10 @@ from mixtune.records import (
     MixRow,
     Question,
     Result,
-    RunRow,
     TrainStep,
 )
 from mixtune.report.gather import LengthRow, ReportInput
+from mixtune.results.study_results import RunRow
 from mixtune.study.reading import dump_study, parse_study
 
 TASKS = {"toy-sentiment": "Sentiment of headlines", "toy-topic": "Topic"}

@@ -23,7 +23,8 @@ from mixtune.evaluation.judge import (
     settle,
     verdict,
 )
-from mixtune.records import Answer, Example, Judged, Judgement, Message, Prediction
+from mixtune.records import Answer, Example, Judgement, Message, Prediction
+from mixtune.results.judgements import Judged
 from mixtune.store.folder import Store
 
 RIGHT, PARTLY, WRONG = range(8), range(8, 12), range(12, 16)

@@ -12,8 +12,8 @@ from mixtune.analysis.effects import (
     TRANSFER,
     detectable,
     differences,
-    equivalent,
     ties,
+    within_margin,
 )
 from mixtune.analysis.intervals import (
     Arm,
@@ -102,10 +102,10 @@ def test_equivalence_needs_the_whole_interval_inside_the_margin():
     near = same.copy()
     near[:8] = ~near[:8]
     found = measured({("a", 1): same, ("a+b", 1): near})[0]
-    assert equivalent(found, ["a+b/1"], ["a/1"], 0.01) is True
-    assert equivalent(found, ["a+b/1"], ["a/1"], 0.001) is False
+    assert within_margin(found, ["a+b/1"], ["a/1"], 0.01).tied is True
+    assert within_margin(found, ["a+b/1"], ["a/1"], 0.001).tied is False
     few = measured({("a", 1): same[:10], ("a+b", 1): near[:10]})[0]
-    assert equivalent(few, ["a+b/1"], ["a/1"], 0.5) is None
+    assert within_margin(few, ["a+b/1"], ["a/1"], 0.5).tied is None
 
 
 def test_near_ties_are_held_against_the_best_of_the_same_data():

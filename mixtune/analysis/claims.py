@@ -7,7 +7,7 @@ written down, files.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mixtune.analysis.effects import equivalent, not_worse
+from mixtune.analysis.effects import within_margin
 from mixtune.analysis.intervals import Interval, holm
 from mixtune.analysis.measures import Measured, PanelMetric
 from mixtune.records import Choice, Claim
@@ -119,8 +119,8 @@ def _differences(
         systems, against = ([side[seed] for seed in shared] for side in sides)
         ci = measured.interval(systems, against)
         value = measured.arm(systems).value - measured.arm(against).value
-        tests = [test(measured, systems, against, margin) for test in (equivalent, not_worse)]
-        rows.append(_Difference(name, value, ci, len(shared), *tests))
+        tests = within_margin(measured, systems, against, margin)
+        rows.append(_Difference(name, value, ci, len(shared), tests.tied, tests.not_worse))
     return rows
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 
@@ -159,30 +160,26 @@ def _difference(
 # ---- ties ----------------------------------------------------------------------------------------
 
 
-def equivalent(
-    measured: Measured, systems: Sequence[str], against: Sequence[str], margin: float
-) -> bool | None:
-    """True if two arms differ by less than a margin: two one-sided tests at 5 % (Schuirmann 1987).
+class Margins(NamedTuple):
+    """Results of one-sided tests at 5 % against a margin; both None with too few clusters.
 
-    None with too few clusters.
+    `tied`: two arms differ by less than it, by two tests (Schuirmann 1987). `not_worse`: one is
+    worse than the other by less than it.
     """
+
+    tied: bool | None
+    not_worse: bool | None
+
+
+def within_margin(
+    measured: Measured, systems: Sequence[str], against: Sequence[str], margin: float
+) -> Margins:
+    """Test the difference of two arms against a margin, on one 90 % interval."""
     ci = measured.interval(systems, against, 2 * LEVEL - 1)
     if ci.low is None or ci.high is None:
-        return None
-    return -margin < ci.low and ci.high < margin
-
-
-def not_worse(
-    measured: Measured, systems: Sequence[str], against: Sequence[str], margin: float
-) -> bool | None:
-    """True if an arm is worse than another by less than a margin: a one-sided test at 5 %.
-
-    None with too few clusters.
-    """
-    ci = measured.interval(systems, against, 2 * LEVEL - 1)
-    if ci.low is None or ci.high is None:
-        return None
-    return (ci.low if measured.sign > 0 else -ci.high) > -margin
+        return Margins(None, None)
+    worst = ci.low if measured.sign > 0 else -ci.high
+    return Margins(-margin < ci.low and ci.high < margin, worst > -margin)
 
 
 def ties(measured: Sequence[Measured], margin: float) -> list[Estimate]:
@@ -217,7 +214,7 @@ def _ties(measured: Measured, margin: float) -> Iterator[Estimate]:
 def _with_tie(
     row: Estimate, measured: Measured, systems: Sequence[str], against: Sequence[str], margin: float
 ) -> Estimate:
-    tied = equivalent(measured, systems, against, margin)
+    tied = within_margin(measured, systems, against, margin).tied
     text = {
         None: f"cannot be said to be within ±{margin:g}",
         True: f"tie within ±{margin:g}",

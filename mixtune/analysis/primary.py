@@ -166,7 +166,6 @@ def _too_few(rows: Sequence[CellGain]) -> str:
 def _terms(fitted: Posterior, template: Estimate) -> list[Estimate]:
     tail = (1.0 - LEVEL) / 2
     n = len(fitted.gains)
-    runs = "" if fitted.repeated else f"; runs assumed to scatter by about {RUN_SD:g} points"
     rows = []
     for name, draws in zip(fitted.terms, fitted.term_draws.T / 100.0, strict=True):
         low, high = np.quantile(draws, [tail, 1.0 - tail])
@@ -175,27 +174,33 @@ def _terms(fitted: Posterior, template: Estimate) -> list[Estimate]:
         row = replace(row, clusters=n, low=float(low), high=float(high))
         # As many draws as there are, no p is smaller than twice the share of one.
         p = 2.0 * max(min(below, 1.0 - below), 1.0 / len(draws))
-        method = f"hierarchical model of {n} gains, posterior{runs}"
+        method = f"hierarchical model of {n} gains, posterior{_assumed_runs(fitted)}"
         rows.append(replace(row, p=min(p, 1.0), method=method))
     return rows
+
+
+def _assumed_runs(fitted: Posterior) -> str:
+    """A note where the scatter of runs is not measured."""
+    return "" if fitted.repeated else f"; runs assumed to scatter by about {RUN_SD:g} points"
 
 
 def _posterior_gains(fitted: Posterior, measured: Measured, margin: float) -> Iterator[Estimate]:
     """A row for each cell of a target."""
     target = measured.panel.task
     own, draws = fitted.on(target)
-    draws = measured.sign * draws / 100.0
+    better = draws / 100.0
     tail = (1.0 - LEVEL) / 2
-    better = measured.sign * draws
     # The single task is a candidate, too: its gain is zero.
     leads = np.argmax(np.column_stack([np.zeros(len(better)), better]), 1)
     cells = measured.cells()
     for place, gain in enumerate(own):
         arm = measured.arm(list(cells[gain.cell].values()))
         of = Contrast(POSTERIOR, gain.cell, target)
-        row = estimate(measured, of, arm, float(draws[:, place].mean()))
-        low, high = np.quantile(draws[:, place], [tail, 1.0 - tail])
-        row = replace(row, low=float(low), high=float(high), method="posterior of all gains")
+        values = measured.sign * better[:, place]
+        row = estimate(measured, of, arm, float(values.mean()))
+        low, high = np.quantile(values, [tail, 1.0 - tail])
+        method = f"posterior of all gains{_assumed_runs(fitted)}"
+        row = replace(row, low=float(low), high=float(high), method=method)
         best = float((leads == place + 1).mean())
         above = float((better[:, place] > margin).mean())
         yield replace(row, margin=margin, chance_best=best, chance_above=above)
@@ -203,9 +208,8 @@ def _posterior_gains(fitted: Posterior, measured: Measured, margin: float) -> It
 
 def _left_out(fitted: Posterior) -> str:
     why = "constant over the cells, or implied by the other terms"
-    return f"not in the model: {', '.join(f'{n} ({why})' for n in fitted.left_out)}" * bool(
-        fitted.left_out
-    )
+    terms = ", ".join(f"{name} ({why})" for name in fitted.left_out)
+    return f"not in the model: {terms}" if terms else ""
 
 
 def _template(measured: Measured) -> Estimate:

@@ -25,9 +25,9 @@ from mixtune.planning.outline import Outline, OutlineRow
 from mixtune.planning.plan import Planner
 from mixtune.planning.runs import Plan
 from mixtune.planning.summary import size_lines
-from mixtune.records import Estimate, MixRow, Result, RunRow
+from mixtune.records import Estimate, MixRow, Result
 from mixtune.report.wording import p_value
-from mixtune.results.study_results import SplitResults, StudyFacts, run_rows
+from mixtune.results.study_results import RunRow, SplitResults, StudyFacts, run_rows
 from mixtune.store.folder import EXTRA_KINDS, Store
 from mixtune.store.states import Unit
 from mixtune.tasks.metrics import METRICS

@@ -14,18 +14,17 @@ from mixtune.records import (
     Claim,
     DataRow,
     Estimate,
-    Judged,
     MixRow,
     Question,
     Result,
-    RunRow,
     Score,
     TrainStep,
 )
 from mixtune.results.claims import exploratory_claims, selected_claims, study_choices
-from mixtune.results.judgements import read_judged
+from mixtune.results.judgements import Judged, read_judged
 from mixtune.results.questions import agreeing, gather_evidence, questions
 from mixtune.results.study_results import (
+    RunRow,
     SplitResults,
     StudyFacts,
     read_answers,

@@ -26,13 +26,14 @@ from pydantic import BaseModel
 
 from mixtune.analysis.effects import TO_SINGLE
 from mixtune.analysis.intervals import FEW_VARY, MIN_CLUSTERS
-from mixtune.records import LENIENT, Claim, Estimate, Judged, MixRow, Result, RunRow
+from mixtune.records import LENIENT, Claim, Estimate, MixRow, Result
 from mixtune.report import draw, figures, plots, wording
 from mixtune.report.figures import Cell, CurvePoint, Floor
 from mixtune.report.gather import LengthRow, ReportInput, gather
 from mixtune.report.plots import Clean, Portion
+from mixtune.results.judgements import Judged
 from mixtune.results.questions import basis, unanswered
-from mixtune.results.study_results import StudyFacts
+from mixtune.results.study_results import RunRow, StudyFacts
 from mixtune.store.files import plain_cell
 from mixtune.store.folder import Store
 from mixtune.study.spec import training_note

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mixtune.analysis.primary import POSTERIOR
-from mixtune.records import Claim, Estimate, Judged
+from mixtune.records import Claim, Estimate
 from mixtune.report.figures import Cell, CurvePoint, best_first, brought, counts, floors
 from mixtune.report.gather import ReportInput
 from mixtune.report.wording import number
+from mixtune.results.judgements import Judged
 
 LEVELS = 4
 """Shades on each side of 0 in a heat map."""

@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+from mixtune.analysis.claims import ALPHA
 from mixtune.report.figures import Answer, Cell
 
 LONGEST_NAME = 80
@@ -164,7 +165,7 @@ def headline(cell: Cell, chosen: bool = False) -> tuple[str, str]:
         return "single", SINGLE
     if cell.difference is None:
         return "", NO_SINGLE
-    if cell.shown == "above" and not chosen and (cell.adjusted is None or cell.adjusted >= 0.05):
+    if cell.shown == "above" and not chosen and (cell.adjusted is None or cell.adjusted >= ALPHA):
         return "open", UNADJUSTED
     if cell.shown == "above" and cell.floored:
         return "note", NEAR_FLOOR

@@ -19,11 +19,44 @@ from mixtune.errors import SpecError, did_you_mean
 from mixtune.evaluation.judge import Answered, Rubric, Settled, judge, self_agreement, settle
 from mixtune.identity import make_id
 from mixtune.models.base import Model
-from mixtune.records import JUDGED_ON, Example, Judged, Judgement, Prediction, Split
+from mixtune.records import JUDGED_ON, Example, Judgement, Prediction, Split
 from mixtune.results.study_results import StudyFacts, read_answers
 from mixtune.store.folder import PlanRow
 
 FILE = "judged.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Summary of a judge's verdicts on one system and task.
+
+    `value`: mean verdict / 2 over the `consistent` of the judged `answers`, with its interval.
+    `left_out`: answers not judged, as they were cut off, refused or empty. `validation` and
+    `self_agreement`: how reliable the judge is, in words.
+    """
+
+    judge: str
+    rubric: str
+    task: str
+    split: str
+    answer: str
+    system: str
+    cocktail: str
+    seed: int | None
+    value: float | None
+    low: float | None
+    high: float | None
+    method: str
+    answers: int
+    wrong: int
+    partly: int
+    right: int
+    consistent: int
+    inconsistent: int
+    unparsable: int
+    left_out: int
+    validation: str = ""
+    self_agreement: str = ""
 
 
 @dataclass(frozen=True, slots=True)

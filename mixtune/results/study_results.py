@@ -34,7 +34,6 @@ from mixtune.records import (
     MixRow,
     Prediction,
     Result,
-    RunRow,
     Score,
     Selection,
     Split,
@@ -47,6 +46,21 @@ from mixtune.study.reading import parse_study
 from mixtune.study.spec import Study, prompt_note, training_note
 from mixtune.tasks.examples import fingerprint
 from mixtune.tasks.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One run as the page lists it: state, attempts, seconds in training and evaluation."""
+
+    id: str
+    system: str
+    cocktail: str
+    seed: int | None
+    state: str
+    error: str | None
+    attempts: int
+    seconds: float | None
+    folder: str
 
 
 class _ModelFacts(BaseModel, strict=True):

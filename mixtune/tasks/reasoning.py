@@ -5,9 +5,6 @@ import re
 from mixtune.errors import DataError
 from mixtune.records import REASONING_BLOCKS, ReasonedText
 
-KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Keys under which datasets store the reasoning of an answer apart from its text."""
-
 _NEW_TURN = re.compile(r"(?:<\|\w+\|>)?\s*(?:<\|start\|>)?assistant\s*$")
 """End of a turn and header of the next, as a model writes them between reasoning and answer."""
 

@@ -15,8 +15,7 @@ from pydantic import BeforeValidator
 
 from mixtune.errors import DataError, did_you_mean, shorten
 from mixtune.identity import digest
-from mixtune.records import Message
-from mixtune.tasks.reasoning import KEYS as REASONING_KEYS
+from mixtune.records import REASONING_KEYS, Message
 from mixtune.tasks.reasoning import stored_reasoning
 
 Record = Mapping[str, Any]

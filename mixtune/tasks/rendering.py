@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from mixtune.errors import DataError, shorten
-from mixtune.records import Example, Message, Split
+from mixtune.records import REASONING_KEYS, Example, Message, Split
 from mixtune.tasks.characters import invisible, normal_form, visible
 from mixtune.tasks.makers import Part, Parts
 from mixtune.tasks.parsers.stated_labels import fold
-from mixtune.tasks.reasoning import KEYS as REASONING_KEYS
 from mixtune.tasks.reasoning import stored_reasoning
 from mixtune.tasks.record import (
     COLUMNS,

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from mixtune.errors import DataError, ModelError
 from mixtune.identity import digest
-from mixtune.records import REASONING_BLOCKS, Message, ReasonedText
+from mixtune.records import REASONING_BLOCKS, REASONING_KEYS, Message, ReasonedText
 from mixtune.store.files import read_object
 from mixtune.tokens.templates import FAILURES, TODAY, ChatTemplate
 
@@ -37,8 +37,6 @@ _BATCH = 1000
 _QUESTION, _ANSWER, _REASONING = "mixtune-question", "mixtune-answer", "mixtune-reasoning"
 _USER, _PLACEHOLDER = Message("user", _QUESTION), Message("assistant", _ANSWER)
 _REASONED = Message("assistant", _ANSWER, _REASONING)
-_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-"""Keys of a turn by which templates take its reasoning; the first that one writes is used."""
 
 
 class Tokens:
@@ -320,7 +318,7 @@ class Tokens:
         """
         source = self._parts[1]
         own = any(b.opening in source or b.closing in source for b in REASONING_BLOCKS)
-        for key in _REASONING_KEYS if own else (*_REASONING_KEYS, "content"):
+        for key in REASONING_KEYS if own else (*REASONING_KEYS, "content"):
             self._reasoning_key = key
             full = self.render([_USER, _REASONED])
             if full.startswith(generation) and _REASONING in full.rpartition(_ANSWER)[0]:
